@@ -1,0 +1,43 @@
+# `make run` and `make test` set everything up on a fresh machine with Python 3.11+; the rest is for developers.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RECIPE ?= conf/digits.yaml
+ARGS ?=
+
+.PHONY: help run test style quality bench schema clean
+.DEFAULT_GOAL := help
+
+help:  ## list these verbs
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[torch,fast,flow,dev]"
+	@touch $@
+
+run: $(VENV)/.installed  ## set up, then compress: make run [RECIPE=conf/lenet-5.yaml] [ARGS="seed=3"]
+	$(BIN)/python -m flows run $(RECIPE) $(ARGS)
+
+test: $(VENV)/.installed  ## set up, then all tests: make test [ARGS="-k huffman"]
+	$(BIN)/python -m pytest $(ARGS)
+
+style: $(VENV)/.installed  ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+quality: $(VENV)/.installed  ## lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed  ## speed against rivals in the same process
+	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+schema: $(VENV)/.installed  ## renew conf/recipe.schema.json from the recipe's types
+	$(BIN)/python -m flows schema > conf/recipe.schema.json.part
+	mv conf/recipe.schema.json.part conf/recipe.schema.json
+
+clean:  ## remove the environment and caches; what runs left in artifacts/ stays
+	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache build *.egg-info

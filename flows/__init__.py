@@ -1,0 +1,1 @@
+"""The DAGs (Prefect flows) and the one workflow command line, ``python -m flows``."""

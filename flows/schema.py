@@ -1,0 +1,266 @@
+"""What a recipe may say: one frozen pydantic type per part, every default visible in the resolved recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+Density = Annotated[float, Field(gt=0, le=1)]
+Quality = Annotated[float, Field(gt=0)]
+Bits = Annotated[int, Field(ge=1, le=16)]
+Precision = Literal["float32", "float16", "bfloat16"]
+Spec = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="package.module:callable")]
+
+
+class Strict(BaseModel):
+    """Base of every part: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Factory(Strict):
+    """A callable of anybody's, and the keyword arguments that it gets."""
+
+    factory: Spec
+    kwargs: dict[str, Any] = {}
+
+
+class Weights(Strict):
+    """An existing checkpoint: .safetensors, .pt (weights only, no code is run) or .dcz."""
+
+    path: str
+    key: str | None = Field(None, description="where in the file the weights lie, for instance state_dict")
+    strip: list[str] = Field([], description="prefixes to remove from tensor names, for instance module.")
+
+
+class Model(Factory):
+    """The dense model: a factory of an untrained network, and where its weights come from."""
+
+    weights: Weights | None = Field(None, description="a checkpoint; without one the model is trained here")
+
+
+class Data(Factory):
+    """Three splits; where the factory returns no validation split, it is taken from the training data."""
+
+    validation: int | float | None = Field(None, description="samples (a count) or a fraction; default a tenth")
+    augment: Factory | None = Field(None, description="changes each training batch, for instance data:shift")
+
+    @field_validator("validation")
+    @classmethod
+    def _positive(cls, value: float | None) -> float | None:
+        if value is not None and not (0 < value < 1 if isinstance(value, float) else value >= 1):
+            raise ValueError("expected a count of samples (1 or more) or a fraction between 0 and 1")
+        return value
+
+
+class Training(Strict):
+    """One training loop: how long, with which optimizer, at what rate."""
+
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(128, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    optimizer: Factory = Factory(factory="torch.optim:AdamW")
+    schedule: Literal["constant", "cosine", "linear"] | Factory = "cosine"
+    warmup: float = Field(0, ge=0, description="epochs of rising learning rate at the start")
+    patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better validation")
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Training:
+        if "lr" in self.optimizer.kwargs:
+            raise ValueError("the learning rate stands twice: remove optimizer.kwargs.lr, keep lr")
+        return self
+
+
+class Hold(Strict):
+    """Which structure of a foreign checkpoint training must keep, by tensor name or pattern."""
+
+    zeros: list[str] | None = Field(None, description="default: partly zero prunable weights")
+    shared: list[str] = []
+
+
+class Gradual(Training):
+    """Gradual pruning: the density falls along a cubic curve while the model trains (Zhu & Gupta 2017)."""
+
+    ramp: float = Field(0.7, gt=0, le=1, description="fraction of the epochs in which the density falls")
+    start: Density = Field(1.0, description="density at the first step")
+
+
+class Prune(Strict):
+    """Magnitude pruning (Han et al. 2015, section 3): small weights become +0.0."""
+
+    stage: Literal["prune"]
+    density: Density | dict[str, Density] | None = Field(None, description="fraction of weights that stays")
+    quality: Quality | dict[str, Quality] | None = Field(
+        None, description="the paper's: threshold = quality x standard deviation of the layer's weights"
+    )
+    scope: Literal["layer", "global"] = "layer"
+    rounds: int = Field(1, ge=1, description="prune and the finetune that follows, alternating so many times")
+    gradual: Gradual | None = None
+    score: Factory | None = Field(None, description="returns (name, weight) -> importance; default magnitude")
+    dropout: dict[str, str] = Field({}, description="gradual only: dropout module -> the layer it feeds")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Prune:
+        if (self.density is None) == (self.quality is None):
+            raise ValueError("expected exactly one of density and quality")
+        if self.scope == "global" and not isinstance(self.density, float):
+            raise ValueError("scope: global takes one density for all selected layers, such as density: 0.1")
+        if self.gradual and (self.rounds > 1 or self.quality is not None or self.scope == "global"):
+            raise ValueError("gradual goes with scope: layer, density and rounds: 1")
+        if self.dropout and not self.gradual:
+            raise ValueError("dropout belongs to the finetune stage, or to gradual pruning")
+        return self
+
+
+class Finetune(Training):
+    """Retraining of what is left, zeros and sharing held."""
+
+    stage: Literal["finetune"]
+    epochs: int = Field(10, ge=1)
+    lr: float = Field(1e-4, gt=0)
+    dropout: dict[str, str] = Field({}, description="dropout module -> the layer whose sparsity corrects its rate")
+
+
+class Share(Strict):
+    """Weight sharing: 1-D k-means over each layer's non-zero weights (section 3)."""
+
+    stage: Literal["share"]
+    bits: Bits | dict[str, Bits] = 5
+    init: Literal["linear", "density", "random", "optimal"] = "linear"
+
+
+class CentroidTraining(Training):
+    """Trained quantization: centroids follow the summed gradient of their weights (section 3.3)."""
+
+    epochs: int = Field(5, ge=1)
+    lr: float = Field(1e-4, gt=0)
+
+
+class Quantize(Strict):
+    """Trained quantization, then the precision of codebooks and of all that is not shared."""
+
+    stage: Literal["quantize"]
+    train: CentroidTraining | None = None
+    codebook: Precision = "float32"
+    rest: Precision = "float32"
+
+
+class Recalibrate(Strict):
+    """BatchNorm statistics estimated anew, where no training follows a change of weights."""
+
+    stage: Literal["recalibrate"]
+    batches: int | None = Field(None, ge=1, description="default: one pass over the training split")
+    batch_size: int = Field(128, ge=1)
+
+
+class Encode(Strict):
+    """The file: positions, codes and codebooks, losslessly coded."""
+
+    stage: Literal["encode"]
+    coder: Literal["huffman", "packed"] = "huffman"
+
+
+class Custom(Strict):
+    """A stage of the user's own; every further key is a keyword argument of the callable."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    stage: Spec
+
+
+BUILT_IN = ("prune", "finetune", "share", "quantize", "recalibrate", "encode")
+
+
+def _stage_kind(value: Any) -> str | None:
+    stage = value.get("stage") if isinstance(value, Mapping) else getattr(value, "stage", None)
+    if isinstance(stage, str):
+        return "custom" if ":" in stage else stage
+    return None
+
+
+Stage = Annotated[
+    Annotated[Prune, Tag("prune")]
+    | Annotated[Finetune, Tag("finetune")]
+    | Annotated[Share, Tag("share")]
+    | Annotated[Quantize, Tag("quantize")]
+    | Annotated[Recalibrate, Tag("recalibrate")]
+    | Annotated[Encode, Tag("encode")]
+    | Annotated[Custom, Tag("custom")],
+    Discriminator(
+        _stage_kind,
+        custom_error_type="stage",
+        custom_error_message=f"expected stage: one of {', '.join(BUILT_IN)}, or package.module:callable",
+    ),
+]
+
+
+class Tracking(Strict):
+    """Where MLflow keeps the run. A tracking server that is away never sinks a run."""
+
+    uri: str = "sqlite:///artifacts/mlflow.db"
+    experiment: str = "deep-compression"
+
+
+class Recipe(Strict):
+    """One YAML = one run (or one run a seed)."""
+
+    recipe_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    seed: int | None = Field(None, ge=0)
+    seeds: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
+    python_path: list[str] = Field([], description="folders of packages that are not installed")
+    model: Model
+    data: Data
+    step: Factory | None = Field(None, description="returns (model, batch) -> (loss, outputs, targets)")
+    metric: Factory | None = Field(None, description="has name, higher_is_better; (outputs, targets) -> scores")
+    train: Training = Training()
+    hold: Hold = Hold()
+    stages: list[Stage] = Field(min_length=1)
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of training; evaluation is float32")
+    channels_last: bool = False
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
+    store: str = "artifacts/store"
+    runs: str = "artifacts/runs"
+    tracking: Tracking = Tracking()
+
+    @field_validator("stages")
+    @classmethod
+    def _order(cls, stages: list[Any]) -> list[Any]:
+        """The file comes last, once; rounding is not undone by later training."""
+        if stages[-1].stage != "encode":
+            stages = [*stages, Encode(stage="encode")]
+        quantized = False
+        for number, stage in enumerate(stages):
+            follows = stages[number + 1].stage if number + 1 < len(stages) else None
+            if stage.stage == "encode" and follows:
+                raise ValueError(f"stage {number} (encode) is followed by {follows}: encode must be the last")
+            if quantized and _trains(stage):
+                raise ValueError(f"stage {number} ({stage.stage}) trains after quantize, which undoes its rounding")
+            if getattr(stage, "rounds", 1) > 1 and follows != "finetune":
+                raise ValueError(f"stage {number} (prune) has rounds: {stage.rounds}: a finetune must follow it")
+            quantized |= stage.stage == "quantize"
+        return stages
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_seed(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("seed") is None and value.get("seeds") is None:
+            return {**value, "seed": 0}
+        return value
+
+    @model_validator(mode="after")
+    def _seed_or_seeds(self) -> Recipe:
+        if self.seed is not None and self.seeds is not None:
+            raise ValueError("seed and seeds are both given: keep one (an override seeds=null removes the list)")
+        if self.seeds and len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} repeat: each is one run")
+        return self
+
+
+def _trains(stage: Any) -> bool:
+    return stage.stage == "finetune" or getattr(stage, "gradual", None) is not None or (
+        stage.stage == "quantize" and stage.train is not None
+    )
