@@ -1,0 +1,26 @@
+"""Deep Compression: prune, share, quantize and Huffman-code the weights of a neural network into one small file.
+
+Reading and writing `.dcz` files needs numpy alone; everything about training lives in submodules that import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepcompression.io import RawTensor, inspect, load, save, verify
+
+__version__ = "0.1.0"
+__all__ = ["RawTensor", "__version__", "inspect", "load", "save", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the codec on first use, so that `import deepcompression` stays quick."""
+    if name in {"RawTensor", "inspect", "load", "save", "verify"}:
+        return getattr(import_module("deepcompression.io"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,97 @@
+"""Every error that this library raises on purpose.
+
+    DeepCompressionError
+     ├─ InputError (also a ValueError)    the user's input is wrong: exit code 2, one line, no traceback
+     │   ├─ RecipeError                   a key, a value or an override of a recipe
+     │   ├─ FactoryError                  a `package.module:callable` that does not import, or returns the wrong thing
+     │   ├─ DataError                     data folder missing, file truncated, offline, impossible split
+     │   ├─ WeightsError                  weights file missing, not fitting the model, or a pickle with code in it
+     │   ├─ StructureError                a pattern that matches nothing, impossible density or bits, non-finite values
+     │   └─ FormatError                   anything wrong with a .dcz file
+     │       ├─ NotADczFile               the first bytes are not those of a .dcz file
+     │       ├─ UnsupportedVersion        a version of the format that this reader does not know
+     │       ├─ TruncatedFile             the file ends before its header says so
+     │       ├─ ChecksumMismatch          bytes changed after they were written
+     │       ├─ MalformedFile             a field contradicts FORMAT.md
+     │       └─ TooLarge                  decoding would take more memory than allowed
+     └─ RunError                          everything else: exit code 1
+         ├─ DivergedError                 the loss became NaN or infinite
+         ├─ InvariantError                a stage broke the structure that it promised to hold
+         └─ StorageError                  disk full, or no permission to write
+
+A message is one line: where, the rule, what came, what to do.
+"""
+
+from __future__ import annotations
+
+
+class DeepCompressionError(Exception):
+    """Base of every error in this module."""
+
+
+class InputError(DeepCompressionError, ValueError):
+    """The user's input is wrong."""
+
+
+class RecipeError(InputError):
+    """A recipe's key, value or override is wrong."""
+
+
+class FactoryError(InputError):
+    """A `package.module:callable` does not import, or returns the wrong thing."""
+
+
+class DataError(InputError):
+    """Data is missing, damaged, out of reach, or cannot be split as asked."""
+
+
+class WeightsError(InputError):
+    """A weights file is missing, does not fit the model, or is unsafe to load."""
+
+
+class StructureError(InputError):
+    """Pruning, sharing or rounding was asked for something impossible."""
+
+
+class FormatError(InputError):
+    """A .dcz file cannot be read."""
+
+
+class NotADczFile(FormatError):
+    """The first bytes are not those of a .dcz file."""
+
+
+class UnsupportedVersion(FormatError):
+    """The file's format version is not known to this reader."""
+
+
+class TruncatedFile(FormatError):
+    """The file ends before its header says so."""
+
+
+class ChecksumMismatch(FormatError):
+    """Bytes changed after they were written."""
+
+
+class MalformedFile(FormatError):
+    """A field of the file contradicts FORMAT.md."""
+
+
+class TooLarge(FormatError):
+    """Decoding would take more memory than allowed."""
+
+
+class RunError(DeepCompressionError):
+    """A run failed for a reason other than its input."""
+
+
+class DivergedError(RunError):
+    """The loss became NaN or infinite."""
+
+
+class InvariantError(RunError):
+    """A stage broke the structure that it promised to hold."""
+
+
+class StorageError(RunError):
+    """A file could not be written: disk full, or no permission."""
