@@ -1,0 +1,1 @@
+"""One tracked Prefect task a stage, around the functions of ``deepcompression``."""

@@ -1,0 +1,231 @@
+"""All of MLflow: what is logged is written into the run's folder first, then sent; a server that is away sinks nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import time
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tasks.console import say
+
+ROOT = Path(__file__).resolve().parent.parent
+JOURNAL = "tracking.jsonl"
+STATE = "tracking.json"
+
+# By default one call to a server that is away blocks for four minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """One MLflow run, by the folder that keeps its journal. Cheap to make, safe to hand to any process."""
+
+    folder: str
+    uri: str
+    experiment: str
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id, or None while no server has taken the run."""
+        return _state(self.folder).get("run_id")
+
+    def start(self, name: str, tags: Mapping[str, str], parent: Tracker | None = None) -> None:
+        """Opens the run (a child of ``parent``'s, where given)."""
+        self._log("start", name=name, tags=dict(tags), parent=parent.folder if parent else None)
+
+    def params(self, params: Mapping[str, Any]) -> None:
+        """Parameters, nested mappings and lists flattened to dotted names."""
+        self._log("params", values={_legal(k): str(v)[:6000] for k, v in flatten(params).items()})
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Numbers at one step, sent in one call."""
+        self._log("metrics", values=[[_legal(k), float(v), step] for k, v in values.items()])
+
+    def curve(self, prefix: str, history: list[Mapping[str, Any]]) -> None:
+        """What was measured after each epoch, as ``prefix/loss`` and so on, step = epoch; sent in one call."""
+        rows = [
+            [_legal(f"{prefix}/{name}"), float(value), int(row["epoch"])]
+            for row in history
+            for name, value in row.items()
+            if name != "epoch" and isinstance(value, int | float)
+        ]
+        self._log("metrics", values=rows)
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Text that leads elsewhere."""
+        self._log("tags", values=dict(tags))
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """A file of the run's own folder."""
+        self._log("artifact", path=str(path.resolve().relative_to(Path(self.folder).resolve())), into=folder)
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Ends the run: FINISHED, FAILED or KILLED; then says where it can be looked at, or what was not sent."""
+        self._log("finish", status=status)
+
+    def unsent(self) -> int:
+        """How many journal lines no server has."""
+        state = _state(self.folder)
+        with contextlib.suppress(OSError):
+            return sum(1 for _ in (Path(self.folder) / JOURNAL).open("rb")) - int(state.get("sent", 0))
+        return 0
+
+    def _log(self, kind: str, **content: Any) -> None:
+        line = {"kind": kind, "time": int(time.time() * 1000), **content}
+        with (Path(self.folder) / JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps(line) + "\n")
+        if _state(self.folder).get("offline"):
+            return
+        try:
+            self._send(line)
+        except Exception as error:  # whatever a tracking server or its client throws, the run goes on
+            self._go_offline(error)
+
+    def _send(self, line: Mapping[str, Any]) -> None:
+        client = _client(self.uri)
+        state = _state(self.folder)
+        if line["kind"] == "start":
+            state["run_id"] = _create(client, self, line)
+        else:
+            _replay(client, state["run_id"], line, Path(self.folder))
+        _write_state(self.folder, {**state, "sent": int(state.get("sent", 0)) + 1})
+
+    def _go_offline(self, error: Exception) -> None:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        _write_state(self.folder, {**_state(self.folder), "offline": reason})
+        logging.getLogger(__name__).debug("tracking failed", exc_info=error)
+        say(
+            f"[yellow]tracking:[/] {masked(self.uri)} does not take this run ({reason}); going on without it, "
+            f"all of it is kept in {Path(self.folder) / JOURNAL}"
+        )
+
+
+def resolve_uri(uri: str) -> str:
+    """A tracking URI with a relative SQLite path made absolute from the repository's root."""
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        return f"sqlite:///{ROOT / uri.removeprefix('sqlite:///')}"
+    return uri
+
+
+def masked(uri: str) -> str:
+    """A URI without its password."""
+    return re.sub(r"(\w+://[^/:@\s]*):[^@/\s]+@", r"\1:***@", uri)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists to dotted names; None and empty ones are left out."""
+    if isinstance(value, Mapping):
+        pairs = [(str(key), one) for key, one in value.items()]
+    elif isinstance(value, list | tuple) and any(isinstance(one, Mapping | list) for one in value):
+        pairs = [(str(index), one) for index, one in enumerate(value)]
+    elif value is None or value in ([], ()):
+        return {}
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, one in pairs:
+        flat |= flatten(one, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _legal(name: str) -> str:
+    """MLflow allows letters, digits, and a few signs in names."""
+    return re.sub(r"[^\w\-. /]", "_", name)[:250]
+
+
+@lru_cache
+def _client(uri: str) -> Any:
+    """A client whose store exists and answers.
+
+    Raises:
+        OSError: a server that does not answer its health check within 3 s.
+    """
+    if uri.startswith(("http://", "https://")):
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=3):
+            pass
+    from mlflow import MlflowClient
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(tracking_uri=uri)
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    # Processes that open a fresh database together corrupt each other's migration.
+    with FileLock(f"{database}.lock"):
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def _create(client: Any, tracker: Tracker, line: Mapping[str, Any]) -> str:
+    tags = dict(line["tags"])
+    if line["parent"]:
+        tags["mlflow.parentRunId"] = _state(line["parent"])["run_id"]
+    experiment = _experiment(client, tracker)
+    run = client.create_run(experiment, start_time=line["time"], tags=tags, run_name=line["name"])
+    return str(run.info.run_id)
+
+
+def _experiment(client: Any, tracker: Tracker) -> str:
+    found = client.get_experiment_by_name(tracker.experiment)
+    if found is not None:
+        return str(found.experiment_id)
+    location = None
+    if tracker.uri.startswith("sqlite:///"):
+        location = (Path(tracker.uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
+    try:
+        return str(client.create_experiment(tracker.experiment, artifact_location=location))
+    except Exception:  # another process made it in between
+        found = client.get_experiment_by_name(tracker.experiment)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _replay(client: Any, run_id: str, line: Mapping[str, Any], folder: Path) -> None:
+    """Sends one journal line."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    kind = line["kind"]
+    if kind == "params":
+        params = [Param(key, value) for key, value in line["values"].items()]
+        for start in range(0, len(params), 100):
+            client.log_batch(run_id, params=params[start : start + 100])
+    elif kind == "metrics":
+        metrics = [Metric(name, value, line["time"], step) for name, value, step in line["values"]]
+        for start in range(0, len(metrics), 1000):
+            client.log_batch(run_id, metrics=metrics[start : start + 1000])
+    elif kind == "tags":
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in line["values"].items()])
+    elif kind == "artifact":
+        client.log_artifact(run_id, str(folder / line["path"]), line["into"])
+    elif kind == "finish":
+        client.set_terminated(run_id, line["status"], end_time=line["time"])
+
+
+def _state(folder: str) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads((Path(folder) / STATE).read_text(encoding="utf-8"))
+        return state
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_state(folder: str, state: Mapping[str, Any]) -> None:
+    from tasks.store import write_json
+
+    write_json(Path(folder) / STATE, state)
