@@ -1,0 +1,304 @@
+"""The main flow: baseline, the recipe's stages, verification, one tracked task each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import secrets
+import statistics
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, flow
+from prefect.runtime import flow_run
+
+from flows import recipe as recipes
+from flows.schema import Recipe
+from tasks.baseline import baseline
+from tasks.console import say
+from tasks.custom import custom
+from tasks.encode import encode
+from tasks.figures import bytes_by_stage
+from tasks.finetune import finetune
+from tasks.prune import prune
+from tasks.quantize import quantize
+from tasks.recalibrate import recalibrate
+from tasks.run import Reference, Run
+from tasks.share import share
+from tasks.store import storage_error, write_json, written
+from tasks.tracking import Tracker, masked, resolve_uri
+from tasks.verify import Verified, verify
+
+STAGES: dict[str, Task[..., Any]] = {
+    "prune": prune,
+    "finetune": finetune,
+    "share": share,
+    "quantize": quantize,
+    "recalibrate": recalibrate,
+    "encode": encode,
+}
+SUMMARY_VERSION = 1
+
+
+def _flow_run_name() -> str:
+    source = flow_run.parameters.get("recipe")
+    name = source.get("name", "recipe") if isinstance(source, Mapping) else Path(str(source)).stem
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+@flow(name="compress", flow_run_name=_flow_run_name, validate_parameters=False)
+def compress(recipe: str | dict[str, Any], overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Runs Deep Compression as the recipe says and returns the summary.
+
+    Args:
+        recipe: path or URL of a YAML file, or the mapping itself.
+        overrides: dotted key -> value, such as {"seed": 3, "stages.prune.density": 0.05}.
+
+    Raises:
+        InputError: the recipe, or what it names, is wrong.
+        RunError: a stage failed; finished stages are kept, and the same call goes on from there.
+    """
+    parsed = recipes.load(recipe, overrides)
+    stored = recipes.as_stored(parsed, recipe, overrides)
+    if parsed.seeds is None:
+        assert parsed.seed is not None
+        return _run_seed(parsed, stored, parsed.seed, None)
+    return _run_seeds(parsed, stored, parsed.seeds)
+
+
+def _run_seeds(parsed: Recipe, stored: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    """Each seed is a run of its own, a child of one MLflow parent; then mean, worst and spread."""
+    folder = _new_folder(parsed, stored)
+    tracker = _open_tracker(parsed, stored, folder, None)
+    with _ending(tracker):
+        summaries = []
+        for seed in seeds:
+            say(f"[bold]seed {seed}[/]")
+            summaries.append(_run_seed(parsed, {**stored, "seed": seed, "seeds": None}, seed, tracker))
+        summary = {
+            "summary_version": SUMMARY_VERSION,
+            "name": parsed.name,
+            "seeds": list(seeds),
+            "runs": summaries,
+            "dense_bytes": summaries[0]["dense_bytes"],
+            **spread_of(summaries),
+            "folder": str(folder),
+            "mlflow_run_id": tracker.run_id,
+        }
+        numbers = {f"{key}_{which}": value for key in ("file_bytes", "ratio") for which, value in summary[key].items()}
+        for end in ("baseline", "final"):
+            for name, group in summary[end].items():
+                numbers |= {f"{end}_{name}_{which}": value for which, value in group.items()}
+        tracker.metrics(numbers)
+        write_json(folder / "summary.json", summary)
+        tracker.artifact(folder / "summary.json")
+    return summary
+
+
+def spread_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean, worst and spread (sample standard deviation) over seeds, of size, ratio and test results."""
+
+    def over(values: Sequence[float], worst: Any) -> dict[str, float]:
+        return {
+            "mean": statistics.fmean(values),
+            "worst": worst(values),
+            "spread": statistics.stdev(values) if len(values) > 1 else 0.0,
+        }
+
+    def ends(end: str) -> dict[str, Any]:
+        first = summaries[0][end]
+        higher = first["higher_is_better"]
+        rising = {"metric": higher, "accuracy": True, "correct": True, "error": False}
+        return {
+            name: over([one[end][name] for one in summaries], min if rising[name] else max)
+            for name in rising
+            if first.get(name) is not None
+        }
+
+    return {
+        "file_bytes": over([one["file_bytes"] for one in summaries], max),
+        "ratio": over([one["ratio"] for one in summaries], min),
+        "baseline": ends("baseline"),
+        "final": ends("final"),
+    }
+
+
+def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Tracker | None) -> dict[str, Any]:
+    folder = _new_folder(parsed, stored)
+    tracker = _open_tracker(parsed, stored, folder, parent)
+    run = _run_of(parsed, seed, folder, tracker)
+    with _ending(tracker):
+        weights = parsed.model.weights
+        start = {"weights": weights.model_dump()} if weights else {"train": parsed.train.model_dump(mode="json")}
+        references = [_call(baseline, run, "baseline", 0, start)]
+        for number, (label, config) in enumerate(recipes.expand(parsed), 1):
+            stage = STAGES.get(config["stage"], custom)
+            references.append(_call(stage, run, label, number, config, references[-1]))
+        path = folder / "model.dcz"
+        verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path))
+        summary = _summary(run, references, verified, path)
+        _leave(run, summary)
+    return summary
+
+
+def _call(task: Task[..., Any], *arguments: Any) -> Any:
+    """A task's result, whether it worked or was reused; its own exception if it failed."""
+    return task(*arguments, return_state=True).result()
+
+
+def _new_folder(parsed: Recipe, stored: Mapping[str, Any]) -> Path:
+    import yaml
+
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = _below_root(parsed.runs) / f"{parsed.name}-{stamp}-{secrets.token_hex(2)}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise storage_error(folder, error) from None
+    with written(folder / "recipe.yaml") as file:
+        file.write(yaml.safe_dump(dict(stored), sort_keys=False, allow_unicode=True).encode())
+    return folder
+
+
+def _below_root(path: str) -> Path:
+    """Relative paths are taken from the repository's root, wherever the command was typed."""
+    return recipes.ROOT / path
+
+
+def _run_of(parsed: Recipe, seed: int, folder: Path, tracker: Tracker) -> Run:
+    dumped = parsed.model_dump(mode="json")
+    if dumped["model"]["weights"]:
+        dumped["model"]["weights"]["path"] = str(_below_root(dumped["model"]["weights"]["path"]))
+    return Run(
+        name=parsed.name,
+        seed=seed,
+        folder=str(folder),
+        store_folder=str(_below_root(parsed.store)),
+        model=dumped["model"],
+        data=dumped["data"],
+        step=dumped["step"],
+        metric=dumped["metric"],
+        hold=dumped["hold"],
+        device=parsed.device,
+        precision=parsed.precision,
+        channels_last=parsed.channels_last,
+        threads=parsed.threads,
+        python_path=tuple(str(_below_root(one)) for one in parsed.python_path),
+        tracker=tracker,
+    )
+
+
+def _open_tracker(parsed: Recipe, stored: Mapping[str, Any], folder: Path, parent: Tracker | None) -> Tracker:
+    tracker = Tracker(str(folder), resolve_uri(parsed.tracking.uri), parsed.tracking.experiment)
+    text = json.dumps(stored, sort_keys=True)
+    tags = {
+        "recipe.digest": hashlib.sha256(text.encode()).hexdigest(),
+        "run.folder": str(folder),
+        "prefect.flow_run_id": str(flow_run.id or ""),
+        "prefect.flow_run_name": str(flow_run.name or ""),
+        "mlflow.source.name": "flows/compress.py:compress",
+        "mlflow.source.git.commit": _git_revision(),
+    }
+    tracker.start(folder.name, {key: value for key, value in tags.items() if value}, parent)
+    labelled = {label: {k: v for k, v in config.items() if k != "stage"} for label, config in recipes.expand(parsed)}
+    plain = {key: value for key, value in stored.items() if key != "stages"}
+    tracker.params({**plain, "stages": [label for label, _ in recipes.expand(parsed)], **labelled})
+    tracker.artifact(folder / "recipe.yaml")
+    return tracker
+
+
+def _git_revision() -> str:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=recipes.ROOT, capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+class _ending:
+    """Ends the MLflow run as the block ends: finished, failed, or killed."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
+        self.tracker.finish(status)
+
+
+def _summary(run: Run, references: Sequence[Reference], verified: Verified, path: Path) -> dict[str, Any]:
+    dense, count = references[0].numbers["dense_bytes"], path.stat().st_size
+    names = (
+        "stage", "size_bytes", "compression_ratio", "density", "bits_per_weight", "val_metric", "seconds", "cached",
+    )  # fmt: skip
+    return {
+        "summary_version": SUMMARY_VERSION,
+        "name": run.name,
+        "seed": run.seed,
+        "dense_bytes": dense,
+        "file_bytes": count,
+        "ratio": dense / count,
+        "metric": run.metric_function().name,
+        "baseline": verified.baseline,
+        "final": verified.final,
+        "stages": [{name: reference.numbers[name] for name in names} for reference in references],
+        "file": str(path),
+        "folder": run.folder,
+        "tracking_uri": masked(run.tracker.uri),
+        "mlflow_run_id": run.tracker.run_id,
+        "prefect_flow_run_id": str(flow_run.id) if flow_run.id else None,
+    }
+
+
+def _leave(run: Run, summary: dict[str, Any]) -> None:
+    """Everything that a finished run leaves: folder, MLflow, Prefect."""
+    import deepcompression
+
+    folder, file = Path(run.folder), Path(summary["file"])
+    inspection = deepcompression.inspect(file)
+    write_json(folder / "summary.json", summary)
+    bytes_by_stage(summary["stages"], inspection, folder / "figures" / "bytes.svg")
+    numbers = {"file_bytes": summary["file_bytes"], "ratio": summary["ratio"], "dense_bytes": summary["dense_bytes"]}
+    name = run.metric_function().name
+    for prefix, end in (("baseline_test", summary["baseline"]), ("test", summary["final"])):
+        numbers[f"{prefix}_{name}"] = end["metric"]
+        numbers |= {f"{prefix}_{key}": end[key] for key in ("error", "correct") if end.get(key) is not None}
+    run.tracker.metrics({key: value for key, value in numbers.items() if math.isfinite(value)})
+    for path, place in ((file, None), (folder / "summary.json", None), (folder / "figures" / "bytes.svg", "figures")):
+        run.tracker.artifact(path, place)
+    _prefect_artifacts(run, summary)
+
+
+def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
+    """The stage table and the key figures, for Prefect's flow-run page."""
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+    if not flow_run.id:
+        return
+    metric = summary["metric"]
+    create_table_artifact(
+        key="stages", table=[dict(row) for row in summary["stages"]], description=f"{run.name}, seed {run.seed}"
+    )
+    create_markdown_artifact(
+        key="result",
+        markdown=f"""# {run.name}: {summary["ratio"]:.1f}x smaller
+
+| | dense | file |
+|---|---|---|
+| bytes | {summary["dense_bytes"]:,} | {summary["file_bytes"]:,} |
+| test {metric} | {summary["baseline"]["metric"]:.4f} | {summary["final"]["metric"]:.4f} |
+
+`{summary["file"]}` was decoded in a fresh process, is bit for bit what was encoded, and was measured there.
+
+MLflow run `{summary["mlflow_run_id"]}` at `{summary["tracking_uri"]}`
+""",
+    )

@@ -1,0 +1,29 @@
+"""The file, one tracked task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.states import State
+
+from tasks.run import Reference, Run
+from tasks.stage import TASK, Bench, Product, perform
+
+
+@task(name="encode", **TASK)
+def encode(
+    run: Run, label: str, number: int, config: dict[str, Any], source: Reference
+) -> State[Reference] | Reference:
+    """The weights of ``source`` as a ``.dcz``, losslessly."""
+    return perform(run, label, number, config, source, lambda bench: _work(bench, config), code=["torch"])
+
+
+def _work(bench: Bench, config: dict[str, Any]) -> Product:
+    from deepcompression import structure
+    from deepcompression import torch as files
+
+    assert bench.input is not None
+    path = bench.folder / "model.dcz"
+    files.save(structure.plain_state(bench.model()), path, coder=config["coder"])
+    return Product(file=path, zeros=bench.input.zeros, shared=bench.input.shared)

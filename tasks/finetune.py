@@ -1,0 +1,44 @@
+"""Fine-tuning with structure held, one tracked task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.states import State
+
+from tasks.run import Reference, Run
+from tasks.stage import TASK, Bench, Product, perform, shown
+
+
+@task(name="finetune", **TASK)
+def finetune(
+    run: Run, label: str, number: int, config: dict[str, Any], source: Reference
+) -> State[Reference] | Reference:
+    """``source`` retrained; its zeros and its sharing stay."""
+    return perform(run, label, number, config, source, lambda bench: train(bench, config), code=["finetune"])
+
+
+def train(bench: Bench, config: dict[str, Any]) -> Product:
+    """The training itself: what ``quantize`` does too, to the centroids."""
+    from deepcompression import finetune as library
+    from deepcompression import structure
+
+    assert bench.input is not None
+    model = bench.model()
+    with shown(bench.run, bench.label) as show:
+        tuned = library.finetune(
+            model,
+            bench.run.problem(config["batch_size"]),
+            zeros=bench.input.zeros,
+            shared=bench.input.shared,
+            dropout=config.get("dropout") or {},
+            **bench.fit_arguments(config, show),
+        )
+    return Product(
+        structure.plain_state(model),
+        zeros=bench.input.zeros,
+        shared=bench.input.shared,
+        report={"best_epoch": tuned.fit.best_epoch, "stopped": tuned.fit.stopped, "dropout": tuned.dropout},
+        history=tuned.fit.history,
+    )

@@ -1,0 +1,40 @@
+"""Trained quantization and the precision of what remains, one tracked task."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from prefect import task
+from prefect.states import State
+
+from tasks.finetune import train
+from tasks.run import Reference, Run
+from tasks.stage import TASK, Bench, Product, perform
+
+
+@task(name="quantize", **TASK)
+def quantize(
+    run: Run, label: str, number: int, config: dict[str, Any], source: Reference
+) -> State[Reference] | Reference:
+    """Centroids of ``source`` trained by their summed gradient, then codebooks and the rest rounded."""
+    return perform(
+        run, label, number, config, source, lambda bench: _work(bench, config), code=["quantize", "finetune"]
+    )
+
+
+def _work(bench: Bench, config: dict[str, Any]) -> Product:
+    from deepcompression import quantize as library
+    from deepcompression import structure
+
+    assert bench.input is not None
+    trained = train(bench, config["train"]) if config["train"] else None
+    product = trained or Product(
+        structure.plain_state(bench.model()), zeros=bench.input.zeros, shared=bench.input.shared
+    )
+    assert product.state is not None
+    rounded = library.round_precision(
+        product.state, shared=bench.input.shared, codebook=config["codebook"], rest=config["rest"]
+    )
+    notes = [f"{name} keeps its precision: {reason}" for name, reason in rounded.kept.items()]
+    return replace(product, state=rounded.state, notes=notes, report={**product.report, "kept": rounded.kept})

@@ -1,0 +1,37 @@
+"""BatchNorm statistics estimated anew, one tracked task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.states import State
+
+from tasks.run import Reference, Run
+from tasks.stage import TASK, Bench, Product, perform
+
+
+@task(name="recalibrate", **TASK)
+def recalibrate(
+    run: Run, label: str, number: int, config: dict[str, Any], source: Reference
+) -> State[Reference] | Reference:
+    """``source`` with running means and variances of its present weights."""
+    return perform(run, label, number, config, source, lambda bench: _work(bench, config), code=["recalibrate"])
+
+
+def _work(bench: Bench, config: dict[str, Any]) -> Product:
+    from deepcompression import recalibrate as library
+    from deepcompression import structure
+
+    assert bench.input is not None
+    model = bench.model()
+    layers = library.recalibrate(
+        model,
+        bench.run.problem(config["batch_size"]),
+        batches=config["batches"],
+        compute=bench.run.compute(),
+        seed=bench.seed,
+    )
+    return Product(
+        structure.plain_state(model), zeros=bench.input.zeros, shared=bench.input.shared, report={"layers": layers}
+    )

@@ -1,0 +1,182 @@
+"""What all stages of one run share, and the references that they hand to each other: plain values, nothing loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.store import Store
+from tasks.tracking import Tracker
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from deepcompression.data import Splits
+    from deepcompression.training import Compute, Problem
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A stage's result in the store: where the state_dict lies, which of its structure training must hold."""
+
+    key: str
+    object: str
+    zeros: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one recipe with one seed. Everything in it is plain, so it reaches a worker anywhere."""
+
+    name: str
+    seed: int
+    folder: str
+    store_folder: str
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    step: Mapping[str, Any] | None
+    metric: Mapping[str, Any] | None
+    hold: Mapping[str, Any]
+    device: str
+    precision: str
+    channels_last: bool
+    threads: int | None
+    python_path: tuple[str, ...]
+    tracker: Tracker
+
+    @property
+    def store(self) -> Store:
+        """The store that this run reads and writes."""
+        return Store(self.store_folder)
+
+    def stage_seed(self, label: str) -> int:
+        """A seed of its own for each stage, so that one stage's draws do not depend on another's."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{label}".encode()).digest()[:4]) >> 1
+
+    def ready(self) -> None:
+        """Makes the user's packages importable and sets this process's threads."""
+        import torch
+
+        for folder in reversed(self.python_path):
+            if folder not in sys.path:
+                sys.path.insert(0, folder)
+        if self.threads:
+            torch.set_num_threads(self.threads)
+
+    def compute(self) -> Compute:
+        """Device, precision and memory format of training."""
+        from deepcompression.training import Compute
+
+        return Compute(self.device, self.precision, self.channels_last)
+
+    def blank_model(self) -> nn.Module:
+        """A new model from the recipe's factory, its initial weights drawn from this run's seed."""
+        import torch
+
+        from deepcompression import factory
+        from deepcompression.errors import FactoryError
+
+        torch.manual_seed(self.stage_seed("model"))
+        model = factory.build(self.model["factory"], self.model["kwargs"])
+        if not isinstance(model, torch.nn.Module):
+            raise FactoryError(
+                f"model.factory {self.model['factory']}: expected a torch.nn.Module, got {type(model).__name__}"
+            )
+        return model
+
+    def model_with(self, reference: Reference) -> nn.Module:
+        """The model with a stage's weights."""
+        model = self.blank_model()
+        model.load_state_dict(self.state(reference))
+        return model
+
+    def state(self, reference: Reference) -> dict[str, Tensor]:
+        """The state_dict of a stage's result."""
+        from safetensors.torch import load_file
+
+        return load_file(self.store.object_path(reference.object))
+
+    def splits(self) -> Splits:
+        """Train, validation and test data; loaded once a process."""
+        return _splits(json.dumps(self.data, sort_keys=True))
+
+    def data_digest(self) -> str:
+        """What identifies the data; computed once a process."""
+        return _data_digest(json.dumps(self.data, sort_keys=True))
+
+    def problem(self, batch_size: int = 128) -> Problem:
+        """What is learnt from what, by which loss, judged by which metric."""
+        from deepcompression import factory
+        from deepcompression.training import Problem
+
+        splits, augment = self.splits(), self.data["augment"]
+        return Problem(
+            train=splits.train,
+            validation=splits.validation,
+            step=self.step_function(),
+            metric=self.metric_function(),
+            augment=factory.build(augment["factory"], augment["kwargs"]) if augment else None,
+            batch_size=batch_size,
+        )
+
+    def step_function(self) -> Any:
+        """(model, batch) -> (loss, outputs, targets)."""
+        from deepcompression import factory
+        from deepcompression.training import cross_entropy_step
+
+        return factory.build(self.step["factory"], self.step["kwargs"]) if self.step else cross_entropy_step
+
+    def metric_function(self) -> Any:
+        """What has ``name``, ``higher_is_better``, and scores outputs against targets."""
+        from deepcompression import factory
+        from deepcompression.errors import FactoryError
+        from deepcompression.training import Accuracy
+
+        metric = factory.build(self.metric["factory"], self.metric["kwargs"]) if self.metric else Accuracy()
+        for attribute in ("name", "higher_is_better"):
+            if not hasattr(metric, attribute):
+                raise FactoryError(
+                    f"metric.factory {(self.metric or {}).get('factory')}: the metric has no {attribute!r}; expected an "
+                    "object with name (text) and higher_is_better (bool), called with (outputs, targets)"
+                )
+        return metric
+
+
+@lru_cache(maxsize=2)
+def _splits(data: str) -> Splits:
+    from deepcompression import factory
+    from deepcompression.data import Splits, split_validation
+    from deepcompression.errors import DataError, FactoryError
+
+    config = json.loads(data)
+    made = factory.build(config["factory"], config["kwargs"])
+    if isinstance(made, tuple) and len(made) == 3:
+        made = Splits(*made)
+    if not isinstance(made, Splits):
+        raise FactoryError(
+            f"data.factory {config['factory']}: expected three splits (train, validation, test), each a pair of "
+            f"tensors, a dataset or a DataLoader, got {type(made).__name__}"
+        )
+    if made.validation is None:
+        return split_validation(made, config["validation"] or 0.1)
+    if config["validation"] is not None:
+        raise DataError(
+            f"data.validation: {config['validation']} is given, but {config['factory']} returns a validation split of "
+            "its own; remove the key"
+        )
+    return made
+
+
+@lru_cache(maxsize=2)
+def _data_digest(data: str) -> str:
+    from deepcompression.data import digest
+
+    return digest(_splits(data))

@@ -1,0 +1,311 @@
+"""How every stage runs: looked up, leased, worked, checked, measured, stored, logged. The mathematics is elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, State
+
+from tasks.console import progress, say, size
+from tasks.run import Reference, Run
+from tasks.sources import factory_digest, library_digest, versions
+from tasks.store import key_of, written
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Every stage is one Prefect task with these settings: the store resumes, Prefect's cache cannot (its keys differ
+# between equal tensors, and it returns results whose file is gone).
+TASK: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False, "task_run_name": "{label}"}
+
+
+@dataclass
+class Bench:
+    """What a stage works with."""
+
+    run: Run
+    label: str
+    input: Reference | None
+    folder: Path
+
+    @property
+    def seed(self) -> int:
+        """This stage's own seed."""
+        return self.run.stage_seed(self.label)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where a training loop keeps what lets it go on."""
+        return self.folder / "checkpoint.pt"
+
+    def state(self) -> dict[str, Tensor]:
+        """The input's state_dict."""
+        assert self.input is not None
+        return self.run.state(self.input)
+
+    def model(self) -> nn.Module:
+        """The model with the input's weights."""
+        assert self.input is not None
+        return self.run.model_with(self.input)
+
+    def fit_arguments(self, config: Mapping[str, Any], show: Any) -> dict[str, Any]:
+        """A recipe's training keys as the keyword arguments of ``deepcompression.training.fit``."""
+        optimizer = config["optimizer"]
+        return {
+            "epochs": config["epochs"],
+            "optimizer": {
+                "factory": optimizer["factory"],
+                "kwargs": {"lr": config["lr"], **optimizer["kwargs"]},
+            },
+            "schedule": config["schedule"],
+            "warmup": config["warmup"],
+            "patience": config["patience"],
+            "gradient_clip": config["gradient_clip"],
+            "seed": self.seed,
+            "compute": self.run.compute(),
+            "checkpoint": self.checkpoint,
+            "progress": show,
+        }
+
+
+@dataclass
+class Product:
+    """What a stage made: a state_dict (or, when encoding, a file), the structure in it, and what to report."""
+
+    state: Mapping[str, Tensor] | None = None
+    file: Path | None = None
+    zeros: Sequence[str] = ()
+    shared: Sequence[str] = ()
+    report: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
+
+
+def perform(
+    run: Run,
+    label: str,
+    number: int,
+    config: Mapping[str, Any],
+    source: Reference | None,
+    work: Callable[[Bench], Product],
+    *,
+    version: int = 1,
+    code: Sequence[str] = (),
+    also: Mapping[str, Any] | None = None,
+) -> State[Reference] | Reference:
+    """Runs ``work`` unless its result is in the store; logs either way.
+
+    Args:
+        run: the run.
+        label: the stage's unique label.
+        number: its place, MLflow's step.
+        config: the stage's keys of the recipe.
+        source: the stage before, or None.
+        work: makes the product.
+        version: raised when a stage's meaning changes.
+        code: library modules that the stage runs.
+        also: further inputs that decide the result.
+
+    Returns:
+        The reference; wrapped in a state named ``Reused`` where the store had it.
+    """
+    started = time.perf_counter()
+    run.ready()
+    key = _key(run, label, config, source, version, code, also)
+    entry = _usable(run, key)
+    cached = entry is not None
+    if entry is None:
+        with run.store.lease(key, lambda holder: say(f"{label}: {holder} works on the same thing; waiting for it")):
+            entry = _usable(run, key)  # made by whoever held the lease before
+            cached = entry is not None
+            if entry is None:
+                bench = Bench(run, label, source, run.store.partial(key))
+                entry = _store(run, key, label, bench, work(bench), started)
+    numbers = {**entry["numbers"], "seconds": round(time.perf_counter() - started, 3), "cached": cached, "stage": label}
+    _log(run, label, number, config, numbers, entry)
+    reference = Reference(key, entry["object"], tuple(entry["zeros"]), tuple(entry["shared"]), numbers)
+    return Completed(name="Reused", data=reference) if cached else reference
+
+
+@contextlib.contextmanager
+def shown(run: Run, label: str) -> Iterator[Any]:
+    """The progress callback of a training stage."""
+    with progress(label, str(run.metric_function().name)) as show:
+        yield show
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and mappings as what JSON holds."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(one) for one in value]
+    return value
+
+
+def _key(
+    run: Run,
+    label: str,
+    config: Mapping[str, Any],
+    source: Reference | None,
+    version: int,
+    code: Sequence[str],
+    also: Mapping[str, Any] | None,
+) -> str:
+    """All that decides a stage's bytes and numbers."""
+    import torch
+
+    factories = [run.model, run.data, run.data["augment"], run.step, run.metric, *_factories(config)]
+    device = run.compute().resolved() if hasattr(run.compute(), "resolved") else run.device
+    return key_of(
+        {
+            "stage": config.get("stage", label),
+            "version": version,
+            "config": config,
+            "seed": run.stage_seed(label),
+            "input": [source.object, source.zeros, source.shared] if source else None,
+            "model": [run.model["factory"], run.model["kwargs"]],
+            "data": [run.data_digest(), run.data["augment"]],
+            "step": run.step,
+            "metric": run.metric,
+            "hold": run.hold,
+            "code": library_digest(*code, "structure", "training"),
+            "factories": sorted({factory_digest(one["factory"]) for one in factories if one}),
+            "versions": versions(),
+            "device": str(device),
+            "precision": [run.precision, run.channels_last],
+            "threads": torch.get_num_threads(),
+            "also": also,
+        }
+    )
+
+
+def _factories(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    found = [{"factory": config["stage"]}] if ":" in str(config.get("stage", "")) else []
+    for value in config.values():
+        if isinstance(value, Mapping):
+            found += [value] if "factory" in value else _factories(value)
+    return found
+
+
+def _usable(run: Run, key: str) -> dict[str, Any] | None:
+    entry = run.store.find(key)
+    return entry if entry and run.store.intact(entry["object"]) else None
+
+
+def _store(run: Run, key: str, label: str, bench: Bench, product: Product, started: float) -> dict[str, Any]:
+    """Checks, measures and stores what a stage made."""
+    numbers, seconds = _measure(run, bench, product), time.perf_counter() - started
+    part = product.file
+    if part is None:
+        from safetensors.torch import save
+
+        assert product.state is not None
+        part = bench.folder / "state.safetensors"
+        with written(part) as file:
+            file.write(save(dict(product.state)))
+    for note in product.notes:
+        say(f"{label}: {note}")
+    return run.store.commit(
+        key,
+        {
+            "stage": label,
+            "object": run.store.put(part),
+            "zeros": list(product.zeros),
+            "shared": list(product.shared),
+            "numbers": {**numbers, "worked_seconds": round(seconds, 3)},
+            "report": plain(product.report),
+            "history": plain(product.history),
+            "notes": list(product.notes),
+        },
+    )
+
+
+def _measure(run: Run, bench: Bench, product: Product) -> dict[str, Any]:
+    """Bytes as really encoded, metric on validation, density, structure kept."""
+    from deepcompression import structure
+    from deepcompression import torch as files
+    from deepcompression.training import evaluate
+
+    source = bench.input
+    if product.state is None:  # the encoded file: the same weights as its input
+        assert source is not None and product.file is not None
+        return {**_inherited(source), **_sizes(product.file.stat().st_size, source.numbers)}
+    model = run.blank_model()
+    if source is not None:
+        counts = structure.check(bench.state(), product.state, zeros=source.zeros, shared=source.shared)
+        base = source.numbers
+    else:
+        counts, base = None, {"dense_bytes": structure.dense_bytes(model), "weights": _weights(model)}
+    model.load_state_dict(dict(product.state))
+    problem = run.problem()
+    result = evaluate(model, problem.validation, problem.step, problem.metric, run.compute())
+    state = structure.plain_state(model)
+    return {
+        "dense_bytes": base["dense_bytes"],
+        "weights": base["weights"],
+        **_sizes(len(files.encode(state, "packed")), base),
+        "density": structure.density(state, structure.prunable(model)),
+        "val_metric": result.metric,
+        "val_loss": result.loss,
+        "val_correct": result.correct,
+        "val_total": result.total,
+        "coarsened": plain(counts),
+    }
+
+
+def _inherited(source: Reference) -> dict[str, Any]:
+    names = ("dense_bytes", "weights", "density", "val_metric", "val_loss", "val_correct", "val_total")
+    return {name: source.numbers[name] for name in names}
+
+
+def _sizes(count: int, base: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "size_bytes": count,
+        "compression_ratio": base["dense_bytes"] / count,
+        "bits_per_weight": 8 * count / base["weights"],
+    }
+
+
+def _weights(model: nn.Module) -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _log(
+    run: Run,
+    label: str,
+    number: int,
+    config: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+    entry: Mapping[str, Any],
+) -> None:
+    """The same to people (one line) and to MLflow (step = stage number; and under the stage's name)."""
+    metric = f"val_{run.metric_function().name}"
+    stage = str(config.get("stage", label)).replace(":", ".")
+    logged = {
+        "size_bytes": numbers["size_bytes"],
+        "compression_ratio": numbers["compression_ratio"],
+        metric: numbers["val_metric"],
+        "val_loss": numbers["val_loss"],
+        "density": numbers["density"],
+        "bits_per_weight": numbers["bits_per_weight"],
+        "stage_seconds": numbers["seconds"],
+    }
+    logged = {name: value for name, value in logged.items() if value is not None}
+    run.tracker.metrics({**logged, **{f"{name}/{stage}": value for name, value in logged.items()}}, step=number)
+    if entry["history"]:
+        run.tracker.curve(label, entry["history"])
+    reused = "reused" if numbers["cached"] else f"{numbers['seconds']:.1f} s"
+    say(
+        f"[bold]{label:<12}[/] {size(numbers['size_bytes']):>9}  {numbers['compression_ratio']:6.1f}x  "
+        f"density {numbers['density']:6.1%}  {metric} {numbers['val_metric']:.4f}  [dim]{reused}[/]"
+    )

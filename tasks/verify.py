@@ -1,0 +1,79 @@
+"""The last task: the file, decoded in a fresh process, against the weights that went in and on the test split."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from deepcompression.errors import InvariantError, RunError
+from tasks.run import Reference, Run
+from tasks.stage import TASK
+from tasks.store import written
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Test results of the dense baseline and of the decoded file."""
+
+    baseline: dict[str, Any]
+    final: dict[str, Any]
+
+
+@task(name="verify", **TASK)
+def verify(
+    run: Run, label: str, baseline: Reference, source: Reference, encoded: Reference, path: str
+) -> Verified:
+    """Puts the file at ``path`` and proves it there.
+
+    Args:
+        run: the run.
+        label: the task's name.
+        baseline: the dense model.
+        source: the weights that were encoded.
+        encoded: the file.
+        path: where the run's ``model.dcz`` goes.
+
+    Raises:
+        InvariantError: the decoded tensors differ from the encoded ones in a bit.
+    """
+    run.ready()
+    with written(Path(path)) as file:
+        file.write(run.store.object_path(encoded.object).read_bytes())
+    answer = _in_fresh_process(
+        {
+            "file": path,
+            "reference": str(run.store.object_path(source.object)),
+            "baseline": str(run.store.object_path(baseline.object)),
+            "model": {"factory": run.model["factory"], "kwargs": run.model["kwargs"]},
+            "data": dict(run.data),
+            "step": run.step,
+            "metric": run.metric,
+            "compute": {"device": run.device, "precision": run.precision, "channels_last": run.channels_last},
+            "threads": run.threads,
+            "python_path": list(run.python_path),
+        }
+    )
+    if not answer["identical"]:
+        raise InvariantError(f"{path}: tensor {answer['differs']} decodes to other bits than were encoded")
+    return Verified(answer["baseline"], answer["final"])
+
+
+def _in_fresh_process(request: dict[str, Any]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "deepcompression.verify"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RunError(f"verification in a fresh process failed with exit code {done.returncode}: {last}")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
