@@ -1,0 +1,124 @@
+"""Bits in bytes, most significant bit first; and a cursor that reads untrusted bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcompression.errors import MalformedFile
+
+_CHUNK = 1 << 16
+
+
+def pack(values: NDArray[Any], width: int) -> bytes:
+    """`values` (n,) of unsigned integers below 2**width, each in `width` bits (0 to 16), padded with zero bits."""
+    return b"".join(_pack(values[i : i + _CHUNK], width) for i in range(0, len(values), _CHUNK))
+
+
+def _pack(values: NDArray[Any], width: int) -> bytes:
+    rows = np.unpackbits(values.astype(">u2").view(np.uint8)).reshape(-1, 16)
+    return np.packbits(rows[:, 16 - width :]).tobytes()
+
+
+def unpack(buffer: bytes | memoryview, count: int, width: int) -> NDArray[np.unsignedinteger[Any]]:
+    """The inverse of `pack`: (count,) uint8 where width <= 8, else uint16. `buffer` holds packed_size() bytes."""
+    kept: NDArray[np.unsignedinteger[Any]] = np.empty(count, np.uint8 if width <= 8 else np.uint16)
+    source = np.frombuffer(buffer, np.uint8)
+    for i in range(0, count, _CHUNK):
+        n = min(_CHUNK, count - i)
+        start = i * width // 8
+        rows = np.zeros((n, 8 * kept.itemsize), np.uint8)
+        used = np.unpackbits(source[start : start + packed_size(n, width)], count=n * width)
+        rows[:, 8 * kept.itemsize - width :] = used.reshape(n, width)
+        kept[i : i + n] = np.packbits(rows).view(">u2" if width > 8 else np.uint8)
+    return kept
+
+
+def packed_size(count: int, width: int) -> int:
+    """Bytes that `pack` makes of `count` values of `width` bits."""
+    return (count * width + 7) // 8
+
+
+def concatenate(codes: NDArray[Any], lengths: NDArray[Any]) -> bytes:
+    """Codes (n,) one after the other, code i in its lengths[i] low bits (1 to 32), padded with zero bits; n >= 1."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    starts = ends - lengths
+    word = starts >> 5
+    # A code that starts in a 32-bit word ends in this or the next: codes of one word add up in a 64-bit window.
+    shift = 64 - lengths.astype(np.int64) - (starts & 31)
+    first = np.flatnonzero(np.diff(word, prepend=-1))
+    windows = np.add.reduceat(codes.astype(np.uint64) << shift.astype(np.uint64), first)
+    words = np.zeros((int(ends[-1]) >> 5) + 2, np.uint32)
+    words[word[first]] = windows >> np.uint64(32)
+    words[word[first] + 1] |= (windows & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    return words.astype(">u4").tobytes()[: (int(ends[-1]) + 7) // 8]
+
+
+def windows(buffer: bytes | memoryview, width: int) -> NDArray[np.uint32]:
+    """The `width` (1 to 24) bits from every bit position of `buffer` on: (8 * bytes,); zeros follow the end."""
+    padded = np.zeros(len(buffer) + 3, np.uint32)
+    padded[: len(buffer)] = np.frombuffer(buffer, np.uint8)
+    n = len(buffer)
+    whole = padded[:n] << 24 | padded[1 : n + 1] << 16 | padded[2 : n + 2] << 8 | padded[3 : n + 3]
+    # (bytes, 8): the bits of each byte's neighbourhood, from each of its eight positions on
+    shifted = whole[:, None] << np.arange(8, dtype=np.uint32)
+    return (shifted >> np.uint32(32 - width)).reshape(-1)
+
+
+def varint(value: int) -> bytes:
+    """`value` (0 to 2**64 - 1) as LEB128: seven bits a byte, low ones first, the top bit set on all but the last byte."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class Cursor:
+    """Reads `buffer` front to back; MalformedFile, which names `where`, as soon as a read would pass the end."""
+
+    def __init__(self, buffer: bytes | memoryview, where: str) -> None:
+        self.buffer = memoryview(buffer)
+        self.where = where
+        self.at = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes not yet read."""
+        return len(self.buffer) - self.at
+
+    def fail(self, what: str) -> MalformedFile:
+        """The error to raise: `what`, with the place."""
+        return MalformedFile(f"{self.where}: {what}")
+
+    def take(self, count: int, what: str) -> memoryview:
+        """The next `count` bytes, which are called `what` in the error."""
+        if count > self.left:
+            raise self.fail(f"{what} needs {count} bytes, {self.left} are left")
+        self.at += count
+        return self.buffer[self.at - count : self.at]
+
+    def varint(self, what: str, most: int = 2**64 - 1) -> int:
+        """The next LEB128 number: at most `most`, in as few bytes as it can be written."""
+        value = shift = 0
+        while True:
+            byte = self.take(1, what)[0]
+            value |= (byte & 127) << shift
+            if byte < 128:
+                break
+            shift += 7
+            if shift > 63:
+                raise self.fail(f"{what} has more than ten bytes")
+        if value > most or (byte == 0 and shift > 0):
+            raise self.fail(
+                f"{what} is {value}, written in {shift // 7 + 1} bytes; at most {most}, shortest form"
+            )
+        return value
+
+    def end(self, what: str) -> None:
+        """Raise unless everything was read."""
+        if self.left:
+            raise self.fail(f"{self.left} bytes follow {what}")

@@ -1,0 +1,345 @@
+"""Read and write .dcz files: named numpy arrays in, the same bits out. Needs numpy alone (dahuffman to encode)."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import io
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcompression import coders, format
+from deepcompression.dtypes import DTYPES, FOREIGN, Bits, to_array, unsigned
+from deepcompression.errors import (
+    ChecksumMismatch,
+    FormatError,
+    InputError,
+    StorageError,
+    TooLarge,
+    TruncatedFile,
+)
+from deepcompression.format import Entry, Index, Sections
+
+__all__ = ["RawTensor", "decode", "encode", "inspect", "load", "save", "verify"]
+
+
+@dataclass(frozen=True, eq=False)
+class RawTensor:
+    """A tensor of any dtype as bits: unsigned integers of the tensor's shape, as wide as one element.
+
+    For instance `RawTensor(np.array([0x3F80], np.uint16), "bfloat16")` is the bfloat16 tensor [1.0].
+    """
+
+    bits: Bits
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype {self.dtype!r} cannot be stored; known are {', '.join(DTYPES)}")
+        if not isinstance(self.bits, np.ndarray) or self.bits.dtype != unsigned(self.dtype):
+            got = self.bits.dtype if isinstance(self.bits, np.ndarray) else type(self.bits).__name__
+            raise InputError(f"bits of {self.dtype} are an array of {unsigned(self.dtype)}, not {got}")
+        if self.dtype == "bool" and self.bits.size and self.bits.max() > 1:
+            raise InputError(f"bits of bool are 0 or 1, not {self.bits.max()}")
+
+
+Tensor = NDArray[Any] | RawTensor
+Source = str | os.PathLike[str]
+
+
+# ---------------------------------------------------------------- writing
+
+
+def encode(tensors: Mapping[str, Tensor], coder: str = "huffman") -> bytes:
+    """The bytes of a .dcz file that holds `tensors`, in their order; the same for the same tensors everywhere.
+
+    Args:
+        tensors: arrays of any shape and layout, or RawTensor for types that numpy lacks. Equal ones are stored once.
+        coder: "huffman", or "packed" for codes and gaps of fixed width.
+
+    Raises:
+        InputError: a name, a type or the coder is not storable.
+    """
+    if coder not in coders.CODERS:
+        raise InputError(f"coder is one of {', '.join(coders.CODERS)}, not {coder!r}")
+    entries: list[Entry] = []
+    blobs: list[bytes] = []
+    seen: dict[tuple[str, tuple[int, ...], int], list[tuple[int, Bits]]] = {}
+    for place, (name, tensor) in enumerate(tensors.items()):
+        raw = _raw(name, tensor)
+        flat = np.ascontiguousarray(raw.bits).reshape(-1)
+        alike = seen.setdefault((raw.dtype, raw.bits.shape, zlib.crc32(flat.data)), [])
+        same_as = next((other for other, bits in alike if np.array_equal(bits, flat)), None)
+        blob = b""
+        if same_as is None:
+            alike.append((place, flat))
+            blob = format.encode_tensor(flat, raw.dtype, coder)
+            blobs.append(blob)
+        entries.append(Entry(name, raw.dtype, raw.bits.shape, same_as, 0, len(blob), zlib.crc32(blob)))
+    return b"".join([format.write_header(entries, coder), *blobs])
+
+
+def save(tensors: Mapping[str, Tensor], path: Source, *, coder: str = "huffman") -> int:
+    """Write `encode(tensors, coder)` to `path` and return its size in bytes.
+
+    The file appears whole or not at all: it is written beside `path`, synced, and renamed.
+
+    Raises:
+        InputError: as `encode`.
+        StorageError: the disk is full, or `path` cannot be written.
+    """
+    content = encode(tensors, coder)
+    write_atomically(path, content)
+    return len(content)
+
+
+def write_atomically(path: Source, content: bytes) -> None:
+    """Put `content` at `path` in one step, or raise StorageError and leave what was there."""
+    target = Path(path)
+    part = target.with_name(f".{target.name[:200]}.{os.urandom(4).hex()}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        raise StorageError(f"{target}: cannot be written: {reason}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _raw(name: object, tensor: object) -> RawTensor:
+    """`tensor` as bits, in native byte order."""
+    if not isinstance(name, str):
+        raise InputError(f"tensor names are text, not {name!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the tensor name {name!r} is not valid Unicode") from None
+    if isinstance(tensor, RawTensor):
+        return tensor
+    if not isinstance(tensor, np.ndarray | np.generic):
+        kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+        raise InputError(
+            f"{name}: expected a numpy array or RawTensor, got {kind}; deepcompression.torch saves torch's"
+        )
+    array = np.asarray(tensor)
+    if array.dtype.name not in DTYPES:
+        raise InputError(f"{name}: dtype {array.dtype} cannot be stored; known are {', '.join(DTYPES)}")
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
+    return RawTensor(array.view(unsigned(array.dtype.name)), array.dtype.name)
+
+
+# ---------------------------------------------------------------- reading
+
+
+@overload
+def load(
+    path: Source,
+    *,
+    names: Iterable[str] | None = None,
+    raw: Literal[False] = False,
+    max_bytes: int | None = None,
+) -> dict[str, NDArray[Any]]: ...
+
+
+@overload
+def load(
+    path: Source, *, names: Iterable[str] | None = None, raw: Literal[True], max_bytes: int | None = None
+) -> dict[str, RawTensor]: ...
+
+
+def load(
+    path: Source, *, names: Iterable[str] | None = None, raw: bool = False, max_bytes: int | None = None
+) -> dict[str, NDArray[Any]] | dict[str, RawTensor]:
+    """The tensors of a .dcz file, by name, in the file's order.
+
+    Args:
+        names: only these tensors; the bytes of the others are not read.
+        raw: bits and dtype names (RawTensor) instead of arrays. Without it, types that numpy lacks (bfloat16,
+            float8) come back as float32, exactly widened; all others as they were saved.
+        max_bytes: refuse to decode more than this, before memory is taken; None means half of what is available.
+
+    Raises:
+        FormatError: the file is not one, or damaged, or larger than `max_bytes`; see its subclasses.
+        InputError: the file cannot be opened, or has no tensor of such a name.
+    """
+    with _open(path) as file:
+        tensors = _decode(file, names, max_bytes)
+    return tensors if raw else {name: to_array(tensor.bits, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def decode(
+    buffer: bytes | memoryview, *, names: Iterable[str] | None = None, max_bytes: int | None = None
+) -> dict[str, RawTensor]:
+    """The tensors of a .dcz file in memory, as `load(..., raw=True)` gives them; raises the same errors."""
+    return _decode(io.BytesIO(buffer), names, max_bytes)
+
+
+def verify(path: Source, *, max_bytes: int | None = None) -> None:
+    """Decode every tensor of a .dcz file, one at a time, and return if all is well; otherwise raise as `load` does."""
+    with _open(path) as file:
+        index = _read_index(file)
+        for entry in index.entries:
+            _check_memory([entry], max_bytes)
+            if entry.same_as is None:
+                _read_tensor(file, entry, index.coder)
+
+
+def inspect(path: Source, *, max_bytes: int | None = None) -> dict[str, Any]:
+    """What is in a .dcz file and where its bytes went, ready for JSON; raises as `load` does.
+
+    Returns:
+        format_version; file_bytes; header_bytes; dense_bytes (of the decoded tensors, equal ones once, floats at
+        most 4 bytes an element); ratio (dense_bytes / file_bytes); coder; and tensors, a list of: name; dtype;
+        shape; density (share of elements that are not +0.0); distinct (values among those); bytes, and their split
+        into values, positions, codebook and table; method; same_as (the tensor whose bytes serve this one too, or
+        None); entropy_bytes (order-0 entropy of the non-zero values, plus n x H(density) for their positions).
+    """
+    with _open(path) as file:
+        index = _read_index(file)
+        file_bytes = file.seek(0, os.SEEK_END)
+        tensors = [_describe(file, entry, index, max_bytes) for entry in index.entries]
+    dense = sum(
+        entry.elements * min(DTYPES[entry.dtype].itemsize, 4 if DTYPES[entry.dtype].floating else 16)
+        for entry in index.entries
+        if entry.same_as is None
+    )
+    return {
+        "format_version": format.VERSION,
+        "file_bytes": file_bytes,
+        "header_bytes": index.header_bytes,
+        "dense_bytes": dense,
+        "ratio": dense / file_bytes,
+        "coder": index.coder,
+        "tensors": tensors,
+    }
+
+
+@contextlib.contextmanager
+def _open(path: Source) -> Iterator[BinaryIO]:
+    """The file, opened; errors of the file system and of the format name the path."""
+    try:
+        with Path(path).open("rb") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"{os.fspath(path)}: cannot be read: {error.strerror or error}") from error
+    except FormatError as error:
+        raise type(error)(f"{os.fspath(path)}: {error}") from error.__cause__
+
+
+def _decode(file: BinaryIO, names: Iterable[str] | None, max_bytes: int | None) -> dict[str, RawTensor]:
+    index = _read_index(file)
+    wanted = _select(index, names)
+    _check_memory(wanted, max_bytes)
+    decoded: dict[str, RawTensor] = {}
+    for entry in wanted:
+        source = entry if entry.same_as is None else index.entries[entry.same_as]
+        if source.name in decoded and source is not entry:
+            bits = decoded[source.name].bits.copy()
+        else:
+            bits = _read_tensor(file, source, index.coder)[0].reshape(source.shape)
+        decoded[entry.name] = RawTensor(bits, entry.dtype)
+    return decoded
+
+
+def _read_index(file: BinaryIO) -> Index:
+    file_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    prefix = file.read(format.PREFIX_BYTES)
+    index = file.read(format.read_prefix(prefix, file_bytes))
+    return format.read_index(prefix, index, file_bytes)
+
+
+def _select(index: Index, names: Iterable[str] | None) -> list[Entry]:
+    if names is None:
+        return list(index.entries)
+    wanted = {names} if isinstance(names, str) else set(names)
+    known = [entry.name for entry in index.entries]
+    for name in sorted(wanted - set(known)):
+        near = difflib.get_close_matches(name, known, 3) or known[:3]
+        raise InputError(f"no tensor is called {name!r}; there are {', '.join(near) or 'none'}")
+    return [entry for entry in index.entries if entry.name in wanted]
+
+
+def _read_tensor(file: BinaryIO, entry: Entry, coder: str) -> tuple[Bits, Sections]:
+    blob = _read_blob(file, entry)
+    return format.decode_tensor(blob, entry.dtype, entry.elements, coder, entry.name)
+
+
+def _read_blob(file: BinaryIO, entry: Entry) -> bytes:
+    file.seek(entry.offset)
+    blob = file.read(entry.size)
+    if len(blob) < entry.size:
+        raise TruncatedFile(f"{entry.name}: the file became shorter while it was read")
+    if zlib.crc32(blob) != entry.crc:
+        raise ChecksumMismatch(f"{entry.name}: its checksum does not match: the file was damaged")
+    return blob
+
+
+def _check_memory(entries: list[Entry], max_bytes: int | None) -> None:
+    total = sum(4 * entry.elements if entry.dtype in FOREIGN else entry.nbytes for entry in entries)
+    allowed = _available_memory() // 2 if max_bytes is None else max_bytes
+    if total > allowed:
+        raise TooLarge(f"decodes to {total} bytes, allowed are {allowed}; max_bytes= allows more")
+
+
+def _available_memory() -> int:
+    """Bytes of memory that are free or can be freed at once; 4 GiB where the system does not say."""
+    try:
+        with Path("/proc/meminfo").open() as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):
+        return 4 << 30
+
+
+# ---------------------------------------------------------------- description
+
+
+def _describe(file: BinaryIO, entry: Entry, index: Index, max_bytes: int | None) -> dict[str, Any]:
+    _check_memory([entry], max_bytes)
+    source = entry if entry.same_as is None else index.entries[entry.same_as]
+    blob = _read_blob(file, source)
+    flat, sections = format.decode_tensor(blob, source.dtype, source.elements, index.coder, source.name)
+    counts = np.unique(flat[flat != 0], return_counts=True)[1]
+    nonzero = int(counts.sum())
+    parts = sections if entry.same_as is None else Sections()
+    return {
+        "name": entry.name,
+        "dtype": entry.dtype,
+        "shape": list(entry.shape),
+        "density": nonzero / flat.size if flat.size else 1.0,
+        "distinct": len(counts),
+        "bytes": sum(parts),
+        **parts._asdict(),
+        "method": "+".join(format.method_names(blob)),
+        "same_as": None if entry.same_as is None else source.name,
+        "entropy_bytes": 0.0 if entry.same_as is not None else _entropy_bytes(counts, flat.size),
+    }
+
+
+def _entropy_bytes(counts: NDArray[np.int64], elements: int) -> float:
+    nonzero = int(counts.sum())
+    positions = np.array([nonzero, elements - nonzero])
+    return _entropy_bits(counts) / 8 + _entropy_bits(positions) / 8
+
+
+def _entropy_bits(counts: NDArray[np.int64]) -> float:
+    """Total bits of an ideal order-0 code for symbols that occur `counts` times."""
+    used = counts[counts > 0]
+    return float((used * np.log2(used.sum() / used)).sum()) if used.size else 0.0
