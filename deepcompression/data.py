@@ -1,0 +1,267 @@
+"""Data sets in memory: the digits that scikit-learn ships, MNIST and Fashion-MNIST, splits, digests, augmentation."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import logging
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from deepcompression.errors import DataError
+
+log = logging.getLogger(__name__)
+ENVIRONMENT = "DEEPCOMPRESSION_DATA"
+IDX = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train, validation and test data.
+
+    Each is a pair of tensors (samples, targets) of equal length, a map-style dataset, or a DataLoader.
+    ``validation`` may be None: then it is taken from ``train`` (``split_validation``).
+    """
+
+    train: Any
+    validation: Any
+    test: Any
+
+
+def digits(test: int = 360) -> Splits:
+    """scikit-learn's 1,797 handwritten digits: samples (n, 1, 8, 8) float32 in [0, 1], targets (n,) int64.
+
+    Args:
+        test: samples of the test split, stratified, the same at every call.
+    """
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy(images.astype(np.float32) / 16).reshape(-1, 1, 8, 8)
+    y = torch.from_numpy(labels.astype(np.int64))
+    kept, held = _stratified(y, test, seed=0)
+    return Splits((x[kept], y[kept]), None, (x[held], y[held]))
+
+
+def mnist(root: str | None = None) -> Splits:
+    """MNIST: samples (n, 1, 28, 28) float32 in [0, 1], targets (n,) int64; 60,000 to train, 10,000 to test.
+
+    Args:
+        root: folder of the four IDX files (raw or .gz), or of a folder ``mnist`` with them. Without it
+            ``DEEPCOMPRESSION_DATA`` is looked at, and then OpenML asked.
+
+    Raises:
+        DataError: files missing, truncated or of another kind; OpenML out of reach.
+    """
+    return _idx_or_openml(root, "mnist", "mnist_784", [])
+
+
+def fashion_mnist(root: str | None = None) -> Splits:
+    """Fashion-MNIST, as ``mnist``; also found where Debian's ``dataset-fashion-mnist`` puts it."""
+    return _idx_or_openml(root, "fashion-mnist", "Fashion-MNIST", [Path("/usr/share/dataset-fashion-mnist")])
+
+
+def split_validation(splits: Splits, validation: int | float, seed: int = 0) -> Splits:
+    """``splits`` with validation data taken from the training data, the same at every call.
+
+    Args:
+        splits: with ``validation`` None.
+        validation: how many samples (int), or which fraction (float below 1).
+        seed: of the choice; stratified where the targets are integers.
+
+    Raises:
+        DataError: nothing would be left, or ``train`` is a DataLoader.
+    """
+    train = splits.train
+    if isinstance(train, DataLoader):
+        raise DataError("data: a factory that returns DataLoaders must return its own validation split, got None")
+    total = len(train[1]) if isinstance(train, tuple) else len(train)
+    count = round(validation * total) if isinstance(validation, float) else validation
+    if not 0 < count < total:
+        raise DataError(f"data.validation: {validation} of {total} training samples leaves nothing on one side")
+    if isinstance(train, tuple):
+        kept, held = _stratified(train[1], count, seed)
+        return replace(
+            splits, train=tuple(part[kept] for part in train), validation=tuple(part[held] for part in train)
+        )
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    kept, held = order[count:].sort().values, order[:count].sort().values
+    return replace(splits, train=Subset(train, kept.tolist()), validation=Subset(train, held.tolist()))
+
+
+def digest(splits: Splits) -> str:
+    """What identifies the data: SHA-256 of tensors' bytes; else what the dataset says; else its files' names and times."""
+    whole = hashlib.sha256()
+    for split in (splits.train, splits.validation, splits.test):
+        whole.update(_digest(split.dataset if isinstance(split, DataLoader) else split).encode())
+    return whole.hexdigest()
+
+
+def shift(pixels: int = 1, fraction: float = 1.0) -> Callable[[Any, torch.Generator], Any]:
+    """An augmentation: images move by up to ``pixels`` in each direction, zeros follow.
+
+    Args:
+        pixels: largest shift in each of the two directions.
+        fraction: of the samples that move.
+
+    Returns:
+        (batch, generator) -> batch, for batches whose first part is images (n, ..., h, w).
+    """
+    if pixels < 0 or not 0 <= fraction <= 1:
+        raise DataError(f"data.augment: shift takes pixels >= 0 and fraction in [0, 1], got {pixels}, {fraction}")
+
+    def augment(batch: Any, generator: torch.Generator) -> Any:
+        images, *rest = batch
+        return (shift_images(images, pixels, fraction, generator), *rest)
+
+    return augment
+
+
+def shift_images(images: Tensor, pixels: int, fraction: float, generator: torch.Generator) -> Tensor:
+    """``images`` (n, ..., h, w), each moved by its own random offset; drawn on the generator's device."""
+    n, height, width = images.shape[0], images.shape[-2], images.shape[-1]
+    device = generator.device
+    offsets = torch.randint(-pixels, pixels + 1, (n, 2), generator=generator, device=device)
+    moved = torch.rand(n, 1, generator=generator, device=device) < fraction
+    offsets = (offsets * moved).to(images.device)
+    padded = torch.nn.functional.pad(images.reshape(n, -1, height, width), (pixels,) * 4)
+    # Few distinct offsets: slice once for each and let every sample take its own, faster than a gather over pixels.
+    shifted = images.reshape(n, -1, height, width).clone()
+    for dy in range(-pixels, pixels + 1):
+        for dx in range(-pixels, pixels + 1):
+            rows = ((offsets[:, 0] == dy) & (offsets[:, 1] == dx)).nonzero().squeeze(1)
+            top, left = pixels + dy, pixels + dx
+            shifted[rows] = padded[rows, :, top : top + height, left : left + width]
+    return shifted.reshape(images.shape)
+
+
+def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """An IDX file of uint8 (LeCun's format), raw or gzipped, as an array of its own shape.
+
+    Raises:
+        DataError: unreadable, no IDX file of bytes, shorter or longer than its header says.
+    """
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); the file may be truncated, fetch it again") from None
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
+        raise DataError(f"{path}: not an IDX file of bytes (it begins with {raw[:4].hex(' ') or 'nothing'})")
+    shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3]))
+    expected = 4 + 4 * raw[3] + int(np.prod(shape, dtype=object))
+    if len(raw) != expected:
+        raise DataError(f"{path}: expected {expected:,} bytes for shape {shape}, found {len(raw):,}; fetch it again")
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+
+
+def _idx_or_openml(root: str | None, name: str, openml: str, elsewhere: list[Path]) -> Splits:
+    folder = _find_folder(root, name, elsewhere)
+    if folder is None:
+        return _from_openml(openml, name)
+    return Splits(_pair(folder, *IDX["train"]), None, _pair(folder, *IDX["test"]))
+
+
+def _find_folder(root: str | None, name: str, elsewhere: list[Path]) -> Path | None:
+    given = root or os.environ.get(ENVIRONMENT)
+    places = [Path(given), Path(given) / name] if given else elsewhere
+    # A shared folder of several data sets has the one that is named; its own files would be another one's.
+    for place in reversed(places):
+        if _idx_path(place, IDX["train"][0]) is not None:
+            return place
+    if root:
+        raise DataError(
+            f"data.kwargs.root {root}: no {IDX['train'][0]}(.gz) in it or in its folder {name}; expected the four IDX files"
+        )
+    return None if given is None else next((p for p in elsewhere if _idx_path(p, IDX["train"][0])), None)
+
+
+def _idx_path(folder: Path, name: str) -> Path | None:
+    names = (name, f"{name}.gz", name.replace("-idx", ".idx"), name.replace("-idx", ".idx") + ".gz")
+    return next((folder / one for one in names if (folder / one).is_file()), None)
+
+
+def _pair(folder: Path, images: str, labels: str) -> Pair:
+    arrays = []
+    for name in (images, labels):
+        path = _idx_path(folder, name)
+        if path is None:
+            raise DataError(f"{folder}: {name}(.gz) is missing; expected the four IDX files")
+        arrays.append(read_idx(path))
+    x, y = arrays
+    if len(x) != len(y) or x.ndim != 3 or y.ndim != 1:
+        raise DataError(f"{folder}: images {x.shape} and labels {y.shape} do not belong together")
+    return torch.from_numpy(x.astype(np.float32) / 255).unsqueeze(1), torch.from_numpy(y.astype(np.int64))
+
+
+def _from_openml(openml: str, name: str) -> Splits:
+    from sklearn.datasets import fetch_openml
+
+    log.warning("%s: fetching from OpenML, some 15 MB, once (kept in ~/scikit_learn_data) ...", name)
+    try:
+        x, y = fetch_openml(openml, version=1, return_X_y=True, as_frame=False)
+    except Exception as error:  # network, TLS, HTTP, parsing: to the user all the same
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(
+            f"{name}: no local files and OpenML is out of reach ({type(error).__name__}: {reason}); put the four IDX "
+            f"files into a folder and name it by data.kwargs.root or {ENVIRONMENT}"
+        ) from None
+    images = torch.from_numpy(np.ascontiguousarray(x, np.float32) / 255).reshape(-1, 1, 28, 28)
+    labels = torch.from_numpy(np.asarray(y).astype(np.int64))
+    return Splits((images[:60000], labels[:60000]), None, (images[60000:], labels[60000:]))
+
+
+def _stratified(targets: Tensor, count: int, seed: int) -> Pair:
+    """Indices (kept, held), ascending, ``count`` of them held; in each class the same part where targets are classes."""
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
+    if targets.ndim == 1 and not targets.is_floating_point():
+        # The rank of a sample in its class, as a fraction: the lowest ones form a stratified sample of any size.
+        shuffled = targets[order]
+        by_class = shuffled.argsort(stable=True)
+        counts = torch.bincount(shuffled - shuffled.min())
+        starts = (counts.cumsum(0) - counts)[shuffled[by_class] - shuffled.min()]
+        rank = (torch.arange(len(order)) - starts + 0.5) / counts[shuffled[by_class] - shuffled.min()]
+        order = order[by_class[rank.argsort(stable=True)]]
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def _digest(split: Any) -> str:
+    if isinstance(split, Subset):
+        indices = hashlib.sha256(np.asarray(split.indices, np.int64).tobytes()).hexdigest()
+        return f"{_digest(split.dataset)} {indices}"
+    tensors = getattr(split, "tensors", split)
+    if isinstance(tensors, tuple | list) and tensors and all(isinstance(part, Tensor) for part in tensors):
+        whole = hashlib.sha256()
+        for part in tensors:
+            whole.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            whole.update(memoryview(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        return whole.hexdigest()
+    told = getattr(split, "digest", None)
+    if told is not None:
+        return str(told() if callable(told) else told)
+    return _files_digest(split)
+
+
+def _files_digest(split: Any) -> str:
+    root = getattr(split, "root", None)
+    files = sorted(path for path in Path(root).rglob("*") if path.is_file()) if root else []
+    log.warning(
+        "data: %s has no `digest`; it is identified by %s. Give it a `digest` to make reuse of results safe.",
+        type(split).__name__,
+        f"names, sizes and times of {len(files)} files" if files else "its type and length alone",
+    )
+    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((type(split).__qualname__, len(split), facts)).encode()).hexdigest()

@@ -1,0 +1,57 @@
+"""Code named in a recipe: ``package.module:callable``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from deepcompression.errors import FactoryError, InputError
+
+
+def load(spec: str) -> Callable[..., Any]:
+    """The callable that ``spec`` names.
+
+    Args:
+        spec: ``package.module:callable``; the callable may be an attribute of an attribute.
+
+    Raises:
+        FactoryError: malformed, the module does not import (its own error is shown), no such attribute, not callable.
+    """
+    module_name, sign, attribute = spec.partition(":")
+    if not (sign and module_name and attribute):
+        raise FactoryError(f"factory {spec!r}: expected package.module:callable")
+    try:
+        found: Any = import_module(module_name)
+    except Exception as error:
+        raise FactoryError(
+            f"factory {spec!r}: {module_name} does not import: {type(error).__name__}: {_one_line(error)}; "
+            "is its folder in python_path?"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise FactoryError(f"factory {spec!r}: {module_name} has no attribute {attribute!r}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise FactoryError(f"factory {spec!r}: {attribute} is a {type(found).__name__}, expected a callable")
+    return found  # type: ignore[no-any-return]
+
+
+def build(spec: str, kwargs: Mapping[str, Any] | None = None) -> Any:
+    """What the callable returns for ``kwargs``.
+
+    Raises:
+        FactoryError: as ``load``; or the call itself fails, with its error shown. An ``InputError`` passes as it is.
+    """
+    call = load(spec)
+    try:
+        return call(**(kwargs or {}))
+    except InputError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in (kwargs or {}).items())
+        raise FactoryError(f"factory {spec}({given}): {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
