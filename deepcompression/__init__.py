@@ -1,6 +1,7 @@
-"""Deep Compression: prune, share, quantize and Huffman-code the weights of a neural network into one small file.
+"""Deep Compression: prune, share, quantize and Huffman-code a network's weights into one small file.
 
-Reading and writing `.dcz` files needs numpy alone; everything about training lives in submodules that import torch.
+Reading and writing `.dcz` files needs numpy alone; everything about training lives in submodules that import
+torch.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ _CHUNK = 1 << 16
 
 
 def pack(values: NDArray[Any], width: int) -> bytes:
-    """`values` (n,) of unsigned integers below 2**width, each in `width` bits (0 to 16), padded with zero bits."""
+    """`values` (n,), integers below 2**width, in `width` (1 to 16) bits each, padded with zero bits."""
     return b"".join(_pack(values[i : i + _CHUNK], width) for i in range(0, len(values), _CHUNK))
 
 
@@ -23,7 +23,7 @@ def _pack(values: NDArray[Any], width: int) -> bytes:
 
 
 def unpack(buffer: bytes | memoryview, count: int, width: int) -> NDArray[np.unsignedinteger[Any]]:
-    """The inverse of `pack`: (count,) uint8 where width <= 8, else uint16. `buffer` holds packed_size() bytes."""
+    """The inverse of `pack`: (count,) uint8 up to width 8, else uint16; `buffer` has packed_size() bytes."""
     kept: NDArray[np.unsignedinteger[Any]] = np.empty(count, np.uint8 if width <= 8 else np.uint16)
     source = np.frombuffer(buffer, np.uint8)
     for i in range(0, count, _CHUNK):
@@ -42,11 +42,11 @@ def packed_size(count: int, width: int) -> int:
 
 
 def concatenate(codes: NDArray[Any], lengths: NDArray[Any]) -> bytes:
-    """Codes (n,) one after the other, code i in its lengths[i] low bits (1 to 32), padded with zero bits; n >= 1."""
+    """Codes (n >= 1,) one after the other, each its lengths[i] low bits (1 to 32), padded with zero bits."""
     ends = np.cumsum(lengths, dtype=np.int64)
     starts = ends - lengths
     word = starts >> 5
-    # A code that starts in a 32-bit word ends in this or the next: codes of one word add up in a 64-bit window.
+    # A code that starts in a 32-bit word ends in it or the next: the codes of one word share a 64-bit window.
     shift = 64 - lengths.astype(np.int64) - (starts & 31)
     first = np.flatnonzero(np.diff(word, prepend=-1))
     windows = np.add.reduceat(codes.astype(np.uint64) << shift.astype(np.uint64), first)
@@ -57,7 +57,7 @@ def concatenate(codes: NDArray[Any], lengths: NDArray[Any]) -> bytes:
 
 
 def windows(buffer: bytes | memoryview, width: int) -> NDArray[np.uint32]:
-    """The `width` (1 to 24) bits from every bit position of `buffer` on: (8 * bytes,); zeros follow the end."""
+    """The `width` (1 to 24) bits from each bit position of `buffer` on (8 * bytes,); zeros follow the end."""
     padded = np.zeros(len(buffer) + 3, np.uint32)
     padded[: len(buffer)] = np.frombuffer(buffer, np.uint8)
     n = len(buffer)
@@ -68,7 +68,7 @@ def windows(buffer: bytes | memoryview, width: int) -> NDArray[np.uint32]:
 
 
 def varint(value: int) -> bytes:
-    """`value` (0 to 2**64 - 1) as LEB128: seven bits a byte, low ones first, the top bit set on all but the last byte."""
+    """`value` (below 2**64) as LEB128: seven bits a byte, low ones first, the top bit set but in the last."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -78,7 +78,7 @@ def varint(value: int) -> bytes:
 
 
 class Cursor:
-    """Reads `buffer` front to back; MalformedFile, which names `where`, as soon as a read would pass the end."""
+    """Reads `buffer` front to back; a read past the end raises MalformedFile, which names `where`."""
 
     def __init__(self, buffer: bytes | memoryview, where: str) -> None:
         self.buffer = memoryview(buffer)

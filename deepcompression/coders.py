@@ -1,8 +1,8 @@
-"""Symbols to bits and back: fixed width, or canonical Huffman codes of limited length (section 3 of the paper).
+"""Symbols to bits and back: fixed width, or canonical Huffman codes of limited length (the paper, section 3).
 
-A code is known by its lengths alone, one for every symbol 0 .. k-1 of the alphabet; equal lengths are numbered in
-the order of the symbols. Streams are cut into blocks of `BLOCK` symbols that are coded one by one, so that a
-decoder can work on several at once.
+A code is known by its lengths alone, one for each symbol 0 .. k-1 of the alphabet; codes of equal length are
+numbered in the order of the symbols. Streams are cut into blocks of `BLOCK` symbols that are coded one by one,
+so that a decoder can work on several at once.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def width(k: int) -> int:
 def code_lengths(counts: NDArray[np.int64]) -> Lengths:
     """Huffman code lengths (k,) of symbols that occur `counts` (k,) times, k >= 2, none longer than limit(k).
 
-    dahuffman builds the tree. Where it is deeper than the limit, package-merge (Larmore and Hirschberg 1990) gives
-    the best code within it. Symbols that do not occur count as occurring once: every symbol has a code.
+    dahuffman builds the tree. Where it is deeper than the limit, package-merge (Larmore and Hirschberg 1990)
+    gives the best code within it. Symbols that do not occur count as occurring once: every symbol has a code.
     """
     from dahuffman import HuffmanCodec
 
@@ -53,7 +53,7 @@ def code_lengths(counts: NDArray[np.int64]) -> Lengths:
 
 
 def package_merge(frequencies: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
-    """The lengths (k,) of a best prefix code among those with no code longer than `longest`; 2**longest >= k."""
+    """Lengths (k,) of a best prefix code among those with none longer than `longest`; 2**longest >= k."""
     order = np.argsort(frequencies, kind="stable")
     leaves = frequencies[order]
     packages = leaves[:0]
@@ -91,15 +91,18 @@ def lookup(lengths: Lengths) -> NDArray[np.uint32]:
 
 
 def write_lengths(lengths: Lengths) -> bytes:
-    """The first length in 5 bits, then for every further one a step 10 (up) or 11 (down) for each bit of difference
-    and a closing 0 (as bzip2 does), padded with zero bits."""
+    """The table of code lengths in the file.
+
+    The first length in 5 bits; then for every further one a step 10 (up) or 11 (down) for each bit of
+    difference and a closing 0 (as bzip2 does); padded with zero bits.
+    """
     steps = np.diff(lengths.astype(np.int64)).tolist()
     text = f"{lengths[0]:05b}" + "".join(("10" * step if step > 0 else "11" * -step) + "0" for step in steps)
     return np.packbits(np.frombuffer(text.encode(), np.uint8) & 1).tobytes()
 
 
 def read_lengths(cursor: Cursor, k: int) -> Lengths:
-    """The inverse of `write_lengths` for `k` symbols; MalformedFile unless it is a complete code within limit(k)."""
+    """The inverse of `write_lengths` for `k` symbols; MalformedFile unless complete and within limit(k)."""
     longest = limit(k)
     most = (5 + k * (1 + 2 * longest) + 7) // 8
     text = (
@@ -124,14 +127,14 @@ def read_lengths(cursor: Cursor, k: int) -> Lengths:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to write a stream: a code, or none for fixed width; and the bytes that this takes (block padding aside)."""
+    """How to write a stream: a code, or none for fixed width; and its bytes (block padding estimated)."""
 
     size: int
     lengths: Lengths | None
 
 
 def plan(counts: NDArray[np.int64], coder: str) -> Plan:
-    """The smaller way to write a stream in which symbol i occurs counts[i] times (k,); `coder` is one of CODERS."""
+    """The smaller way to write a stream where symbol i occurs counts[i] times; `coder` is one of CODERS."""
     total, k = int(counts.sum()), len(counts)
     packed = Plan(bits.packed_size(total, width(k)), None)
     if coder == "packed" or k == 1 or total == 0:
@@ -146,7 +149,7 @@ def plan(counts: NDArray[np.int64], coder: str) -> Plan:
 
 
 def encode(symbols: Symbols, k: int, lengths: Lengths | None) -> tuple[bytes, bytes]:
-    """`symbols` (n,) below `k` as (what describes the code, coded symbols); fixed width where `lengths` is None."""
+    """`symbols` (n,) below `k` as (description of the code, coded symbols); fixed width without `lengths`."""
     if lengths is None:
         return b"", bits.pack(symbols, width(k)) if k > 1 else b""
     blocks = encode_blocks(symbols, lengths)
@@ -161,7 +164,7 @@ def encode_blocks(symbols: Symbols, lengths: Lengths) -> list[bytes]:
 
 
 def decode(cursor: Cursor, count: int, k: int, huffman: bool) -> tuple[Symbols, int]:
-    """The next `count` symbols below `k` (uint8 where k <= 256, else uint16), and the bytes that described the code."""
+    """The next `count` symbols below `k` (uint8 up to k = 256, else uint16), and the bytes of the table."""
     if k == 1:
         return np.zeros(count, np.uint8), 0
     if count > 8 * cursor.left:
@@ -203,10 +206,10 @@ def decode_blocks(
 
 
 def _decode_block(stream: memoryview, table: NDArray[np.uint32], longest: int, out: NDArray[Any]) -> int:
-    """Fill `out` with the symbols that `stream` begins with; the bit position behind them, or one past the end.
+    """Fill `out` with the symbols that `stream` begins with; the bit position behind them, or one past its end.
 
-    Every bit position is decoded as though a symbol began there. Following the pointers from symbol to symbol then
-    takes log2(n) rounds, in which the number of known positions and the reach of the pointers double.
+    Every bit position is decoded as though a symbol began there. To follow the pointers from symbol to symbol
+    then takes log2(n) rounds, in each of which the known positions and the reach of the pointers double.
     """
     size = 8 * len(stream)
     entries = np.zeros(size + 2, np.int64)

@@ -1,4 +1,4 @@
-"""Element types by name: their numbers in the file, their bits in numpy, and the float32 values of those numpy lacks."""
+"""Element types by name: their numbers in the file, their bits in numpy, their exact conversions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def unsigned(name: str) -> np.dtype[Any]:
 
 
 def to_array(bits: Bits, name: str) -> NDArray[Any]:
-    """`bits` as an ordinary array of the same shape; types that numpy lacks are widened exactly to float32."""
+    """`bits` as an ordinary array of their shape; types that numpy lacks are widened exactly to float32."""
     if name == "bfloat16":
         return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
     if name in FOREIGN:
@@ -58,7 +58,7 @@ def to_array(bits: Bits, name: str) -> NDArray[Any]:
 
 
 def float8_values(name: str) -> NDArray[np.float32]:
-    """The float32 value of each of the 256 patterns of a float8 type, after the OCP 8-bit formats and their fnuz kin."""
+    """The values (256,) of all patterns of a float8 type, after the OCP 8-bit formats and their fnuz kin."""
     pattern = np.arange(256)
     if name == "float8_e8m0fnu":
         return np.where(pattern == 255, np.nan, np.ldexp(1.0, pattern - 127)).astype(np.float32)
@@ -83,7 +83,7 @@ def float8_values(name: str) -> NDArray[np.float32]:
 
 
 def narrow(bits: Bits, name: str) -> str:
-    """The narrowest of float16, bfloat16, float32 that holds every value of `bits` exactly, else `name` itself.
+    """The narrowest of float16, bfloat16, float32 that holds all of `bits` exactly, else `name` itself.
 
     Only float32 and float64 are narrowed. Bit patterns are compared, so -0.0 survives; a NaN rules out every
     conversion but float32 to bfloat16, which merely drops zero bits.

@@ -3,10 +3,10 @@
     DeepCompressionError
      ├─ InputError (also a ValueError)    the user's input is wrong: exit code 2, one line, no traceback
      │   ├─ RecipeError                   a key, a value or an override of a recipe
-     │   ├─ FactoryError                  a `package.module:callable` that does not import, or returns the wrong thing
+     │   ├─ FactoryError                  a `package.module:callable` that does not import, or does not fit
      │   ├─ DataError                     data folder missing, file truncated, offline, impossible split
-     │   ├─ WeightsError                  weights file missing, not fitting the model, or a pickle with code in it
-     │   ├─ StructureError                a pattern that matches nothing, impossible density or bits, non-finite values
+     │   ├─ WeightsError                  weights file missing, not fitting, or a pickle with code
+     │   ├─ StructureError                a pattern that matches nothing, impossible density or bits
      │   └─ FormatError                   anything wrong with a .dcz file
      │       ├─ NotADczFile               the first bytes are not those of a .dcz file
      │       ├─ UnsupportedVersion        a version of the format that this reader does not know

@@ -1,4 +1,4 @@
-"""Read and write .dcz files: named numpy arrays in, the same bits out. Needs numpy alone (dahuffman to encode)."""
+"""Read and write .dcz files: named numpy arrays in, the same bits out. numpy alone is needed to read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcompression import coders, format
+from deepcompression import blobs, coders, format
+from deepcompression.blobs import Sections
 from deepcompression.dtypes import DTYPES, FOREIGN, Bits, to_array, unsigned
 from deepcompression.errors import (
     ChecksumMismatch,
@@ -26,7 +27,7 @@ from deepcompression.errors import (
     TooLarge,
     TruncatedFile,
 )
-from deepcompression.format import Entry, Index, Sections
+from deepcompression.format import Entry, Index
 
 __all__ = ["RawTensor", "decode", "encode", "inspect", "load", "save", "verify"]
 
@@ -59,10 +60,10 @@ Source = str | os.PathLike[str]
 
 
 def encode(tensors: Mapping[str, Tensor], coder: str = "huffman") -> bytes:
-    """The bytes of a .dcz file that holds `tensors`, in their order; the same for the same tensors everywhere.
+    """The bytes of a .dcz file that holds `tensors`, in their order; equal tensors give equal bytes.
 
     Args:
-        tensors: arrays of any shape and layout, or RawTensor for types that numpy lacks. Equal ones are stored once.
+        tensors: arrays of any layout, or RawTensor for types numpy lacks. Equal ones are stored once.
         coder: "huffman", or "packed" for codes and gaps of fixed width.
 
     Raises:
@@ -71,7 +72,7 @@ def encode(tensors: Mapping[str, Tensor], coder: str = "huffman") -> bytes:
     if coder not in coders.CODERS:
         raise InputError(f"coder is one of {', '.join(coders.CODERS)}, not {coder!r}")
     entries: list[Entry] = []
-    blobs: list[bytes] = []
+    parts: list[bytes] = []
     seen: dict[tuple[str, tuple[int, ...], int], list[tuple[int, Bits]]] = {}
     for place, (name, tensor) in enumerate(tensors.items()):
         raw = _raw(name, tensor)
@@ -81,10 +82,10 @@ def encode(tensors: Mapping[str, Tensor], coder: str = "huffman") -> bytes:
         blob = b""
         if same_as is None:
             alike.append((place, flat))
-            blob = format.encode_tensor(flat, raw.dtype, coder)
-            blobs.append(blob)
+            blob = blobs.encode_tensor(flat, raw.dtype, coder)
+            parts.append(blob)
         entries.append(Entry(name, raw.dtype, raw.bits.shape, same_as, 0, len(blob), zlib.crc32(blob)))
-    return b"".join([format.write_header(entries, coder), *blobs])
+    return b"".join([format.write_header(entries, coder), *parts])
 
 
 def save(tensors: Mapping[str, Tensor], path: Source, *, coder: str = "huffman") -> int:
@@ -169,7 +170,7 @@ def load(
         names: only these tensors; the bytes of the others are not read.
         raw: bits and dtype names (RawTensor) instead of arrays. Without it, types that numpy lacks (bfloat16,
             float8) come back as float32, exactly widened; all others as they were saved.
-        max_bytes: refuse to decode more than this, before memory is taken; None means half of what is available.
+        max_bytes: refuse to decode more, before memory is taken; None means half of what is available.
 
     Raises:
         FormatError: the file is not one, or damaged, or larger than `max_bytes`; see its subclasses.
@@ -188,7 +189,7 @@ def decode(
 
 
 def verify(path: Source, *, max_bytes: int | None = None) -> None:
-    """Decode every tensor of a .dcz file, one at a time, and return if all is well; otherwise raise as `load` does."""
+    """Decode every tensor of a .dcz file, one at a time; return if all is well, else raise as `load` does."""
     with _open(path) as file:
         index = _read_index(file)
         for entry in index.entries:
@@ -201,11 +202,11 @@ def inspect(path: Source, *, max_bytes: int | None = None) -> dict[str, Any]:
     """What is in a .dcz file and where its bytes went, ready for JSON; raises as `load` does.
 
     Returns:
-        format_version; file_bytes; header_bytes; dense_bytes (of the decoded tensors, equal ones once, floats at
-        most 4 bytes an element); ratio (dense_bytes / file_bytes); coder; and tensors, a list of: name; dtype;
-        shape; density (share of elements that are not +0.0); distinct (values among those); bytes, and their split
-        into values, positions, codebook and table; method; same_as (the tensor whose bytes serve this one too, or
-        None); entropy_bytes (order-0 entropy of the non-zero values, plus n x H(density) for their positions).
+        format_version; file_bytes; header_bytes; dense_bytes (of the tensors, equal ones once, floats at most
+        4 bytes an element); ratio (dense_bytes / file_bytes); coder; and tensors, a list of: name; dtype; shape;
+        density (share of elements that are not +0.0); distinct (values among those); bytes, and their split into
+        values, positions, codebook and table; method; same_as (the tensor whose bytes serve this one too, or
+        None); entropy_bytes (order-0 entropy of the non-zero values plus n x H(density) for their positions).
     """
     with _open(path) as file:
         index = _read_index(file)
@@ -275,7 +276,7 @@ def _select(index: Index, names: Iterable[str] | None) -> list[Entry]:
 
 def _read_tensor(file: BinaryIO, entry: Entry, coder: str) -> tuple[Bits, Sections]:
     blob = _read_blob(file, entry)
-    return format.decode_tensor(blob, entry.dtype, entry.elements, coder, entry.name)
+    return blobs.decode_tensor(blob, entry.dtype, entry.elements, coder, entry.name)
 
 
 def _read_blob(file: BinaryIO, entry: Entry) -> bytes:
@@ -315,7 +316,7 @@ def _describe(file: BinaryIO, entry: Entry, index: Index, max_bytes: int | None)
     _check_memory([entry], max_bytes)
     source = entry if entry.same_as is None else index.entries[entry.same_as]
     blob = _read_blob(file, source)
-    flat, sections = format.decode_tensor(blob, source.dtype, source.elements, index.coder, source.name)
+    flat, sections = blobs.decode_tensor(blob, source.dtype, source.elements, index.coder, source.name)
     counts = np.unique(flat[flat != 0], return_counts=True)[1]
     nonzero = int(counts.sum())
     parts = sections if entry.same_as is None else Sections()
@@ -327,7 +328,7 @@ def _describe(file: BinaryIO, entry: Entry, index: Index, max_bytes: int | None)
         "distinct": len(counts),
         "bytes": sum(parts),
         **parts._asdict(),
-        "method": "+".join(format.method_names(blob)),
+        "method": "+".join(blobs.method_names(blob)),
         "same_as": None if entry.same_as is None else source.name,
         "entropy_bytes": 0.0 if entry.same_as is not None else _entropy_bytes(counts, flat.size),
     }
