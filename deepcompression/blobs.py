@@ -37,22 +37,13 @@ class Sections(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Values:
-    """The values of a blob: raw bits, or codes into a codebook whose counts are known; and what they cost."""
+class _Layout:
+    """How to store values: raw, or with a codebook and codes; and what that costs in bytes."""
 
-    bits: Bits
+    cost: int
     stored: str
-    book: Bits | None
-    codes: coders.Symbols | None
-    plan: coders.Plan | None
-
-    @property
-    def cost(self) -> int:
-        """Bytes in the file."""
-        width = DTYPES[self.stored].itemsize
-        if self.book is None or self.plan is None:
-            return self.bits.size * width
-        return len(varint(self.book.size - 1)) + self.book.size * width + self.plan.size
+    book: Bits | None = None
+    plan: coders.Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -70,53 +61,50 @@ class _Positions:
 def encode_tensor(flat: Bits, dtype: str, coder: str) -> bytes:
     """The blob of a tensor with the element bits `flat` (n,), in the smallest layout.
 
-    Positions are dense, a bitmap or gaps; values a codebook with codes, or raw. Of equal ones the first named.
+    Positions are dense, a bitmap or gaps; values a codebook with codes, or raw. Of equals, the first named.
     """
     if flat.size == 0:
         return b""
     nonzero = np.flatnonzero(flat)
-    sparse = _values(flat[nonzero], dtype, coder)
-    dense = _with_zeros(sparse, flat, nonzero, dtype, coder)
-    best = _Positions(DENSE, 0), dense
-    if nonzero.size < flat.size:
-        for positions in (_bitmap(flat), _gaps(nonzero, coder)):
-            if positions.cost + sparse.cost < best[0].cost + best[1].cost:
-                best = positions, sparse
-    return _write_blob(*best, dtype)
+    values = flat[nonzero]
+    zeros = flat.size - values.size
+    book, codes = _distinct(values)
+    stored = narrow(values if book is None else book, dtype)
+    counts = np.zeros(0, np.int64) if book is None else np.bincount(codes, minlength=book.size)
+    layout = _layout(values.size, book, counts, stored, coder)
+    positions = _Positions(DENSE, 0)
+    if zeros:
+        sparse = layout
+        if book is not None:
+            book, counts = np.insert(book, 0, 0), np.insert(counts, 0, zeros)
+        layout = _layout(flat.size, book, counts, stored, coder)
+        for candidate in (_bitmap(flat), _gaps(nonzero, coder)):
+            if candidate.cost + sparse.cost < positions.cost + layout.cost:
+                positions, layout = candidate, sparse
+    if positions.kind == DENSE:
+        values, codes = flat, _scatter(codes, nonzero, flat.size, counts.size) if zeros else codes
+    return _write_blob(positions, layout, values, codes, dtype)
 
 
-def _values(values: Bits, dtype: str, coder: str) -> _Values:
-    found = _distinct(values)
-    if found is None:
-        return _Values(values, narrow(values, dtype), None, None, None)
-    book, codes = found
-    return _cheaper(values, dtype, book, codes, np.bincount(codes, minlength=book.size), coder)
+def _layout(count: int, book: Bits | None, counts: NDArray[np.int64], stored: str, coder: str) -> _Layout:
+    """The smaller way to store `count` values, whose distinct ones are `book` (k,), each counts[i] times."""
+    width = DTYPES[stored].itemsize
+    if book is None or not 0 < book.size <= MOST_DISTINCT:
+        return _Layout(count * width, stored)
+    plan = coders.plan(counts, coder)
+    cost = len(varint(book.size - 1)) + book.size * width + plan.size
+    return _Layout(cost, stored, book, plan) if cost <= count * width else _Layout(count * width, stored)
 
 
-def _cheaper(
-    values: Bits, dtype: str, book: Bits, codes: coders.Symbols, counts: NDArray[np.int64], coder: str
-) -> _Values:
-    raw = _Values(values, narrow(book, dtype), None, None, None)
-    if book.size == 0:
-        return raw
-    coded = _Values(values, raw.stored, book, codes, coders.plan(counts, coder))
-    return coded if coded.cost <= raw.cost else raw
+def _scatter(codes: coders.Symbols, nonzero: NDArray[np.int64], size: int, k: int) -> coders.Symbols:
+    """Codes (size,) of all elements, in the codebook that begins with zero, from those of the others."""
+    dense: coders.Symbols = np.zeros(size, _symbol_type(k))
+    if codes.size:
+        dense[nonzero] = codes.astype(np.int64) + 1
+    return dense
 
 
-def _with_zeros(sparse: _Values, flat: Bits, nonzero: NDArray[np.int64], dtype: str, coder: str) -> _Values:
-    """The same values with the zeros among them."""
-    if nonzero.size == flat.size:
-        return sparse
-    found = (sparse.book, sparse.codes) if sparse.book is not None else _distinct(flat[nonzero])
-    if found is None or found[0] is None or found[1] is None or found[0].size == MOST_DISTINCT:
-        return _Values(flat, sparse.stored, None, None, None)
-    book = np.concatenate([np.zeros(1, found[0].dtype), found[0]])
-    codes = np.zeros(flat.size, _symbol_type(book.size))
-    codes[nonzero] = found[1].astype(np.int64) + 1
-    return _cheaper(flat, dtype, book, codes, np.bincount(codes, minlength=book.size), coder)
-
-
-def _distinct(values: Bits) -> tuple[Bits, coders.Symbols] | None:
+def _distinct(values: Bits) -> tuple[Bits | None, coders.Symbols]:
     """The distinct `values` (n,), ascending as integers, and the place of each there; None if too many."""
     book = values[:0]
     rest = values
@@ -124,7 +112,7 @@ def _distinct(values: Bits) -> tuple[Bits, coders.Symbols] | None:
         # A head is enough to find nearly all of a shared layer's values, and to give up early on others.
         book = np.union1d(book, rest[: 4 * MOST_DISTINCT])
         if book.size > MOST_DISTINCT:
-            return None
+            return None, np.zeros(0, np.uint8)
         rest = rest[4 * MOST_DISTINCT :]
         if rest.size:
             rest = rest[book[np.minimum(np.searchsorted(book, rest), book.size - 1)] != rest]
@@ -178,23 +166,24 @@ def _gap_symbols(gaps: NDArray[np.int64], escape: int) -> coders.Symbols:
     return symbols
 
 
-def _write_blob(positions: _Positions, values: _Values, dtype: str) -> bytes:
-    method = positions.kind | (_STORED.index(values.stored) << 3 if values.stored != dtype else 0)
+def _write_blob(
+    positions: _Positions, layout: _Layout, values: Bits, codes: coders.Symbols, dtype: str
+) -> bytes:
+    method = positions.kind | (_STORED.index(layout.stored) << 3 if layout.stored != dtype else 0)
     parts = [positions.payload]
     if positions.symbols is not None and positions.plan is not None:
         k, lengths = positions.escape + 1, positions.plan.lengths
         method |= _HUFFMAN_GAPS if lengths is not None else 0
-        parts += [
-            varint(positions.escape),
-            varint(positions.symbols.size),
-            *coders.encode(positions.symbols, k, lengths),
-        ]
-    if values.book is None or values.codes is None or values.plan is None:
-        return b"".join([bytes([method]), *parts, _stored_bytes(values.bits, dtype, values.stored)])
-    lengths = values.plan.lengths
-    method |= _CODEBOOK | (_HUFFMAN_VALUES if lengths is not None else 0)
-    parts += [varint(values.book.size - 1), _stored_bytes(values.book, dtype, values.stored)]
-    return b"".join([bytes([method]), *parts, *coders.encode(values.codes, values.book.size, lengths)])
+        parts += [varint(positions.escape), varint(positions.symbols.size)]
+        parts += coders.encode(positions.symbols, k, lengths)
+    if layout.book is None or layout.plan is None:
+        parts.append(_stored_bytes(values, dtype, layout.stored))
+    else:
+        lengths = layout.plan.lengths
+        method |= _CODEBOOK | (_HUFFMAN_VALUES if lengths is not None else 0)
+        parts += [varint(layout.book.size - 1), _stored_bytes(layout.book, dtype, layout.stored)]
+        parts += coders.encode(codes, layout.book.size, lengths)
+    return b"".join([bytes([method]), *parts])
 
 
 def _stored_bytes(values: Bits, dtype: str, stored: str) -> bytes:

@@ -1,14 +1,18 @@
 """Symbols to bits and back: fixed width, or canonical Huffman codes of limited length (the paper, section 3).
 
-A code is known by its lengths alone, one for each symbol 0 .. k-1 of the alphabet; codes of equal length are
-numbered in the order of the symbols. Streams are cut into blocks of `BLOCK` symbols that are coded one by one,
-so that a decoder can work on several at once.
+A code is known by its lengths alone, one for each symbol 0 .. k-1 of the alphabet; codes of equal length
+count up in the order of the symbols. Streams are cut into blocks of `BLOCK` symbols, coded one by one, so that
+a decoder can work on several at once.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,8 @@ from deepcompression.bits import Cursor
 
 BLOCK = 1 << 14
 CODERS = ("packed", "huffman")
+WORTH_CALLING = 1 << 16
+WORTH_IMPORTING = 1 << 22
 _STEP = re.compile(rb"((?:10)*|(?:11)*)0")
 
 Lengths = NDArray[np.uint8]
@@ -137,7 +143,7 @@ def plan(counts: NDArray[np.int64], coder: str) -> Plan:
     """The smaller way to write a stream where symbol i occurs counts[i] times; `coder` is one of CODERS."""
     total, k = int(counts.sum()), len(counts)
     packed = Plan(bits.packed_size(total, width(k)), None)
-    if coder == "packed" or k == 1 or total == 0:
+    if coder == "packed" or k == 1 or _incompressible(counts, packed.size):
         return packed
     lengths = code_lengths(counts)
     size = (
@@ -148,19 +154,39 @@ def plan(counts: NDArray[np.int64], coder: str) -> Plan:
     return Plan(size, lengths) if size < packed.size else packed
 
 
+def _incompressible(counts: NDArray[np.int64], packed: int) -> bool:
+    """Whether even an ideal code and the smallest table come to `packed` bytes: spares building a tree.
+
+    The margin of a millionth keeps rounding, which differs between machines, from deciding anything.
+    """
+    used = counts[counts > 0].astype(np.float64)
+    ideal = float((used * np.log2(used.sum() / used)).sum()) if used.size else 0.0
+    return (ideal * (1 - 1e-6) + len(counts) + 4) / 8 >= packed
+
+
 def encode(symbols: Symbols, k: int, lengths: Lengths | None) -> tuple[bytes, bytes]:
     """`symbols` (n,) below `k` as (description of the code, coded symbols); fixed width without `lengths`."""
     if lengths is None:
         return b"", bits.pack(symbols, width(k)) if k > 1 else b""
-    blocks = encode_blocks(symbols, lengths)
-    return write_lengths(lengths) + b"".join(bits.varint(len(block)) for block in blocks), b"".join(blocks)
+    coded, sizes = encode_blocks(symbols, lengths)
+    return write_lengths(lengths) + b"".join(map(bits.varint, sizes)), coded
 
 
-def encode_blocks(symbols: Symbols, lengths: Lengths) -> list[bytes]:
-    """The Huffman-coded blocks of `symbols` (n,), each padded with zero bits to whole bytes."""
+def encode_blocks(symbols: Symbols, lengths: Lengths) -> tuple[bytes, list[int]]:
+    """The Huffman-coded blocks of `symbols` (n,), each zero padded to whole bytes, and their sizes."""
     words = canonical(lengths)
+    compiled = kernels(len(symbols))
+    if compiled is not None:
+        sizes = np.empty(-(-len(symbols) // BLOCK), np.int64)
+        most = (
+            int(np.bincount(symbols, minlength=len(lengths)) @ lengths.astype(np.int64)) // 8 + len(sizes) + 8
+        )
+        out = np.empty(most, np.uint8)
+        end = compiled.encode_blocks(symbols, words << np.uint32(5) | lengths, BLOCK, out, sizes)
+        return out[:end].tobytes(), sizes.tolist()
     cut = (symbols[i : i + BLOCK] for i in range(0, len(symbols), BLOCK))
-    return [bits.concatenate(words[block], lengths[block]) for block in cut]
+    blocks = [bits.concatenate(words[block], lengths[block]) for block in cut]
+    return b"".join(blocks), [len(block) for block in blocks]
 
 
 def decode(cursor: Cursor, count: int, k: int, huffman: bool) -> tuple[Symbols, int]:
@@ -185,31 +211,52 @@ def _decode_huffman(cursor: Cursor, count: int, k: int) -> tuple[Symbols, int]:
     most = (BLOCK * int(lengths.max()) + 7) // 8
     sizes = [cursor.varint("a block's length", most) for _ in range(-(-count // BLOCK))]
     described = cursor.at - start
-    return decode_blocks(
-        cursor.take(sum(sizes), "the coded blocks"), sizes, count, lengths, cursor
-    ), described
+    stream = cursor.take(sum(sizes), "the coded blocks")
+    symbols, ends = decode_blocks(stream, sizes, count, lengths)
+    if not _end_well(stream, np.cumsum(sizes, dtype=np.int64), ends):
+        raise cursor.fail("a coded block does not end where its length says, or its padding is not zero")
+    return symbols, described
+
+
+def _end_well(stream: memoryview, limits: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
+    """Whether each block ends in the last byte before its limit, and the rest of that byte is zero."""
+    spare = 8 * limits - ends
+    if ((spare < 0) | (spare > 7)).any():
+        return False
+    return not (np.frombuffer(stream, np.uint8)[limits - 1] & ((1 << spare) - 1)).any()
 
 
 def decode_blocks(
-    stream: memoryview, sizes: list[int], count: int, lengths: Lengths, cursor: Cursor
-) -> Symbols:
-    """The inverse of `encode_blocks`: `count` symbols from blocks of `sizes` bytes that fill `stream`."""
-    symbols = np.empty(count, np.uint8 if len(lengths) <= 256 else np.uint16)
-    table = lookup(lengths)
-    at = 0
-    for i, size in enumerate(sizes):
-        block = symbols[i * BLOCK : (i + 1) * BLOCK]
-        end = _decode_block(stream[at : at + size], table, int(lengths.max()), block)
-        _check_end(stream[at : at + size], end, cursor)
-        at += size
-    return symbols
+    stream: memoryview | bytes, sizes: list[int], count: int, lengths: Lengths
+) -> tuple[Symbols, NDArray[np.int64]]:
+    """The inverse of `encode_blocks`: `count` symbols from blocks of `sizes` bytes that fill `stream`.
+
+    The second part is the bit position behind the last symbol of each block. Where the bytes are no such
+    blocks, it lies outside the block's last byte, or the symbols are arbitrary ones of the alphabet.
+    """
+    symbols: Symbols = np.empty(count, np.uint8 if len(lengths) <= 256 else np.uint16)
+    table, longest = lookup(lengths), int(lengths.max())
+    starts = 8 * (np.cumsum(sizes, dtype=np.int64) - np.array(sizes, np.int64))
+    compiled = kernels(count)
+    if compiled is not None:
+        # A damaged block may run on for BLOCK codes: zeros keep that within the array.
+        spare = -len(stream) % 8 + BLOCK * longest // 8 // 8 * 8 + 24
+        words = np.frombuffer(b"".join([stream, bytes(spare)]), ">u8").astype(np.uint64)
+        at = starts.astype(np.uint64)
+        compiled.decode_blocks(words, at, table, longest, BLOCK, symbols)
+        return symbols, at.astype(np.int64)
+    ends = np.empty(len(sizes), np.int64)
+    for i, (start, size) in enumerate(zip(starts.tolist(), sizes, strict=True)):
+        block = stream[start // 8 : start // 8 + size]
+        ends[i] = start + _decode_block(block, table, longest, symbols[i * BLOCK : (i + 1) * BLOCK])
+    return symbols, ends
 
 
-def _decode_block(stream: memoryview, table: NDArray[np.uint32], longest: int, out: NDArray[Any]) -> int:
-    """Fill `out` with the symbols that `stream` begins with; the bit position behind them, or one past its end.
+def _decode_block(stream: memoryview | bytes, table: NDArray[np.uint32], longest: int, out: Symbols) -> int:
+    """Fill `out` with the symbols that `stream` begins with; the bit position behind them, or past its end.
 
     Every bit position is decoded as though a symbol began there. To follow the pointers from symbol to symbol
-    then takes log2(n) rounds, in each of which the known positions and the reach of the pointers double.
+    then takes log2(n) rounds: in each, the known positions and the reach of the pointers double.
     """
     size = 8 * len(stream)
     entries = np.zeros(size + 2, np.int64)
@@ -228,8 +275,15 @@ def _decode_block(stream: memoryview, table: NDArray[np.uint32], longest: int, o
     return int(step[at[-1]])
 
 
-def _check_end(block: memoryview, end: int, cursor: Cursor) -> None:
-    """A block ends in its last byte, and the rest of that byte is zero."""
-    spare = 8 * len(block) - end
-    if not 0 <= spare < 8 or block[-1] & ((1 << spare) - 1):
-        raise cursor.fail("a coded block does not end where its length says, or its padding is not zero")
+def kernels(count: int) -> ModuleType | None:
+    """The compiled coders where numba is installed and `count` symbols repay its use, else None.
+
+    The environment variable DEEPCOMPRESSION_NO_NUMBA, if not empty, keeps to numpy. The results are the same.
+    """
+    worth_it = count >= (WORTH_CALLING if "numba" in sys.modules else WORTH_IMPORTING)
+    if not worth_it or os.environ.get("DEEPCOMPRESSION_NO_NUMBA"):
+        return None
+    try:
+        return import_module("deepcompression.kernels")
+    except ImportError:
+        return None
