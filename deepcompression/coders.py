@@ -1,8 +1,8 @@
 """Symbols to bits and back: fixed width, or canonical Huffman codes of limited length (the paper, section 3).
 
 A code is known by its lengths alone, one for each symbol 0 .. k-1 of the alphabet; codes of equal length
-count up in the order of the symbols. Streams are cut into blocks of `BLOCK` symbols, coded one by one, so that
-a decoder can work on several at once.
+count up in the order of the symbols. Streams are cut into blocks of `BLOCK` symbols, coded one by one: a
+decoder can work on several at once.
 """
 
 from __future__ import annotations

@@ -202,11 +202,12 @@ def inspect(path: Source, *, max_bytes: int | None = None) -> dict[str, Any]:
     """What is in a .dcz file and where its bytes went, ready for JSON; raises as `load` does.
 
     Returns:
-        format_version; file_bytes; header_bytes; dense_bytes (of the tensors, equal ones once, floats at most
-        4 bytes an element); ratio (dense_bytes / file_bytes); coder; and tensors, a list of: name; dtype;
-        shape; density (share of elements that are not +0.0); distinct (values among those); bytes, and their
-        split into values, positions, codebook and table; method; same_as (the tensor whose bytes serve this one
-        too, if any); entropy_bytes (order-0 entropy of the non-zero values plus n x H(density) for positions).
+        format_version; file_bytes; header_bytes; dense_bytes (of the tensors, equal ones once, floats at
+        most 4 bytes an element); ratio (dense_bytes / file_bytes); coder; and tensors, a list of: name;
+        dtype; shape; density (share of elements that are not +0.0); distinct (values among those); bytes,
+        and their split in values, positions, codebook and table; method; same_as (the tensor whose bytes
+        serve this one, if any); entropy_bytes (order-0 entropy of the non-zero values plus n x H(density)
+        for their positions).
     """
     with _open(path) as file:
         index = _read_index(file)

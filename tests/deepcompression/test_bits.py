@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepcompression import bits
+from deepcompression.errors import MalformedFile
+
+
+def as_text(values: list[int], widths: list[int]) -> bytes:
+    """The oracle: binary digits, written one after the other and padded."""
+    text = "".join(f"{value:0{width}b}" for value, width in zip(values, widths, strict=True))
+    text += "0" * (-len(text) % 8)
+    return bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
+
+
+@given(st.integers(1, 16), st.lists(st.integers(0, 2**16 - 1), max_size=70))
+def test_pack_writes_binary_digits(width: int, values: list[int]) -> None:
+    """Fixed-width fields lie most significant bit first, as FORMAT.md says, and come back."""
+    values = [value % 2**width for value in values]
+    packed = bits.pack(np.array(values, np.uint16), width)
+    assert packed == as_text(values, [width] * len(values))
+    assert len(packed) == bits.packed_size(len(values), width)
+    assert bits.unpack(packed, len(values), width).tolist() == values
+
+
+@pytest.mark.parametrize("width", [1, 5, 8, 11, 16])
+def test_pack_across_chunks(width: int) -> None:
+    """Streams longer than the chunk that is worked on at once lose nothing at the seams."""
+    values = np.random.default_rng(0).integers(0, 2**width, 3 * 65_536 + 5).astype(np.uint16)
+    assert np.array_equal(bits.unpack(bits.pack(values, width), len(values), width), values)
+
+
+@given(st.lists(st.tuples(st.integers(1, 32), st.integers(0, 2**32 - 1)), min_size=1, max_size=80))
+def test_concatenate_writes_binary_digits(fields: list[tuple[int, int]]) -> None:
+    """Codes of any mix of lengths are laid end to end."""
+    widths = [width for width, _ in fields]
+    values = [value % 2**width for width, value in fields]
+    assert bits.concatenate(np.array(values, np.uint64), np.array(widths)) == as_text(values, widths)
+
+
+@given(st.binary(max_size=30), st.integers(1, 24))
+def test_windows_read_at_each_bit(buffer: bytes, width: int) -> None:
+    """The window at bit i is what the binary digits from i on say, with zeros behind the end."""
+    text = "".join(f"{byte:08b}" for byte in buffer) + "0" * width
+    expected = [int(text[i : i + width], 2) for i in range(8 * len(buffer))]
+    assert bits.windows(buffer, width).tolist() == expected
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_varint_round_trip(value: int) -> None:
+    """Every 64-bit number survives, in the fewest bytes of seven bits."""
+    written = bits.varint(value)
+    assert bits.Cursor(written, "x").varint("n") == value
+    assert len(written) == max(1, -(-value.bit_length() // 7))
+
+
+@pytest.mark.parametrize("text", ["", "80", "8000", "ff" * 10 + "01", "ff" * 9 + "02", "ff" * 9 + "7f"])
+def test_varint_refuses(text: str) -> None:
+    """Cut, padded and oversized numbers are errors, not other numbers."""
+    with pytest.raises(MalformedFile, match="x: n"):
+        bits.Cursor(bytes.fromhex(text), "x").varint("n")
+
+
+def test_varint_bound() -> None:
+    """A caller's bound holds."""
+    with pytest.raises(MalformedFile, match="at most 4"):
+        bits.Cursor(b"\x05", "x").varint("n", most=4)
+
+
+def test_cursor_stops_at_the_end() -> None:
+    """Reading past the end, or leaving bytes, names the place and the counts."""
+    cursor = bits.Cursor(b"abc", "fc1")
+    assert bytes(cursor.take(2, "a")) == b"ab"
+    with pytest.raises(MalformedFile, match="fc1: b needs 2 bytes, 1 are left"):
+        cursor.take(2, "b")
+    with pytest.raises(MalformedFile, match="fc1: 1 bytes follow"):
+        cursor.end("it")
