@@ -64,7 +64,7 @@ def windows(buffer: bytes | memoryview, width: int) -> NDArray[np.uint32]:
     whole = padded[:n] << 24 | padded[1 : n + 1] << 16 | padded[2 : n + 2] << 8 | padded[3 : n + 3]
     # (bytes, 8): the bits of each byte's neighbourhood, from each of its eight positions on
     shifted = whole[:, None] << np.arange(8, dtype=np.uint32)
-    return (shifted >> np.uint32(32 - width)).reshape(-1)
+    return (shifted >> np.uint32(32 - width)).reshape(-1).astype(np.uint32, copy=False)
 
 
 def varint(value: int) -> bytes:

@@ -71,7 +71,7 @@ def float8_values(name: str) -> NDArray[np.float32]:
         mantissa + np.where(exponent > 0, 1 << mantissa_bits, 0),
         np.maximum(exponent, 1) - bias - mantissa_bits,
     )
-    values = np.where(pattern < 128, magnitude, -magnitude)
+    values: NDArray[np.float32] = np.where(pattern < 128, magnitude, -magnitude).astype(np.float32)
     if unsigned_zero:
         values[128] = np.nan
     elif name == "float8_e4m3fn":
@@ -79,7 +79,7 @@ def float8_values(name: str) -> NDArray[np.float32]:
     else:
         values[[124, 252]] = np.inf, -np.inf
         values[[125, 126, 127, 253, 254, 255]] = np.nan
-    return values.astype(np.float32)
+    return values
 
 
 def narrow(bits: Bits, name: str) -> str:
@@ -104,11 +104,8 @@ def shrink(bits: Bits, name: str, target: str) -> Bits | None:
         small: Bits = (bits >> np.uint32(16)).astype(np.uint16)
     else:
         small = _convert(bits, name, target)
-    return (
-        small
-        if np.array_equal(widen(small, target, name), bits) and not _loses_nan(bits, name, target)
-        else None
-    )
+    exact = np.array_equal(widen(small, target, name), bits) and not _loses_nan(bits, name, target)
+    return small if exact else None
 
 
 def widen(small: Bits, source: str, name: str) -> Bits:

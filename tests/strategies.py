@@ -21,7 +21,7 @@ shapes = st.one_of(
 
 @st.composite
 def bit_tensors(draw: st.DrawFn, dtypes: tuple[str, ...] = tuple(DTYPES)) -> RawTensor:
-    """A tensor of any dtype and shape: random bits, few distinct values, skewed, sparse, constant or special."""
+    """A tensor of any dtype and shape: random, of few values, skewed, sparse, constant or special."""
     dtype = draw(st.sampled_from(dtypes))
     shape = draw(shapes)
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -41,7 +41,7 @@ def bit_tensors(draw: st.DrawFn, dtypes: tuple[str, ...] = tuple(DTYPES)) -> Raw
 
 @st.composite
 def arrays(draw: st.DrawFn) -> np.ndarray:
-    """A numpy array of any dtype that numpy has; often transposed, strided, reversed or of foreign byte order."""
+    """A numpy array of any of its dtypes; often transposed, strided, reversed or byte-swapped."""
     tensor = draw(bit_tensors(tuple(NUMPY_DTYPES)))
     array = tensor.bits.view(tensor.dtype)
     how = draw(st.sampled_from(["plain", "transposed", "strided", "reversed", "swapped"]))

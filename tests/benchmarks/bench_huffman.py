@@ -1,6 +1,7 @@
-"""Huffman coding against dahuffman, on the same skewed symbols, on one core: `python tests/benchmarks/bench_huffman.py`.
+"""Huffman coding against dahuffman, on the same skewed symbols and one core.
 
-Speeds are in million symbols a second, each side's best of its runs. dahuffman is timed on the first million symbols.
+`python tests/benchmarks/bench_huffman.py`. Speeds are in million symbols a second, the best of a few runs;
+dahuffman is timed on the first million symbols.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def test_dahuffman_decodes_our_blocks(stream: tuple[np.ndarray, int]) -> None:
 
 
 def test_not_larger_than_dahuffman() -> None:
-    """On the symbols of a shared layer, our stream with its table is within one per cent of dahuffman's bytes."""
+    """On symbols of a shared layer, our stream with its table is within a per cent of dahuffman's."""
     random = np.random.default_rng(0)
     for k in (16, 32, 256):
         symbols = np.minimum(random.geometric(4 / k, 60_000) - 1, k - 1).astype(np.uint8)
@@ -176,7 +176,7 @@ def test_environment_forces_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n=st.sampled_from([40, 16_384, 70_000]))
 def test_garbage_is_refused_or_decoded_safely(compiled: bool, seed: int, n: int) -> None:
-    """Blocks of random bytes, with lengths to match, are refused or give symbols; no read leaves the buffer."""
+    """Blocks of random bytes, with lengths to match, are refused or give symbols; nothing crashes."""
     if compiled:
         pytest.importorskip("numba")
     random = np.random.default_rng(seed)

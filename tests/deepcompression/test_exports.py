@@ -42,18 +42,18 @@ def test_reading_needs_numpy_alone() -> None:
     """A file that is not huge is read without torch, numba, dahuffman or safetensors."""
     code = (
         "import sys\n"
-        "for name in ('torch', 'numba', 'dahuffman', 'safetensors', 'rich', 'typer'): sys.modules[name] = None\n"
+        "for name in ('torch', 'numba', 'dahuffman', 'safetensors', 'typer'): sys.modules[name] = None\n"
         "import deepcompression, numpy\n"
         "from deepcompression import io\n"
         "io.decode(io.encode({'w': numpy.eye(9)}, 'packed'))\n"
         f"deepcompression.load({str(GOLDEN)!r})\n"
-        "for name in ('torch', 'numba', 'dahuffman', 'safetensors', 'rich', 'typer'): del sys.modules[name]"
+        "for name in ('torch', 'numba', 'dahuffman', 'safetensors', 'typer'): del sys.modules[name]"
     )
     assert "numpy" in modules_after(code)
 
 
 def test_errors_are_one_family() -> None:
-    """Every error class has a docstring, descends from the one base, and only input errors are ValueErrors."""
+    """Every error class is drawn in the tree, descends from the base, and is a ValueError only for input."""
     classes = [c for _, c in inspect.getmembers(errors, inspect.isclass) if c.__module__ == errors.__name__]
     assert len(classes) == 18
     for error in classes:

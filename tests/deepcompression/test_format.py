@@ -49,7 +49,7 @@ def one(blob: bytes, shape: tuple[int, ...] = (8,), dtype: bytes = FLOAT32, code
 @settings(deadline=None)
 @given(bit_tensors(), st.sampled_from(coders.CODERS))
 def test_blob_round_trip(tensor: RawTensor, coder: str) -> None:
-    """Each dtype, shape, density and number of distinct values keeps every bit, and all bytes are accounted for."""
+    """Each dtype, shape, density and number of values keeps every bit; all bytes are accounted for."""
     flat = tensor.bits.reshape(-1)
     blob = blobs.encode_tensor(flat, tensor.dtype, coder)
     decoded, sections = blobs.decode_tensor(blob, tensor.dtype, flat.size, coder, "w")
@@ -140,7 +140,7 @@ def test_every_truncation_is_named() -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(coders.CODERS), st.data())
 def test_sealed_damage_is_safe(coder: str, data: st.DataObject) -> None:
-    """Damage behind matching checksums gives a FormatError or a tensor of the right size, and nothing else."""
+    """Damage behind matching checksums gives a FormatError or a tensor of the right size."""
     tensor = data.draw(bit_tensors())
     blob = bytearray(blobs.encode_tensor(tensor.bits.reshape(-1), tensor.dtype, coder))
     for _ in range(data.draw(st.integers(1, 4))):

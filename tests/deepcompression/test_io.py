@@ -37,7 +37,7 @@ def golden_tensors() -> dict[str, Any]:
 @settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=8), arrays(), max_size=4), st.sampled_from(["packed", "huffman"]))
 def test_arrays_come_back(tensors: dict[str, np.ndarray], coder: str) -> None:
-    """Names, order, dtypes, shapes and bits of arrays of every layout survive, and equal input gives equal bytes."""
+    """Names, order, dtypes, shapes, bits of arrays of any layout survive; equal input gives equal bytes."""
     encoded = dcz.encode(tensors, coder)
     decoded = dcz.decode(encoded)
     assert list(decoded) == list(tensors)
@@ -71,7 +71,7 @@ def test_save_and_load(tmp_path: Path) -> None:
 
 
 def test_equal_tensors_are_stored_once() -> None:
-    """A tied tensor costs its name; one that differs in dtype, shape or the sign of a zero does not count as equal."""
+    """A tied tensor costs its name; one of another dtype, shape or sign of zero is not equal."""
     weights = np.random.default_rng(0).normal(size=(30, 30))
     one = len(dcz.encode({"a": weights}))
     assert len(dcz.encode({"a": weights, "b": weights.copy()})) <= one + 6
@@ -189,7 +189,7 @@ def test_failed_write_leaves_what_was_there(
     with pytest.raises(StorageError, match=message):
         deepcompression.save({"a": np.zeros(3)}, path)
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["a.dcz"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_interrupted_write_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_interrupted_write_leaves_no_part(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         deepcompression.save({"a": np.zeros(3)}, tmp_path / "a.dcz")
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_inspect_accounts_for_every_byte(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_near_the_entropy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("coder", ["packed", "huffman"])
 def test_golden_files(coder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The golden file of each coder decodes to the tensors it was made of, and is written again byte for byte."""
+    """The golden file of each coder decodes to what it was made of, and is written again byte for byte."""
     monkeypatch.setenv("DEEPCOMPRESSION_NO_NUMBA", "1")
     golden = (GOLDEN / f"v0-{coder}.dcz").read_bytes()
     tensors = golden_tensors()
