@@ -189,11 +189,11 @@ def decode(
 
 
 def verify(path: Source, *, max_bytes: int | None = None) -> None:
-    """Decode every tensor of a .dcz file, one at a time; return if all is well, else raise as `load` does."""
+    """Decode every tensor of a .dcz file and return if all is well, else raise as `load` does."""
     with _open(path) as file:
         index = _read_index(file)
+        _check_memory(index.entries, max_bytes)
         for entry in index.entries:
-            _check_memory([entry], max_bytes)
             if entry.same_as is None:
                 _read_tensor(file, entry, index.coder)
 
@@ -211,8 +211,15 @@ def inspect(path: Source, *, max_bytes: int | None = None) -> dict[str, Any]:
     """
     with _open(path) as file:
         index = _read_index(file)
+        _check_memory(index.entries, max_bytes)
         file_bytes = file.seek(0, os.SEEK_END)
-        tensors = [_describe(file, entry, index, max_bytes) for entry in index.entries]
+        tensors: list[dict[str, Any]] = []
+        for entry in index.entries:
+            tensors.append(
+                _describe(file, entry, index.coder)
+                if entry.same_as is None
+                else _describe_equal(entry, tensors[entry.same_as])
+            )
     dense = sum(
         entry.elements * min(DTYPES[entry.dtype].itemsize, 4 if DTYPES[entry.dtype].floating else 16)
         for entry in index.entries
@@ -290,7 +297,7 @@ def _read_blob(file: BinaryIO, entry: Entry) -> bytes:
     return blob
 
 
-def _check_memory(entries: list[Entry], max_bytes: int | None) -> None:
+def _check_memory(entries: Iterable[Entry], max_bytes: int | None) -> None:
     total = sum(4 * entry.elements if entry.dtype in FOREIGN else entry.nbytes for entry in entries)
     allowed = _available_memory() // 2 if max_bytes is None else max_bytes
     if total > allowed:
@@ -313,26 +320,28 @@ def _available_memory() -> int:
 # ---------------------------------------------------------------- description
 
 
-def _describe(file: BinaryIO, entry: Entry, index: Index, max_bytes: int | None) -> dict[str, Any]:
-    _check_memory([entry], max_bytes)
-    source = entry if entry.same_as is None else index.entries[entry.same_as]
-    blob = _read_blob(file, source)
-    flat, sections = blobs.decode_tensor(blob, source.dtype, source.elements, index.coder, source.name)
+def _describe(file: BinaryIO, entry: Entry, coder: str) -> dict[str, Any]:
+    blob = _read_blob(file, entry)
+    flat, sections = blobs.decode_tensor(blob, entry.dtype, entry.elements, coder, entry.name)
     counts = np.unique(flat[flat != 0], return_counts=True)[1]
-    nonzero = int(counts.sum())
-    parts = sections if entry.same_as is None else Sections()
     return {
         "name": entry.name,
         "dtype": entry.dtype,
         "shape": list(entry.shape),
-        "density": nonzero / flat.size if flat.size else 1.0,
+        "density": int(counts.sum()) / flat.size if flat.size else 1.0,
         "distinct": len(counts),
-        "bytes": sum(parts),
-        **parts._asdict(),
+        "bytes": len(blob),
+        **sections._asdict(),
         "method": "+".join(blobs.method_names(blob)),
-        "same_as": None if entry.same_as is None else source.name,
-        "entropy_bytes": 0.0 if entry.same_as is not None else _entropy_bytes(counts, flat.size),
+        "same_as": None,
+        "entropy_bytes": _entropy_bytes(counts, flat.size),
     }
+
+
+def _describe_equal(entry: Entry, first: dict[str, Any]) -> dict[str, Any]:
+    """The description of a tensor whose bytes are those of `first`: they are counted there."""
+    nothing = {"bytes": 0, **Sections()._asdict(), "entropy_bytes": 0.0}
+    return {**first, **nothing, "name": entry.name, "same_as": first["name"]}
 
 
 def _entropy_bytes(counts: NDArray[np.int64], elements: int) -> float:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deepcompression.data import Splits
-    from deepcompression.training import Compute, Problem
+    from deepcompression.problem import Compute, Problem
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Run:
 
     def compute(self) -> Compute:
         """Device, precision and memory format of training."""
-        from deepcompression.training import Compute
+        from deepcompression.problem import Compute
 
         return Compute(self.device, self.precision, self.channels_last)
 
@@ -115,7 +115,7 @@ class Run:
     def problem(self, batch_size: int = 128) -> Problem:
         """What is learnt from what, by which loss, judged by which metric."""
         from deepcompression import factory
-        from deepcompression.training import Problem
+        from deepcompression.problem import Problem
 
         splits, augment = self.splits(), self.data["augment"]
         return Problem(
@@ -130,7 +130,7 @@ class Run:
     def step_function(self) -> Any:
         """(model, batch) -> (loss, outputs, targets)."""
         from deepcompression import factory
-        from deepcompression.training import cross_entropy_step
+        from deepcompression.problem import cross_entropy_step
 
         return factory.build(self.step["factory"], self.step["kwargs"]) if self.step else cross_entropy_step
 
@@ -138,7 +138,7 @@ class Run:
         """What has ``name``, ``higher_is_better``, and scores outputs against targets."""
         from deepcompression import factory
         from deepcompression.errors import FactoryError
-        from deepcompression.training import Accuracy
+        from deepcompression.problem import Accuracy
 
         metric = factory.build(self.metric["factory"], self.metric["kwargs"]) if self.metric else Accuracy()
         for attribute in ("name", "higher_is_better"):

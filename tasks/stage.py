@@ -164,7 +164,7 @@ def _key(
     import torch
 
     factories = [run.model, run.data, run.data["augment"], run.step, run.metric, *_factories(config)]
-    device = run.compute().resolved() if hasattr(run.compute(), "resolved") else run.device
+    device = run.compute().resolved()
     return key_of(
         {
             "stage": config.get("stage", label),
@@ -177,7 +177,7 @@ def _key(
             "step": run.step,
             "metric": run.metric,
             "hold": run.hold,
-            "code": library_digest(*code, "structure", "training"),
+            "code": library_digest(*code, "structure", "problem"),
             "factories": sorted({factory_digest(one["factory"]) for one in factories if one}),
             "versions": versions(),
             "device": str(device),
@@ -233,7 +233,7 @@ def _measure(run: Run, bench: Bench, product: Product) -> dict[str, Any]:
     """Bytes as really encoded, metric on validation, density, structure kept."""
     from deepcompression import structure
     from deepcompression import torch as files
-    from deepcompression.training import evaluate
+    from deepcompression.problem import evaluate
 
     source = bench.input
     if product.state is None:  # the encoded file: the same weights as its input

@@ -1,0 +1,129 @@
+"""Checkpoints from elsewhere: read without running any code in them, and fitted onto a model."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepcompression.errors import InputError, WeightsError
+
+
+def read_state(path: str | Path, *, key: str | None = None, strip: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a checkpoint.
+
+    ``weight_orig`` and ``weight_mask`` pairs, as ``torch.nn.utils.prune`` leaves them, are multiplied into ``weight``.
+
+    Args:
+        path: .safetensors, .dcz, or a file of ``torch.save`` (opened with ``weights_only``).
+        key: where in the file the state_dict lies, such as ``state_dict`` or ``model.weights``.
+        strip: prefixes removed from tensor names, each at most once, in this order.
+
+    Raises:
+        WeightsError: missing, unreadable, contains code, no such key, not a mapping of tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"weights {path}: no such file")
+    content = _read(path)
+    for part in key.split(".") if key else ():
+        if not isinstance(content, Mapping) or part not in content:
+            known = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else "no keys"
+            raise WeightsError(f"weights {path}: no key {key!r}; the file has {known}")
+        content = content[part]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        inside = [str(k) for k, v in content.items() if isinstance(v, Mapping)] if isinstance(content, Mapping) else []
+        hint = f"; set model.weights.key, perhaps to {' or '.join(inside)}" if inside else ""
+        raise WeightsError(f"weights {path}: expected a mapping of names to tensors{hint}")
+    state = {_stripped(str(name), strip): tensor for name, tensor in content.items()}
+    if len(state) < len(content):
+        raise WeightsError(f"weights {path}: after stripping {list(strip)} two tensors have the same name")
+    return _merge_masks(state)
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Loads ``state`` into ``model``; every tensor must be there, with its shape.
+
+    A tied parameter may be missing under all of its names but one.
+
+    Raises:
+        WeightsError: names what is missing, unexpected or of another shape, and what to do.
+    """
+    own = model.state_dict(keep_vars=True)
+    whole = {name: _tied(own, name, state) for name in own}
+    missing = [name for name, tensor in whole.items() if tensor is None]
+    unexpected = [name for name in state if name not in own]
+    wrong = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if missing or unexpected or wrong:
+        parts = [
+            f"{title} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            for title, names in (("missing:", missing), ("unexpected:", unexpected), ("shape:", wrong))
+            if names
+        ]
+        raise WeightsError(f"{where}: does not fit the model; {'; '.join(parts)}{_hint(own, unexpected)}")
+    model.load_state_dict(whole)  # type: ignore[arg-type]
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if path.suffix == ".dcz":
+            from deepcompression import torch as files
+
+            return files.load(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) or "Weights only" in str(error):
+            raise WeightsError(
+                f"weights {path}: contains code besides tensors, which is never run; save the state_dict alone "
+                "(torch.save(model.state_dict(), path)) or as .safetensors"
+            ) from None
+        raise WeightsError(f"weights {path}: is damaged or no checkpoint") from None
+    except Exception as error:  # the readers throw many kinds for a damaged file
+        raise WeightsError(f"weights {path}: cannot be read: {' '.join(str(error).split())[:160]}") from None
+
+
+def _stripped(name: str, strip: Sequence[str]) -> str:
+    for prefix in strip:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _merge_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    merged = {}
+    for name, tensor in state.items():
+        base = name.removesuffix("_orig")
+        if name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in state:
+            continue
+        if name.endswith("_orig") and f"{base}_mask" in state:
+            merged[base] = torch.where(state[f"{base}_mask"] != 0, tensor, torch.zeros_like(tensor))
+        else:
+            merged[name] = tensor
+    return merged
+
+
+def _tied(own: Mapping[str, Tensor], name: str, state: Mapping[str, Tensor]) -> Tensor | None:
+    if name in state:
+        return state[name]
+    return next((state[other] for other in own if other in state and own[other] is own[name]), None)
+
+
+def _hint(own: Mapping[str, Tensor], unexpected: Sequence[str]) -> str:
+    for name in unexpected[:1]:
+        for target in own:
+            if name.endswith(f".{target}") and name != target:
+                return f"; set model.weights.strip: [{name.removesuffix(target)!r}]"
+    return ""

@@ -1,0 +1,236 @@
+"""Magnitude pruning: one-shot to a density or by the paper's quality parameter, per layer or globally, or gradually."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepcompression import structure
+from deepcompression.errors import StructureError
+from deepcompression.finetune import dropout_rates, set_dropout
+from deepcompression.problem import Problem
+from deepcompression.training import Fit, fit
+
+Score = Callable[[str, Tensor], Tensor]
+GLOBAL_FLOOR = 0.01
+MASK_UPDATES = 200
+
+
+@dataclass(frozen=True)
+class LayerDensity:
+    """What pruning did to one tensor; ``threshold`` is the lowest score that stayed."""
+
+    name: str
+    weights: int
+    nonzero_before: int
+    nonzero: int
+    density: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned state_dict and the account of each pruned tensor."""
+
+    state: dict[str, Tensor]
+    layers: list[LayerDensity]
+    fit: Fit | None = None
+
+
+def prune(
+    state: Mapping[str, Tensor],
+    density: Mapping[str, float] | None = None,
+    *,
+    quality: Mapping[str, float] | None = None,
+    scope: str = "layer",
+    score: Score | None = None,
+    padding: Mapping[str, int] | None = None,
+) -> Pruned:
+    """``state`` with the least important weights set to +0.0 (Han et al. 2015, section 3.1).
+
+    Args:
+        state: tensors by name, any shapes; not changed.
+        density: tensor name -> fraction of its weights that stays, in (0, 1]; exactly round(density * weights) of them,
+            at least 1, fewer where fewer are non-zero; of equal scores the earlier weight stays.
+        quality: instead of density: weights below quality * (standard deviation of the layer's non-zero weights) go.
+        scope: ``layer``, or ``global``: one ranking over all tensors (which then have one common density), in which
+            each tensor keeps at least a hundredth of its weights.
+        score: (name, weight) -> importance in the weight's shape; default: magnitude.
+        padding: tensor name -> row that is left alone.
+
+    Raises:
+        StructureError: impossible density or quality, non-finite weights, a layer that would be emptied, a score of
+            the wrong shape.
+    """
+    table = density if quality is None else quality
+    if not table or (density is None) == (quality is None):
+        raise StructureError("prune: expected exactly one of density and quality, for at least one tensor")
+    _check_numbers(density, quality)
+    made = structure.normalised(state, table)
+    scores = {name: _scores(name, made[name], score, padding or {}) for name in table}
+    if quality is not None:
+        kept = {name: _above(scores[name], made[name], quality[name]) for name in table}
+    elif scope == "global":
+        kept = _globally(scores, density or {})
+    else:
+        kept = {name: _largest(scores[name], _count(name, made[name], (density or {})[name])) for name in table}
+    layers = []
+    for name, keep in kept.items():
+        before = made[name]
+        keep = keep.reshape(before.shape) & (before != 0)
+        _refuse_empty(name, before, keep)
+        made[name] = torch.where(keep, before, torch.zeros_like(before))
+        layers.append(_account(name, before, made[name], scores[name]))
+    return Pruned(made, layers)
+
+
+def round_densities(density: float, rounds: int) -> list[float]:
+    """The densities of ``rounds`` rounds that end at ``density``, each the same factor below the one before."""
+    return [density ** ((number + 1) / rounds) for number in range(rounds)]
+
+
+def cubic_density(step: int, total: int, start: float, final: float) -> float:
+    """Density after ``step`` of ``total`` steps: fast at first, slow in the end (Zhu and Gupta 2017, equation 1)."""
+    left = 1 - min(step / max(total, 1), 1.0)
+    return final + (start - final) * left**3
+
+
+def prune_gradually(
+    model: nn.Module,
+    problem: Problem,
+    density: Mapping[str, float],
+    *,
+    zeros: Sequence[str] = (),
+    shared: Sequence[str] = (),
+    start: float = 1.0,
+    ramp: float = 0.7,
+    score: Score | None = None,
+    dropout: Mapping[str, str] | None = None,
+    epochs: int,
+    **fit_arguments: Any,
+) -> Pruned:
+    """Trains ``model`` in place while its density falls along a cubic curve (Zhu and Gupta 2017).
+
+    Masks are drawn anew from the present weights up to 200 times, and only shrink. The best state is tracked once the
+    final density is reached.
+
+    Args:
+        model: changed in place, baked at the end.
+        problem: data, step, metric.
+        density: tensor name -> final density.
+        zeros: further tensors whose zeros stay.
+        shared: tensors whose sharing stays; none of them can be pruned here.
+        start: density at the first step.
+        ramp: fraction of the steps in which the density falls.
+        score: as for ``prune``.
+        dropout: dropout module -> the layer whose sparsity corrects its rate, recomputed with the masks.
+        epochs: of the whole training.
+        **fit_arguments: of ``training.fit``.
+
+    Raises:
+        StructureError: as ``prune``; also for a shared tensor.
+    """
+    _check_numbers(density, None)
+    both = sorted(set(density) & set(shared))
+    if both:
+        raise StructureError(f"{both[0]}: is shared already; gradual pruning goes before share")
+    before = structure.plain_state(model)
+    padding = structure.padding_rows(model)
+    prune(before, density, score=score, padding=padding)  # refuses what is impossible before any training
+    structure.hold(model, [*dict.fromkeys([*zeros, *density])], shared=shared)
+    masks, rates = structure.masks(model), dropout_rates(model, dropout or {})
+
+    def tighten(step: int, total: int) -> None:
+        falling = max(min(round(total * ramp), total - 1), 1)
+        every = max(falling // MASK_UPDATES, 1)
+        if step > falling or (step % every and step != falling):
+            return
+        state = structure.held_state(model, density)
+        now = {name: max(cubic_density(step, falling, start, final), final) for name, final in density.items()}
+        for layer, tensor in prune(state, now, score=score, padding=padding).state.items():
+            masks[layer].copy_(tensor != 0)
+        set_dropout(model, rates, {name: structure.nonzero_fraction(mask) for name, mask in masks.items()})
+
+    try:
+        # The ramp's last step lies in this epoch; only states after it have the final density.
+        first = min(int(epochs * ramp) + 1, epochs)
+        done = fit(model, problem, epochs=epochs, on_step=tighten, track_from=first, **fit_arguments)
+    finally:
+        set_dropout(model, rates, {})
+        structure.bake(model)
+    state = structure.plain_state(model)
+    layers = [_account(name, before[name], state[name], state[name].abs().reshape(-1)) for name in density]
+    return Pruned(state, layers, done)
+
+
+def _check_numbers(density: Mapping[str, float] | None, quality: Mapping[str, float] | None) -> None:
+    for name, value in (density or {}).items():
+        if not 0 < value <= 1:
+            raise StructureError(f"{name}: density {value} is impossible; expected a fraction in (0, 1]")
+    for name, value in (quality or {}).items():
+        if not value > 0:
+            raise StructureError(f"{name}: quality {value} is impossible; expected a positive number")
+
+
+def _scores(name: str, weight: Tensor, score: Score | None, padding: Mapping[str, int]) -> Tensor:
+    """Importance (n,); zeros rank below all, a padding row above all."""
+    scores = weight.detach().abs() if score is None else score(name, weight)
+    if not isinstance(scores, Tensor) or scores.shape != weight.shape:
+        came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise StructureError(f"{name}: the score must have the weight's shape {tuple(weight.shape)}, got {came}")
+    scores = scores.float().masked_fill(weight == 0, -torch.inf)
+    if name in padding:
+        scores[padding[name]] = torch.inf
+    return scores.reshape(-1)
+
+
+def _count(name: str, weight: Tensor, density: float) -> int:
+    return max(round(density * weight.numel()), 1)
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    """Where the ``count`` largest scores (n,) are, as bool (n,); the earlier of equal ones."""
+    if count >= len(scores):
+        return torch.ones_like(scores, dtype=torch.bool)
+    threshold = scores.kthvalue(len(scores) - count + 1).values
+    keep = scores > threshold
+    ties = (scores == threshold).nonzero().squeeze(1)
+    keep[ties[: count - int(keep.sum())]] = True
+    return keep
+
+
+def _above(scores: Tensor, weight: Tensor, quality: float) -> Tensor:
+    alive = weight[weight != 0].float()
+    threshold = quality * float(alive.std(correction=0)) if alive.numel() else 0.0
+    return scores >= threshold
+
+
+def _globally(scores: Mapping[str, Tensor], density: Mapping[str, float]) -> dict[str, Tensor]:
+    if len(set(density.values())) != 1:
+        raise StructureError("prune: scope global takes one density for all tensors")
+    total = sum(len(one) for one in scores.values())
+    count = max(round(next(iter(density.values())) * total), 1)
+    # What each tensor keeps in any case ranks first.
+    floors = {name: _largest(one, max(round(GLOBAL_FLOOR * len(one)), 1)) for name, one in scores.items()}
+    ranked = torch.cat([one.masked_fill(floors[name] & (one > -torch.inf), torch.inf) for name, one in scores.items()])
+    kept = _largest(ranked, count)
+    return dict(zip(scores, kept.split([len(one) for one in scores.values()]), strict=True))
+
+
+def _refuse_empty(name: str, before: Tensor, keep: Tensor) -> None:
+    if bool((before != 0).any()) and not bool(keep.any()):
+        raise StructureError(
+            f"{name}: pruning would empty the layer (largest magnitude {float(before.abs().max()):.3g}); "
+            "raise its density or lower its quality"
+        )
+
+
+def _account(name: str, before: Tensor, after: Tensor, scores: Tensor) -> LayerDensity:
+    alive = int((after != 0).sum())
+    kept = scores[(after != 0).reshape(-1)]
+    threshold = float(kept.min()) if alive else 0.0
+    return LayerDensity(name, after.numel(), int((before != 0).sum()), alive, alive / after.numel(), threshold)

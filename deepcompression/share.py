@@ -1,0 +1,102 @@
+"""Weight sharing: each layer's non-zero weights take the values of a small codebook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepcompression.errors import StructureError
+from deepcompression.kmeans import kmeans1d
+from deepcompression.structure import normalised
+
+INITS = ("linear", "density", "random", "optimal")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class LayerSharing:
+    """What sharing did to one tensor; ``root_mean_square_error`` is over its non-zero weights."""
+
+    name: str
+    bits: int
+    centroids: list[float]
+    nonzero: int
+    squared_error: float
+    root_mean_square_error: float
+
+
+@dataclass(frozen=True)
+class SharedState:
+    """A state_dict whose named tensors hold few values, and the account of each."""
+
+    state: dict[str, Tensor]
+    layers: list[LayerSharing]
+
+
+def share(
+    state: Mapping[str, Tensor],
+    bits: Mapping[str, int],
+    *,
+    init: str = "linear",
+    seed: int = 0,
+    padding: Mapping[str, int] | None = None,
+) -> SharedState:
+    """``state`` with each named tensor's non-zero weights clustered to at most 2**bits values (section 3 of the paper).
+
+    Zeros stay zeros, no weight becomes zero, tensors keep their dtype (centroids are rounded to it).
+
+    Args:
+        state: tensors by name, float32, float16 or bfloat16, any shapes; not changed.
+        bits: tensor name -> 1 to 16.
+        init: ``linear``, ``density``, ``random`` (the paper's three), or ``optimal``.
+        seed: of ``random``.
+        padding: tensor name -> row that is left alone.
+
+    Raises:
+        StructureError: bits out of range, unknown init, missing or non-finite tensor, or one of another dtype.
+    """
+    if init not in INITS:
+        raise StructureError(f"share: init {init!r}; expected one of {', '.join(INITS)}")
+    made = normalised(state, bits)
+    layers = []
+    for number, (name, width) in enumerate(bits.items()):
+        if isinstance(width, bool) or not 1 <= width <= 16:
+            raise StructureError(f"{name}: bits {width} is impossible; expected 1 to 16")
+        made[name], layer = _share_one(name, made[name], width, init, seed + number, (padding or {}).get(name))
+        layers.append(layer)
+    return SharedState(made, layers)
+
+
+def _share_one(
+    name: str, weight: Tensor, bits: int, init: str, seed: int, padding_row: int | None
+) -> tuple[Tensor, LayerSharing]:
+    if weight.dtype not in DTYPES:
+        raise StructureError(f"{name}: sharing takes float32, float16 and bfloat16, got {weight.dtype}")
+    chosen = weight != 0
+    if padding_row is not None:
+        chosen[padding_row] = False
+    values = weight[chosen]
+    if values.numel() == 0:
+        return weight, LayerSharing(name, bits, [], 0, 0.0, 0.0)
+    wide = values.float().numpy()
+    book = kmeans1d(wide, 2**bits, init=init, seed=seed)
+    centroids = _without_zero(torch.from_numpy(book.centroids).to(weight.dtype), wide, book.codes)
+    shared = weight.clone()
+    shared[chosen] = centroids[torch.from_numpy(book.codes.astype(np.int32))]
+    gap = shared[chosen].double() - values.double()
+    error = float(gap @ gap)
+    used = torch.unique(centroids).float().tolist()
+    return shared, LayerSharing(name, bits, used, len(wide), error, (error / len(wide)) ** 0.5)
+
+
+def _without_zero(centroids: Tensor, values: np.ndarray, codes: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+    """A centroid that is zero would prune its weights: it takes the value of its smallest member instead."""
+    for code in (centroids == 0).nonzero().reshape(-1).tolist():
+        members = values[codes == code]
+        if len(members):
+            centroids[code] = float(members[np.argmin(np.abs(members))])
+    return centroids

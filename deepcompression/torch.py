@@ -1,0 +1,86 @@
+"""The bridge between ``.dcz`` files and torch, and the two verbs for a training loop of your own: hold, bake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deepcompression import io
+from deepcompression.errors import WeightsError
+from deepcompression.structure import bake, hold
+
+__all__ = ["bake", "encode", "hold", "load", "load_into", "save"]
+
+_NUMPY_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def load(path: str | Path) -> dict[str, Tensor]:
+    """The state_dict in a ``.dcz`` file: names, dtypes, shapes and bits as they were saved, on the CPU.
+
+    Raises:
+        FormatError: the file is damaged, alien, or larger than half of the available memory.
+    """
+    return {name: from_raw(raw) for name, raw in io.load(path, raw=True).items()}
+
+
+def load_into(model: nn.Module, path: str | Path) -> nn.Module:
+    """Loads a ``.dcz`` file into ``model`` (every tensor must fit) and returns it.
+
+    Raises:
+        FormatError: as ``load``.
+        WeightsError: names what does not fit.
+    """
+    from deepcompression.checkpoint import load_into as fit_into
+
+    fit_into(model, load(path), where=str(path))
+    return model
+
+
+def save(state: Mapping[str, Tensor], path: str | Path, coder: str = "huffman") -> int:
+    """Writes a state_dict to a ``.dcz`` file, losslessly; returns its bytes on disk.
+
+    Raises:
+        WeightsError: something in it is no dense tensor, or of a dtype that the format does not know.
+        StorageError: the file cannot be written.
+    """
+    return io.save(to_raw_state(state), path, coder=coder)
+
+
+def encode(state: Mapping[str, Tensor], coder: str = "huffman") -> bytes:
+    """What ``save`` writes, in memory."""
+    return io.encode(to_raw_state(state), coder)
+
+
+def to_raw_state(state: Mapping[str, Tensor]) -> dict[str, io.RawTensor]:
+    """A state_dict as bits and dtype names, tensors that are one object staying one object."""
+    made: dict[int, io.RawTensor] = {}
+    raws = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+            raise WeightsError(f"{name}: only dense tensors can be saved, got {_kind(tensor)}")
+        raws[name] = made.setdefault(id(tensor), to_raw(tensor))
+    return raws
+
+
+def to_raw(tensor: Tensor) -> io.RawTensor:
+    """A tensor's bits (unsigned integers of its shape) and dtype name; without a copy where memory allows."""
+    plain = tensor.detach().cpu().contiguous()
+    flat = plain.reshape(-1).view(_NUMPY_OF_SIZE[plain.element_size()]).numpy()
+    bits = flat.view(f"u{plain.element_size()}").reshape(tuple(plain.shape))
+    return io.RawTensor(bits, str(plain.dtype).removeprefix("torch."))
+
+
+def from_raw(raw: io.RawTensor) -> Tensor:
+    """The inverse of ``to_raw``."""
+    dtype = getattr(torch, raw.dtype)
+    signed = np.ascontiguousarray(raw.bits).reshape(-1)
+    signed = signed if signed.dtype == np.uint8 else signed.view(f"i{signed.itemsize}")
+    return torch.from_numpy(signed).view(dtype).reshape(raw.bits.shape)
+
+
+def _kind(value: object) -> str:
+    return f"a {value.layout} tensor" if isinstance(value, Tensor) else type(value).__name__

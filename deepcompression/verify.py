@@ -1,0 +1,78 @@
+"""``python -m deepcompression.verify``: in a process of its own, is a file what was encoded, and how good is it?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepcompression import factory
+from deepcompression import torch as files
+from deepcompression.checkpoint import load_into, read_state
+from deepcompression.problem import Accuracy, Compute, cross_entropy_step, evaluate
+from deepcompression.structure import bits_of
+
+
+def verify(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Decodes a file, compares it with the tensors that went in, evaluates it and the dense baseline on the test split.
+
+    Args:
+        request: ``file``, ``reference`` and ``baseline`` (paths; the latter two safetensors), ``model``, ``data``,
+            ``step``, ``metric`` (``{factory, kwargs}``; the last two may be None), ``compute``, ``threads``,
+            ``python_path``.
+
+    Returns:
+        ``identical``, ``differs`` (a tensor's name or None), and ``baseline`` and ``final``: each ``metric``,
+        ``loss``, ``total``, ``higher_is_better``, and where scores are 0/1 ``correct``, ``accuracy``, ``error``.
+    """
+    sys.path[:0] = request["python_path"]
+    if request["threads"]:
+        torch.set_num_threads(request["threads"])
+    decoded = files.load(request["file"])
+    differs = difference(decoded, read_state(request["reference"]))
+    made = factory.build(request["data"]["factory"], request["data"]["kwargs"])
+    test = made[2] if isinstance(made, tuple) else made.test
+    ends = {"baseline": read_state(request["baseline"]), "final": decoded}
+    return {
+        "identical": differs is None,
+        "differs": differs,
+        **{name: _evaluation(request, state, test) for name, state in ends.items()},
+    }
+
+
+def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that differs in name, dtype, shape or a bit, or None."""
+    for name in dict.fromkeys([*one, *other]):
+        if name not in one or name not in other:
+            return name
+        a, b = one[name], other[name]
+        if a.dtype != b.dtype or a.shape != b.shape or not torch.equal(bits_of(a), bits_of(b)):
+            return name
+    return None
+
+
+def _evaluation(request: Mapping[str, Any], state: Mapping[str, Tensor], test: Any) -> dict[str, Any]:
+    step, metric = (request[name] and factory.build(**_spec(request[name])) for name in ("step", "metric"))
+    metric = metric or Accuracy()
+    model = factory.build(**_spec(request["model"]))
+    load_into(model, state, where="decoded file")
+    result = evaluate(model, test, step or cross_entropy_step, metric, Compute(**request["compute"]))
+    found: dict[str, Any] = {name: value for name, value in asdict(result).items() if name != "scores"}
+    found["higher_is_better"] = bool(metric.higher_is_better)
+    if result.correct is not None:
+        accuracy = result.correct / result.total
+        found |= {"accuracy": accuracy, "error": (result.total - result.correct) / result.total}
+    return found
+
+
+def _spec(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {"spec": value["factory"], "kwargs": value["kwargs"]}
+
+
+if __name__ == "__main__":
+    print(json.dumps(verify(json.load(sys.stdin))))
