@@ -178,9 +178,7 @@ def encode_blocks(symbols: Symbols, lengths: Lengths) -> tuple[bytes, list[int]]
     compiled = kernels(len(symbols))
     if compiled is not None:
         sizes = np.empty(-(-len(symbols) // BLOCK), np.int64)
-        most = (
-            int(np.bincount(symbols, minlength=len(lengths)) @ lengths.astype(np.int64)) // 8 + len(sizes) + 8
-        )
+        most = len(symbols) * int(lengths.max()) // 8 + len(sizes) + 8
         out = np.empty(most, np.uint8)
         end = compiled.encode_blocks(symbols, words << np.uint32(5) | lengths, BLOCK, out, sizes)
         return out[:end].tobytes(), sizes.tolist()

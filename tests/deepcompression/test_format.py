@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import bit_tensors
 
+import deepcompression
 from deepcompression import blobs, coders, format
 from deepcompression.bits import Cursor, varint
 from deepcompression.errors import (
@@ -229,11 +230,23 @@ def test_lies(file: bytes, error: type[FormatError], message: str) -> None:
         decode(file)
 
 
-def test_bomb_is_refused_before_memory_is_taken() -> None:
-    """Thirty bytes that decode to an exabyte are TooLarge; so is a sum of tensors that each would fit."""
-    bomb = one(b"\x04\x00\x00\x00\x80?", shape=(1 << 58,))
+def repeated(times: int) -> bytes:
+    """Records of tensors that all equal the first."""
+    names = (str(i).encode() for i in range(times))
+    return b"".join(b"\x00" + varint(len(name)) + name + b"\x00\x00" for name in names)
+
+
+def test_bomb_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    """Few bytes that decode to an exabyte are TooLarge at once; so are many tensors that each would fit."""
+    blob = b"\x04\x00\x00\x00\x80?"
+    bomb = one(blob, shape=(1 << 58,))
     with pytest.raises(TooLarge, match=str(4 << 58)):
         decode(bomb)
+    crowd = sealed(b"\x81\x20" + record(b"w", FLOAT32, (1 << 30,), blob) + repeated(4096), blob)
+    (tmp_path / "crowd.dcz").write_bytes(crowd)
+    for reader in (deepcompression.load, deepcompression.verify, deepcompression.inspect):
+        with pytest.raises(TooLarge, match=str(4097 << 32)):
+            reader(tmp_path / "crowd.dcz")
     two = encode({"a": np.ones(100), "b": np.ones(100)})
     with pytest.raises(TooLarge, match="1600 bytes, allowed are 1599"):
         decode(two, max_bytes=1599)
