@@ -101,6 +101,7 @@ def test_table_round_trip(counts: list[int]) -> None:
         ("00001" + "10110" + "000000", 2),  # up and down again
         ("00001" + "001", 2),  # padding is not zero
         ("01101" + "0" * 11, 2),  # longer than the limit
+        ("00001" + "0" + "10" * 12 + "0" * 2, 3),  # complete without the one beyond the limit
     ],
 )
 def test_table_refuses(text: str, k: int) -> None:
@@ -207,6 +208,18 @@ def test_packed_symbol_out_of_range() -> None:
         coders.decode(Cursor(b"\xc0", "x"), 1, 3, huffman=False)
     with pytest.raises(MalformedFile, match="padding"):
         coders.decode(Cursor(b"\x41", "x"), 1, 3, huffman=False)
+
+
+def test_block_must_end_where_it_says() -> None:
+    """A block that is longer than its symbols, even by zeros, is refused, as is dirt behind its last code."""
+    lengths = np.array([1, 2, 2], np.uint8)
+    table = coders.write_lengths(lengths)
+    coded, _ = coders.encode_blocks(np.array([0, 1, 2], np.uint8), lengths)
+    symbols, _ = coders.decode(Cursor(table + b"\x01" + coded, "x"), 3, 3, huffman=True)
+    assert symbols.tolist() == [0, 1, 2]
+    for block in (coded + b"\0", bytes([coded[0] | 1])):
+        with pytest.raises(MalformedFile, match="does not end where"):
+            coders.decode(Cursor(table + bytes([len(block)]) + block, "x"), 3, 3, huffman=True)
 
 
 def test_count_is_bounded_by_the_buffer() -> None:

@@ -83,6 +83,8 @@ def test_number_of_distinct_values(distinct: int, zeros: int) -> None:
         (np.arange(1, 9, dtype=np.float64) / 2**20, "dense+raw", 2),
         (np.arange(1, 9, dtype=np.float64) / 1e3, "dense+raw", 0),
         (np.float32(np.arange(1, 9) / 1e3).astype(np.float64), "dense+raw", 1),
+        (np.append(np.arange(1.0, 8), np.nan), "dense+raw", 0),
+        (np.float32([1, 2, 3, np.nan]), "dense+raw", 3),
     ],
 )
 def test_layout(values: np.ndarray, positions: str, stored: int | None) -> None:
