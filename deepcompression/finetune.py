@@ -71,7 +71,7 @@ def finetune(
 
 
 def corrected_dropout(rate: float, density: float) -> float:
-    """The rate for a layer of which ``density`` is left: rate * sqrt(density) (Han et al. 2015, equation 2)."""
+    """The rate for a layer of which ``density`` is left: rate * sqrt(density) (Han 2015, equation 2)."""
     return rate * math.sqrt(density)
 
 
@@ -96,8 +96,10 @@ def dropout_rates(model: nn.Module, dropout: Mapping[str, str]) -> dict[str, Rat
     return rates
 
 
-def set_dropout(model: nn.Module, rates: Mapping[str, Rate], densities: Mapping[str, float]) -> dict[str, float]:
-    """Gives each module its rate for the density of its tensor (its own rate where none is given); returns them."""
+def set_dropout(
+    model: nn.Module, rates: Mapping[str, Rate], densities: Mapping[str, float]
+) -> dict[str, float]:
+    """Gives each module its rate for the density of its tensor (its own where none is); returns them."""
     used = {}
     for name, rate in rates.items():
         used[name] = corrected_dropout(rate.original, densities.get(rate.tensor, 1.0))

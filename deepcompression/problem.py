@@ -46,7 +46,7 @@ class Compute:
     def place(self, model: nn.Module) -> nn.Module:
         """The model on the device, in the memory format."""
         model = model.to(self.resolved())
-        return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload, no-any-return]
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
 
 
 class Accuracy:
@@ -91,12 +91,18 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module, split: Any, step: Step, metric: Any, compute: Compute | None = None, batch_size: int = 1000
+    model: nn.Module,
+    split: Any,
+    step: Step,
+    metric: Any,
+    compute: Compute | None = None,
+    batch_size: int = 1000,
 ) -> Evaluation:
     """Loss and metric of ``model`` on ``split``, in eval mode and float32.
 
-    The metric is called with (outputs, targets) of each batch: per-sample scores (n,) are averaged over the split,
-    one number a batch is averaged by batch size; a metric object with update, compute and reset sees all batches.
+    The metric is called with (outputs, targets) of each batch: per-sample scores (n,) are averaged over the
+    split, one number a batch is averaged by batch size; a metric object with update, compute and reset sees
+    all batches.
 
     Raises:
         FactoryError: step or metric return the wrong thing.
@@ -115,7 +121,9 @@ def evaluate(
             loss, outputs, targets = stepped(step, model, batch)
             counts.append(_count(batch))
             losses.append(float(loss) * counts[-1])
-            scores.append(metric.update(outputs, targets) if whole else _scores(metric, outputs, targets, counts[-1]))
+            scores.append(
+                metric.update(outputs, targets) if whole else _scores(metric, outputs, targets, counts[-1])
+            )
     model.train(mode)
     total = sum(counts)
     if not total:
@@ -128,12 +136,14 @@ def evaluate(
         return Evaluation(
             float(each.double().mean()), sum(losses) / total, total, int(each.sum()) if binary else None, each
         )
-    mean = sum(float(score.double().mean()) * count for score, count in zip(scores, counts, strict=True)) / total
+    mean = (
+        sum(float(score.double().mean()) * count for score, count in zip(scores, counts, strict=True)) / total
+    )
     return Evaluation(mean, sum(losses) / total, total, None, None)
 
 
 class Batches:
-    """The batches of one split on the device. Pairs of tensors move there once and are cut without per-sample Python."""
+    """The batches of one split on the device. Tensors move there once, cut without per-sample Python."""
 
     def __init__(
         self,
@@ -151,19 +161,24 @@ class Batches:
         if isinstance(split, tuple | list) and all(isinstance(part, Tensor) for part in split):
             self.tensors = tuple(part.to(self.device) for part in split)
             if len({len(part) for part in self.tensors}) != 1:
-                raise DataError(f"data: the tensors of a split have lengths {[len(part) for part in self.tensors]}")
+                raise DataError(
+                    f"data: the tensors of a split have lengths {[len(part) for part in self.tensors]}"
+                )
         elif isinstance(split, DataLoader):
             self.loader = split
         elif hasattr(split, "__getitem__") and hasattr(split, "__len__"):
             self.loader = DataLoader(split, batch_size, shuffle=generator is not None, generator=generator)
         else:
             raise DataError(
-                f"data: expected a pair of tensors, a map-style dataset or a DataLoader, got {type(split).__name__}"
+                "data: expected a pair of tensors, a map-style dataset or a DataLoader, "
+                f"got {type(split).__name__}"
             )
 
     def __len__(self) -> int:
         """Batches in one pass."""
-        return len(self.loader) if self.loader is not None else math.ceil(len(self.tensors[0]) / self.batch_size)
+        return (
+            len(self.loader) if self.loader is not None else math.ceil(len(self.tensors[0]) / self.batch_size)
+        )
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.loader if self.loader is not None else self._slices():
@@ -174,15 +189,22 @@ class Batches:
 
     def _slices(self) -> Iterator[tuple[Tensor, ...]]:
         count = len(self.tensors[0])
-        order = None if self.generator is None else torch.randperm(count, generator=self.generator).to(self.device)
+        order = (
+            None
+            if self.generator is None
+            else torch.randperm(count, generator=self.generator).to(self.device)
+        )
         for start in range(0, count, self.batch_size):
             if order is None:
                 yield tuple(part[start : start + self.batch_size] for part in self.tensors)
             else:
-                yield tuple(part.index_select(0, order[start : start + self.batch_size]) for part in self.tensors)
+                yield tuple(
+                    part.index_select(0, order[start : start + self.batch_size]) for part in self.tensors
+                )
 
 
 def stepped(step: Step, model: nn.Module, batch: Any) -> tuple[Tensor, Any, Any]:
+    """What ``step`` returns, if it is (loss, outputs, targets); else FactoryError."""
     answer = step(model, batch)
     if not (isinstance(answer, tuple) and len(answer) == 3 and isinstance(answer[0], Tensor)):
         raise FactoryError(
@@ -195,7 +217,8 @@ def _scores(metric: Any, outputs: Any, targets: Any, count: int) -> Tensor:
     scores = torch.as_tensor(metric(outputs, targets)).detach()
     if scores.ndim > 1 or (scores.ndim == 1 and len(scores) != count):
         raise FactoryError(
-            f"metric {metric.name}: expected one score a sample ({count}) or one number, got shape {tuple(scores.shape)}"
+            f"metric {metric.name}: expected one score a sample ({count}) or one number, "
+            f"got shape {tuple(scores.shape)}"
         )
     return scores
 

@@ -1,4 +1,4 @@
-"""Magnitude pruning: one-shot to a density or by the paper's quality parameter, per layer or globally, or gradually."""
+"""Magnitude pruning: one-shot (to a density, or by the paper's quality parameter) or gradual."""
 
 from __future__ import annotations
 
@@ -54,49 +54,51 @@ def prune(
 
     Args:
         state: tensors by name, any shapes; not changed.
-        density: tensor name -> fraction of its weights that stays, in (0, 1]; exactly round(density * weights) of them,
+        density: tensor name -> fraction of its weights that stays, in (0, 1]; exactly round(density *
+        weights) of them,
             at least 1, fewer where fewer are non-zero; of equal scores the earlier weight stays.
-        quality: instead of density: weights below quality * (standard deviation of the layer's non-zero weights) go.
-        scope: ``layer``, or ``global``: one ranking over all tensors (which then have one common density), in which
-            each tensor keeps at least a hundredth of its weights.
+        quality: instead of density: weights below quality * (standard deviation of the layer's non-zero
+        weights) go. scope: ``layer``, or ``global``: one ranking over all tensors (which then have one common
+        density), in which
+            each tensor keeps at least a hundredth of its weights (or ``density`` of them, where that is
+            less).
         score: (name, weight) -> importance in the weight's shape; default: magnitude.
         padding: tensor name -> row that is left alone.
 
     Raises:
-        StructureError: impossible density or quality, non-finite weights, a layer that would be emptied, a score of
+        StructureError: impossible density or quality, non-finite weights, a layer that would be emptied, a
+        score of
             the wrong shape.
     """
     table = density if quality is None else quality
     if not table or (density is None) == (quality is None):
         raise StructureError("prune: expected exactly one of density and quality, for at least one tensor")
+    if scope not in ("layer", "global") or (scope == "global" and quality is not None):
+        raise StructureError(f"prune: scope {scope!r}; expected layer, or global with a density")
     _check_numbers(density, quality)
-    made = structure.normalised(state, table)
-    scores = {name: _scores(name, made[name], score, padding or {}) for name in table}
+    clean = structure.normalised(state, table)
+    scores = {name: _scores(name, clean[name], score, padding or {}) for name in table}
     if quality is not None:
-        kept = {name: _above(scores[name], made[name], quality[name]) for name in table}
+        kept = {name: _above(scores[name], clean[name], quality[name]) for name in table}
     elif scope == "global":
         kept = _globally(scores, density or {})
     else:
-        kept = {name: _largest(scores[name], _count(name, made[name], (density or {})[name])) for name in table}
-    layers = []
-    for name, keep in kept.items():
-        before = made[name]
-        keep = keep.reshape(before.shape) & (before != 0)
-        _refuse_empty(name, before, keep)
-        made[name] = torch.where(keep, before, torch.zeros_like(before))
-        layers.append(_account(name, before, made[name], scores[name]))
-    return Pruned(made, layers)
+        kept = {name: _largest(scores[name], _count(scores[name], (density or {})[name])) for name in table}
+    pruned = {name: _cut(name, clean[name], keep) for name, keep in kept.items()}
+    layers = [_account(name, clean[name], weight, scores[name]) for name, weight in pruned.items()]
+    return Pruned(structure.replaced(clean, pruned), layers)
 
 
 def round_densities(density: float, rounds: int) -> list[float]:
-    """The densities of ``rounds`` rounds that end at ``density``, each the same factor below the one before."""
+    """The densities of ``rounds`` rounds down to ``density``, each the same factor below the one before."""
     return [density ** ((number + 1) / rounds) for number in range(rounds)]
 
 
 def cubic_density(step: int, total: int, start: float, final: float) -> float:
-    """Density after ``step`` of ``total`` steps: fast at first, slow in the end (Zhu and Gupta 2017, equation 1)."""
-    left = 1 - min(step / max(total, 1), 1.0)
-    return final + (start - final) * left**3
+    """Density after ``step`` of ``total`` steps, falling ever slower (Zhu and Gupta 2017, equation 1)."""
+    if step >= total:
+        return final
+    return final + (start - final) * (1 - step / total) ** 3
 
 
 def prune_gradually(
@@ -115,8 +117,8 @@ def prune_gradually(
 ) -> Pruned:
     """Trains ``model`` in place while its density falls along a cubic curve (Zhu and Gupta 2017).
 
-    Masks are drawn anew from the present weights up to 200 times, and only shrink. The best state is tracked once the
-    final density is reached.
+    Masks are drawn anew from the present weights up to 200 times, and only shrink. The best state is tracked
+    once the final density is reached.
 
     Args:
         model: changed in place, baked at the end.
@@ -141,23 +143,29 @@ def prune_gradually(
     before = structure.plain_state(model)
     padding = structure.padding_rows(model)
     prune(before, density, score=score, padding=padding)  # refuses what is impossible before any training
-    structure.hold(model, [*dict.fromkeys([*zeros, *density])], shared=shared)
-    masks, rates = structure.masks(model), dropout_rates(model, dropout or {})
+    rates = dropout_rates(model, dropout or {})
+    structure.hold(model, [*zeros, *density], shared=shared)
+    masks = structure.masks(model)
+    corrected = False
 
     def tighten(step: int, total: int) -> None:
-        falling = max(min(round(total * ramp), total - 1), 1)
-        every = max(falling // MASK_UPDATES, 1)
-        if step > falling or (step % every and step != falling):
-            return
-        state = structure.held_state(model, density)
-        now = {name: max(cubic_density(step, falling, start, final), final) for name, final in density.items()}
-        for layer, tensor in prune(state, now, score=score, padding=padding).state.items():
-            masks[layer].copy_(tensor != 0)
-        set_dropout(model, rates, {name: structure.nonzero_fraction(mask) for name, mask in masks.items()})
+        nonlocal corrected
+        falling = min(int(total * ramp), total - 1)
+        due = step <= falling and (step % max(falling // MASK_UPDATES, 1) == 0 or step == falling)
+        if due:
+            now = {
+                name: max(cubic_density(step, falling, start, final), final)
+                for name, final in density.items()
+            }
+            _tighten(model, masks, now, score, padding)
+        if due or not corrected:  # a resumed loop has masks already
+            densities = structure.held_state(model, {rate.tensor for rate in rates.values()})
+            set_dropout(model, rates, {name: structure.density(densities, [name]) for name in densities})
+            corrected = True
 
     try:
-        # The ramp's last step lies in this epoch; only states after it have the final density.
-        first = min(int(epochs * ramp) + 1, epochs)
+        # The first epoch at whose end the density is final: the one in which the ramp's last step lies.
+        first = min(int(epochs * ramp + 1e-6) + 1, epochs)
         done = fit(model, problem, epochs=epochs, on_step=tighten, track_from=first, **fit_arguments)
     finally:
         set_dropout(model, rates, {})
@@ -165,6 +173,21 @@ def prune_gradually(
     state = structure.plain_state(model)
     layers = [_account(name, before[name], state[name], state[name].abs().reshape(-1)) for name in density]
     return Pruned(state, layers, done)
+
+
+def _tighten(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    density: Mapping[str, float],
+    score: Score | None,
+    padding: Mapping[str, int],
+) -> None:
+    """Masks of the present weights at ``density``; what is masked already stays so."""
+    state = structure.held_state(model, density)
+    if not all(bool(torch.isfinite(weight).all()) for weight in state.values()):
+        return  # training diverged: its own check says so at the end of the epoch
+    for name, weight in prune(state, density, score=score, padding=padding).state.items():
+        masks[name].copy_(weight != 0)
 
 
 def _check_numbers(density: Mapping[str, float] | None, quality: Mapping[str, float] | None) -> None:
@@ -181,15 +204,19 @@ def _scores(name: str, weight: Tensor, score: Score | None, padding: Mapping[str
     scores = weight.detach().abs() if score is None else score(name, weight)
     if not isinstance(scores, Tensor) or scores.shape != weight.shape:
         came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise StructureError(f"{name}: the score must have the weight's shape {tuple(weight.shape)}, got {came}")
-    scores = scores.float().masked_fill(weight == 0, -torch.inf)
+        raise StructureError(
+            f"{name}: the score must have the weight's shape {tuple(weight.shape)}, got {came}"
+        )
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if bool(torch.isnan(scores).any()):
+        raise StructureError(f"{name}: the score of {int(torch.isnan(scores).sum())} weights is NaN")
     if name in padding:
-        scores[padding[name]] = torch.inf
-    return scores.reshape(-1)
+        scores = scores.index_fill(0, torch.tensor([padding[name]], device=scores.device), torch.inf)
+    return scores.masked_fill(weight == 0, -torch.inf).reshape(-1)
 
 
-def _count(name: str, weight: Tensor, density: float) -> int:
-    return max(round(density * weight.numel()), 1)
+def _count(scores: Tensor, density: float) -> int:
+    return max(round(density * len(scores)), 1)
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
@@ -212,25 +239,32 @@ def _above(scores: Tensor, weight: Tensor, quality: float) -> Tensor:
 def _globally(scores: Mapping[str, Tensor], density: Mapping[str, float]) -> dict[str, Tensor]:
     if len(set(density.values())) != 1:
         raise StructureError("prune: scope global takes one density for all tensors")
-    total = sum(len(one) for one in scores.values())
-    count = max(round(next(iter(density.values())) * total), 1)
-    # What each tensor keeps in any case ranks first.
-    floors = {name: _largest(one, max(round(GLOBAL_FLOOR * len(one)), 1)) for name, one in scores.items()}
-    ranked = torch.cat([one.masked_fill(floors[name] & (one > -torch.inf), torch.inf) for name, one in scores.items()])
-    kept = _largest(ranked, count)
-    return dict(zip(scores, kept.split([len(one) for one in scores.values()]), strict=True))
+    common = next(iter(density.values()))
+    ranked = []
+    for one in scores.values():
+        floor = _largest(one, _count(one, min(GLOBAL_FLOOR, common)))
+        # What each tensor keeps in any case ranks first.
+        ranked.append(one.masked_fill(floor & (one > -torch.inf), torch.inf))
+    whole = torch.cat(ranked)
+    kept = torch.split(_largest(whole, _count(whole, common)), [len(one) for one in ranked])
+    return dict(zip(scores, kept, strict=True))
 
 
-def _refuse_empty(name: str, before: Tensor, keep: Tensor) -> None:
-    if bool((before != 0).any()) and not bool(keep.any()):
+def _cut(name: str, weight: Tensor, keep: Tensor) -> Tensor:
+    """The weight where ``keep`` (n,), +0.0 elsewhere; refuses to empty it."""
+    alive = keep.reshape(weight.shape) & (weight != 0)
+    if bool((weight != 0).any()) and not bool(alive.any()):
         raise StructureError(
-            f"{name}: pruning would empty the layer (largest magnitude {float(before.abs().max()):.3g}); "
+            f"{name}: pruning would empty the layer (largest magnitude {float(weight.abs().max()):.3g}); "
             "raise its density or lower its quality"
         )
+    return torch.where(alive, weight, torch.zeros_like(weight))
 
 
 def _account(name: str, before: Tensor, after: Tensor, scores: Tensor) -> LayerDensity:
     alive = int((after != 0).sum())
     kept = scores[(after != 0).reshape(-1)]
     threshold = float(kept.min()) if alive else 0.0
-    return LayerDensity(name, after.numel(), int((before != 0).sum()), alive, alive / after.numel(), threshold)
+    return LayerDensity(
+        name, after.numel(), int((before != 0).sum()), alive, alive / after.numel(), threshold
+    )

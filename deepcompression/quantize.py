@@ -1,4 +1,4 @@
-"""Precision of codebooks and of everything that is not shared; centroids are trained by ``finetune`` with sharing held."""
+"""Precision of codebooks and the rest; ``finetune`` with sharing held trains the centroids before."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from deepcompression.errors import StructureError
-from deepcompression.structure import normalised
+from deepcompression.structure import normalised, replaced
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """A rounded state_dict; ``kept`` says why tensors were left as they are, ``merged`` how many centroids fell together."""
+    """A rounded state_dict; ``kept``: why tensors stayed, ``merged``: how many centroids became equal."""
 
     state: dict[str, Tensor]
     kept: dict[str, str]
@@ -24,12 +24,16 @@ class Rounded:
 
 
 def round_precision(
-    state: Mapping[str, Tensor], *, shared: Iterable[str] = (), codebook: str = "float32", rest: str = "float32"
+    state: Mapping[str, Tensor],
+    *,
+    shared: Iterable[str] = (),
+    codebook: str = "float32",
+    rest: str = "float32",
 ) -> Rounded:
     """``state`` with values that a narrower type holds exactly; tensors keep their own dtype.
 
-    The file then stores them at that precision. Rounding never makes a value non-finite, zero or subnormal: such a
-    tensor stays as it is.
+    The file then stores them at that precision. Rounding never makes a value non-finite, zero or subnormal:
+    such a tensor stays as it is.
 
     Args:
         state: tensors by name; not changed. Integers and float64 stay.
@@ -42,24 +46,34 @@ def round_precision(
     """
     for precision in (codebook, rest):
         if precision not in PRECISIONS:
-            raise StructureError(f"quantize: precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
-    shared = set(shared)
-    made, kept, merged = normalised(state, sorted(shared)), {}, {}
-    for name, tensor in made.items():
-        target = PRECISIONS[codebook if name in shared else rest]
-        if not tensor.is_floating_point() or tensor.dtype == torch.float64 or tensor.numel() == 0:
-            continue
-        if torch.finfo(target).bits >= torch.finfo(tensor.dtype).bits:
+            raise StructureError(
+                f"quantize: precision {precision!r}; expected one of {', '.join(PRECISIONS)}"
+            )
+    shared = list(shared)
+    clean, kept, merged = normalised(state, shared), {}, {}
+    books = {
+        id(clean[name]) for name in shared
+    }  # by object: a tied tensor is one codebook under all of its names
+    changed = {}
+    for name, tensor in clean.items():
+        target = PRECISIONS[codebook if id(tensor) in books else rest]
+        if not _narrows(tensor, target):
             continue
         rounded = tensor.to(target).to(tensor.dtype)
         reason = _harm(tensor, rounded, target)
         if reason:
             kept[name] = reason
-            continue
-        made[name] = rounded
-        if name in shared:
+        else:
+            changed[name] = rounded
+        if name in shared and not reason:
             merged[name] = len(torch.unique(tensor)) - len(torch.unique(rounded))
-    return Rounded(made, kept, merged)
+    return Rounded(replaced(clean, changed), kept, merged)
+
+
+def _narrows(tensor: Tensor, target: torch.dtype) -> bool:
+    if not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return False
+    return torch.finfo(target).bits < torch.finfo(tensor.dtype).bits
 
 
 def _harm(before: Tensor, after: Tensor, target: torch.dtype) -> str:

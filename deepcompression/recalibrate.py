@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -10,9 +12,14 @@ from deepcompression.problem import Batches, Compute, Problem, stepped
 
 
 def recalibrate(
-    model: nn.Module, problem: Problem, *, batches: int | None = None, compute: Compute | None = None, seed: int = 0
+    model: nn.Module,
+    problem: Problem,
+    *,
+    batches: int | None = None,
+    compute: Compute | None = None,
+    seed: int = 0,
 ) -> list[str]:
-    """Estimates running means and variances anew, as plain averages over training batches; nothing else changes.
+    """Estimates running means and variances anew, as averages over training batches; nothing else changes.
 
     Args:
         model: changed in place.
@@ -34,19 +41,19 @@ def recalibrate(
     compute = compute or Compute()
     compute.place(model)
     torch.manual_seed(seed)
+    feed = Batches(problem.train, problem.batch_size, compute, torch.Generator().manual_seed(seed))
     mode, momenta = model.training, {name: norm.momentum for name, norm in norms.items()}
     model.eval()  # dropout rests: statistics are those of the net as it will be used
-    for norm in norms.values():
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-        norm.train()
-    feed = Batches(problem.train, problem.batch_size, compute, torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        for number, batch in enumerate(feed):
-            if batches is not None and number >= batches:
-                break
-            stepped(problem.step, model, batch)
-    for name, norm in norms.items():
-        norm.momentum = momenta[name]
-    model.train(mode)
+    try:
+        for norm in norms.values():
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative average
+            norm.train()
+        with torch.no_grad():
+            for batch in islice(feed, batches):
+                stepped(problem.step, model, batch)
+    finally:
+        for name, norm in norms.items():
+            norm.momentum = momenta[name]
+        model.train(mode)
     return list(norms)

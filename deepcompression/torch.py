@@ -1,4 +1,4 @@
-"""The bridge between ``.dcz`` files and torch, and the two verbs for a training loop of your own: hold, bake."""
+"""Between ``.dcz`` files and torch; and two verbs for a training loop of your own, ``hold`` and ``bake``."""
 
 from __future__ import annotations
 
@@ -60,8 +60,11 @@ def to_raw_state(state: Mapping[str, Tensor]) -> dict[str, io.RawTensor]:
     made: dict[int, io.RawTensor] = {}
     raws = {}
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
-            raise WeightsError(f"{name}: only dense tensors can be saved, got {_kind(tensor)}")
+        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_quantized
+        if not dense or tensor.element_size() not in _NUMPY_OF_SIZE:
+            raise WeightsError(
+                f"{name}: only dense tensors of at most 8 bytes an element can be saved, got {_kind(tensor)}"
+            )
         raws[name] = made.setdefault(id(tensor), to_raw(tensor))
     return raws
 
@@ -83,4 +86,4 @@ def from_raw(raw: io.RawTensor) -> Tensor:
 
 
 def _kind(value: object) -> str:
-    return f"a {value.layout} tensor" if isinstance(value, Tensor) else type(value).__name__
+    return f"a {value.layout} tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

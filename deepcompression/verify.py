@@ -1,4 +1,4 @@
-"""``python -m deepcompression.verify``: in a process of its own, is a file what was encoded, and how good is it?"""
+"""``python -m deepcompression.verify``, in a new process: is a file what was encoded, and how good is it?"""
 
 from __future__ import annotations
 
@@ -9,35 +9,38 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from deepcompression import factory
 from deepcompression import torch as files
-from deepcompression.checkpoint import load_into, read_state
+from deepcompression.checkpoint import load_into
 from deepcompression.problem import Accuracy, Compute, cross_entropy_step, evaluate
 from deepcompression.structure import bits_of
 
 
 def verify(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Decodes a file, compares it with the tensors that went in, evaluates it and the dense baseline on the test split.
+    """Decodes a file, compares it with what went in, evaluates it and the baseline on the test split.
 
     Args:
-        request: ``file``, ``reference`` and ``baseline`` (paths; the latter two safetensors), ``model``, ``data``,
+        request: ``file``, ``reference`` and ``baseline`` (paths; the latter two safetensors), ``model``,
+        ``data``,
             ``step``, ``metric`` (``{factory, kwargs}``; the last two may be None), ``compute``, ``threads``,
             ``python_path``.
 
     Returns:
         ``identical``, ``differs`` (a tensor's name or None), and ``baseline`` and ``final``: each ``metric``,
-        ``loss``, ``total``, ``higher_is_better``, and where scores are 0/1 ``correct``, ``accuracy``, ``error``.
+        ``loss``, ``total``, ``higher_is_better``, and where scores are 0/1 ``correct``, ``accuracy``,
+        ``error``.
     """
     sys.path[:0] = request["python_path"]
     if request["threads"]:
         torch.set_num_threads(request["threads"])
     decoded = files.load(request["file"])
-    differs = difference(decoded, read_state(request["reference"]))
+    differs = difference(decoded, load_file(request["reference"]))
     made = factory.build(request["data"]["factory"], request["data"]["kwargs"])
     test = made[2] if isinstance(made, tuple) else made.test
-    ends = {"baseline": read_state(request["baseline"]), "final": decoded}
+    ends = {"baseline": load_file(request["baseline"]), "final": decoded}
     return {
         "identical": differs is None,
         "differs": differs,
@@ -60,7 +63,7 @@ def _evaluation(request: Mapping[str, Any], state: Mapping[str, Tensor], test: A
     step, metric = (request[name] and factory.build(**_spec(request[name])) for name in ("step", "metric"))
     metric = metric or Accuracy()
     model = factory.build(**_spec(request["model"]))
-    load_into(model, state, where="decoded file")
+    load_into(model, state, where="verify")
     result = evaluate(model, test, step or cross_entropy_step, metric, Compute(**request["compute"]))
     found: dict[str, Any] = {name: value for name, value in asdict(result).items() if name != "scores"}
     found["higher_is_better"] = bool(metric.higher_is_better)

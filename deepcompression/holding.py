@@ -1,0 +1,211 @@
+"""Structure held while a model trains, by ``torch.nn.utils.parametrize`` modules: ``hold``, then ``bake``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from deepcompression.errors import StructureError
+from deepcompression.selection import Holder, first_names, is_held, join, parameters, prunable
+
+Use = tuple[nn.Module, str]
+
+
+@dataclass(frozen=True)
+class Held:
+    """Names of the tensors whose structure training holds."""
+
+    zeros: list[str]
+    shared: list[str]
+
+
+def hold(model: nn.Module, names: Sequence[str] | None = None, *, shared: Sequence[str] = ()) -> Held:
+    """From now on training keeps the zeros of ``names`` and the sharing of ``shared``; changes ``model``.
+
+    Make the optimizer afterwards: a shared weight's parameter is its codebook (k,), whose gradient is the sum
+    of the gradients of the weights that share each centroid (paper, section 3.3). Tied weights get one
+    structure at every use.
+
+    Args:
+        model: any module.
+        names: tensors whose zeros stay; default: the partly zero prunable ones.
+        shared: tensors whose equal weights stay equal (their zeros stay too).
+
+    Returns:
+        What is held, tied tensors under their first name. Undo with ``bake``.
+
+    Raises:
+        StructureError: no such parameter, it is held already, or a value in it is not finite; nothing is held
+        then.
+    """
+    shared = _known(model, shared)
+    zeros = _known(model, [*(_partly_zero(model) if names is None else names), *shared])
+    places = {name: _uses(model, name) for name in zeros}
+    for name, uses in places.items():
+        weight = getattr(*uses[0]).detach()
+        _hold_one(uses, SharedWeights(weight) if name in shared else ZeroMask(weight != 0))
+    return Held(zeros, shared)
+
+
+def bake(model: nn.Module) -> nn.Module:
+    """Writes held structure into ordinary parameters, tied ones tied again; returns ``model``."""
+    uses = [
+        (module, attribute)
+        for module in model.modules()
+        if parametrize.is_parametrized(module)
+        for attribute in module.parametrizations  # type: ignore[union-attr]
+        if is_held(module, attribute)
+    ]
+    baked: dict[int, nn.Parameter] = {}
+    made = []
+    for module, attribute in uses:
+        original = _original(module, attribute)
+        if id(original) not in baked:
+            value = getattr(module, attribute).detach().clone(memory_format=torch.contiguous_format)
+            baked[id(original)] = nn.Parameter(value, requires_grad=original.requires_grad)
+        made.append(baked[id(original)])
+        _set_original(module, attribute, nn.Parameter(original.detach().clone()))
+    for (module, attribute), parameter in zip(uses, made, strict=True):
+        parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
+        module._parameters[attribute] = parameter
+    for module in dict.fromkeys(module for module, _ in uses):
+        # The order of registration is that of the state_dict: weight before bias, as it was.
+        order: list[str] = module.__dict__.pop("_order_before_hold")
+        module._parameters = {name: module._parameters[name] for name in order}
+    return model
+
+
+class ZeroMask(Holder):
+    """Weights where ``mask``, +0.0 elsewhere; no gradient reaches what is masked."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight (its own shape) with zeros."""
+        return torch.where(self.mask, weight, 0)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What is trained: the weight itself."""
+        return weight
+
+
+class SharedWeights(Holder):
+    """``centroids[codes]`` at a weight's ``positions`` (flat), +0.0 everywhere else."""
+
+    positions: Tensor
+    codes: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        flat = weight.reshape(-1)
+        positions = (flat != 0).nonzero().squeeze(1)  # (non-zeros,) int64
+        codes = torch.unique(flat[positions], return_inverse=True)[1]
+        self.shape = weight.shape
+        self.register_buffer("positions", positions)
+        self.register_buffer("codes", codes.int())
+
+    def forward(self, centroids: Tensor) -> Tensor:
+        """The weight, from its centroids (k,)."""
+        weight: Tensor = _Spread.apply(centroids, self.positions, self.codes, self.shape)  # type: ignore[no-untyped-call]
+        return weight
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What is trained: the distinct non-zero values (k,), ascending."""
+        return torch.unique(weight[weight != 0])
+
+
+class _Spread(torch.autograd.Function):
+    """Centroids to their places. Backward sums in float64, in the order of the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, centroids: Tensor, positions: Tensor, codes: Tensor, shape: torch.Size) -> Tensor:
+        ctx.save_for_backward(positions, codes)
+        ctx.count = len(centroids)
+        flat: Tensor = centroids.new_zeros(shape.numel())
+        flat.index_copy_(0, positions, centroids.index_select(0, codes))
+        return flat.reshape(shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        positions, codes = ctx.saved_tensors
+        each = gradient.reshape(-1).index_select(0, positions)
+        exact = each.float() if each.device.type == "mps" else each.double()  # MPS has no float64
+        summed = torch.bincount(codes, weights=exact, minlength=ctx.count)
+        return summed.to(gradient.dtype), None, None, None
+
+
+def masks(model: nn.Module) -> dict[str, Tensor]:
+    """The live masks of a held model by tensor name, tied once; writing into one changes what is held."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for prefix, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            for attribute, parts in module.parametrizations.items():
+                if isinstance(parts[0], ZeroMask):
+                    found.setdefault(id(parts[0]), (join(prefix, attribute), parts[0].mask))
+    return dict(found.values())
+
+
+def held_state(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Present values of parameters by name, whether structure is held in them or not."""
+    parts = {name: name.rpartition(".") for name in names}
+    return {name: getattr(model.get_submodule(part[0]), part[2]).detach() for name, part in parts.items()}
+
+
+def _hold_one(uses: Sequence[Use], part: Holder) -> None:
+    """Registers one structure at every use of a parameter, with one trained tensor behind all of them."""
+    weight = getattr(*uses[0])
+    for module, attribute in uses:
+        module.__dict__.setdefault("_order_before_hold", list(module._parameters))
+        # Registering (and removing) changes the parameter in place: each use has its own until they are tied.
+        own = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+        module._parameters[attribute] = own
+        parametrize.register_parametrization(module, attribute, part)
+    for module, attribute in uses[1:]:
+        _set_original(module, attribute, _original(*uses[0]))
+
+
+def _known(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """First names of parameters that can be held."""
+    first = first_names(model)
+    for name in names:
+        if name not in first:
+            raise StructureError(f"{name}: the model has no floating-point parameter of this name to hold")
+    return list(dict.fromkeys(first[name] for name in names))
+
+
+def _partly_zero(model: nn.Module) -> list[str]:
+    found = {name: held_state(model, [name])[name] == 0 for name in prunable(model)}
+    return [name for name, zero in found.items() if bool(zero.any()) and not bool(zero.all())]
+
+
+def _uses(model: nn.Module, name: str) -> list[Use]:
+    """Every (module, attribute) that is the parameter ``name``, if it can be held."""
+    known = parameters(model)
+    weight = known[name]
+    if not bool(torch.isfinite(weight).all()):
+        raise StructureError(
+            f"{name}: a value is NaN or infinite; zeros and sharing are held in finite weights"
+        )
+    same = [other.rpartition(".") for other, parameter in known.items() if parameter is weight]
+    uses: list[Use] = list(dict.fromkeys((model.get_submodule(part[0]), part[2]) for part in same))
+    if any(is_held(*use) for use in uses):
+        raise StructureError(f"{name}: is held already; bake the model first")
+    return uses
+
+
+def _original(module: nn.Module, attribute: str) -> nn.Parameter:
+    parameter: nn.Parameter = module.parametrizations[attribute].original  # type: ignore[index, union-attr]
+    return parameter
+
+
+def _set_original(module: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
+    module.parametrizations[attribute]._parameters["original"] = parameter  # type: ignore[index, union-attr]
