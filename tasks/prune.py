@@ -22,45 +22,61 @@ def prune(
 
 
 def _one_shot(bench: Bench, config: dict[str, Any]) -> Product:
-    from deepcompression import factory, structure
     from deepcompression import prune as library
+    from deepcompression import structure
 
-    model = bench.model()
-    density, quality = config["density"], config["quality"]
-    whole = config["scope"] == "global"
-    score = config["score"]
+    model, name = bench.model(), "density" if config["quality"] is None else "quality"
     pruned = library.prune(
         structure.plain_state(model),
-        structure.prunable(model) if whole else structure.resolve(model, _table(density or quality)),
-        by="quality" if quality else "density",
-        density=density if whole else None,
+        **{name: structure.resolve(model, table_of(config[name]))},
         scope=config["scope"],
-        score=factory.build(score["factory"], score["kwargs"]) if score else None,
+        score=_score(config),
+        padding=structure.padding_rows(model),
     )
-    return _product(bench, pruned.state, pruned.layers)
+    return _product(bench, pruned)
 
 
 def _gradual(bench: Bench, config: dict[str, Any]) -> Product:
     from deepcompression import prune as library
     from deepcompression import structure
 
-    model, gradual = bench.model(), config["gradual"]
     assert bench.input is not None
+    model, gradual = bench.model(), config["gradual"]
     with shown(bench.run, bench.label) as show:
         pruned = library.prune_gradually(
             model,
             bench.run.problem(gradual["batch_size"]),
-            structure.resolve(model, _table(config["density"])),
+            structure.resolve(model, table_of(config["density"])),
+            zeros=bench.input.zeros,
+            shared=bench.input.shared,
+            start=gradual["start"],
+            ramp=gradual["ramp"],
+            score=_score(config),
+            dropout=config["dropout"],
             **bench.fit_arguments(gradual, show),
         )
-    return _product(bench, pruned.state, pruned.layers)
+    return _product(bench, pruned)
 
 
-def _product(bench: Bench, state: Mapping[str, Any], layers: Any) -> Product:
+def _product(bench: Bench, pruned: Any) -> Product:
     assert bench.input is not None
-    zeros = dict.fromkeys([*bench.input.zeros, *(layer.name for layer in layers)])
-    return Product(state, zeros=list(zeros), shared=bench.input.shared, report={"layers": layers})
+    names = [*bench.input.zeros, *(layer.name for layer in pruned.layers)]
+    return Product(
+        pruned.state,
+        zeros=list(dict.fromkeys(names)),
+        shared=bench.input.shared,
+        report={"layers": pruned.layers},
+        history=pruned.fit.history if pruned.fit else (),
+    )
 
 
-def _table(value: Any) -> Mapping[str, Any]:
+def _score(config: dict[str, Any]) -> Any:
+    from deepcompression import factory
+
+    score = config["score"]
+    return factory.build(score["factory"], score["kwargs"]) if score else None
+
+
+def table_of(value: Any) -> Mapping[str, Any]:
+    """One value for all layers as the table of values by name pattern."""
     return value if isinstance(value, Mapping) else {"default": value}

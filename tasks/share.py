@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from prefect import task
 from prefect.states import State
 
+from tasks.prune import table_of
 from tasks.run import Reference, Run
 from tasks.stage import TASK, Bench, Product, perform
 
@@ -25,10 +25,13 @@ def _work(bench: Bench, config: dict[str, Any]) -> Product:
     from deepcompression import structure
 
     assert bench.input is not None
-    model, bits = bench.model(), config["bits"]
-    table = bits if isinstance(bits, Mapping) else {"default": bits}
+    model = bench.model()
     made = library.share(
-        structure.plain_state(model), structure.resolve(model, table), init=config["init"], seed=bench.seed
+        structure.plain_state(model),
+        structure.resolve(model, table_of(config["bits"])),
+        init=config["init"],
+        seed=bench.seed,
+        padding=structure.padding_rows(model),
     )
     names = [layer.name for layer in made.layers]
     return Product(
