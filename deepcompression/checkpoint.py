@@ -16,7 +16,7 @@ from deepcompression.errors import InputError, WeightsError
 def read_state(path: str | Path, *, key: str | None = None, strip: Sequence[str] = ()) -> dict[str, Tensor]:
     """The tensors of a checkpoint.
 
-    ``weight_orig`` and ``weight_mask`` pairs, as ``torch.nn.utils.prune`` leaves them, are multiplied into ``weight``.
+    Pairs of ``weight_orig`` and ``weight_mask``, as ``torch.nn.utils.prune`` leaves them, become ``weight``.
 
     Args:
         path: .safetensors, .dcz, or a file of ``torch.save`` (opened with ``weights_only``).
@@ -36,7 +36,11 @@ def read_state(path: str | Path, *, key: str | None = None, strip: Sequence[str]
             raise WeightsError(f"weights {path}: no key {key!r}; the file has {known}")
         content = content[part]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        inside = [str(k) for k, v in content.items() if isinstance(v, Mapping)] if isinstance(content, Mapping) else []
+        inside = (
+            [str(k) for k, v in content.items() if isinstance(v, Mapping)]
+            if isinstance(content, Mapping)
+            else []
+        )
         hint = f"; set model.weights.key, perhaps to {' or '.join(inside)}" if inside else ""
         raise WeightsError(f"weights {path}: expected a mapping of names to tensors{hint}")
     state = {_stripped(str(name), strip): tensor for name, tensor in content.items()}
@@ -69,7 +73,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> N
             if names
         ]
         raise WeightsError(f"{where}: does not fit the model; {'; '.join(parts)}{_hint(own, unexpected)}")
-    model.load_state_dict(whole)  # type: ignore[arg-type]
+    model.load_state_dict(whole)
 
 
 def _read(path: Path) -> Any:
@@ -88,8 +92,8 @@ def _read(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error) or "Weights only" in str(error):
             raise WeightsError(
-                f"weights {path}: contains code besides tensors, which is never run; save the state_dict alone "
-                "(torch.save(model.state_dict(), path)) or as .safetensors"
+                f"weights {path}: contains code besides tensors, which is never run; "
+                "save the state_dict alone, by torch.save(model.state_dict(), path) or as .safetensors"
             ) from None
         raise WeightsError(f"weights {path}: is damaged or no checkpoint") from None
     except Exception as error:  # the readers throw many kinds for a damaged file

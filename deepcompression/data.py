@@ -1,4 +1,4 @@
-"""Data sets in memory: the digits that scikit-learn ships, MNIST and Fashion-MNIST, splits, digests, augmentation."""
+"""Data in memory: scikit-learn's digits, MNIST and Fashion-MNIST; splits, digests, augmentation."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ IDX = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+DEBIAN_FASHION = [Path("/usr/share/dataset-fashion-mnist"), Path("/usr/share/datasets/fashion-mnist")]
 Pair = tuple[Tensor, Tensor]
 
 
@@ -46,10 +47,17 @@ def digits(test: int = 360) -> Splits:
 
     Args:
         test: samples of the test split, stratified, the same at every call.
+
+    Raises:
+        DataError: no sample would be left for one of the splits.
     """
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
+    if not 0 < test < len(labels):
+        raise DataError(
+            f"data.kwargs.test: expected 1 to {len(labels) - 1} of the {len(labels)} digits, got {test}"
+        )
     x = torch.from_numpy(images.astype(np.float32) / 16).reshape(-1, 1, 8, 8)
     y = torch.from_numpy(labels.astype(np.int64))
     kept, held = _stratified(y, test, seed=0)
@@ -71,7 +79,7 @@ def mnist(root: str | None = None) -> Splits:
 
 def fashion_mnist(root: str | None = None) -> Splits:
     """Fashion-MNIST, as ``mnist``; also found where Debian's ``dataset-fashion-mnist`` puts it."""
-    return _idx_or_openml(root, "fashion-mnist", "Fashion-MNIST", [Path("/usr/share/dataset-fashion-mnist")])
+    return _idx_or_openml(root, "fashion-mnist", "Fashion-MNIST", DEBIAN_FASHION)
 
 
 def split_validation(splits: Splits, validation: int | float, seed: int = 0) -> Splits:
@@ -87,11 +95,15 @@ def split_validation(splits: Splits, validation: int | float, seed: int = 0) -> 
     """
     train = splits.train
     if isinstance(train, DataLoader):
-        raise DataError("data: a factory that returns DataLoaders must return its own validation split, got None")
+        raise DataError(
+            "data: a factory that returns DataLoaders must return its own validation split, got None"
+        )
     total = len(train[1]) if isinstance(train, tuple) else len(train)
     count = round(validation * total) if isinstance(validation, float) else validation
     if not 0 < count < total:
-        raise DataError(f"data.validation: {validation} of {total} training samples leaves nothing on one side")
+        raise DataError(
+            f"data.validation: {validation} of {total} training samples leaves nothing on one side"
+        )
     if isinstance(train, tuple):
         kept, held = _stratified(train[1], count, seed)
         return replace(
@@ -103,7 +115,11 @@ def split_validation(splits: Splits, validation: int | float, seed: int = 0) -> 
 
 
 def digest(splits: Splits) -> str:
-    """What identifies the data: SHA-256 of tensors' bytes; else what the dataset says; else its files' names and times."""
+    """What identifies the data, as SHA-256 in hexadecimal digits.
+
+    Of tensors their bytes; else a dataset's own ``digest`` (attribute or method); else, with a warning, the
+    names, sizes and times of the files in its ``files`` or under its ``root``.
+    """
     whole = hashlib.sha256()
     for split in (splits.train, splits.validation, splits.test):
         whole.update(_digest(split.dataset if isinstance(split, DataLoader) else split).encode())
@@ -121,7 +137,9 @@ def shift(pixels: int = 1, fraction: float = 1.0) -> Callable[[Any, torch.Genera
         (batch, generator) -> batch, for batches whose first part is images (n, ..., h, w).
     """
     if pixels < 0 or not 0 <= fraction <= 1:
-        raise DataError(f"data.augment: shift takes pixels >= 0 and fraction in [0, 1], got {pixels}, {fraction}")
+        raise DataError(
+            f"data.augment: shift takes pixels >= 0 and fraction in [0, 1], got {pixels}, {fraction}"
+        )
 
     def augment(batch: Any, generator: torch.Generator) -> Any:
         images, *rest = batch
@@ -138,7 +156,7 @@ def shift_images(images: Tensor, pixels: int, fraction: float, generator: torch.
     moved = torch.rand(n, 1, generator=generator, device=device) < fraction
     offsets = (offsets * moved).to(images.device)
     padded = torch.nn.functional.pad(images.reshape(n, -1, height, width), (pixels,) * 4)
-    # Few distinct offsets: slice once for each and let every sample take its own, faster than a gather over pixels.
+    # Offsets are few: one slice for each, of which the samples take theirs, is faster than gathering pixels.
     shifted = images.reshape(n, -1, height, width).clone()
     for dy in range(-pixels, pixels + 1):
         for dx in range(-pixels, pixels + 1):
@@ -158,13 +176,17 @@ def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); the file may be truncated, fetch it again") from None
+        raise DataError(
+            f"{path}: cannot be read ({error}); the file may be truncated, fetch it again"
+        ) from None
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise DataError(f"{path}: not an IDX file of bytes (it begins with {raw[:4].hex(' ') or 'nothing'})")
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3]))
     expected = 4 + 4 * raw[3] + int(np.prod(shape, dtype=object))
     if len(raw) != expected:
-        raise DataError(f"{path}: expected {expected:,} bytes for shape {shape}, found {len(raw):,}; fetch it again")
+        raise DataError(
+            f"{path}: expected {expected:,} bytes for shape {shape}, found {len(raw):,}; fetch it again"
+        )
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
 
@@ -176,17 +198,24 @@ def _idx_or_openml(root: str | None, name: str, openml: str, elsewhere: list[Pat
 
 
 def _find_folder(root: str | None, name: str, elsewhere: list[Path]) -> Path | None:
-    given = root or os.environ.get(ENVIRONMENT)
-    places = [Path(given), Path(given) / name] if given else elsewhere
-    # A shared folder of several data sets has the one that is named; its own files would be another one's.
-    for place in reversed(places):
-        if _idx_path(place, IDX["train"][0]) is not None:
-            return place
     if root:
+        places = [Path(root) / name, Path(root)]
+    else:
+        shared = os.environ.get(ENVIRONMENT)
+        places = [*([Path(shared) / name, *_of_its_own(Path(shared), name)] if shared else []), *elsewhere]
+    found = next((place for place in places if _idx_path(place, IDX["train"][0])), None)
+    if root and found is None:
         raise DataError(
-            f"data.kwargs.root {root}: no {IDX['train'][0]}(.gz) in it or in its folder {name}; expected the four IDX files"
+            f"data.kwargs.root {root}: no {IDX['train'][0]}(.gz) in it or in its folder {name}; "
+            "expected the four IDX files"
         )
-    return None if given is None else next((p for p in elsewhere if _idx_path(p, IDX["train"][0])), None)
+    return found
+
+
+def _of_its_own(folder: Path, name: str) -> list[Path]:
+    """The folder itself, unless its name says that its files, named alike, are another data set's."""
+    other = "fashion" in folder.resolve().name.lower()
+    return [folder] if other == name.startswith("fashion") else []
 
 
 def _idx_path(folder: Path, name: str) -> Path | None:
@@ -216,8 +245,8 @@ def _from_openml(openml: str, name: str) -> Splits:
     except Exception as error:  # network, TLS, HTTP, parsing: to the user all the same
         reason = " ".join(str(error).split())[:120]
         raise DataError(
-            f"{name}: no local files and OpenML is out of reach ({type(error).__name__}: {reason}); put the four IDX "
-            f"files into a folder and name it by data.kwargs.root or {ENVIRONMENT}"
+            f"{name}: no local files and OpenML is out of reach ({type(error).__name__}: {reason}); "
+            f"put the four IDX files into a folder and name it by data.kwargs.root or {ENVIRONMENT}"
         ) from None
     images = torch.from_numpy(np.ascontiguousarray(x, np.float32) / 255).reshape(-1, 1, 28, 28)
     labels = torch.from_numpy(np.asarray(y).astype(np.int64))
@@ -225,20 +254,21 @@ def _from_openml(openml: str, name: str) -> Splits:
 
 
 def _stratified(targets: Tensor, count: int, seed: int) -> Pair:
-    """Indices (kept, held), ascending, ``count`` of them held; in each class the same part where targets are classes."""
+    """Indices (kept, held), ascending, ``count`` of them held; of classes the same part of each."""
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
     if targets.ndim == 1 and not targets.is_floating_point():
-        # The rank of a sample in its class, as a fraction: the lowest ones form a stratified sample of any size.
-        shuffled = targets[order]
-        by_class = shuffled.argsort(stable=True)
-        counts = torch.bincount(shuffled - shuffled.min())
-        starts = (counts.cumsum(0) - counts)[shuffled[by_class] - shuffled.min()]
-        rank = (torch.arange(len(order)) - starts + 0.5) / counts[shuffled[by_class] - shuffled.min()]
+        # A sample's rank in its class, as a fraction: the lowest ones form a stratified sample of any size.
+        _, classes, counts = torch.unique(targets[order], return_inverse=True, return_counts=True)
+        by_class = classes.argsort(stable=True)
+        of = classes[by_class]
+        rank = (torch.arange(len(order)) - (counts.cumsum(0) - counts)[of] + 0.5) / counts[of]
         order = order[by_class[rank.argsort(stable=True)]]
     return order[count:].sort().values, order[:count].sort().values
 
 
 def _digest(split: Any) -> str:
+    if split is None:
+        return "none"
     if isinstance(split, Subset):
         indices = hashlib.sha256(np.asarray(split.indices, np.int64).tobytes()).hexdigest()
         return f"{_digest(split.dataset)} {indices}"
@@ -256,12 +286,14 @@ def _digest(split: Any) -> str:
 
 
 def _files_digest(split: Any) -> str:
-    root = getattr(split, "root", None)
-    files = sorted(path for path in Path(root).rglob("*") if path.is_file()) if root else []
+    root, named = getattr(split, "root", None), getattr(split, "files", None)
+    listed = [Path(path) for path in named] if named else Path(root).rglob("*") if root else []
+    files = sorted(path for path in listed if path.is_file())
     log.warning(
         "data: %s has no `digest`; it is identified by %s. Give it a `digest` to make reuse of results safe.",
         type(split).__name__,
         f"names, sizes and times of {len(files)} files" if files else "its type and length alone",
     )
     facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr((type(split).__qualname__, len(split), facts)).encode()).hexdigest()
+    length = len(split) if hasattr(split, "__len__") else None
+    return hashlib.sha256(repr((type(split).__qualname__, length, facts)).encode()).hexdigest()

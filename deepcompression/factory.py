@@ -16,7 +16,8 @@ def load(spec: str) -> Callable[..., Any]:
         spec: ``package.module:callable``; the callable may be an attribute of an attribute.
 
     Raises:
-        FactoryError: malformed, the module does not import (its own error is shown), no such attribute, not callable.
+        FactoryError: malformed; the module does not import (its own error is shown); no such attribute; not
+            callable.
     """
     module_name, sign, attribute = spec.partition(":")
     if not (sign and module_name and attribute):
@@ -41,7 +42,7 @@ def build(spec: str, kwargs: Mapping[str, Any] | None = None) -> Any:
     """What the callable returns for ``kwargs``.
 
     Raises:
-        FactoryError: as ``load``; or the call itself fails, with its error shown. An ``InputError`` passes as it is.
+        FactoryError: as ``load``; or the call itself fails, with its error shown. An ``InputError`` passes.
     """
     call = load(spec)
     try:

@@ -1,12 +1,14 @@
 """One-dimensional k-means, in numpy: the paper's weight sharing (section 3.1) for millions of values.
 
-Small sets are sorted and Lloyd's iteration is exact from the start. Large ones are first counted into 65,536 bins, on
-which the iteration runs to its end; then the bins at the borders between clusters are opened, only their values sorted,
-and the iteration goes on until every border lies among single values: a fixed point of the exact iteration too.
+Clusters of numbers are intervals, so Lloyd's iteration needs only how many values lie below a border and what
+they sum to. Small sets are sorted, which answers that exactly. Large ones are counted into 65,536 bins, with the
+exact sum of each; a border within a bin takes its part, as if values were evenly spread there. Codes are exact in
+both cases.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -19,12 +21,18 @@ from deepcompression.partition import best_groups
 Init = Literal["linear", "density", "random", "optimal"]
 Floats = NDArray[np.float64]
 Values = NDArray[np.float32]
+Codes = NDArray[np.unsignedinteger[Any]]
 MAX_CENTROIDS = 1 << 16
 BINS = 1 << 16
-# From here on bins are faster than sorting everything.
-LARGE = 1 << 17
-# Dynamic programming: largest k; beyond it the asymptotic density of centroids is as good.
-OPTIMAL_MOST, OPTIMAL_POINTS = 512, 2048
+# Sorting more values than this takes longer than counting them into bins.
+LARGE = 1 << 18
+GRID_PIECE, CODE_PIECE = 1 << 18, 1 << 15
+# Dynamic programming up to this k; beyond it the asymptotic density of centroids is as good.
+OPTIMAL_MOST = 512
+# Steps of Lloyd's iteration after dynamic programming, whose start has little left to gain.
+OPTIMAL_ITERATIONS = 100
+# A cluster with less of a value than this is empty; parts of bins can be that small.
+LEAST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Codebook:
     """
 
     centroids: Values
-    codes: NDArray[np.unsignedinteger[Any]]
+    codes: Codes
     squared_error: float
 
 
@@ -47,16 +55,16 @@ def kmeans1d(
 ) -> Codebook:
     """The codebook of at most ``k`` centroids that Lloyd's iteration reaches from ``init``.
 
-    A centroid that no value takes is moved into the cluster with the largest squared error, which it splits at its
-    mean. With at most ``k`` distinct values the codebook is exact. A value in the middle between two centroids takes
-    the lower one.
+    A centroid that no value takes is moved into the cluster with the largest squared error, which is split at
+    its mean. With at most ``k`` distinct values the codebook is exact. A value in the middle between two
+    centroids takes the lower one.
 
     Args:
         values: any real array, read flat, as float32.
         k: number of centroids, 1 to 65,536.
-        init: ``linear`` (evenly between minimum and maximum), ``density`` (evenly in the cumulative distribution),
-            ``random`` (values drawn without replacement) or ``optimal`` (dynamic programming; for k > 512 the
-            asymptotically optimal density of centroids).
+        init: ``linear`` (evenly between minimum and maximum), ``density`` (evenly in the cumulative
+            distribution), ``random`` (values drawn without replacement) or ``optimal`` (dynamic programming;
+            for k > 512 the asymptotically optimal density of centroids).
         seed: of ``random``.
         iterations: at most so many.
 
@@ -68,63 +76,70 @@ def kmeans1d(
     _check(k, init)
     flat = np.asarray(values).astype(np.float32, copy=False).ravel()
     if not np.isfinite(flat).all():
-        raise StructureError(f"kmeans1d: values must be finite in float32; {np.sum(~np.isfinite(flat))} are not")
-    bins = _binned(flat, k) if len(flat) >= LARGE else None
-    points = _sorted_points(flat) if bins is None else _bin_points(bins)
+        raise StructureError(
+            f"kmeans1d: values must be finite in float32; {np.sum(~np.isfinite(flat))} are not"
+        )
+    grid = _grid(flat, k) if len(flat) >= LARGE else None
+    points = _sorted_points(flat) if grid is None else grid.points
     if len(points.keys) <= k:
         return _codebook(flat, points.keys, None)
-    centroids = _lloyd(points, _start(points, flat, k, init, seed), k, iterations)
-    opened = np.zeros(BINS, bool)
-    while bins is not None and not opened[at_border := _border_bins(bins, centroids)].all():
-        # Neighbours as well: a border moves a little when its bin's own values count.
-        opened[np.clip(at_border[:, None] + [-1, 0, 1], 0, BINS - 1)] = True
-        points = _opened_points(bins, opened)
-        centroids = _lloyd(points, centroids, k, iterations)
-    return _codebook(flat, centroids, bins)
+    borders = _middles(_start(points, flat, k, init, seed))
+    if init == "optimal":
+        iterations = min(iterations, OPTIMAL_ITERATIONS)
+    means = _lloyd(points if grid is None else grid, points, borders, k, iterations)
+    return _codebook(flat, means, grid)
 
 
-def squared_error(values: Values, centroids: Values, codes: NDArray[np.unsignedinteger[Any]]) -> float:
-    """Sum of (value - centroid)^2 in float64, a piece at a time that fits into a processor's cache."""
-    exact = centroids.astype(np.float64)
-    error, piece = 0.0, 1 << 15
-    for at in range(0, len(values), piece):
-        rest = values[at : at + piece] - exact[codes[at : at + piece]]
-        error += float(np.dot(rest, rest))
-    return error
-
-
-@dataclass(frozen=True)
 class _Points:
-    """Distinct points in ascending order, each standing for ``count`` values of its mean, ``key``."""
+    """Distinct points (m,), ascending, each standing for some values: their count, mean and sum."""
 
-    keys: Floats
-    counts: Floats
-    sums: Floats
-    before: Floats
-    total: Floats
+    tolerance = 0.0
 
-    @classmethod
-    def of(cls, counts: NDArray[Any], sums: Floats) -> _Points:
-        """From counts and sums (m,); ``before`` and ``total`` (m + 1,) are what precedes each point."""
-        weights = counts.astype(np.float64)
-        prefix = [np.concatenate([[0.0], np.cumsum(part)]) for part in (weights, sums)]
-        return cls(sums / weights, weights, sums, prefix[0], prefix[1])
+    def __init__(self, counts: NDArray[Any], sums: Floats) -> None:
+        self.counts, self.sums = counts.astype(np.float64), sums
+        self.keys = sums / self.counts
+        self.before = np.zeros((2, len(sums) + 1))
+        np.cumsum([self.counts, sums], axis=1, out=self.before[:, 1:])
+        self.all = self.before[:, -1]
+
+    def below(self, borders: Floats) -> Floats:
+        """Count and sum (2, b) of the values up to each border."""
+        return self.before[:, np.searchsorted(self.keys, borders, side="right")]
 
 
-@dataclass(frozen=True)
-class _Bins:
-    """Values by the bin of an even grid that each falls into; bins are in the order of the values."""
+class _Grid:
+    """Values counted into an even grid of bins; bins keep the order of the values."""
 
-    values: Values
-    index: NDArray[np.uint16]
-    low: np.float32
-    scale: np.float32
-    counts: NDArray[np.int64]
-    sums: Floats
+    def __init__(self, values: Values, low: np.float32, per_unit: np.float32) -> None:
+        self.low, self.per_unit, self.width = low, per_unit, 1 / float(per_unit)
+        self.tolerance = self.width / 256
+        self.index = np.empty(len(values), np.uint16)
+        self.counts, sums = np.zeros(BINS, np.int64), np.zeros(BINS)
+        for piece in _pieces(len(values), GRID_PIECE):
+            self.index[piece] = bins = self.bin_of(values[piece])
+            self.counts += np.bincount(bins, minlength=BINS)
+            sums += np.bincount(bins, weights=values[piece], minlength=BINS)
+        used = self.counts > 0
+        self.points = _Points(self.counts[used], sums[used])
+        self.all = self.points.all
+        self.first = np.append(0, np.cumsum(used))
 
-    def bin_of(self, values: Values) -> NDArray[np.uint16]:
-        """Bins (n,) of values within the grid, by the very arithmetic that binned the data."""
-        return _bin_of(values, self.low, self.scale)
+    def bin_of(self, values: Values) -> NDArray[np.int64]:
+        """Bins of values in the range; rounding keeps their order, truncation the highest one below BINS."""
+        return ((values - self.low) * self.per_unit).astype(np.int64)
+
+    def below(self, borders: Floats) -> Floats:
+        """Count and sum (2, b) of the values up to each border, the values of a bin evenly spread."""
+        place = (borders - self.low) * float(self.per_unit)
+        whole = place.astype(np.int64)
+        part = (place - whole) * self.counts[whole]
+        middle = (borders + self.low + whole * self.width) / 2
+        return np.take(self.points.before, self.first[whole], axis=1) + np.stack([part, part * middle])
+
+
+def _pieces(length: int, size: int) -> Iterator[slice]:
+    """Consecutive slices whose intermediate results stay in a processor's cache."""
+    return (slice(start, start + size) for start in range(0, length, size))
 
 
 def _check(k: int, init: str) -> None:
@@ -134,51 +149,23 @@ def _check(k: int, init: str) -> None:
         raise StructureError(f"kmeans1d: init must be one of {', '.join(get_args(Init))}, got {init!r}")
 
 
-def _bin_of(values: Values, low: np.float32, scale: np.float32) -> NDArray[np.uint16]:
-    # Rounding keeps the order of values, and truncation the highest one below BINS.
-    return ((values - low) * scale).astype(np.uint16)
-
-
-def _binned(values: Values, k: int) -> _Bins | None:
-    """The values in an even grid; None where that would be too coarse for k: crowded bins, or few in use."""
+def _grid(values: Values, k: int) -> _Grid | None:
+    """The grid; None where it would be too coarse for k: crowded bins, or few in use."""
     low, high = values.min(), values.max()
     with np.errstate(over="ignore", divide="ignore"):
-        scale = np.float32(BINS - 1) / (high - low)
-    if not 0 < scale < np.inf:
+        per_unit = np.float32(BINS - 1) / (high - low)
+    if not 0 < per_unit < np.inf:
         return None
-    index = _bin_of(values, low, scale)
-    counts = np.bincount(index, minlength=BINS)
-    if counts.max() * 256 > len(values) or np.count_nonzero(counts) < 16 * k:
-        return None
-    sums = np.bincount(index, weights=values, minlength=BINS)
-    return _Bins(values, index, low, scale, counts, sums)
+    grid = _Grid(values, low, per_unit)
+    crowded = grid.counts.max() * 256 > len(values) or len(grid.points.keys) < 16 * k
+    return None if crowded else grid
 
 
 def _sorted_points(values: Values) -> _Points:
     ordered = np.sort(values)
     first = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]
-    keys = ordered[first].astype(np.float64)
     counts = np.diff(np.flatnonzero(first), append=len(ordered))
-    return _Points.of(counts, counts * keys)
-
-
-def _bin_points(bins: _Bins) -> _Points:
-    used = bins.counts > 0
-    return _Points.of(bins.counts[used], bins.sums[used])
-
-
-def _opened_points(bins: _Bins, opened: NDArray[np.bool_]) -> _Points:
-    """Single values in the opened bins, whole bins elsewhere."""
-    inside = np.sort(bins.values[opened[bins.index]]).astype(np.float64)
-    closed = ~opened & (bins.counts > 0)
-    counts = np.concatenate([bins.counts[closed], np.ones(len(inside), np.int64)])
-    sums = np.concatenate([bins.sums[closed], inside])
-    order = np.argsort(sums / counts, kind="stable")
-    return _Points.of(counts[order], sums[order])
-
-
-def _border_bins(bins: _Bins, centroids: Floats) -> NDArray[np.uint16]:
-    return np.unique(bins.bin_of(_borders(centroids.astype(np.float32))))
+    return _Points(counts, counts * ordered[first].astype(np.float64))
 
 
 def _start(points: _Points, values: Values, k: int, init: Init, seed: int) -> Floats:
@@ -186,9 +173,11 @@ def _start(points: _Points, values: Values, k: int, init: Init, seed: int) -> Fl
     if init == "linear":
         return np.linspace(float(values.min()), float(values.max()), k)
     if init == "density":
-        return points.keys[np.searchsorted(points.before[1:], (np.arange(k) + 0.5) / k * points.before[-1])]
+        ranks = (np.arange(k) + 0.5) / k * len(values)
+        return np.take(points.keys, np.searchsorted(points.before[0, 1:], ranks))
     if init == "random":
-        drawn = np.random.default_rng(seed).choice(len(values), min(k, len(values)), replace=False, shuffle=False)
+        generator = np.random.default_rng(seed)
+        drawn = generator.choice(len(values), min(k, len(values)), replace=False, shuffle=False)
         return np.unique(values[drawn]).astype(np.float64)
     return _optimal(points, k)
 
@@ -196,8 +185,8 @@ def _start(points: _Points, values: Values, k: int, init: Init, seed: int) -> Fl
 def _optimal(points: _Points, k: int) -> Floats:
     if k > OPTIMAL_MOST:
         return _coarsened(points, k).keys
-    coarse = _coarsened(points, max(OPTIMAL_POINTS, 8 * k))
-    centre = points.total[-1] / points.before[-1]
+    coarse = _coarsened(points, max(2048, 8 * k))
+    centre = points.before[1, -1] / points.before[0, -1]
     starts = best_groups(coarse.counts, coarse.sums - centre * coarse.counts, k)
     return np.add.reduceat(coarse.sums, starts) / np.add.reduceat(coarse.counts, starts)
 
@@ -212,63 +201,81 @@ def _coarsened(points: _Points, count: int) -> _Points:
     share = np.cumsum(np.cbrt(points.counts * np.gradient(points.keys) ** 2))
     group = np.minimum(share / share[-1] * count, count - 1).astype(np.int64)
     starts = np.flatnonzero(np.diff(group, prepend=-1))
-    return _Points.of(np.add.reduceat(points.counts, starts), np.add.reduceat(points.sums, starts))
+    return _Points(np.add.reduceat(points.counts, starts), np.add.reduceat(points.sums, starts))
 
 
-def _lloyd(points: _Points, centroids: Floats, k: int, iterations: int) -> Floats:
-    """Means (k,) of the clusters when borders stop moving; there must be more points than k."""
-    last = np.empty(0, np.int64)
+def _middles(centroids: Floats) -> Floats:
+    middles: Floats = (centroids[1:] + centroids[:-1]) / 2
+    return middles
+
+
+def _lloyd(data: _Points | _Grid, points: _Points, borders: Floats, k: int, iterations: int) -> Floats:
+    """Means (k,) of the clusters when their borders stand still; ``points`` must be more than k."""
     for _ in range(iterations):
-        inner = np.searchsorted(points.keys, (centroids[1:] + centroids[:-1]) / 2, side="right")
-        ends = np.unique(np.concatenate([[0], inner, [len(points.keys)]]))
-        if len(ends) <= k:
-            ends = _split(points, ends, k)
-        if np.array_equal(ends, last):
+        clusters = _clusters(data, borders)
+        if len(borders) < k - 1 or clusters[0].min() < LEAST:
+            borders = _filled(points, borders, k)
+            clusters = _clusters(data, borders)
+        full = clusters[0] >= LEAST
+        # A bin's sum is exact but its even spread is not: a tiny part of one could have its mean elsewhere.
+        means = np.clip(
+            clusters[1, full] / clusters[0, full],
+            np.append(-np.inf, borders)[full],
+            np.append(borders, np.inf)[full],
+        )
+        last, borders = borders, _middles(means)
+        if len(last) == len(borders) and np.abs(borders - last).max(initial=0) <= data.tolerance:
             break
-        last = ends
-        centroids = np.diff(points.total[ends]) / np.diff(points.before[ends])
-    return centroids
+    return means
 
 
-def _split(points: _Points, ends: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-    """More ends (k + 1,): the worst clusters are cut at their mean until there are k."""
+def _clusters(data: _Points | _Grid, borders: Floats) -> Floats:
+    """Counts and sums (2, b + 1) between borders."""
+    clusters: Floats = np.diff(np.column_stack([np.zeros(2), data.below(borders), data.all]))
+    return clusters
+
+
+def _filled(points: _Points, borders: Floats, k: int) -> Floats:
+    """Borders (k - 1,) with points between all of them: the worst clusters are halved at their means."""
+    ends = np.concatenate([[0], np.searchsorted(points.keys, borders, side="right"), [len(points.keys)]])
+    ends = np.unique(ends)
     while (missing := k + 1 - len(ends)) > 0:
-        counts, sums = np.diff(points.before[ends]), np.diff(points.total[ends])
-        spread = np.add.reduceat(points.counts * (points.keys - np.repeat(sums / counts, np.diff(ends))) ** 2, ends[:-1])
-        spread[np.diff(ends) < 2] = -1
+        means = np.diff(points.before[1, ends]) / np.diff(points.before[0, ends])
+        errors = points.counts * (points.keys - np.repeat(means, np.diff(ends))) ** 2
+        spread = np.where(np.diff(ends) > 1, np.add.reduceat(errors, ends[:-1]), -1)
         worst = np.argsort(-spread, kind="stable")[: min(missing, np.count_nonzero(spread >= 0))]
-        cuts = np.searchsorted(points.keys, (sums / counts)[worst], side="right")
+        cuts = np.searchsorted(points.keys, means[worst], side="right")
         # Rounding may place the mean of two neighbouring values on one of them.
-        cuts = np.clip(cuts, ends[worst] + 1, ends[worst + 1] - 1)
-        ends = np.union1d(ends, cuts)
-    return ends
+        ends = np.union1d(ends, np.clip(cuts, ends[worst] + 1, ends[worst + 1] - 1))
+    filled: Floats = (points.keys[ends[1:-1] - 1] + points.keys[ends[1:-1]]) / 2
+    return filled
 
 
-def _borders(centroids: Values) -> Values:
-    """Upper limits (k - 1,) of all clusters but the last: the largest float32 not above the middle."""
-    middle = (centroids[1:].astype(np.float64) + centroids[:-1]) / 2
+def _limits(centroids: Values) -> Values:
+    """The highest float32 (k,) in each cluster: not above the middle to the next centroid; last infinity."""
+    infinity = np.float32(np.inf)
+    middle = _middles(centroids.astype(np.float64))
     near = middle.astype(np.float32)
-    return np.where(near > middle, np.nextafter(near, np.float32(-np.inf)), near)
+    return np.append(np.where(near > middle, np.nextafter(near, -infinity), near), infinity)
 
 
-def _assign(values: Values, centroids: Values, bins: _Bins | None) -> NDArray[np.unsignedinteger[Any]]:
-    narrow = np.uint8 if len(centroids) <= 256 else np.uint16
-    limits = np.append(_borders(centroids), np.float32(np.inf))
-    if bins is None:
-        return np.searchsorted(limits, values).astype(narrow)
-    # Borders in lower bins are passed for certain; those in the value's own bin, mostly one or none, are compared.
-    within = np.bincount(bins.bin_of(limits[:-1]), minlength=BINS)
-    codes = (np.cumsum(within) - within).astype(narrow)[bins.index]
-    for _ in range(within.max()):
-        codes += values > limits[codes]
-    return codes
-
-
-def _codebook(values: Values, means: Floats, bins: _Bins | None) -> Codebook:
-    """Codes and error of the rounded means; those that rounding left without a value go."""
+def _codebook(values: Values, means: Floats, grid: _Grid | None) -> Codebook:
+    """Exact codes and error for the rounded means; those that rounding left without a value go."""
     centroids = np.unique(means.astype(np.float32))
-    codes = _assign(values, centroids, bins)
-    used = np.bincount(codes, minlength=len(centroids)) > 0
+    limits, exact = _limits(centroids), centroids.astype(np.float64)
+    codes: Codes = np.empty(len(values), np.uint8 if len(centroids) <= 256 else np.uint16)
+    used, error = np.zeros(len(centroids), np.int64), 0.0
+    # Limits in lower bins are passed for certain; those in a value's own bin, mostly one at most, are compared.
+    within = np.bincount(grid.bin_of(limits[:-1]), minlength=BINS) if grid else np.zeros(1, np.int64)
+    passed = (np.cumsum(within) - within).astype(codes.dtype)
+    for piece in _pieces(len(values), CODE_PIECE):
+        part, found = values[piece], codes[piece]
+        found[:] = passed.take(grid.index[piece]) if grid else np.searchsorted(limits, part)
+        for _ in range(within.max()):
+            found += part > limits.take(found)
+        used += np.bincount(found, minlength=len(centroids))
+        error += float(np.square(part - exact.take(found)).sum())
     if not used.all():
-        centroids, codes = centroids[used], (np.cumsum(used) - 1).astype(codes.dtype)[codes]
-    return Codebook(centroids, codes, squared_error(values, centroids, codes))
+        kept = np.flatnonzero(used)
+        centroids, codes = centroids[kept], np.searchsorted(kept, codes).astype(codes.dtype)
+    return Codebook(centroids, codes, error)

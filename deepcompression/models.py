@@ -44,7 +44,7 @@ class LeNet5(nn.Module):
 
 
 class DigitsNet(nn.Module):
-    """Two convolutions and two linear layers for images (n, 1, 8, 8); 52,202 parameters."""
+    """Two convolutions and two linear layers for images (n, 1, 8, 8); 53,002 parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,19 +82,22 @@ def digits_net() -> nn.Module:
 def alexnet(classes: int = 1000) -> nn.Module:
     """Caffe's AlexNet with grouped convolutions (Krizhevsky et al. 2012), untrained; 60,965,224 parameters.
 
-    Takes (n, 3, 227, 227). Its dropout before fc7 and fc8 is named ``classifier.drop6`` and ``classifier.drop7``.
+    Takes (n, 3, 227, 227). The dropout before fc7 and fc8 is ``classifier.drop6`` and ``classifier.drop7``.
     """
-    norm = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}
     features = OrderedDict[str, nn.Module](
-        conv1=nn.Conv2d(3, 96, 11, stride=4), relu1=nn.ReLU(), pool1=nn.MaxPool2d(3, 2), norm1=_norm(norm),
-        conv2=nn.Conv2d(96, 256, 5, padding=2, groups=2), relu2=nn.ReLU(), pool2=nn.MaxPool2d(3, 2), norm2=_norm(norm),
+        conv1=nn.Conv2d(3, 96, 11, stride=4), relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(3, 2), norm1=_norm(),
+        conv2=nn.Conv2d(96, 256, 5, padding=2, groups=2), relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(3, 2), norm2=_norm(),
         conv3=nn.Conv2d(256, 384, 3, padding=1), relu3=nn.ReLU(),
         conv4=nn.Conv2d(384, 384, 3, padding=1, groups=2), relu4=nn.ReLU(),
         conv5=nn.Conv2d(384, 256, 3, padding=1, groups=2), relu5=nn.ReLU(), pool5=nn.MaxPool2d(3, 2),
     )  # fmt: skip
     return nn.Sequential(
         OrderedDict(
-            features=nn.Sequential(features), flatten=nn.Flatten(), classifier=_classifier(256 * 6 * 6, classes)
+            features=nn.Sequential(features),
+            flatten=nn.Flatten(),
+            classifier=_classifier(256 * 6 * 6, classes),
         )
     )
 
@@ -111,13 +114,23 @@ def vgg16(classes: int = 1000) -> nn.Module:
         features[f"pool{block}"] = nn.MaxPool2d(2)
     return nn.Sequential(
         OrderedDict(
-            features=nn.Sequential(features), flatten=nn.Flatten(), classifier=_classifier(512 * 7 * 7, classes)
+            features=nn.Sequential(features),
+            flatten=nn.Flatten(),
+            classifier=_classifier(512 * 7 * 7, classes),
         )
     )
 
 
-def _norm(settings: dict[str, float]) -> nn.LocalResponseNorm:
-    return nn.LocalResponseNorm(int(settings["size"]), settings["alpha"], settings["beta"], settings["k"])
+def _norm() -> nn.LocalResponseNorm:
+    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+
+
+def _whole(features: OrderedDict[str, nn.Module], classifier: nn.Module) -> nn.Module:
+    return nn.Sequential(
+        OrderedDict[str, nn.Module](
+            features=nn.Sequential(features), flatten=nn.Flatten(), classifier=classifier
+        )
+    )
 
 
 def _classifier(inputs: int, classes: int) -> nn.Sequential:

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +18,11 @@ WORTH_CALLING, WORTH_IMPORTING = 1 << 14, 1 << 19
 
 
 def best_groups(counts: Floats, sums: Floats, k: int) -> NDArray[np.int64]:
-    """First points (g,) of the ``g = min(k, m)`` groups with the least sum of squared errors around their means.
+    """First points (g,) of the ``g = min(k, m)`` groups with the least squared error around their means.
 
-    Exact for these points. Equals the search for the largest sum of ``(sum of a group)^2 / (its count)``, one layer
-    for each number of groups; the last group's first point never moves left as points or groups are added, which
-    bounds every search (Gronlund et al. 2017, arXiv 1701.07204).
+    Exact for these points. The least error is the largest sum of ``(sum of a group)^2 / (its count)``, searched
+    in a layer for each number of groups. The last group's first point never moves left as points or groups are
+    added, which bounds every search (Gronlund et al. 2017, arXiv 1701.07204).
 
     Args:
         counts: weights (m,) of the points, positive.
@@ -48,8 +47,8 @@ def best_groups(counts: Floats, sums: Floats, k: int) -> NDArray[np.int64]:
     return np.unique(starts)
 
 
-def _layer(work: int) -> Callable[..., Any]:
-    """The compiled layer where numba is installed and ``work`` repays it, else the numpy one: equal results."""
+def _layer(work: int) -> Callable[..., Floats]:
+    """The compiled layer where numba is installed and ``work`` repays it, else numpy's: equal results."""
     worth_it = work >= (WORTH_CALLING if "numba" in sys.modules else WORTH_IMPORTING)
     if not worth_it or os.environ.get("DEEPCOMPRESSION_NO_NUMBA") or not importlib.util.find_spec("numba"):
         return _layer_vectorised
@@ -57,17 +56,18 @@ def _layer(work: int) -> Callable[..., Any]:
 
 
 @cache
-def _compiled() -> Any:
+def _compiled() -> Callable[..., Floats]:
     import numba
 
     try:
-        return numba.njit(cache=True, nogil=True)(_layer_plain)
+        compiled: Callable[..., Floats] = numba.njit(cache=True, nogil=True)(_layer_plain)
     except RuntimeError:  # no place to keep the machine code
-        return numba.njit(nogil=True)(_layer_plain)
+        compiled = numba.njit(nogil=True)(_layer_plain)
+    return compiled
 
 
 def _layer_plain(gains: Floats, before: Floats, total: Floats, least: Indices, firsts: Indices) -> Floats:
-    """One more group: the gains (m + 1,) of the first i points; fills ``firsts`` with where the last group begins.
+    """One more group: the gains (m + 1,) of the first i points; ``firsts`` gets where the last group begins.
 
     Args:
         gains: with one group less.
@@ -101,7 +101,9 @@ def _layer_plain(gains: Floats, before: Floats, total: Floats, least: Indices, f
     return made
 
 
-def _layer_vectorised(gains: Floats, before: Floats, total: Floats, least: Indices, firsts: Indices) -> Floats:
+def _layer_vectorised(
+    gains: Floats, before: Floats, total: Floats, least: Indices, firsts: Indices
+) -> Floats:
     """``_layer_plain`` in numpy: all searches of one step at once."""
     points = len(gains) - 1
     made = np.zeros(points + 1)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcompression.errors import StructureError
-from deepcompression.kmeans import kmeans1d
+from deepcompression.kmeans import Init, kmeans1d
 from deepcompression.structure import normalised
 
-INITS = ("linear", "density", "random", "optimal")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -41,11 +42,11 @@ def share(
     state: Mapping[str, Tensor],
     bits: Mapping[str, int],
     *,
-    init: str = "linear",
+    init: Init = "linear",
     seed: int = 0,
     padding: Mapping[str, int] | None = None,
 ) -> SharedState:
-    """``state`` with each named tensor's non-zero weights clustered to at most 2**bits values (section 3 of the paper).
+    """``state`` with the non-zero weights of each named tensor clustered to at most 2**bits values.
 
     Zeros stay zeros, no weight becomes zero, tensors keep their dtype (centroids are rounded to it).
 
@@ -57,22 +58,24 @@ def share(
         padding: tensor name -> row that is left alone.
 
     Raises:
-        StructureError: bits out of range, unknown init, missing or non-finite tensor, or one of another dtype.
+        StructureError: bits out of range, unknown init; a tensor missing, not finite, or of another dtype.
+
+    Section 3 of Han, Mao, Dally (2016), arXiv 1510.00149.
     """
-    if init not in INITS:
-        raise StructureError(f"share: init {init!r}; expected one of {', '.join(INITS)}")
     made = normalised(state, bits)
     layers = []
     for number, (name, width) in enumerate(bits.items()):
         if isinstance(width, bool) or not 1 <= width <= 16:
             raise StructureError(f"{name}: bits {width} is impossible; expected 1 to 16")
-        made[name], layer = _share_one(name, made[name], width, init, seed + number, (padding or {}).get(name))
+        made[name], layer = _share_one(
+            name, made[name], width, init, seed + number, (padding or {}).get(name)
+        )
         layers.append(layer)
     return SharedState(made, layers)
 
 
 def _share_one(
-    name: str, weight: Tensor, bits: int, init: str, seed: int, padding_row: int | None
+    name: str, weight: Tensor, bits: int, init: Init, seed: int, padding_row: int | None
 ) -> tuple[Tensor, LayerSharing]:
     if weight.dtype not in DTYPES:
         raise StructureError(f"{name}: sharing takes float32, float16 and bfloat16, got {weight.dtype}")
@@ -93,7 +96,7 @@ def _share_one(
     return shared, LayerSharing(name, bits, used, len(wide), error, (error / len(wide)) ** 0.5)
 
 
-def _without_zero(centroids: Tensor, values: np.ndarray, codes: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def _without_zero(centroids: Tensor, values: NDArray[Any], codes: NDArray[Any]) -> Tensor:
     """A centroid that is zero would prune its weights: it takes the value of its smallest member instead."""
     for code in (centroids == 0).nonzero().reshape(-1).tolist():
         members = values[codes == code]
