@@ -1,9 +1,9 @@
 """One-dimensional k-means, in numpy: the paper's weight sharing (section 3.1) for millions of values.
 
-Clusters of numbers are intervals, so Lloyd's iteration needs only how many values lie below a border and what
-they sum to. Small sets are sorted, which answers that exactly. Large ones are counted into 65,536 bins, with the
-exact sum of each; a border within a bin takes its part, as if values were evenly spread there. Codes are exact in
-both cases.
+Clusters of numbers are intervals, so Lloyd's iteration needs only how many values lie below a border and
+what they sum to. Small sets are sorted, which answers that exactly. Large ones are counted into 65,536
+bins, with the exact sum of each; a border within a bin takes its part, as if values were evenly spread
+there. Codes are exact in both cases.
 """
 
 from __future__ import annotations
@@ -265,7 +265,8 @@ def _codebook(values: Values, means: Floats, grid: _Grid | None) -> Codebook:
     limits, exact = _limits(centroids), centroids.astype(np.float64)
     codes: Codes = np.empty(len(values), np.uint8 if len(centroids) <= 256 else np.uint16)
     used, error = np.zeros(len(centroids), np.int64), 0.0
-    # Limits in lower bins are passed for certain; those in a value's own bin, mostly one at most, are compared.
+    # Limits in lower bins are passed for certain; those in a value's own bin, mostly one at most, are
+    # compared.
     within = np.bincount(grid.bin_of(limits[:-1]), minlength=BINS) if grid else np.zeros(1, np.int64)
     passed = (np.cumsum(within) - within).astype(codes.dtype)
     for piece in _pieces(len(values), CODE_PIECE):

@@ -20,9 +20,9 @@ WORTH_CALLING, WORTH_IMPORTING = 1 << 14, 1 << 19
 def best_groups(counts: Floats, sums: Floats, k: int) -> NDArray[np.int64]:
     """First points (g,) of the ``g = min(k, m)`` groups with the least squared error around their means.
 
-    Exact for these points. The least error is the largest sum of ``(sum of a group)^2 / (its count)``, searched
-    in a layer for each number of groups. The last group's first point never moves left as points or groups are
-    added, which bounds every search (Gronlund et al. 2017, arXiv 1701.07204).
+    Exact for these points. The least error is the largest sum of ``(sum of a group)^2 / (its count)``,
+    searched in a layer for each number of groups. The last group's first point never moves left as points
+    or groups are added, which bounds every search (Gronlund et al. 2017, arXiv 1701.07204).
 
     Args:
         counts: weights (m,) of the points, positive.
