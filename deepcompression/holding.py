@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,29 +54,11 @@ def hold(model: nn.Module, names: Sequence[str] | None = None, *, shared: Sequen
 
 def bake(model: nn.Module) -> nn.Module:
     """Writes held structure into ordinary parameters, tied ones tied again; returns ``model``."""
-    uses = [
-        (module, attribute)
-        for module in model.modules()
-        if parametrize.is_parametrized(module)
-        for attribute in module.parametrizations  # type: ignore[union-attr]
-        if is_held(module, attribute)
-    ]
-    baked: dict[int, nn.Parameter] = {}
-    made = []
-    for module, attribute in uses:
-        original = _original(module, attribute)
-        if id(original) not in baked:
-            value = getattr(module, attribute).detach().clone(memory_format=torch.contiguous_format)
-            baked[id(original)] = nn.Parameter(value, requires_grad=original.requires_grad)
-        made.append(baked[id(original)])
-        _set_original(module, attribute, nn.Parameter(original.detach().clone()))
-    for (module, attribute), parameter in zip(uses, made, strict=True):
-        parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
-        module._parameters[attribute] = parameter
-    for module in dict.fromkeys(module for module, _ in uses):
-        # The order of registration is that of the state_dict: weight before bias, as it was.
-        order: list[str] = module.__dict__.pop("_order_before_hold")
-        module._parameters = {name: module._parameters[name] for name in order}
+    baked: dict[nn.Parameter, nn.Parameter] = {}
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            names = [name for name in module.parametrizations if is_held(module, name)]  # type: ignore[union-attr]
+            _restore(module, {name: _baked(module, name, baked) for name in names})
     return model
 
 
@@ -115,12 +97,14 @@ class SharedWeights(Holder):
 
     def forward(self, centroids: Tensor) -> Tensor:
         """The weight, from its centroids (k,)."""
-        weight: Tensor = _Spread.apply(centroids, self.positions, self.codes, self.shape)  # type: ignore[no-untyped-call]
+        spread = cast(Any, _Spread).apply  # autograd functions have no types
+        weight: Tensor = spread(centroids, self.positions, self.codes, self.shape)
         return weight
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What is trained: the distinct non-zero values (k,), ascending."""
-        return torch.unique(weight[weight != 0])
+        values: Tensor = torch.unique(weight[weight != 0])
+        return values
 
 
 class _Spread(torch.autograd.Function):
@@ -165,12 +149,36 @@ def _hold_one(uses: Sequence[Use], part: Holder) -> None:
     weight = getattr(*uses[0])
     for module, attribute in uses:
         module.__dict__.setdefault("_order_before_hold", list(module._parameters))
-        # Registering (and removing) changes the parameter in place: each use has its own until they are tied.
+        # Registering changes the parameter in place: each use has its own until they are tied.
         own = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
         module._parameters[attribute] = own
         parametrize.register_parametrization(module, attribute, part)
     for module, attribute in uses[1:]:
         _set_original(module, attribute, _original(*uses[0]))
+
+
+def _baked(module: nn.Module, attribute: str, baked: dict[nn.Parameter, nn.Parameter]) -> nn.Parameter:
+    """The ordinary parameter of one use; the same one for tied uses."""
+    original = _original(module, attribute)
+    if original not in baked:
+        value = getattr(module, attribute).detach().clone(memory_format=torch.contiguous_format)
+        baked[original] = nn.Parameter(value, requires_grad=original.requires_grad)
+    return baked[original]
+
+
+def _restore(module: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    """Puts parameters in place of what holds them, where they stood in the state_dict."""
+    if set(parameters) == set(module.parametrizations):  # type: ignore[arg-type]
+        # Not remove_parametrizations: it changes the class that parametrize made, and copies share it.
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]
+    for attribute in parameters if parametrize.is_parametrized(module) else ():
+        _set_original(module, attribute, nn.Parameter(_original(module, attribute).detach().clone()))
+        parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
+    if parameters:
+        order: list[str] = module.__dict__.pop("_order_before_hold")
+        known = {**module._parameters, **parameters}
+        module._parameters = {name: known[name] for name in order}
 
 
 def _known(model: nn.Module, names: Iterable[str]) -> list[str]:
