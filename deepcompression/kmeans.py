@@ -69,11 +69,11 @@ def kmeans1d(
         iterations: at most so many.
 
     Raises:
-        StructureError: ``k`` or ``init`` is impossible, or a value is not finite.
+        StructureError: ``k``, ``init`` or ``iterations`` is impossible, or a value is not finite.
 
     Section 3.1 of Han, Mao, Dally (2016), arXiv 1510.00149.
     """
-    _check(k, init)
+    _check(k, init, iterations)
     flat = np.asarray(values).astype(np.float32, copy=False).ravel()
     if not np.isfinite(flat).all():
         raise StructureError(
@@ -142,11 +142,13 @@ def _pieces(length: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, length, size))
 
 
-def _check(k: int, init: str) -> None:
+def _check(k: int, init: str, iterations: int) -> None:
     if not 1 <= k <= MAX_CENTROIDS:
         raise StructureError(f"kmeans1d: k must be 1 to {MAX_CENTROIDS:,}, got {k}")
     if init not in get_args(Init):
         raise StructureError(f"kmeans1d: init must be one of {', '.join(get_args(Init))}, got {init!r}")
+    if iterations < 1:
+        raise StructureError(f"kmeans1d: iterations must be at least 1, got {iterations}")
 
 
 def _grid(values: Values, k: int) -> _Grid | None:
@@ -218,7 +220,7 @@ def _lloyd(data: _Points | _Grid, points: _Points, borders: Floats, k: int, iter
             clusters = _clusters(data, borders)
         full = clusters[0] >= LEAST
         # A bin's sum is exact but its even spread is not: a tiny part of one could have its mean elsewhere.
-        means = np.clip(
+        means: Floats = np.clip(
             clusters[1, full] / clusters[0, full],
             np.append(-np.inf, borders)[full],
             np.append(borders, np.inf)[full],
