@@ -19,6 +19,7 @@ from prefect.runtime import flow_run
 from flows import recipe as recipes
 from flows.schema import Recipe
 from tasks.baseline import baseline
+from tasks.check import check
 from tasks.console import say
 from tasks.custom import custom
 from tasks.encode import encode
@@ -130,12 +131,13 @@ def spread_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Tracker | None) -> dict[str, Any]:
     folder = _new_folder(parsed, stored)
     tracker = _open_tracker(parsed, stored, folder, parent)
-    run = _run_of(parsed, seed, folder, tracker)
+    run, stages = _run_of(parsed, seed, folder, tracker), recipes.expand(parsed)
     with _ending(tracker):
-        weights = parsed.model.weights
-        start = {"weights": weights.model_dump()} if weights else {"train": parsed.train.model_dump(mode="json")}
+        check(run, stages)
+        weights = run.model["weights"]
+        start = {"weights": weights} if weights else {"train": parsed.train.model_dump(mode="json")}
         references = [_call(baseline, run, "baseline", 0, start)]
-        for number, (label, config) in enumerate(recipes.expand(parsed), 1):
+        for number, (label, config) in enumerate(stages, 1):
             stage = STAGES.get(config["stage"], custom)
             references.append(_call(stage, run, label, number, config, references[-1]))
         path = folder / "model.dcz"

@@ -178,11 +178,12 @@ def _explain(
 ) -> str:
     problems = error.errors()
     first = problems[0]
-    path = [part for part in first["loc"] if not _is_tag(part, first["loc"], values)]
+    path = _user_path(first["loc"], values)
     key = ".".join(map(str, path)) or "recipe"
     line = _line(text, path)
     place = f"{where}:{line}" if line and not _overridden(path, overrides) else where
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    others = {tuple(_user_path(one["loc"], values)) for one in problems} - {tuple(path)}
+    more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
         known = sorted(_known_keys(values, path[:-1]))
         near = difflib.get_close_matches(str(path[-1]), known, 1)
@@ -194,20 +195,19 @@ def _explain(
     return f"{place}: {key}: {message[:1].lower() + message[1:]}{came}{more}"
 
 
-def _is_tag(part: Any, loc: tuple[Any, ...], values: Any) -> bool:
-    """Pydantic puts union tags and type names into an error's path: they are not the user's keys."""
-    index = loc.index(part)
+def _user_path(loc: Sequence[Any], values: Any) -> list[Any]:
+    """An error's place without the union tags and type names that pydantic puts between the user's keys."""
+    path: list[Any] = []
     here = values
-    for step in loc[:index]:
-        if isinstance(here, Mapping) and step in here:
-            here = here[step]
-        elif isinstance(here, list) and isinstance(step, int) and step < len(here):
-            here = here[step]
-    if isinstance(here, list):
-        return not isinstance(part, int)
-    if isinstance(here, Mapping):
-        return part not in here and (index < len(loc) - 1 or part in (*BUILT_IN, "custom"))
-    return True
+    for number, part in enumerate(loc):
+        if isinstance(here, Mapping) and part in here:
+            here = here[part]
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        elif not (isinstance(here, Mapping) and number == len(loc) - 1 and part not in (*BUILT_IN, "custom")):
+            continue  # no key of the user's; a missing key can only be the last
+        path.append(part)
+    return path
 
 
 def _known_keys(values: Any, path: Sequence[Any]) -> set[str]:

@@ -39,10 +39,10 @@ def factory_digest(spec: str) -> str:
     if top == LIBRARY:
         return library_digest(module.partition(".")[2])
     found = importlib.util.find_spec(top)
-    origin = Path(found.origin) if found and found.origin and found.origin != "built-in" else None
+    origin = Path(found.origin) if found and found.origin else None
     if origin is None and found and found.submodule_search_locations:
         return _digest(sorted(Path(next(iter(found.submodule_search_locations))).rglob("*.py")))
-    if origin is None or "site-packages" in origin.parts:
+    if origin is None or not origin.exists() or "site-packages" in origin.parts:
         return f"{top} {_version(top)}"
     return _digest(sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin])
 

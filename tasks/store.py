@@ -56,7 +56,7 @@ def storage_error(path: Path, error: OSError) -> StorageError:
         errno.EPERM: "no permission to write; choose another folder (store: and runs: in the recipe) or its owner",
         errno.EROFS: "the file system is read-only; choose another folder (store: and runs: in the recipe)",
     }
-    return StorageError(f"{path}: {reasons.get(error.errno or 0, error.strerror or str(error))}")
+    return StorageError(f"{path}: {reasons.get(error.errno or 0, f'cannot be written: {error.strerror or error}')}")
 
 
 def write_json(path: Path, value: Any) -> None:
