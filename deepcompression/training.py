@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import logging
 import math
 import os
-import pickle
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from deepcompression import factory
 from deepcompression.errors import DivergedError, FactoryError, StorageError
 from deepcompression.problem import Batches, Compute, Evaluation, Problem, evaluate, stepped
 
+log = logging.getLogger(__name__)
 REPORT_SECONDS = 0.2
 SHAPES: dict[str, Callable[[float], float]] = {  # fraction of the steps done -> fraction of the rate
     "constant": lambda done: 1.0,
@@ -230,7 +232,8 @@ class _Loop:
                 os.fsync(file.fileno())
             part.replace(self.path)
         except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
             raise StorageError(f"{self.path}: the checkpoint cannot be written: {_one_line(error)}") from None
 
     def resume(self) -> None:
@@ -241,8 +244,8 @@ class _Loop:
             content = torch.load(self.path, map_location=self.compute.resolved(), weights_only=True)
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
-            self.path.unlink(missing_ok=True)
+        except Exception as error:  # torch's readers raise every kind for a damaged file
+            log.warning("%s cannot be used (%s); training starts anew", self.path, _one_line(error))
             self.model.load_state_dict(self.start)
             return
         self.schedule.load_state_dict(content["schedule"])

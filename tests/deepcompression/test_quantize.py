@@ -1,0 +1,90 @@
+"""Rounding: exact values of a narrower type, never a harmful one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from deepcompression.errors import StructureError
+from deepcompression.quantize import round_precision
+
+
+def weights(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_codebooks_and_the_rest_are_rounded_each_to_its_precision():
+    """numpy rounds float16 in the same way; tensors keep their dtype, what is excluded its bits."""
+    state = {
+        "w": weights(0, 40),
+        "b": weights(1, 40),
+        "double": weights(2, 3).double(),
+        "count": torch.tensor(3),
+    }
+    made = round_precision(state, shared=["w"], codebook="float16", rest="bfloat16").state
+    assert np.array_equal(made["w"].numpy(), state["w"].numpy().astype(np.float16).astype(np.float32))
+    assert torch.equal(made["b"], state["b"].bfloat16().float())
+    assert made["double"] is state["double"] and made["count"] is state["count"]
+    assert made["w"].dtype == torch.float32
+
+
+def test_float32_changes_nothing_and_a_narrower_tensor_is_not_rounded_again():
+    """The default is lossless, and a float16 tensor does not pass through bfloat16."""
+    state = {"w": weights(0, 5), "half": weights(1, 5).half()}
+    assert all(round_precision(state).state[name] is state[name] for name in state)
+    assert round_precision(state, rest="bfloat16").state["half"] is state["half"]
+
+
+@pytest.mark.parametrize(
+    ("value", "precision", "rule"),
+    [
+        (1e6, "float16", "overflow in float16"),
+        (65520.0, "float16", "overflow in float16"),
+        (1e-5, "float16", "zero or subnormal in float16"),
+        (1e-9, "float16", "zero or subnormal in float16"),
+        (3.4e38, "bfloat16", "overflow in bfloat16"),
+        (1e-40, "bfloat16", "zero or subnormal in bfloat16"),
+    ],
+)
+@pytest.mark.parametrize("shared", [[], ["w"]])
+def test_a_tensor_that_rounding_would_harm_stays_and_says_why(
+    value: float, precision: str, rule: str, shared: list[str]
+):
+    """A running variance of 1e-9 rounded to zero, or a centroid to a pruned weight, would break the net."""
+    state = {"w": torch.tensor([1.1, 0.0, value])}
+    made = round_precision(state, shared=shared, codebook=precision, rest=precision)
+    assert torch.equal(made.state["w"], state["w"])
+    assert rule in made.kept["w"]
+
+
+def test_zeros_stay_and_values_that_were_not_finite_stay_outside_codebooks():
+    """Rounding is not blamed for what was there before."""
+    state = {"w": torch.tensor([0.0, -0.0, torch.inf, 1.1])}
+    made = round_precision(state, rest="float16")
+    assert made.kept == {}
+    assert made.state["w"].tolist()[:3] == [0.0, 0.0, torch.inf]
+    assert torch.signbit(made.state["w"]).tolist() == [False, True, False, False]
+    with pytest.raises(StructureError, match="w: 1 values"):
+        round_precision(state, shared=["w"])
+
+
+def test_centroids_that_fall_together_are_counted():
+    """Structure only coarsens, and the report says by how much."""
+    state = {"w": torch.tensor([1.0, 1.0001, 2.0])}
+    assert round_precision(state, shared=["w"], codebook="float16").merged == {"w": 1}
+
+
+def test_a_tied_codebook_is_rounded_once_under_all_names():
+    """A second name must not get the precision of the rest."""
+    tied = weights(0, 9)
+    made = round_precision({"a": tied, "b": tied}, shared=["a"], codebook="float16", rest="bfloat16").state
+    assert made["a"] is made["b"]
+    assert torch.equal(made["b"], tied.half().float())
+
+
+def test_an_unknown_precision_is_refused():
+    """A typing error must not leave the file at full precision."""
+    with pytest.raises(StructureError, match="'float8'; expected one of float32, float16, bfloat16"):
+        round_precision({}, rest="float8")
