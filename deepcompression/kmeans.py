@@ -55,9 +55,9 @@ def kmeans1d(
 ) -> Codebook:
     """The codebook of at most ``k`` centroids that Lloyd's iteration reaches from ``init``.
 
-    A centroid that no value takes is moved into the cluster with the largest squared error, which is split at
-    its mean. With at most ``k`` distinct values the codebook is exact. A value in the middle between two
-    centroids takes the lower one.
+    Once the others have settled, a centroid that no value takes goes to the cluster with the largest
+    squared error, which is split at its mean. With at most ``k`` distinct values the codebook is exact. A
+    value in the middle between two centroids takes the lower one.
 
     Args:
         values: any real array, read flat, as float32.
@@ -76,9 +76,8 @@ def kmeans1d(
     _check(k, init, iterations)
     flat = np.asarray(values).astype(np.float32, copy=False).ravel()
     if not np.isfinite(flat).all():
-        raise StructureError(
-            f"kmeans1d: values must be finite in float32; {np.sum(~np.isfinite(flat))} are not"
-        )
+        bad = len(flat) - np.count_nonzero(np.isfinite(flat))
+        raise StructureError(f"kmeans1d: values must be finite in float32; {bad} of {len(flat)} are not")
     grid = _grid(flat, k) if len(flat) >= LARGE else None
     points = _sorted_points(flat) if grid is None else grid.points
     if len(points.keys) <= k:
@@ -213,11 +212,8 @@ def _middles(centroids: Floats) -> Floats:
 
 def _lloyd(data: _Points | _Grid, points: _Points, borders: Floats, k: int, iterations: int) -> Floats:
     """Means (k,) of the clusters when their borders stand still; ``points`` must be more than k."""
-    for _ in range(iterations):
+    for step in range(iterations):
         clusters = _clusters(data, borders)
-        if len(borders) < k - 1 or clusters[0].min() < LEAST:
-            borders = _filled(points, borders, k)
-            clusters = _clusters(data, borders)
         full = clusters[0] >= LEAST
         # A bin's sum is exact but its even spread is not: a tiny part of one could have its mean elsewhere.
         means: Floats = np.clip(
@@ -226,8 +222,12 @@ def _lloyd(data: _Points | _Grid, points: _Points, borders: Floats, k: int, iter
             np.append(borders, np.inf)[full],
         )
         last, borders = borders, _middles(means)
-        if len(last) == len(borders) and np.abs(borders - last).max(initial=0) <= data.tolerance:
+        still = len(last) == len(borders) and np.abs(borders - last).max(initial=0) <= data.tolerance
+        if still and len(means) == k:
             break
+        # Errors are worth comparing only when clusters have settled: filling at once ends higher.
+        if len(means) < k and (still or step == iterations // 2):
+            borders = _filled(points, borders, k)
     return means
 
 

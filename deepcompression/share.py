@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deepcompression.errors import StructureError
 from deepcompression.kmeans import Init, kmeans1d
-from deepcompression.structure import normalised
+from deepcompression.structure import normalised, replaced
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -62,16 +62,18 @@ def share(
 
     Section 3 of Han, Mao, Dally (2016), arXiv 1510.00149.
     """
-    made = normalised(state, bits)
-    layers = []
+    for name, width in bits.items():
+        if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= 16:
+            raise StructureError(
+                f"{name}: bits {width!r} is impossible; expected a whole number from 1 to 16"
+            )
+    clean = normalised(state, bits)
+    shared, layers = {}, []
     for number, (name, width) in enumerate(bits.items()):
-        if isinstance(width, bool) or not 1 <= width <= 16:
-            raise StructureError(f"{name}: bits {width} is impossible; expected 1 to 16")
-        made[name], layer = _share_one(
-            name, made[name], width, init, seed + number, (padding or {}).get(name)
-        )
+        row = (padding or {}).get(name)
+        shared[name], layer = _share_one(name, clean[name], width, init, seed + number, row)
         layers.append(layer)
-    return SharedState(made, layers)
+    return SharedState(replaced(clean, shared), layers)
 
 
 def _share_one(
@@ -97,7 +99,7 @@ def _share_one(
 
 
 def _without_zero(centroids: Tensor, values: NDArray[Any], codes: NDArray[Any]) -> Tensor:
-    """A centroid that is zero would prune its weights: it takes the value of its smallest member instead."""
+    """A centroid that is zero would prune its weights: it takes the value of its smallest weight instead."""
     for code in (centroids == 0).nonzero().reshape(-1).tolist():
         members = values[codes == code]
         if len(members):

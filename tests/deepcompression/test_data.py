@@ -42,7 +42,7 @@ def _no_data_of_this_machine(monkeypatch):
 
 
 def test_digits_are_split_once_and_for_all():
-    """1,437 + 360 samples in [0, 1], every class with its share in both, nothing in both, the same at every call."""
+    """1,437 + 360 samples in [0, 1], every class with its share in both, the same at every call."""
     one, two = data.digits(), data.digits()
     (x, y), (tx, ty) = one.train, one.test
     assert x.shape == (1437, 1, 8, 8) and tx.shape == (360, 1, 8, 8)
@@ -107,7 +107,7 @@ def test_debians_folder_is_found(tmp_path, monkeypatch):
     ],
 )
 def test_damaged_idx_files_are_named(tmp_path, spoil, words):
-    """Truncated, overlong, alien or absurd files give the file's name and what was expected, before memory is taken."""
+    """Truncated, overlong, alien or absurd files give the file's name and what was expected."""
     path = write(tmp_path) / "train-images-idx3-ubyte"
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(DataError, match=words) as caught:
@@ -157,7 +157,7 @@ def test_openml_is_reshaped_and_split_as_mnist_is(monkeypatch):
 
 @pytest.mark.parametrize("validation", [30, 0.3])
 def test_validation_is_stratified_disjoint_and_repeatable(validation):
-    """A count or a fraction leaves train; each class gives its share; the same seed gives the same split."""
+    """A count or a fraction leaves train; each class gives its share; one seed gives one split."""
     y = torch.arange(100) % 4
     y[:40] = 0
     splits = data.Splits((torch.arange(100.0)[:, None], y), None, (torch.zeros(1, 1), torch.zeros(1)))
@@ -179,9 +179,9 @@ def test_validation_of_real_targets_and_of_datasets():
     assert len(split.train[0]) == 7 and len(split.validation[1]) == 3
     dataset = TensorDataset(torch.arange(10.0))
     split = data.split_validation(data.Splits(dataset, None, dataset), 0.2)
-    assert sorted(float(part[i][0]) for part in (split.train, split.validation) for i in range(len(part))) == [
-        float(i) for i in range(10)
-    ]
+    assert sorted(
+        float(part[i][0]) for part in (split.train, split.validation) for i in range(len(part))
+    ) == [float(i) for i in range(10)]
 
 
 @pytest.mark.parametrize("validation", [0, 10, 11, -1, 0.0, 1.0, 0.001])
@@ -200,7 +200,7 @@ def test_a_loader_cannot_be_split():
 
 
 def test_digest_changes_with_every_byte_and_only_then():
-    """Reuse of stored results stands on this: equal data, equal digest; one value, dtype or split more, another one."""
+    """Reuse of stored results stands on this: equal data, equal digest; one value other, another digest."""
     x, y = torch.rand(5, 3), torch.arange(5)
     base = data.Splits((x, y), (x, y), (x, y))
     changed = x.clone()
@@ -217,7 +217,7 @@ def test_digest_changes_with_every_byte_and_only_then():
 
 
 def test_digest_of_datasets(tmp_path, caplog):
-    """A dataset's own digest counts, silently; else its files do, with a warning; loaders are looked through."""
+    """A dataset's own digest counts, silently; else its files do, with a warning; also in a loader."""
 
     class Told:
         digest = "v1"
@@ -252,7 +252,7 @@ def test_digest_of_datasets(tmp_path, caplog):
 
 
 def test_shift_moves_whole_images_and_fills_with_zeros():
-    """Every image is one of the nine shifts by up to a pixel of its original, each of them occurs, targets stay."""
+    """Every image is one of its nine shifts by up to a pixel, each of them occurs, targets stay."""
     images, targets = torch.rand(300, 1, 5, 4) + 0.5, torch.arange(300)
     moved, same = data.shift(1)((images, targets), torch.Generator().manual_seed(0))
     assert torch.equal(same, targets) and moved.shape == images.shape

@@ -57,7 +57,7 @@ def test_a_wrong_name_is_explained(package, spec, words):
 
 
 def test_wrong_kwargs_are_shown(package):
-    """A keyword that the callable does not take is the user's mistake: FactoryError, with the call as it was."""
+    """A keyword that the callable does not take is the user's mistake: told with the call as it was."""
     with pytest.raises(FactoryError, match=r"users_code:make\(length=2\).*unexpected keyword argument"):
         factory.build("users_code:make", {"length": 2})
 

@@ -22,7 +22,7 @@ def counts(model: torch.nn.Module) -> dict[str, int]:
     ],
 )
 def test_small_nets_have_the_papers_size_and_ten_classes(make, total, shape):
-    """Ratios stand on the number of parameters: 266,610 and 431,080 in the paper, at most 60,000 for digits."""
+    """Ratios stand on the number of parameters: the paper's, and at most 60,000 for digits."""
     model = make()
     assert sum(p.numel() for p in model.parameters()) == total
     assert model(torch.zeros(shape)).shape == (2, 10)
@@ -46,7 +46,7 @@ def test_small_nets_have_the_papers_size_and_ten_classes(make, total, shape):
     ],
 )
 def test_large_nets_have_the_papers_layers(make, total, layers):
-    """The paper's table of AlexNet and VGG-16, weights by layer; groups in AlexNet halve conv2, conv4, conv5."""
+    """The paper's tables of weights by layer; groups in AlexNet halve conv2, conv4 and conv5."""
     with torch.device("meta"):
         model = make()
     assert sum(p.numel() for p in model.parameters()) == total
@@ -78,6 +78,8 @@ def test_lenet_300_100_takes_flat_images_too():
 
 def test_names_of_the_lenets_are_those_of_the_recipes():
     """Recipes name fc1, conv1 and so on; renaming a module would break them and every stored checkpoint."""
-    assert list(plain_state(models.lenet_300_100())) == [f"fc{i}.{p}" for i in (1, 2, 3) for p in ("weight", "bias")]
+    assert list(plain_state(models.lenet_300_100())) == [
+        f"fc{i}.{p}" for i in (1, 2, 3) for p in ("weight", "bias")
+    ]
     lenet5 = [f"{layer}.{p}" for layer in ("conv1", "conv2", "fc1", "fc2") for p in ("weight", "bias")]
     assert list(plain_state(models.lenet5())) == lenet5
