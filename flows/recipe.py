@@ -176,13 +176,12 @@ def _stage_index(key: str, config: DictConfig) -> str:
 def _explain(
     error: ValidationError, values: Any, text: str, where: str, overrides: Mapping[str, Any]
 ) -> str:
-    problems = error.errors()
-    first = problems[0]
-    path = _user_path(first["loc"], values)
+    placed = [(_user_path(one, values), one) for one in error.errors()]
+    path, first = max(placed, key=lambda one: len(one[0]))  # of a union's complaints the most specific
     key = ".".join(map(str, path)) or "recipe"
     line = _line(text, path)
     place = f"{where}:{line}" if line and not _overridden(path, overrides) else where
-    others = {tuple(_user_path(one["loc"], values)) for one in problems} - {tuple(path)}
+    others = {tuple(one) for one, _ in placed if one != path[: len(one)]}
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
         known = sorted(_known_keys(values, path[:-1]))
@@ -195,19 +194,15 @@ def _explain(
     return f"{place}: {key}: {message[:1].lower() + message[1:]}{came}{more}"
 
 
-def _user_path(loc: Sequence[Any], values: Any) -> list[Any]:
+def _user_path(problem: Mapping[str, Any], values: Any) -> list[Any]:
     """An error's place without the union tags and type names that pydantic puts between the user's keys."""
     path: list[Any] = []
     here = values
-    for number, part in enumerate(loc):
-        if isinstance(here, Mapping) and part in here:
+    for part in problem["loc"]:
+        if (isinstance(here, Mapping) and part in here) or (isinstance(here, list) and isinstance(part, int)):
             here = here[part]
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
-            here = here[part]
-        elif not (isinstance(here, Mapping) and number == len(loc) - 1 and part not in (*BUILT_IN, "custom")):
-            continue  # no key of the user's; a missing key can only be the last
-        path.append(part)
-    return path
+            path.append(part)
+    return [*path, problem["loc"][-1]] if problem["type"] == "missing" else path
 
 
 def _known_keys(values: Any, path: Sequence[Any]) -> set[str]:

@@ -18,9 +18,8 @@ def baseline(run: Run, label: str, number: int, config: dict[str, Any]) -> State
     weights = config.get("weights")
     work = _load if weights else _train
     also = {"weights": _digest(weights["path"])} if weights else None
-    return perform(
-        run, label, number, config, None, lambda bench: work(bench, config), code=["training", "checkpoint"], also=also
-    )
+    code = ["checkpoint"] if weights else ["training"]
+    return perform(run, label, number, config, None, lambda bench: work(bench, config), code=code, also=also)
 
 
 def _train(bench: Bench, config: dict[str, Any]) -> Product:

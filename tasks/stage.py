@@ -118,11 +118,11 @@ def perform(
     started = time.perf_counter()
     run.ready()
     key = _key(run, label, config, source, version, code, also)
-    entry = _usable(run, key)
+    entry = _usable(run, key, source)
     cached = entry is not None
     if entry is None:
         with run.store.lease(key, lambda holder: say(f"{label}: {holder} works on the same thing; waiting for it")):
-            entry = _usable(run, key)  # made by whoever held the lease before
+            entry = _usable(run, key, source)  # made by whoever held the lease before
             cached = entry is not None
             if entry is None:
                 bench = Bench(run, label, source, run.store.partial(key))
@@ -177,7 +177,7 @@ def _key(
             "step": run.step,
             "metric": run.metric,
             "hold": run.hold,
-            "code": library_digest(*code, "structure", "problem"),
+            "code": library_digest(*code),
             "factories": sorted({factory_digest(one["factory"]) for one in factories if one}),
             "versions": versions(),
             "device": str(device),
@@ -196,14 +196,27 @@ def _factories(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return found
 
 
-def _usable(run: Run, key: str) -> dict[str, Any] | None:
+def _usable(run: Run, key: str, source: Reference | None) -> dict[str, Any] | None:
+    """The stored result, its object whole; measured anew where the code that measures has changed since."""
     entry = run.store.find(key)
-    return entry if entry and run.store.intact(entry["object"]) else None
+    if entry is None or not run.store.intact(entry["object"]):
+        return None
+    if entry["measured_by"] == _measuring_code():
+        return entry
+    file = run.store.object_path(entry["object"]) if entry["encoded"] else None
+    reference = Reference(key, entry["object"], tuple(entry["zeros"]), tuple(entry["shared"]))
+    product = Product(None if file else run.state(reference), file, entry["zeros"], entry["shared"])
+    numbers = {**entry["numbers"], **_measure(run, source, product)}
+    return run.store.commit(key, {**entry, "numbers": numbers, "measured_by": _measuring_code()})
+
+
+def _measuring_code() -> str:
+    return library_digest("torch", "problem", "structure")
 
 
 def _store(run: Run, key: str, label: str, bench: Bench, product: Product, started: float) -> dict[str, Any]:
     """Checks, measures and stores what a stage made."""
-    numbers, seconds = _measure(run, bench, product), time.perf_counter() - started
+    numbers, seconds = _measure(run, bench.input, product), time.perf_counter() - started
     part = product.file
     if part is None:
         from safetensors.torch import save
@@ -219,6 +232,8 @@ def _store(run: Run, key: str, label: str, bench: Bench, product: Product, start
         {
             "stage": label,
             "object": run.store.put(part),
+            "encoded": product.file is not None,
+            "measured_by": _measuring_code(),
             "zeros": list(product.zeros),
             "shared": list(product.shared),
             "numbers": {**numbers, "worked_seconds": round(seconds, 3)},
@@ -229,19 +244,18 @@ def _store(run: Run, key: str, label: str, bench: Bench, product: Product, start
     )
 
 
-def _measure(run: Run, bench: Bench, product: Product) -> dict[str, Any]:
+def _measure(run: Run, source: Reference | None, product: Product) -> dict[str, Any]:
     """Bytes as really encoded, metric on validation, density, structure kept."""
     from deepcompression import structure
     from deepcompression import torch as files
     from deepcompression.problem import evaluate
 
-    source = bench.input
     if product.state is None:  # the encoded file: the same weights as its input
         assert source is not None and product.file is not None
         return {**_inherited(source), **_sizes(product.file.stat().st_size, source.numbers)}
     model = run.blank_model()
     if source is not None:
-        counts = structure.check(bench.state(), product.state, zeros=source.zeros, shared=source.shared)
+        counts = structure.check(run.state(source), product.state, zeros=source.zeros, shared=source.shared)
         base = source.numbers
     else:
         counts, base = None, {"dense_bytes": structure.dense_bytes(model), "weights": _weights(model)}

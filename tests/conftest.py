@@ -1,0 +1,72 @@
+"""What tests of the workflow share: one Prefect server for all, and a recipe that takes seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[str]:
+    """A real Prefect server on a database of its own; flows of this process and of its children use it."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated, empty MLflow database: migrating takes seconds, copying does not."""
+    from tasks.tracking import _client
+
+    path = tmp_path_factory.mktemp("mlflow") / "template.db"
+    _client(f"sqlite:///{path}")
+    return path
+
+
+Tiny = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, mlflow_template: Path) -> Tiny:
+    """A whole recipe on digits in a few seconds, everything it writes below the test's folder.
+
+    Keyword arguments replace top-level keys.
+    """
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(mlflow_template.read_bytes())
+
+    def recipe(**changes: Any) -> dict[str, Any]:
+        return {
+            "name": "tiny",
+            "threads": 1,
+            "device": "cpu",
+            "model": {"factory": "deepcompression.models:digits_net"},
+            "data": {"factory": "deepcompression.data:digits", "validation": 0.15},
+            "train": {"epochs": 6, "batch_size": 64, "lr": 2e-3},
+            "stages": [
+                {"stage": "prune", "density": 0.3},
+                {"stage": "finetune", "epochs": 2, "batch_size": 64, "lr": 1e-3},
+                {"stage": "share", "bits": 4},
+                {"stage": "quantize", "train": {"epochs": 1}, "codebook": "float16", "rest": "float16"},
+                {"stage": "encode"},
+            ],
+            "store": str(tmp_path / "store"),
+            "runs": str(tmp_path / "runs"),
+            "tracking": {"uri": f"sqlite:///{database}", "experiment": "tests"},
+            **changes,
+        }
+
+    return recipe

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepcompression.errors import RecipeError
+from flows import recipe as recipes
+from flows.schema import Recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ROOT / "conf" / "digits.yaml"
+
+
+def _mapping(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "x",
+        "model": {"factory": "deepcompression.models:digits_net"},
+        "data": {"factory": "deepcompression.data:digits"},
+        "stages": [{"stage": "prune", "density": 0.5}, {"stage": "finetune"}, {"stage": "share"}],
+        **changes,
+    }
+
+
+def _message(source: Any, overrides: dict[str, Any] | None = None) -> str:
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(source, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid(path: Path) -> None:
+    """Recipes in conf/ load, and end in a file."""
+    assert recipes.load(path).stages[-1].stage == "encode"
+
+
+def test_schema_for_editors_is_current() -> None:
+    """conf/recipe.schema.json is what `make schema` writes."""
+    assert json.loads((ROOT / "conf" / "recipe.schema.json").read_text()) == Recipe.model_json_schema()
+
+
+def test_overrides_by_stage_name_and_by_index() -> None:
+    """A stage is addressed by its name where that is unique, else by index."""
+    loaded = recipes.load(_mapping(), {"stages.prune.density": 0.25, "stages.2.bits": 3, "seed": 7})
+    assert (loaded.stages[0].density, loaded.stages[2].bits, loaded.seed) == (0.25, 3, 7)
+
+
+def test_override_of_an_ambiguous_stage_names_the_indices() -> None:
+    """Two stages of one name cannot be meant by it."""
+    twice = [{"stage": "prune", "density": 0.5}, {"stage": "prune", "density": 0.2}]
+    assert "stages.0. or stages.1." in _message(_mapping(stages=twice), {"stages.prune.density": 0.1})
+    assert "no stage is called slim" in _message(_mapping(), {"stages.slim.density": 0.1})
+
+
+def test_override_merges_mappings_and_replaces_the_rest() -> None:
+    """A mapping merges into a mapping; a scalar or list replaces."""
+    stages = [{"stage": "prune", "density": {"fc1": 0.1}}]
+    merged = recipes.load(_mapping(stages=stages), {"stages.prune.density": {"fc2": 0.2}})
+    assert merged.stages[0].density == {"fc1": 0.1, "fc2": 0.2}
+    assert recipes.load(_mapping(stages=stages), {"stages.prune.density": 0.3}).stages[0].density == 0.3
+    assert recipes.load(_mapping(seeds=[1, 2]), {"seeds": [5]}).seeds == [5]
+
+
+def test_typed_values_of_overrides() -> None:
+    """1e-4 is a number, null is nothing, brackets are lists: as people mean them."""
+    parsed = recipes.parse_overrides(["a=1e-4", "b=null", "c=[0,1]", "d={fc1: 0.1}", "e=text", "f=3", "g=true"])
+    assert parsed == {"a": 1e-4, "b": None, "c": [0, 1], "d": {"fc1": 0.1}, "e": "text", "f": 3, "g": True}
+
+
+def test_unknown_key_names_the_nearest_and_the_line(tmp_path: Path) -> None:
+    """A misspelt key is refused with file, line and the key that was probably meant."""
+    path = tmp_path / "r.yaml"
+    path.write_text(DIGITS.read_text().replace("validation: 0.15", "validaton: 0.15"))
+    line = path.read_text().splitlines().index("  validaton: 0.15") + 1
+    message = _message(path)
+    assert message.startswith(f"{path}:{line}: data.validaton: unknown key") and "'validation'" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"stages": [{"stage": "prune", "density": 1.5}]}, "stages.0.density"),
+        ({"stages": [{"stage": "prune", "density": {"fc1": 0}}]}, "stages.0.density.fc1"),
+        ({"stages": [{"stage": "prune"}]}, "exactly one of density and quality"),
+        ({"stages": [{"stage": "prune", "density": 0.1, "densty": 1}]}, "did you mean 'density'"),
+        ({"stages": [{"stage": "share", "bits": 17}]}, "stages.0.bits"),
+        ({"stages": [{"stage": "share", "bits": "many"}]}, "got 'many'"),
+        ({"stages": [{"stage": "shrink"}]}, "expected stage: one of prune"),
+        ({"stages": []}, "stages"),
+        ({"stages": [{"stage": "encode"}, {"stage": "share"}]}, "encode must be the last"),
+        ({"stages": [{"stage": "quantize"}, {"stage": "finetune"}]}, "undoes its rounding"),
+        ({"stages": [{"stage": "prune", "density": 0.1, "rounds": 3}]}, "a finetune must follow"),
+        ({"stages": [{"stage": "prune", "density": {"a": 0.1}, "scope": "global"}]}, "one density for all"),
+        ({"name": "../elsewhere"}, "name"),
+        ({"model": {"factory": "no colon"}}, "model.factory"),
+        ({"data": {"factory": "a:b", "validation": 1.5}}, "a count of samples"),
+        ({"train": {"optimizer": {"factory": "torch.optim:SGD", "kwargs": {"lr": 1}}}}, "the learning rate stands twice"),
+        ({"seed": 1, "seeds": [1, 2]}, "keep one"),
+        ({"recipe_version": 9}, "recipe_version"),
+    ],
+)
+def test_impossible_recipes_are_refused_in_one_line(changes: dict[str, Any], part: str) -> None:
+    """Each wrong value gets one line that names the key and what was expected."""
+    assert part in _message(_mapping(**changes))
+
+
+def test_missing_file_and_broken_yaml(tmp_path: Path) -> None:
+    """A recipe that cannot be read, or is no mapping, is an input error too."""
+    assert "cannot be read" in _message(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
+    assert "expected a YAML mapping" in _message(tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1\n")
+    assert "not a YAML mapping" in _message(tmp_path / "bad.yaml")
+
+
+def test_secrets_are_used_but_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes from the environment stays `${oc.env:...}` in the stored recipe, also through another key."""
+    monkeypatch.setenv("DC_TEST_TOKEN", "hunter2")
+    source = _mapping(
+        tracking={"uri": "http://me:${oc.env:DC_TEST_TOKEN}@host", "experiment": "${tracking.uri}"},
+        store="s3://user:plain@bucket",
+    )
+    loaded = recipes.load(source)
+    assert loaded.tracking.uri == "http://me:hunter2@host"
+    stored = json.dumps(recipes.as_stored(loaded, source))
+    assert "hunter2" not in stored and "plain" not in stored and "${oc.env:DC_TEST_TOKEN}" in stored
+
+
+def test_interpolation_of_a_missing_variable_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret that is not there is told by name."""
+    monkeypatch.delenv("DC_TEST_NONE", raising=False)
+    assert "DC_TEST_NONE" in _message(_mapping(store="${oc.env:DC_TEST_NONE}"))
+
+
+def test_stored_recipe_runs_again_unchanged() -> None:
+    """The resolved recipe has every default, and loading it gives the same recipe."""
+    loaded = recipes.load(DIGITS)
+    stored = recipes.as_stored(loaded, DIGITS)
+    assert recipes.load(stored) == loaded
+    assert stored["train"]["optimizer"] == {"factory": "torch.optim:AdamW", "kwargs": {}}
+
+
+def test_rounds_unroll_into_labelled_stages() -> None:
+    """prune and the finetune after it alternate; densities fall by equal factors to the final one."""
+    stages = [{"stage": "prune", "density": {"fc1": 0.125}, "rounds": 3}, {"stage": "finetune"}, {"stage": "share"}]
+    expanded = recipes.expand(recipes.load(_mapping(stages=stages)))
+    assert [label for label, _ in expanded] == [
+        "prune", "finetune", "prune-2", "finetune-2", "prune-3", "finetune-3", "share", "encode",
+    ]  # fmt: skip
+    assert [config["density"]["fc1"] for label, config in expanded if "prune" in label] == pytest.approx([0.5, 0.25, 0.125])
+
+
+def test_encode_is_added_where_it_is_missing() -> None:
+    """A recipe always ends in a file."""
+    assert [stage.stage for stage in recipes.load(_mapping()).stages] == ["prune", "finetune", "share", "encode"]
