@@ -40,8 +40,7 @@ def hold(model: nn.Module, names: Sequence[str] | None = None, *, shared: Sequen
         What is held, tied tensors under their first name. Undo with ``bake``.
 
     Raises:
-        StructureError: no such parameter, it is held already, or a value in it is not finite; nothing is held
-        then.
+        StructureError: no such parameter, it is held already, or not finite; nothing is held then.
     """
     shared = _known(model, shared)
     zeros = _known(model, [*(_partly_zero(model) if names is None else names), *shared])

@@ -54,21 +54,18 @@ def prune(
 
     Args:
         state: tensors by name, any shapes; not changed.
-        density: tensor name -> fraction of its weights that stays, in (0, 1]; exactly round(density *
-        weights) of them,
+        density: tensor name -> fraction of its weights that stays, in (0, 1]: round(density * weights),
             at least 1, fewer where fewer are non-zero; of equal scores the earlier weight stays.
         quality: instead of density: weights below quality * (standard deviation of the layer's non-zero
-        weights) go. scope: ``layer``, or ``global``: one ranking over all tensors (which then have one common
-        density), in which
-            each tensor keeps at least a hundredth of its weights (or ``density`` of them, where that is
-            less).
+            weights) go.
+        scope: ``layer``, or ``global``: one ranking over all tensors (which then have one common density), in
+            which each keeps at least a hundredth of its weights (or ``density`` of them, where that is less).
         score: (name, weight) -> importance in the weight's shape; default: magnitude.
         padding: tensor name -> row that is left alone.
 
     Raises:
         StructureError: impossible density or quality, non-finite weights, a layer that would be emptied, a
-        score of
-            the wrong shape.
+            score of the wrong shape.
     """
     table = density if quality is None else quality
     if not table or (density is None) == (quality is None):
@@ -145,7 +142,6 @@ def prune_gradually(
     prune(before, density, score=score, padding=padding)  # refuses what is impossible before any training
     rates = dropout_rates(model, dropout or {})
     structure.hold(model, [*zeros, *density], shared=shared)
-    masks = structure.masks(model)
     corrected = False
 
     def tighten(step: int, total: int) -> None:
@@ -157,7 +153,7 @@ def prune_gradually(
                 name: max(cubic_density(step, falling, start, final), final)
                 for name, final in density.items()
             }
-            _tighten(model, masks, now, score, padding)
+            _tighten(model, now, score, padding)
         if due or not corrected:  # a resumed loop has masks already
             densities = structure.held_state(model, {rate.tensor for rate in rates.values()})
             set_dropout(model, rates, {name: structure.density(densities, [name]) for name in densities})
@@ -177,12 +173,12 @@ def prune_gradually(
 
 def _tighten(
     model: nn.Module,
-    masks: Mapping[str, Tensor],
     density: Mapping[str, float],
     score: Score | None,
     padding: Mapping[str, int],
 ) -> None:
     """Masks of the present weights at ``density``; what is masked already stays so."""
+    masks = structure.masks(model)  # looked up anew: moving a model to a device or memory format replaces them
     state = structure.held_state(model, density)
     if not all(bool(torch.isfinite(weight).all()) for weight in state.values()):
         return  # training diverged: its own check says so at the end of the epoch

@@ -51,9 +51,7 @@ def round_precision(
             )
     shared = list(shared)
     clean, kept, merged = normalised(state, shared), {}, {}
-    books = {
-        id(clean[name]) for name in shared
-    }  # by object: a tied tensor is one codebook under all of its names
+    books = {id(clean[name]) for name in shared}  # by object: tied names are one codebook
     changed = {}
     for name, tensor in clean.items():
         target = PRECISIONS[codebook if id(tensor) in books else rest]

@@ -47,8 +47,7 @@ def select(model: nn.Module, patterns: Iterable[str]) -> list[str]:
 def resolve(model: nn.Module, table: Mapping[str, T]) -> dict[str, T]:
     """Per-layer settings by tensor name, in the model's order.
 
-    An exact name beats a pattern, an earlier pattern a later one; ``default`` is for every prunable weight
-    left.
+    An exact name beats a pattern, an earlier pattern a later one; ``default`` is for the prunable rest.
 
     Raises:
         StructureError: a pattern matches nothing; the nearest names are told.

@@ -24,14 +24,12 @@ def verify(request: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         request: ``file``, ``reference`` and ``baseline`` (paths; the latter two safetensors), ``model``,
-        ``data``,
-            ``step``, ``metric`` (``{factory, kwargs}``; the last two may be None), ``compute``, ``threads``,
-            ``python_path``.
+            ``data``, ``step``, ``metric`` (``{factory, kwargs}``; the last two may be None), ``compute``,
+            ``threads``, ``python_path``.
 
     Returns:
         ``identical``, ``differs`` (a tensor's name or None), and ``baseline`` and ``final``: each ``metric``,
-        ``loss``, ``total``, ``higher_is_better``, and where scores are 0/1 ``correct``, ``accuracy``,
-        ``error``.
+        ``loss``, ``total``, ``higher_is_better``, where scores are 0/1 ``correct``, ``accuracy``, ``error``.
     """
     sys.path[:0] = request["python_path"]
     if request["threads"]:

@@ -1,0 +1,103 @@
+"""Optimizers and learning-rate schedules, made from their names in a recipe."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from deepcompression import factory
+from deepcompression.errors import FactoryError
+
+SHAPES: dict[str, Callable[[float], float]] = {  # fraction of the steps done -> fraction of the rate
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+}
+
+
+class Schedule:
+    """A torch scheduler that knows whether steps or epochs drive it."""
+
+    def __init__(self, scheduler: Any, by_step: bool) -> None:
+        self._scheduler, self._by_step = scheduler, by_step
+
+    def step_done(self) -> None:
+        """After each optimizer step."""
+        if self._by_step:
+            self._scheduler.step()
+
+    def epoch_done(self) -> None:
+        """After the last step of an epoch."""
+        if not self._by_step:
+            self._scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {
+            key: value for key, value in self._scheduler.state_dict().items() if not key.startswith("_get_lr")
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from ``state_dict``."""
+        self._scheduler.load_state_dict(state)
+
+
+def make_optimizer(model: nn.Module, spec: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """The optimizer ``{factory, kwargs}`` of all parameters that are trained.
+
+    Raises:
+        FactoryError: it does not import, cannot be made, or is no optimizer.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kwargs = {**_fused(spec["factory"], parameters), **spec.get("kwargs", {})}
+    made = factory.build(spec["factory"], {"params": parameters, **kwargs})
+    if not isinstance(made, torch.optim.Optimizer):
+        raise FactoryError(
+            f"optimizer {spec['factory']}: expected a torch optimizer, got {type(made).__name__}"
+        )
+    return made
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, spec: str | Mapping[str, Any], warmup: float, epochs: int, steps: int
+) -> Schedule:
+    """A schedule by shape (constant, linear, cosine) or ``{factory, kwargs}``.
+
+    Args:
+        optimizer: whose rate it drives.
+        spec: shape: by step, from the optimizer's rate to zero or constant; factory: a torch scheduler, by
+            epoch.
+        warmup: epochs in which the rate of a shape rises linearly.
+        epochs: of the whole loop.
+        steps: of one epoch.
+
+    Raises:
+        FactoryError: unknown shape, or the factory fails.
+    """
+    if not isinstance(spec, str):
+        made = factory.build(spec["factory"], {"optimizer": optimizer, **spec.get("kwargs", {})})
+        return Schedule(made, by_step=False)
+    if spec not in SHAPES:
+        raise FactoryError(f"schedule {spec!r}: expected {', '.join(SHAPES)}, or a factory of a scheduler")
+    total, rising = epochs * steps, warmup * steps
+
+    def scale(step: int) -> float:
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        return SHAPES[spec](min((step - rising) / max(total - rising, 1), 1.0))
+
+    return Schedule(torch.optim.lr_scheduler.LambdaLR(optimizer, scale), by_step=True)
+
+
+def _fused(spec: str, parameters: list[nn.Parameter]) -> dict[str, bool]:
+    """torch's own optimizers step in one kernel where they can, much faster for small nets."""
+    if not spec.startswith("torch.optim") or "fused" not in inspect.signature(factory.load(spec)).parameters:
+        return {}
+    return {
+        "fused": all(one.is_floating_point() and one.device.type in {"cpu", "cuda"} for one in parameters)
+    }
