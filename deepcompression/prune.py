@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression import structure
-from deepcompression.errors import StructureError
+from deepcompression.errors import InvariantError, StructureError
 from deepcompression.finetune import dropout_rates, set_dropout
 from deepcompression.problem import Problem
 from deepcompression.training import Fit, fit
@@ -168,6 +168,9 @@ def prune_gradually(
         structure.bake(model)
     state = structure.plain_state(model)
     layers = [_account(name, before[name], state[name], state[name].abs().reshape(-1)) for name in density]
+    for layer in layers:
+        if layer.name not in padding and layer.nonzero > _count(state[layer.name].reshape(-1), density[layer.name]):
+            raise InvariantError(f"{layer.name}: density {layer.density:.4g}, asked for {density[layer.name]}")
     return Pruned(state, layers, done)
 
 
