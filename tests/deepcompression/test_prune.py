@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 
 from deepcompression import structure
 from deepcompression.errors import StructureError
-from deepcompression.problem import Problem
+from deepcompression.problem import Problem, cross_entropy_step
 from deepcompression.prune import cubic_density, prune, prune_gradually, round_densities
 
 SGD = {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.05}}
@@ -213,3 +216,40 @@ def test_gradual_pruning_corrects_dropout_as_the_masks_change():
     assert rates[-1] == pytest.approx(0.5 * (8 / 30) ** 0.5)
     assert rates[0] == pytest.approx(0.5 * 0.9**0.5)
     assert model[1].p == 0.5
+
+
+def test_interrupted_gradual_pruning_ends_in_the_same_bytes(tmp_path: Path):
+    """Masks, dropout rates and random states all come back, also after the ramp has ended."""
+
+    class Stop(Exception):
+        pass
+
+    def gradual(checkpoint: Path, stop_at: int | None) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 10), nn.Dropout(0.5), nn.Linear(10, 3))
+        calls = 0
+
+        def step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            nonlocal calls
+            calls += model.training
+            if calls == stop_at:
+                raise Stop
+            return cross_entropy_step(model, batch)
+
+        data = replace(problem(), step=step)
+        return prune_gradually(
+            model,
+            data,
+            {"2.weight": 0.3},
+            epochs=6,
+            ramp=0.5,
+            dropout={"1": "2"},
+            optimizer=SGD,
+            checkpoint=checkpoint,
+        ).state
+
+    for stop in (15, 29):
+        with pytest.raises(Stop):
+            gradual(tmp_path / f"{stop}.pt", stop)
+        whole, resumed = gradual(tmp_path / f"whole-{stop}.pt", None), gradual(tmp_path / f"{stop}.pt", None)
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
