@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from deepcompression.errors import FactoryError, InputError
@@ -52,6 +54,34 @@ def build(spec: str, kwargs: Mapping[str, Any] | None = None) -> Any:
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in (kwargs or {}).items())
         raise FactoryError(f"factory {spec}({given}): {type(error).__name__}: {_one_line(error)}") from error
+
+
+def function(spec: str, kwargs: Mapping[str, Any] | None = None, *, arguments: int = 2) -> Callable[..., Any]:
+    """A function of so many positional arguments: the callable itself, or what it returns.
+
+    ``step(model, batch)`` may be named directly; a factory of such functions is called with ``kwargs`` first.
+
+    Raises:
+        FactoryError: as ``build``; or neither the callable nor what it returns can be called so.
+    """
+    call, given = load(spec), dict(kwargs or {})
+    if not isinstance(call, type) and _accepts(call, [None] * arguments, given):
+        return partial(call, **given) if given else call
+    made = build(spec, given)
+    if not callable(made):
+        raise FactoryError(
+            f"factory {spec}: expected a function of {arguments} arguments, or a factory of one; "
+            f"it returned {type(made).__name__}"
+        )
+    return made  # type: ignore[no-any-return]
+
+
+def _accepts(call: Callable[..., Any], positional: list[None], given: Mapping[str, Any]) -> bool:
+    try:
+        signature(call).bind(*positional, **given)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _one_line(error: Exception) -> str:

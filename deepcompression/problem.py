@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from deepcompression import factory
 from deepcompression.errors import DataError, FactoryError
 
 Step = Callable[[nn.Module, Any], tuple[Tensor, Any, Any]]
@@ -65,6 +66,35 @@ def cross_entropy_step(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Te
     samples, targets = batch
     logits = model(samples)
     return nn.functional.cross_entropy(logits, targets), logits, targets
+
+
+def step_of(spec: Mapping[str, Any] | None) -> Step:
+    """The step that ``{factory, kwargs}`` names, itself or what it returns; cross-entropy without one.
+
+    Raises:
+        FactoryError: it does not import, or is no function of (model, batch).
+    """
+    return factory.function(spec["factory"], spec["kwargs"]) if spec else cross_entropy_step
+
+
+def metric_of(spec: Mapping[str, Any] | None) -> Any:
+    """The metric that ``{factory, kwargs}`` names, itself or what it returns; accuracy without one.
+
+    Raises:
+        FactoryError: it does not import, or has no ``name`` or ``higher_is_better``.
+    """
+    if not spec:
+        return Accuracy()
+    named = factory.load(spec["factory"])
+    itself = not isinstance(named, type) and hasattr(named, "name") and hasattr(named, "higher_is_better")
+    metric = named if itself else factory.build(spec["factory"], spec["kwargs"])
+    for attribute in ("name", "higher_is_better"):
+        if not hasattr(metric, attribute):
+            raise FactoryError(
+                f"metric {spec['factory']}: has no {attribute!r}; expected an object with name (text) and "
+                "higher_is_better (bool) that is called with (outputs, targets)"
+            )
+    return metric
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from deepcompression import factory
 from deepcompression import torch as files
 from deepcompression.checkpoint import load_into
-from deepcompression.problem import Accuracy, Compute, cross_entropy_step, evaluate
+from deepcompression.problem import Compute, evaluate, metric_of, step_of
 from deepcompression.structure import bits_of
 
 
@@ -58,21 +58,16 @@ def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | 
 
 
 def _evaluation(request: Mapping[str, Any], state: Mapping[str, Tensor], test: Any) -> dict[str, Any]:
-    step, metric = (request[name] and factory.build(**_spec(request[name])) for name in ("step", "metric"))
-    metric = metric or Accuracy()
-    model = factory.build(**_spec(request["model"]))
+    step, metric = step_of(request["step"]), metric_of(request["metric"])
+    model = factory.build(request["model"]["factory"], request["model"]["kwargs"])
     load_into(model, state, where="verify")
-    result = evaluate(model, test, step or cross_entropy_step, metric, Compute(**request["compute"]))
+    result = evaluate(model, test, step, metric, Compute(**request["compute"]))
     found: dict[str, Any] = {name: value for name, value in asdict(result).items() if name != "scores"}
     found["higher_is_better"] = bool(metric.higher_is_better)
     if result.correct is not None:
         accuracy = result.correct / result.total
         found |= {"accuracy": accuracy, "error": (result.total - result.correct) / result.total}
     return found
-
-
-def _spec(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {"spec": value["factory"], "kwargs": value["kwargs"]}
 
 
 if __name__ == "__main__":

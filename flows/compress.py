@@ -249,7 +249,7 @@ def _summary(run: Run, references: Sequence[Reference], verified: Verified, path
         "dense_bytes": dense,
         "file_bytes": count,
         "ratio": dense / count,
-        "metric": run.metric_function().name,
+        "metric": run.metric_object().name,
         "baseline": verified.baseline,
         "final": verified.final,
         "stages": [{name: reference.numbers[name] for name in names} for reference in references],
@@ -270,7 +270,7 @@ def _leave(run: Run, summary: dict[str, Any]) -> None:
     write_json(folder / "summary.json", summary)
     bytes_by_stage(summary["stages"], inspection, folder / "figures" / "bytes.svg")
     numbers = {"file_bytes": summary["file_bytes"], "ratio": summary["ratio"], "dense_bytes": summary["dense_bytes"]}
-    name = run.metric_function().name
+    name = run.metric_object().name
     for prefix, end in (("baseline_test", summary["baseline"]), ("test", summary["final"])):
         numbers[f"{prefix}_{name}"] = end["metric"]
         numbers |= {f"{prefix}_{key}": end[key] for key in ("error", "correct") if end.get(key) is not None}

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from deepcompression.errors import RecipeError
-from flows.schema import BUILT_IN, Prune, Recipe
+from flows.schema import Prune, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -74,7 +74,7 @@ def _score(config: dict[str, Any]) -> Any:
     from deepcompression import factory
 
     score = config["score"]
-    return factory.build(score["factory"], score["kwargs"]) if score else None
+    return factory.function(score["factory"], score["kwargs"]) if score else None
 
 
 def table_of(value: Any) -> Mapping[str, Any]:

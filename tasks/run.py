@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.store import Store
@@ -115,39 +114,24 @@ class Run:
     def problem(self, batch_size: int = 128) -> Problem:
         """What is learnt from what, by which loss, judged by which metric."""
         from deepcompression import factory
-        from deepcompression.problem import Problem
+        from deepcompression.problem import Problem, step_of
 
         splits, augment = self.splits(), self.data["augment"]
         return Problem(
             train=splits.train,
             validation=splits.validation,
-            step=self.step_function(),
-            metric=self.metric_function(),
-            augment=factory.build(augment["factory"], augment["kwargs"]) if augment else None,
+            step=step_of(self.step),
+            metric=self.metric_object(),
+            augment=factory.function(augment["factory"], augment["kwargs"]) if augment else None,
             batch_size=batch_size,
         )
 
-    def step_function(self) -> Any:
-        """(model, batch) -> (loss, outputs, targets)."""
-        from deepcompression import factory
-        from deepcompression.problem import cross_entropy_step
 
-        return factory.build(self.step["factory"], self.step["kwargs"]) if self.step else cross_entropy_step
-
-    def metric_function(self) -> Any:
+    def metric_object(self) -> Any:
         """What has ``name``, ``higher_is_better``, and scores outputs against targets."""
-        from deepcompression import factory
-        from deepcompression.errors import FactoryError
-        from deepcompression.problem import Accuracy
+        from deepcompression.problem import metric_of
 
-        metric = factory.build(self.metric["factory"], self.metric["kwargs"]) if self.metric else Accuracy()
-        for attribute in ("name", "higher_is_better"):
-            if not hasattr(metric, attribute):
-                raise FactoryError(
-                    f"metric.factory {(self.metric or {}).get('factory')}: the metric has no {attribute!r}; expected an "
-                    "object with name (text) and higher_is_better (bool), called with (outputs, targets)"
-                )
-        return metric
+        return metric_of(self.metric)
 
 
 @lru_cache(maxsize=2)

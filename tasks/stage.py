@@ -126,7 +126,11 @@ def perform(
             cached = entry is not None
             if entry is None:
                 bench = Bench(run, label, source, run.store.partial(key))
-                entry = _store(run, key, label, bench, work(bench), started)
+                try:
+                    entry = _store(run, key, label, bench, work(bench), started)
+                finally:
+                    with contextlib.suppress(OSError):  # a stage that failed before its first epoch leaves nothing
+                        bench.folder.rmdir()
     numbers = {**entry["numbers"], "seconds": round(time.perf_counter() - started, 3), "cached": cached, "stage": label}
     _log(run, label, number, config, numbers, entry)
     reference = Reference(key, entry["object"], tuple(entry["zeros"]), tuple(entry["shared"]), numbers)
@@ -136,7 +140,7 @@ def perform(
 @contextlib.contextmanager
 def shown(run: Run, label: str) -> Iterator[Any]:
     """The progress callback of a training stage."""
-    with progress(label, str(run.metric_function().name)) as show:
+    with progress(label, str(run.metric_object().name)) as show:
         yield show
 
 
@@ -303,7 +307,7 @@ def _log(
     entry: Mapping[str, Any],
 ) -> None:
     """The same to people (one line) and to MLflow (step = stage number; and under the stage's name)."""
-    metric = f"val_{run.metric_function().name}"
+    metric = f"val_{run.metric_object().name}"
     stage = str(config.get("stage", label)).replace(":", ".")
     logged = {
         "size_bytes": numbers["size_bytes"],

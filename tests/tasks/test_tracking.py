@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tasks.tracking import JOURNAL, Tracker, flatten, masked, resolve_uri
+
+
+@pytest.fixture
+def database(tmp_path: Path, mlflow_template: Path) -> str:
+    path = tmp_path / "mlflow.db"
+    path.write_bytes(mlflow_template.read_bytes())
+    return f"sqlite:///{path}"
+
+
+def _folder(tmp_path: Path, name: str = "run") -> Path:
+    folder = tmp_path / name
+    folder.mkdir()
+    return folder
+
+
+def test_everything_logged_can_be_read_back(tmp_path: Path, database: str) -> None:
+    """Params, metrics with steps, curves, tags, artifacts and the end of a run stand in MLflow."""
+    folder = _folder(tmp_path)
+    tracker = Tracker(str(folder), database, "e")
+    tracker.start("name", {"t": "1"})
+    tracker.params({"stages": ["prune"], "prune": {"density": {"conv*": 0.5}}, "none": None})
+    tracker.metrics({"size_bytes/prune": 10}, step=3)
+    tracker.curve("finetune", [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
+    (folder / "f.txt").write_text("x")
+    tracker.artifact(folder / "f.txt")
+    tracker.finish()
+    client = MlflowClient(tracking_uri=database)
+    run = client.get_run(str(tracker.run_id))
+    assert run.info.status == "FINISHED" and run.info.run_name == "name" and run.data.tags["t"] == "1"
+    assert run.data.params["prune.density.conv_"] == "0.5" and "none" not in run.data.params
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "finetune/loss")] == [(1, 0.5), (2, 0.25)]
+    assert client.get_metric_history(run.info.run_id, "size_bytes/prune")[0].step == 3
+    assert [one.path for one in client.list_artifacts(run.info.run_id)] == ["f.txt"]
+    assert tracker.unsent() == 0
+
+
+def test_child_runs_know_their_parent(tmp_path: Path, database: str) -> None:
+    """Several seeds are children of one run."""
+    parent, child = (Tracker(str(_folder(tmp_path, name)), database, "e") for name in ("parent", "child"))
+    parent.start("p", {})
+    child.start("c", {}, parent)
+    run = MlflowClient(tracking_uri=database).get_run(str(child.run_id))
+    assert run.data.tags["mlflow.parentRunId"] == parent.run_id
+
+
+def test_server_away_is_told_once_and_everything_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With nobody at the address a run goes on within seconds; its journal has all that was to be sent."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = _folder(tmp_path)
+    tracker = Tracker(str(folder), f"http://127.0.0.1:{port}", "e")
+    started = time.monotonic()
+    tracker.start("n", {})
+    tracker.metrics({"a": 1.0}, step=1)
+    tracker.finish()
+    assert time.monotonic() - started < 20
+    assert [json.loads(line)["kind"] for line in (folder / JOURNAL).open()] == ["start", "metrics", "finish"]
+    assert tracker.run_id is None and tracker.unsent() == 3
+    assert capfd.readouterr().err.count("tracking:") == 1
+
+
+def test_server_that_breaks_in_the_middle_costs_seconds(tmp_path: Path) -> None:
+    """A server that answers its health check and then fails is given up, not waited for."""
+
+    class Broken(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 500)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Broken)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    tracker = Tracker(str(_folder(tmp_path)), f"http://127.0.0.1:{server.server_port}", "e")
+    started = time.monotonic()
+    tracker.start("n", {})
+    tracker.metrics({"a": 1.0})
+    server.shutdown()
+    assert time.monotonic() - started < 30 and tracker.unsent() == 2
+
+
+def test_passwords_are_masked_and_relative_databases_resolved() -> None:
+    """Nothing that is shown has a password; a relative SQLite path is the repository's."""
+    assert masked("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert Path(resolve_uri("sqlite:///artifacts/x.db").removeprefix("sqlite:///")).is_absolute()
+    assert resolve_uri("sqlite:////tmp/x.db") == "sqlite:////tmp/x.db"
+
+
+def test_flatten_nested_recipes() -> None:
+    """Mappings and lists of mappings become dotted names; empty values are left out."""
+    assert flatten({"a": {"b": 1, "c": []}, "d": [{"e": 2}], "f": [1, 2], "g": None}) == {
+        "a.b": 1, "d.0.e": 2, "f": [1, 2],
+    }  # fmt: skip
