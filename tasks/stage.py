@@ -228,7 +228,8 @@ def _store(run: Run, key: str, label: str, bench: Bench, product: Product, start
         assert product.state is not None
         part = bench.folder / "state.safetensors"
         with written(part) as file:
-            file.write(save(dict(product.state)))
+            # a tied tensor is one object under two names, which safetensors refuses
+            file.write(save({name: tensor.clone() for name, tensor in product.state.items()}))
     for note in product.notes:
         say(f"{label}: {note}")
     return run.store.commit(

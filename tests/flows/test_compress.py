@@ -1,0 +1,306 @@
+"""Whole runs on real data, against a real Prefect server and a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+
+import deepcompression
+from deepcompression import torch as files
+from deepcompression.errors import DivergedError, FactoryError, InvariantError, StructureError, WeightsError
+from deepcompression.models import digits_net
+from flows.compress import compress, spread_of
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+Tiny = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path, prefect_server: str) -> dict[str, Any]:
+    """One finished run of the shipped digits recipe with fewer epochs: its summary, and the recipe."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "mlflow.db").write_bytes(mlflow_template.read_bytes())
+    overrides = {
+        "train.epochs": 15,
+        "stages.prune.gradual.epochs": 12,
+        "stages.finetune.epochs": 4,
+        "stages.quantize.train.epochs": 2,
+        "store": str(folder / "store"),
+        "runs": str(folder / "runs"),
+        "tracking.uri": f"sqlite:///{folder / 'mlflow.db'}",
+    }
+    return {"summary": compress("conf/digits.yaml", overrides), "overrides": overrides}
+
+
+def test_summary_tells_the_file_as_it_is(finished: dict[str, Any]) -> None:
+    """Bytes are those on disk, the ratio is theirs, the result is good, and the stages are all there."""
+    summary = finished["summary"]
+    assert summary["summary_version"] == 1 and summary["name"] == "digits" and summary["seed"] == 0
+    assert summary["file_bytes"] == Path(summary["file"]).stat().st_size
+    assert summary["dense_bytes"] == 4 * sum(p.numel() for p in digits_net().parameters())
+    assert summary["ratio"] == pytest.approx(summary["dense_bytes"] / summary["file_bytes"]) and summary["ratio"] > 15
+    assert [row["stage"] for row in summary["stages"]] == ["baseline", "prune", "finetune", "share", "quantize", "encode"]
+    sizes = [row["size_bytes"] for row in summary["stages"]]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == summary["file_bytes"]
+    for end in ("baseline", "final"):
+        assert summary[end]["total"] == 360 and summary[end]["error"] < 0.12
+        assert summary[end]["correct"] == round(summary[end]["accuracy"] * 360)
+    assert json.loads((Path(summary["folder"]) / "summary.json").read_text()) == summary
+
+
+def test_the_file_alone_has_the_measured_accuracy(finished: dict[str, Any]) -> None:
+    """Loaded by hand into a new model, the file makes exactly the errors that the summary tells."""
+    from deepcompression.data import digits
+
+    summary = finished["summary"]
+    model = files.load_into(digits_net(), summary["file"]).eval()
+    images, labels = digits().test
+    with torch.no_grad():
+        assert int((model(images).argmax(1) == labels).sum()) == summary["final"]["correct"]
+
+
+def test_mlflow_has_every_stage_and_the_artifacts(finished: dict[str, Any]) -> None:
+    """Read back from MLflow: a value a stage under its name and as steps, params, results, tags, files."""
+    summary, uri = finished["summary"], finished["overrides"]["tracking.uri"]
+    client = MlflowClient(tracking_uri=uri)
+    run = client.get_run(summary["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    for number, row in enumerate(summary["stages"]):
+        assert run.data.metrics[f"size_bytes/{row['stage']}"] == row["size_bytes"]
+        assert run.data.metrics[f"val_accuracy/{row['stage']}"] == pytest.approx(row["val_metric"])
+        for name in ("compression_ratio", "density", "bits_per_weight"):
+            assert f"{name}/{row['stage']}" in run.data.metrics
+        assert client.get_metric_history(run.info.run_id, "size_bytes")[number].step == number
+    assert len(client.get_metric_history(run.info.run_id, "finetune/loss")) == 4
+    assert run.data.metrics["file_bytes"] == summary["file_bytes"]
+    assert run.data.metrics["test_accuracy"] == pytest.approx(summary["final"]["accuracy"])
+    assert run.data.params["prune.density.default"] == "0.15" and run.data.params["train.epochs"] == "15"
+    assert run.data.tags["prefect.flow_run_id"] == summary["prefect_flow_run_id"]
+    listed = {one.path for one in client.list_artifacts(run.info.run_id)}
+    assert {"model.dcz", "recipe.yaml", "summary.json", "figures"} <= listed
+
+
+def test_prefect_has_the_tasks_and_the_artifacts(finished: dict[str, Any]) -> None:
+    """On the server stand one completed task a stage, the stage table and the key figures."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
+
+    run_id = finished["summary"]["prefect_flow_run_id"]
+    with get_client(sync_client=True) as client:
+        flow_filter = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
+        tasks = client.read_task_runs(flow_run_filter=flow_filter)
+        artifacts = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        )
+        assert client.read_flow_run(run_id).state.is_completed()
+    assert {"stages", "result"} <= {one.key for one in artifacts}
+    # Task runs reach the server by way of events, which may be a moment late.
+    assert {task.name for task in tasks} <= {*(r["stage"] for r in finished["summary"]["stages"]), "verify"}
+
+
+def test_run_folder_holds_recipe_and_picture(finished: dict[str, Any]) -> None:
+    """The folder has the resolved recipe with every default, and an SVG of where the bytes went."""
+    folder = Path(finished["summary"]["folder"])
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert recipe["train"]["optimizer"]["factory"] == "torch.optim:AdamW" and recipe["train"]["epochs"] == 15
+    assert (folder / "figures" / "bytes.svg").read_text().startswith("<?xml")
+
+
+def test_changed_late_stage_reuses_the_early_ones(finished: dict[str, Any]) -> None:
+    """A rerun with other bits trains nothing anew, and differs from the share stage on."""
+    again = compress("conf/digits.yaml", {**finished["overrides"], "stages.share.bits": 3})
+    cached = {row["stage"]: row["cached"] for row in again["stages"]}
+    assert cached == {
+        "baseline": True, "prune": True, "finetune": True, "share": False, "quantize": False, "encode": False,
+    }  # fmt: skip
+    assert again["file_bytes"] < finished["summary"]["file_bytes"]
+
+
+def test_same_recipe_again_gives_the_same_bytes(finished: dict[str, Any], tmp_path: Path) -> None:
+    """With an empty store everything is done anew and ends in the same file, byte for byte."""
+    again = compress("conf/digits.yaml", {**finished["overrides"], "store": str(tmp_path / "store")})
+    assert not any(row["cached"] for row in again["stages"])
+    assert Path(again["file"]).read_bytes() == Path(finished["summary"]["file"]).read_bytes()
+
+
+def test_stored_recipe_reruns_from_the_run_folder(finished: dict[str, Any]) -> None:
+    """recipe.yaml of a run is itself a recipe: everything is reused."""
+    again = compress(str(Path(finished["summary"]["folder"]) / "recipe.yaml"))
+    assert all(row["cached"] for row in again["stages"])
+    assert again["file_bytes"] == finished["summary"]["file_bytes"]
+
+
+def test_damaged_object_in_the_store_is_made_again(tiny: Tiny, tmp_path: Path) -> None:
+    """A flipped byte in the store costs a stage's time, never a wrong result."""
+    first = compress(tiny())
+    victim = max((tmp_path / "store" / "objects").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(bytes(content))
+    second = compress(tiny())
+    assert Path(second["file"]).read_bytes() == Path(first["file"]).read_bytes()
+    assert not all(row["cached"] for row in second["stages"])
+
+
+def test_rounds_alternate_and_each_is_logged(tiny: Tiny) -> None:
+    """`rounds: 2` prunes and fine-tunes twice; both show in the summary and as steps in MLflow."""
+    stages = [
+        {"stage": "prune", "density": 0.25, "rounds": 2},
+        {"stage": "finetune", "epochs": 1, "dropout": {"drop": "fc1"}},
+    ]
+    recipe = tiny(stages=stages)
+    summary = compress(recipe)
+    assert [row["stage"] for row in summary["stages"]] == ["baseline", "prune", "finetune", "prune-2", "finetune-2", "encode"]
+    densities = [row["density"] for row in summary["stages"]]
+    assert densities[1] == pytest.approx(0.5, abs=0.01) and densities[3] == pytest.approx(0.25, abs=0.01)
+    client = MlflowClient(tracking_uri=recipe["tracking"]["uri"])
+    history = client.get_metric_history(summary["mlflow_run_id"], "density/prune")
+    assert [one.step for one in history] == [1, 3]
+
+
+def test_seeds_are_runs_of_their_own_with_mean_worst_and_spread(tiny: Tiny) -> None:
+    """`seeds` gives one child run each, different files, and statistics over them."""
+    recipe = tiny(seeds=[0, 1], stages=[{"stage": "prune", "density": 0.3}], train={"epochs": 2})
+    summary = compress(recipe)
+    one, two = summary["runs"]
+    assert (one["seed"], two["seed"]) == (0, 1) and Path(one["file"]).read_bytes() != Path(two["file"]).read_bytes()
+    assert summary["file_bytes"]["mean"] == (one["file_bytes"] + two["file_bytes"]) / 2
+    assert summary["final"]["error"]["worst"] == max(one["final"]["error"], two["final"]["error"])
+    client = MlflowClient(tracking_uri=recipe["tracking"]["uri"])
+    parent = client.get_run(summary["mlflow_run_id"])
+    children = [client.get_run(run["mlflow_run_id"]) for run in summary["runs"]]
+    assert all(child.data.tags["mlflow.parentRunId"] == parent.info.run_id for child in children)
+    assert parent.data.metrics["file_bytes_mean"] == summary["file_bytes"]["mean"]
+
+
+def test_spread_over_seeds_against_numpy() -> None:
+    """Mean, worst (the largest error, the smallest ratio) and sample standard deviation."""
+    import numpy as np
+
+    def end(error: float) -> dict[str, Any]:
+        return {"metric": 1 - error, "accuracy": 1 - error, "error": error, "correct": 1, "higher_is_better": True}
+
+    runs = [
+        {"file_bytes": b, "ratio": 1000 / b, "baseline": end(e), "final": end(2 * e)}
+        for b, e in [(10, 0.1), (20, 0.2), (40, 0.15)]
+    ]
+    spread = spread_of(runs)
+    assert spread["ratio"]["worst"] == 25 and spread["file_bytes"]["worst"] == 40
+    assert spread["final"]["error"]["worst"] == pytest.approx(0.4)
+    assert spread["baseline"]["error"]["spread"] == pytest.approx(np.std([0.1, 0.2, 0.15], ddof=1))
+
+
+def test_missing_tracking_server_does_not_sink_a_run(tiny: Tiny, tmp_path: Path) -> None:
+    """With nobody at the tracking address the file is made, and what was to be logged is kept."""
+    summary = compress(tiny(tracking={"uri": "http://127.0.0.1:9", "experiment": "e"}, stages=[{"stage": "encode"}]))
+    assert Path(summary["file"]).is_file() and summary["mlflow_run_id"] is None
+    kinds = [json.loads(line)["kind"] for line in (Path(summary["folder"]) / "tracking.jsonl").open()]
+    assert kinds[0] == "start" and kinds[-1] == "finish" and kinds.count("artifact") == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "part"),
+    [
+        ({"stages": [{"stage": "prune", "density": {"fc9": 0.1}}]}, StructureError, "fc9"),
+        ({"stages": [{"stage": "finetune", "dropout": {"fc1": "fc1"}}]}, StructureError, "no dropout module"),
+        ({"model": {"factory": "no_such_package:net"}}, FactoryError, "no_such_package"),
+        ({"model": {"factory": "builtins:dict"}}, FactoryError, "torch.nn.Module"),
+        ({"data": {"factory": "builtins:dict"}}, FactoryError, "three splits"),
+        ({"metric": {"factory": "builtins:dict"}}, FactoryError, "'name'"),
+        ({"stages": [{"stage": "no_such_package:stage"}]}, FactoryError, "no_such_package"),
+        (
+            {"model": {"factory": "deepcompression.models:digits_net", "weights": {"path": "/no/such/file.pt"}}},
+            WeightsError,
+            "no such file",
+        ),
+        ({"train": {"epochs": 2, "lr": 1e9}}, DivergedError, "lower lr"),
+    ],
+)
+def test_wrong_names_are_told_in_one_line(
+    tiny: Tiny, tmp_path: Path, changes: dict[str, Any], error: type[Exception], part: str
+) -> None:
+    """What a recipe names wrongly is told by name, ends the MLflow run as failed, and leaves no object behind."""
+    recipe = tiny(**changes)
+    with pytest.raises(error, match=part) as caught:
+        compress(recipe)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("store/objects/*")) and not list(tmp_path.glob("**/*.part"))
+    client = MlflowClient(tracking_uri=recipe["tracking"]["uri"])
+    runs = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+    assert [run.info.status for run in runs] == ["FAILED"]
+
+
+def test_checkpoint_with_code_in_it_is_not_run(tiny: Tiny, tmp_path: Path) -> None:
+    """A pickle that would run a command is refused, unrun."""
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"w": Evil()}, tmp_path / "evil.pt")
+    model = {"factory": "deepcompression.models:digits_net", "weights": {"path": str(tmp_path / "evil.pt")}}
+    with pytest.raises(WeightsError, match="contains code"):
+        compress(tiny(model=model))
+    assert not (tmp_path / "ran").exists()
+
+
+STAGES_OF_MY_OWN = '''
+def clip(model, problem, *, seed, limit):
+    """Clips; keeps zeros."""
+    for parameter in model.parameters():
+        parameter.data.clamp_(-limit, limit)
+
+def wake(model, problem, *, seed):
+    """Breaks what pruning made."""
+    for parameter in model.parameters():
+        parameter.data.add_(1.0)
+'''
+
+
+def test_stage_of_ones_own_runs_and_is_checked(tiny: Tiny, tmp_path: Path) -> None:
+    """A callable is a stage; one that wakes pruned weights stops the run with the tensor's name."""
+    (tmp_path / "my_stages.py").write_text(STAGES_OF_MY_OWN)
+    path = [str(tmp_path)]
+    good = [{"stage": "prune", "density": 0.3}, {"stage": "my_stages:clip", "limit": 0.05}]
+    summary = compress(tiny(stages=good, python_path=path))
+    assert summary["stages"][2]["stage"] == "my_stages.clip"
+    assert max(abs(w).max() for w in deepcompression.load(summary["file"]).values()) <= 0.05
+    bad = [{"stage": "prune", "density": 0.3}, {"stage": "my_stages:wake"}]
+    with pytest.raises(InvariantError, match="weight.*no longer zero"):
+        compress(tiny(stages=bad, python_path=path))
+
+
+def test_verification_notices_a_flipped_weight(finished: dict[str, Any], tmp_path: Path) -> None:
+    """The fresh process really compares: a reference that differs in one bit is told by name."""
+    state = files.load(finished["summary"]["file"])
+    state["fc2.bias"].view(torch.int32)[3] ^= 1
+    from safetensors.torch import save_file
+
+    save_file(state, tmp_path / "reference.safetensors")
+    request = {
+        "file": finished["summary"]["file"],
+        "reference": str(tmp_path / "reference.safetensors"),
+        "baseline": str(tmp_path / "reference.safetensors"),
+        "model": {"factory": "deepcompression.models:digits_net", "kwargs": {}},
+        "data": {"factory": "deepcompression.data:digits", "kwargs": {}},
+        "step": None,
+        "metric": None,
+        "compute": {"device": "cpu", "precision": "float32", "channels_last": False},
+        "threads": 1,
+        "python_path": [],
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "deepcompression.verify"],
+        input=json.dumps(request), capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    answer = json.loads(done.stdout)
+    assert (answer["identical"], answer["differs"]) == (False, "fc2.bias")
