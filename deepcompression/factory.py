@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 from deepcompression.errors import FactoryError, InputError
@@ -65,7 +65,7 @@ def function(spec: str, kwargs: Mapping[str, Any] | None = None, *, arguments: i
         FactoryError: as ``build``; or neither the callable nor what it returns can be called so.
     """
     call, given = load(spec), dict(kwargs or {})
-    if not isinstance(call, type) and _accepts(call, [None] * arguments, given):
+    if not isinstance(call, type) and _still_needs(call, given) == arguments:
         return partial(call, **given) if given else call
     made = build(spec, given)
     if not callable(made):
@@ -76,12 +76,14 @@ def function(spec: str, kwargs: Mapping[str, Any] | None = None, *, arguments: i
     return made  # type: ignore[no-any-return]
 
 
-def _accepts(call: Callable[..., Any], positional: list[None], given: Mapping[str, Any]) -> bool:
+def _still_needs(call: Callable[..., Any], given: Mapping[str, Any]) -> int:
+    """Positional arguments without a default that ``given`` leaves open."""
     try:
-        signature(call).bind(*positional, **given)
+        parameters = signature(call).parameters.values()
     except (TypeError, ValueError):
-        return False
-    return True
+        return 0
+    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(one.kind in positional and one.default is one.empty and one.name not in given for one in parameters)
 
 
 def _one_line(error: Exception) -> str:

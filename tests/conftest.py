@@ -39,16 +39,17 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Tiny = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def tiny(tmp_path: Path, mlflow_template: Path) -> Tiny:
-    """A whole recipe on digits in a few seconds, everything it writes below the test's folder.
+@pytest.fixture(scope="session")
+def tiny_in(mlflow_template: Path) -> Callable[..., dict[str, Any]]:
+    """A whole recipe on digits in a few seconds, everything it writes below the folder given first.
 
     Keyword arguments replace top-level keys.
     """
-    database = tmp_path / "mlflow.db"
-    database.write_bytes(mlflow_template.read_bytes())
 
-    def recipe(**changes: Any) -> dict[str, Any]:
+    def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
+        database = folder / "mlflow.db"
+        if not database.exists():
+            database.write_bytes(mlflow_template.read_bytes())
         return {
             "name": "tiny",
             "threads": 1,
@@ -63,10 +64,16 @@ def tiny(tmp_path: Path, mlflow_template: Path) -> Tiny:
                 {"stage": "quantize", "train": {"epochs": 1}, "codebook": "float16", "rest": "float16"},
                 {"stage": "encode"},
             ],
-            "store": str(tmp_path / "store"),
-            "runs": str(tmp_path / "runs"),
+            "store": str(folder / "store"),
+            "runs": str(folder / "runs"),
             "tracking": {"uri": f"sqlite:///{database}", "experiment": "tests"},
             **changes,
         }
 
     return recipe
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_in: Callable[..., dict[str, Any]]) -> Tiny:
+    """`tiny_in` the test's own folder."""
+    return lambda **changes: tiny_in(tmp_path, **changes)

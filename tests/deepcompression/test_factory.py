@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 
 from deepcompression import factory
 from deepcompression.errors import DataError, FactoryError
+from deepcompression.problem import cross_entropy_step
 
 
 @pytest.fixture
@@ -68,3 +70,14 @@ def test_errors_inside_a_factory_keep_their_kind(package):
         factory.build("users_code:refuse")
     with pytest.raises(FactoryError, match="KeyError: 'absent'"):
         factory.build("users_code:crash")
+
+
+def test_a_function_is_named_directly_or_by_its_factory():
+    """What needs so many arguments is the function; what needs none (whatever its defaults) makes one."""
+    assert factory.function("operator:add")(2, 3) == 5
+    shift = factory.function("deepcompression.data:shift")
+    batch = (torch.ones(2, 1, 4, 4), torch.zeros(2))
+    assert shift(batch, torch.Generator().manual_seed(0))[0].shape == (2, 1, 4, 4)
+    assert factory.function("deepcompression.problem:cross_entropy_step") is cross_entropy_step
+    with pytest.raises(FactoryError, match="expected a function of 2 arguments"):
+        factory.function("builtins:dict")
