@@ -1,0 +1,80 @@
+"""What README shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.utils import prune as torch_prune
+
+import deepcompression
+from deepcompression import torch as files
+from flows.compress import compress
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _blocks(kind: str) -> dict[str, str]:
+    """Fenced blocks of README that a comment marks: <!-- kind: name -->."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return dict(re.findall(rf"<!-- {kind}: (.+?) -->\n```\w+\n(.*?)```", text, re.DOTALL))
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_users_own_model_is_compressed_by_a_recipe(
+    tmp_path: Path, tiny: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """README's package outside the repository, from a checkpoint of a foreign training, with its own metric."""
+    for name, text in _blocks("file").items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text.replace("/home/me/project", str(tmp_path)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from mine.denoise import Denoiser, splits, step  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    model = Denoiser()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(4):
+        for batch in torch.utils.data.DataLoader(splits()[0], 64):
+            optimizer.zero_grad()
+            step(model, batch)[0].backward()
+            optimizer.step()
+    torch_prune.l1_unstructured(model.first, "weight", 0.1)
+    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"epoch": 4, "state_dict": state}, tmp_path / "denoiser.pt")
+
+    places = {key: tiny()[key] for key in ("store", "runs", "tracking")}
+    summary = compress(str(tmp_path / "denoise.yaml"), {**places, "threads": 1, "device": "cpu"})
+
+    assert summary["metric"] == "psnr" and "error" not in summary["final"]
+    assert summary["final"]["metric"] > summary["baseline"]["metric"] - 0.5
+    assert summary["ratio"] > 8
+    loaded = files.load_into(Denoiser(), summary["file"]).state_dict()
+    assert torch.equal(loaded["middle.weight"], loaded["again.weight"])
+    values = loaded["middle.weight"][loaded["middle.weight"] != 0]
+    assert len(values) == round(0.15 * loaded["middle.weight"].numel()) and len(torch.unique(values)) <= 16
+    assert torch.equal(values, values.half().float())
+    tensors = {one["name"]: one for one in deepcompression.inspect(summary["file"])["tensors"]}
+    assert tensors["again.weight"]["bytes"] == 0 or tensors["again.weight"]["same_as"] == "middle.weight"
+
+
+def test_loop_of_ones_own_and_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """README's hold and bake example keeps its zeros, and its loading examples read the file that it wrote."""
+    monkeypatch.chdir(tmp_path)
+    blocks = _blocks("run")
+    for name in ("own loop", "numpy", "torch"):
+        (tmp_path / "block.py").write_text(blocks[name])
+        scope = runpy.run_path(str(tmp_path / "block.py"))
+        if name == "own loop":
+            trained = scope["model"].state_dict()
+            zeros = int((trained["fc1.weight"] == 0).sum())
+            assert zeros > 1000 and list(trained) == list(scope["digits_net"]().state_dict())
+        elif name == "numpy":
+            assert int((scope["weights"]["fc1.weight"] == 0).sum()) == zeros
+        else:
+            assert torch.equal(scope["model"].state_dict()["fc1.weight"], trained["fc1.weight"])
