@@ -113,9 +113,7 @@ class Cursor:
             if shift > 63:
                 raise self.fail(f"{what} has more than ten bytes")
         if value > most or (byte == 0 and shift > 0):
-            raise self.fail(
-                f"{what} is {value}, written in {shift // 7 + 1} bytes; at most {most}, shortest form"
-            )
+            raise self.fail(f"{what} is {value}, written in {shift // 7 + 1} bytes; at most {most}, shortest form")
         return value
 
     def end(self, what: str) -> None:

@@ -166,9 +166,7 @@ def _gap_symbols(gaps: NDArray[np.int64], escape: int) -> coders.Symbols:
     return symbols
 
 
-def _write_blob(
-    positions: _Positions, layout: _Layout, values: Bits, codes: coders.Symbols, dtype: str
-) -> bytes:
+def _write_blob(positions: _Positions, layout: _Layout, values: Bits, codes: coders.Symbols, dtype: str) -> bytes:
     method = positions.kind | (_STORED.index(layout.stored) << 3 if layout.stored != dtype else 0)
     parts = [positions.payload]
     if positions.symbols is not None and positions.plan is not None:
@@ -236,12 +234,8 @@ def method_names(blob: bytes) -> tuple[str, str]:
 
 def _check_method(method: int, dtype: str, coder: str, cursor: Cursor) -> None:
     stored = _STORED[method >> 3 & 3]
-    stray = (method & _HUFFMAN_VALUES and not method & _CODEBOOK) or (
-        method & _HUFFMAN_GAPS and method & 3 != GAP
-    )
-    unfit = stored and (
-        dtype not in {"float32", "float64"} or DTYPES[stored].itemsize >= DTYPES[dtype].itemsize
-    )
+    stray = (method & _HUFFMAN_VALUES and not method & _CODEBOOK) or (method & _HUFFMAN_GAPS and method & 3 != GAP)
+    unfit = stored and (dtype not in {"float32", "float64"} or DTYPES[stored].itemsize >= DTYPES[dtype].itemsize)
     packed = coder == "packed" and method & (_HUFFMAN_VALUES | _HUFFMAN_GAPS)
     if method & 3 == 3 or method > 127 or stray or unfit or packed:
         raise cursor.fail(f"the method {method:#04x} is not possible for {dtype} and coder {coder}")

@@ -36,11 +36,7 @@ def read_state(path: str | Path, *, key: str | None = None, strip: Sequence[str]
             raise WeightsError(f"weights {path}: no key {key!r}; the file has {known}")
         content = content[part]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        inside = (
-            [str(k) for k, v in content.items() if isinstance(v, Mapping)]
-            if isinstance(content, Mapping)
-            else []
-        )
+        inside = [str(k) for k, v in content.items() if isinstance(v, Mapping)] if isinstance(content, Mapping) else []
         hint = f"; set model.weights.key, perhaps to {' or '.join(inside)}" if inside else ""
         raise WeightsError(f"weights {path}: expected a mapping of names to tensors{hint}")
     state = {_stripped(str(name), strip): tensor for name, tensor in content.items()}

@@ -9,9 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Input = Annotated[Path, typer.Argument(metavar="IN", show_default=False)]
 Output = Annotated[Path, typer.Argument(metavar="OUT", show_default=False)]

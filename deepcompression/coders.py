@@ -111,9 +111,7 @@ def read_lengths(cursor: Cursor, k: int) -> Lengths:
     """The inverse of `write_lengths` for `k` symbols; MalformedFile unless complete and within limit(k)."""
     longest = limit(k)
     most = (5 + k * (1 + 2 * longest) + 7) // 8
-    text = (
-        np.unpackbits(np.frombuffer(cursor.buffer[cursor.at : cursor.at + most], np.uint8)) + 48
-    ).tobytes()
+    text = (np.unpackbits(np.frombuffer(cursor.buffer[cursor.at : cursor.at + most], np.uint8)) + 48).tobytes()
     lengths = [int(text[:5] or b"0", 2)]
     at = 5
     while len(lengths) < k and (step := _STEP.match(text, at)):
@@ -121,9 +119,7 @@ def read_lengths(cursor: Cursor, k: int) -> Lengths:
         lengths.append(lengths[-1] + (steps if step[1][1:2] == b"0" else -steps))
         at = step.end()
     if len(lengths) < k or b"1" in text[at : (at + 7) // 8 * 8]:
-        raise cursor.fail(
-            f"the table of code lengths breaks off or is misspelt after {len(lengths)} of {k} symbols"
-        )
+        raise cursor.fail(f"the table of code lengths breaks off or is misspelt after {len(lengths)} of {k} symbols")
     cursor.take((at + 7) // 8, "the table of code lengths")
     found = np.array(lengths)
     if found.min() < 1 or found.max() > longest or int((1 << (longest - found)).sum()) != 1 << longest:
@@ -146,11 +142,7 @@ def plan(counts: NDArray[np.int64], coder: str) -> Plan:
     if coder == "packed" or k == 1 or _incompressible(counts, packed.size):
         return packed
     lengths = code_lengths(counts)
-    size = (
-        (int(counts @ lengths.astype(np.int64)) + 7) // 8
-        + 3 * (-(-total // BLOCK))
-        + len(write_lengths(lengths))
-    )
+    size = (int(counts @ lengths.astype(np.int64)) + 7) // 8 + 3 * (-(-total // BLOCK)) + len(write_lengths(lengths))
     return Plan(size, lengths) if size < packed.size else packed
 
 

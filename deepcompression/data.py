@@ -55,9 +55,7 @@ def digits(test: int = 360) -> Splits:
 
     images, labels = load_digits(return_X_y=True)
     if not 0 < test < len(labels):
-        raise DataError(
-            f"data.kwargs.test: expected 1 to {len(labels) - 1} of the {len(labels)} digits, got {test}"
-        )
+        raise DataError(f"data.kwargs.test: expected 1 to {len(labels) - 1} of the {len(labels)} digits, got {test}")
     x = torch.from_numpy(images.astype(np.float32) / 16).reshape(-1, 1, 8, 8)
     y = torch.from_numpy(labels.astype(np.int64))
     kept, held = _stratified(y, test, seed=0)
@@ -95,15 +93,11 @@ def split_validation(splits: Splits, validation: int | float, seed: int = 0) -> 
     """
     train = splits.train
     if isinstance(train, DataLoader):
-        raise DataError(
-            "data: a factory that returns DataLoaders must return its own validation split, got None"
-        )
+        raise DataError("data: a factory that returns DataLoaders must return its own validation split, got None")
     total = len(train[1]) if isinstance(train, tuple) else len(train)
     count = round(validation * total) if isinstance(validation, float) else validation
     if not 0 < count < total:
-        raise DataError(
-            f"data.validation: {validation} of {total} training samples leaves nothing on one side"
-        )
+        raise DataError(f"data.validation: {validation} of {total} training samples leaves nothing on one side")
     if isinstance(train, tuple):
         kept, held = _stratified(train[1], count, seed)
         return replace(
@@ -137,9 +131,7 @@ def shift(pixels: int = 1, fraction: float = 1.0) -> Callable[[Any, torch.Genera
         (batch, generator) -> batch, for batches whose first part is images (n, ..., h, w).
     """
     if pixels < 0 or not 0 <= fraction <= 1:
-        raise DataError(
-            f"data.augment: shift takes pixels >= 0 and fraction in [0, 1], got {pixels}, {fraction}"
-        )
+        raise DataError(f"data.augment: shift takes pixels >= 0 and fraction in [0, 1], got {pixels}, {fraction}")
 
     def augment(batch: Any, generator: torch.Generator) -> Any:
         images, *rest = batch
@@ -176,17 +168,13 @@ def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); the file may be truncated, fetch it again"
-        ) from None
+        raise DataError(f"{path}: cannot be read ({error}); the file may be truncated, fetch it again") from None
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise DataError(f"{path}: not an IDX file of bytes (it begins with {raw[:4].hex(' ') or 'nothing'})")
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3]))
     expected = 4 + 4 * raw[3] + int(np.prod(shape, dtype=object))
     if len(raw) != expected:
-        raise DataError(
-            f"{path}: expected {expected:,} bytes for shape {shape}, found {len(raw):,}; fetch it again"
-        )
+        raise DataError(f"{path}: expected {expected:,} bytes for shape {shape}, found {len(raw):,}; fetch it again")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
 

@@ -96,9 +96,7 @@ def dropout_rates(model: nn.Module, dropout: Mapping[str, str]) -> dict[str, Rat
     return rates
 
 
-def set_dropout(
-    model: nn.Module, rates: Mapping[str, Rate], densities: Mapping[str, float]
-) -> dict[str, float]:
+def set_dropout(model: nn.Module, rates: Mapping[str, Rate], densities: Mapping[str, float]) -> dict[str, float]:
     """Gives each module its rate for the density of its tensor (its own where none is); returns them."""
     used = {}
     for name, rate in rates.items():

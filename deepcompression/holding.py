@@ -199,9 +199,7 @@ def _uses(model: nn.Module, name: str) -> list[Use]:
     known = parameters(model)
     weight = known[name]
     if not bool(torch.isfinite(weight).all()):
-        raise StructureError(
-            f"{name}: a value is NaN or infinite; zeros and sharing are held in finite weights"
-        )
+        raise StructureError(f"{name}: a value is NaN or infinite; zeros and sharing are held in finite weights")
     same = [other.rpartition(".") for other, parameter in known.items() if parameter is weight]
     uses: list[Use] = list(dict.fromkeys((model.get_submodule(part[0]), part[2]) for part in same))
     if any(is_held(*use) for use in uses):

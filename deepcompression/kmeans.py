@@ -50,9 +50,7 @@ class Codebook:
     squared_error: float
 
 
-def kmeans1d(
-    values: ArrayLike, k: int, *, init: Init = "linear", seed: int = 0, iterations: int = 1000
-) -> Codebook:
+def kmeans1d(values: ArrayLike, k: int, *, init: Init = "linear", seed: int = 0, iterations: int = 1000) -> Codebook:
     """The codebook of at most ``k`` centroids that Lloyd's iteration reaches from ``init``.
 
     Once the others have settled, a centroid that no value takes goes to the cluster with the largest

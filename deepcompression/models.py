@@ -127,9 +127,7 @@ def _norm() -> nn.LocalResponseNorm:
 
 def _whole(features: OrderedDict[str, nn.Module], classifier: nn.Module) -> nn.Module:
     return nn.Sequential(
-        OrderedDict[str, nn.Module](
-            features=nn.Sequential(features), flatten=nn.Flatten(), classifier=classifier
-        )
+        OrderedDict[str, nn.Module](features=nn.Sequential(features), flatten=nn.Flatten(), classifier=classifier)
     )
 
 

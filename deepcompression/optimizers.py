@@ -38,9 +38,7 @@ class Schedule:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs."""
-        return {
-            key: value for key, value in self._scheduler.state_dict().items() if not key.startswith("_get_lr")
-        }
+        return {key: value for key, value in self._scheduler.state_dict().items() if not key.startswith("_get_lr")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from ``state_dict``."""
@@ -57,9 +55,7 @@ def make_optimizer(model: nn.Module, spec: Mapping[str, Any]) -> torch.optim.Opt
     kwargs = {**_fused(spec["factory"], parameters), **spec.get("kwargs", {})}
     made = factory.build(spec["factory"], {"params": parameters, **kwargs})
     if not isinstance(made, torch.optim.Optimizer):
-        raise FactoryError(
-            f"optimizer {spec['factory']}: expected a torch optimizer, got {type(made).__name__}"
-        )
+        raise FactoryError(f"optimizer {spec['factory']}: expected a torch optimizer, got {type(made).__name__}")
     return made
 
 
@@ -98,6 +94,4 @@ def _fused(spec: str, parameters: list[nn.Parameter]) -> dict[str, bool]:
     """torch's own optimizers step in one kernel where they can, much faster for small nets."""
     if not spec.startswith("torch.optim") or "fused" not in inspect.signature(factory.load(spec)).parameters:
         return {}
-    return {
-        "fused": all(one.is_floating_point() and one.device.type in {"cpu", "cuda"} for one in parameters)
-    }
+    return {"fused": all(one.is_floating_point() and one.device.type in {"cpu", "cuda"} for one in parameters)}

@@ -101,9 +101,7 @@ def _layer_plain(gains: Floats, before: Floats, total: Floats, least: Indices, f
     return made
 
 
-def _layer_vectorised(
-    gains: Floats, before: Floats, total: Floats, least: Indices, firsts: Indices
-) -> Floats:
+def _layer_vectorised(gains: Floats, before: Floats, total: Floats, least: Indices, firsts: Indices) -> Floats:
     """``_layer_plain`` in numpy: all searches of one step at once."""
     points = len(gains) - 1
     made = np.zeros(points + 1)

@@ -151,9 +151,7 @@ def evaluate(
             loss, outputs, targets = stepped(step, model, batch)
             counts.append(_count(batch))
             losses.append(float(loss) * counts[-1])
-            scores.append(
-                metric.update(outputs, targets) if whole else _scores(metric, outputs, targets, counts[-1])
-            )
+            scores.append(metric.update(outputs, targets) if whole else _scores(metric, outputs, targets, counts[-1]))
     model.train(mode)
     total = sum(counts)
     if not total:
@@ -166,9 +164,7 @@ def evaluate(
         return Evaluation(
             float(each.double().mean()), sum(losses) / total, total, int(each.sum()) if binary else None, each
         )
-    mean = (
-        sum(float(score.double().mean()) * count for score, count in zip(scores, counts, strict=True)) / total
-    )
+    mean = sum(float(score.double().mean()) * count for score, count in zip(scores, counts, strict=True)) / total
     return Evaluation(mean, sum(losses) / total, total, None, None)
 
 
@@ -191,24 +187,19 @@ class Batches:
         if isinstance(split, tuple | list) and all(isinstance(part, Tensor) for part in split):
             self.tensors = tuple(part.to(self.device) for part in split)
             if len({len(part) for part in self.tensors}) != 1:
-                raise DataError(
-                    f"data: the tensors of a split have lengths {[len(part) for part in self.tensors]}"
-                )
+                raise DataError(f"data: the tensors of a split have lengths {[len(part) for part in self.tensors]}")
         elif isinstance(split, DataLoader):
             self.loader = split
         elif hasattr(split, "__getitem__") and hasattr(split, "__len__"):
             self.loader = DataLoader(split, batch_size, shuffle=generator is not None, generator=generator)
         else:
             raise DataError(
-                "data: expected a pair of tensors, a map-style dataset or a DataLoader, "
-                f"got {type(split).__name__}"
+                f"data: expected a pair of tensors, a map-style dataset or a DataLoader, got {type(split).__name__}"
             )
 
     def __len__(self) -> int:
         """Batches in one pass."""
-        return (
-            len(self.loader) if self.loader is not None else math.ceil(len(self.tensors[0]) / self.batch_size)
-        )
+        return len(self.loader) if self.loader is not None else math.ceil(len(self.tensors[0]) / self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.loader if self.loader is not None else self._slices():
@@ -219,18 +210,12 @@ class Batches:
 
     def _slices(self) -> Iterator[tuple[Tensor, ...]]:
         count = len(self.tensors[0])
-        order = (
-            None
-            if self.generator is None
-            else torch.randperm(count, generator=self.generator).to(self.device)
-        )
+        order = None if self.generator is None else torch.randperm(count, generator=self.generator).to(self.device)
         for start in range(0, count, self.batch_size):
             if order is None:
                 yield tuple(part[start : start + self.batch_size] for part in self.tensors)
             else:
-                yield tuple(
-                    part.index_select(0, order[start : start + self.batch_size]) for part in self.tensors
-                )
+                yield tuple(part.index_select(0, order[start : start + self.batch_size]) for part in self.tensors)
 
 
 def stepped(step: Step, model: nn.Module, batch: Any) -> tuple[Tensor, Any, Any]:

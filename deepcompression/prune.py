@@ -149,10 +149,7 @@ def prune_gradually(
         falling = min(int(total * ramp), total - 1)
         due = step <= falling and (step % max(falling // MASK_UPDATES, 1) == 0 or step == falling)
         if due:
-            now = {
-                name: max(cubic_density(step, falling, start, final), final)
-                for name, final in density.items()
-            }
+            now = {name: max(cubic_density(step, falling, start, final), final) for name, final in density.items()}
             _tighten(model, now, score, padding)
         if due or not corrected:  # a resumed loop has masks already
             densities = structure.held_state(model, {rate.tensor for rate in rates.values()})
@@ -203,9 +200,7 @@ def _scores(name: str, weight: Tensor, score: Score | None, padding: Mapping[str
     scores = weight.detach().abs() if score is None else score(name, weight)
     if not isinstance(scores, Tensor) or scores.shape != weight.shape:
         came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise StructureError(
-            f"{name}: the score must have the weight's shape {tuple(weight.shape)}, got {came}"
-        )
+        raise StructureError(f"{name}: the score must have the weight's shape {tuple(weight.shape)}, got {came}")
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if bool(torch.isnan(scores).any()):
         raise StructureError(f"{name}: the score of {int(torch.isnan(scores).sum())} weights is NaN")
@@ -264,6 +259,4 @@ def _account(name: str, before: Tensor, after: Tensor, scores: Tensor) -> LayerD
     alive = int((after != 0).sum())
     kept = scores[(after != 0).reshape(-1)]
     threshold = float(kept.min()) if alive else 0.0
-    return LayerDensity(
-        name, after.numel(), int((before != 0).sum()), alive, alive / after.numel(), threshold
-    )
+    return LayerDensity(name, after.numel(), int((before != 0).sum()), alive, alive / after.numel(), threshold)

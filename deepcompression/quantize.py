@@ -46,9 +46,7 @@ def round_precision(
     """
     for precision in (codebook, rest):
         if precision not in PRECISIONS:
-            raise StructureError(
-                f"quantize: precision {precision!r}; expected one of {', '.join(PRECISIONS)}"
-            )
+            raise StructureError(f"quantize: precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
     shared = list(shared)
     clean, kept, merged = normalised(state, shared), {}, {}
     books = {id(clean[name]) for name in shared}  # by object: tied names are one codebook

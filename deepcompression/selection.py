@@ -115,9 +115,7 @@ def _matches(model: nn.Module, pattern: str) -> list[str]:
     found = [one for name, one in first.items() if _means(pattern, name, one in default)]
     if not found:
         near = difflib.get_close_matches(pattern, [*modules, *first], 3) or sorted(default)[:5]
-        raise StructureError(
-            f"pattern {pattern!r} matches no tensor of the model; the nearest are {', '.join(near)}"
-        )
+        raise StructureError(f"pattern {pattern!r} matches no tensor of the model; the nearest are {', '.join(near)}")
     return found
 
 

@@ -64,9 +64,7 @@ def share(
     """
     for name, width in bits.items():
         if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= 16:
-            raise StructureError(
-                f"{name}: bits {width!r} is impossible; expected a whole number from 1 to 16"
-            )
+            raise StructureError(f"{name}: bits {width!r} is impossible; expected a whole number from 1 to 16")
     clean = normalised(state, bits)
     shared, layers = {}, []
     for number, (name, width) in enumerate(bits.items()):

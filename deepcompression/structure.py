@@ -89,9 +89,7 @@ def normalised(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, T
             raise StructureError(f"{name}: no floating-point tensor of this name to prune or share")
         bad = int((~torch.isfinite(state[name])).sum())
         if bad:
-            raise StructureError(
-                f"{name}: {bad} values are NaN or infinite; pruning and sharing need finite weights"
-            )
+            raise StructureError(f"{name}: {bad} values are NaN or infinite; pruning and sharing need finite weights")
         changed[name] = torch.where(state[name] == 0, torch.zeros_like(state[name]), state[name])
     return replaced(state, changed)
 
@@ -111,14 +109,9 @@ def density(state: Mapping[str, Tensor], names: Iterable[str]) -> float:
 
 def dense_bytes(model: nn.Module) -> int:
     """Bytes of all persistent state_dict tensors: tied ones once, floats at most 4 bytes an element."""
-    tensors = {
-        id(tensor): tensor
-        for tensor in model.state_dict(keep_vars=True).values()
-        if isinstance(tensor, Tensor)
-    }
+    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
     return sum(
-        tensor.numel()
-        * (min(tensor.element_size(), 4) if tensor.is_floating_point() else tensor.element_size())
+        tensor.numel() * (min(tensor.element_size(), 4) if tensor.is_floating_point() else tensor.element_size())
         for tensor in tensors.values()
     )
 

@@ -57,9 +57,7 @@ def read(path: Path) -> dict[str, RawTensor]:
     for name in (name for name in order if name in tensors):
         dtype = _NAMES.get(tensors[name]["dtype"])
         if dtype is None:
-            raise InputError(
-                f"{path}: {name}: dtype {tensors[name]['dtype']} cannot be stored in a .dcz file"
-            )
+            raise InputError(f"{path}: {name}: dtype {tensors[name]['dtype']} cannot be stored in a .dcz file")
         kind = unsigned(dtype)
         flat = np.frombuffer(tensors[name]["data"], kind.newbyteorder("<")).astype(kind)
         decoded[name] = RawTensor(flat.reshape(tensors[name]["shape"]), dtype)

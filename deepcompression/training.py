@@ -132,9 +132,7 @@ class _Loop:
         loss = self._train(epoch)
         if not math.isfinite(loss):
             self._diverged(epoch, loss, rate)
-        result = evaluate(
-            self.model, self.problem.validation, self.problem.step, self.problem.metric, self.compute
-        )
+        result = evaluate(self.model, self.problem.validation, self.problem.step, self.problem.metric, self.compute)
         self.epoch = epoch
         entry = {"epoch": epoch, "loss": loss, self._metric_name: result.metric, "val_loss": result.loss}
         self.history.append({**entry, "lr": rate, "seconds": round(time.perf_counter() - started, 3)})

@@ -123,9 +123,7 @@ def _one_round(stage: Prune, number: int, round_densities: typing.Callable[[floa
     return stage.model_copy(update={"quality": scaled, "rounds": 1})
 
 
-def _merge(
-    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None
-) -> tuple[DictConfig, str, str]:
+def _merge(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None) -> tuple[DictConfig, str, str]:
     text, where = ("", "recipe") if isinstance(source, Mapping) else _read(str(source))
     try:
         config = OmegaConf.create(dict(source)) if isinstance(source, Mapping) else OmegaConf.create(text or "{}")
@@ -168,14 +166,14 @@ def _stage_index(key: str, config: DictConfig) -> str:
     if len(places) == 1:
         return ".".join(["stages", places[0], *parts[2:]])
     if places:
-        raise RecipeError(f"override {key}: {len(places)} stages are called {parts[1]}; use stages.{places[0]}. or "
-                          f"stages.{places[1]}. instead")
+        raise RecipeError(
+            f"override {key}: {len(places)} stages are called {parts[1]}; use stages.{places[0]}. or "
+            f"stages.{places[1]}. instead"
+        )
     raise RecipeError(f"override {key}: no stage is called {parts[1]}; the recipe has {', '.join(map(str, names))}")
 
 
-def _explain(
-    error: ValidationError, values: Any, text: str, where: str, overrides: Mapping[str, Any]
-) -> str:
+def _explain(error: ValidationError, values: Any, text: str, where: str, overrides: Mapping[str, Any]) -> str:
     placed = [(_user_path(one, values), one) for one in error.errors()]
     path, first = max(placed, key=lambda one: len(one[0]))  # of a union's complaints the most specific
     key = ".".join(map(str, path)) or "recipe"
@@ -213,8 +211,11 @@ def _known_keys(values: Any, path: Sequence[Any]) -> set[str]:
         if isinstance(step, int) and isinstance(here, Mapping):
             kind = next((m for m in _models(kind) if _stage_name(m) == here.get("stage")), Recipe)
         else:
-            kind = next(iter(_models(kind.model_fields[step].annotation)), None) if step != "stages" else (
-                Recipe.model_fields["stages"].annotation)
+            kind = (
+                next(iter(_models(kind.model_fields[step].annotation)), None)
+                if step != "stages"
+                else (Recipe.model_fields["stages"].annotation)
+            )
     found = list(_models(kind))
     return set(found[0].model_fields) if found else set()
 
@@ -276,9 +277,7 @@ def _without_secrets(value: Any, raw: Any, secrets: Sequence[str]) -> Any:
         inner_list = raw if isinstance(raw, list) else []
         inner_list = [*inner_list, *[None] * (len(value) - len(inner_list))]
         return [_without_secrets(one, part, secrets) for one, part in zip(value, inner_list, strict=False)]
-    if isinstance(raw, str) and "${" in raw and (
-        "oc.env" in raw or any(secret in str(value) for secret in secrets)
-    ):
+    if isinstance(raw, str) and "${" in raw and ("oc.env" in raw or any(secret in str(value) for secret in secrets)):
         return raw
     return re.sub(r"(\w+://[^/:@\s]*):[^@/\s]+@", r"\1:***@", value) if isinstance(value, str) else value
 

@@ -261,6 +261,8 @@ class Recipe(Strict):
 
 
 def _trains(stage: Any) -> bool:
-    return stage.stage == "finetune" or getattr(stage, "gradual", None) is not None or (
-        stage.stage == "quantize" and stage.train is not None
+    return (
+        stage.stage == "finetune"
+        or getattr(stage, "gradual", None) is not None
+        or (stage.stage == "quantize" and stage.train is not None)
     )

@@ -39,12 +39,15 @@ def _stages(console: Console, summary: Mapping[str, Any]) -> None:
 
 
 def _verdict(console: Console, summary: Mapping[str, Any]) -> None:
-    baseline, final = summary["baseline"], summary["final"]
     console.print(
-        f"{summary['dense_bytes']:,} -> {summary['file_bytes']:,} bytes on disk, [bold]{summary['ratio']:.1f}x[/] smaller; "
-        f"decoded in a fresh process, bit for bit"
+        f"{summary['dense_bytes']:,} -> {summary['file_bytes']:,} bytes on disk, [bold]{summary['ratio']:.1f}x[/] "
+        "smaller; the file was decoded in a fresh process, bit for bit",
+        soft_wrap=True,
     )
-    console.print(f"test {summary['metric']}: {_result(baseline)} dense -> {_result(final)} decoded file")
+    ends = " -> ".join(
+        _result(summary[end]) + name for end, name in (("baseline", " dense"), ("final", " decoded file"))
+    )
+    console.print(f"test {summary['metric']}: {ends}", soft_wrap=True)
     console.print(f"file: {summary['file']}", soft_wrap=True)
     if summary["mlflow_run_id"]:
         console.print(f"MLflow run {summary['mlflow_run_id']} in {summary['tracking_uri']}", soft_wrap=True)
@@ -57,27 +60,24 @@ def _result(end: Mapping[str, Any]) -> str:
 
 
 def _seeds(console: Console, summary: Mapping[str, Any]) -> None:
+    metric = "error" if "error" in summary["final"] else "metric"
+    shown = "{:.2%}" if metric == "error" else "{:.4f}"
+    name = "error" if metric == "error" else summary["runs"][0]["metric"]
     table = Table(title=f"{summary['name']}, {len(summary['seeds'])} seeds", title_justify="left")
     table.add_column("seed")
-    metric = summary["runs"][0]["metric"]
-    for heading in ("bytes", "ratio", f"test {metric} dense", f"test {metric} file"):
+    for heading in ("bytes", "ratio", f"test {name}, dense", f"test {name}, file"):
         table.add_column(heading, justify="right")
-    for run in summary["runs"]:
-        table.add_row(
-            str(run["seed"]),
-            f"{run['file_bytes']:,}",
-            f"{run['ratio']:.1f}x",
-            _result(run["baseline"]),
-            _result(run["final"]),
-        )
+    rows = [
+        (str(run["seed"]), run["file_bytes"], run["ratio"], run["baseline"], run["final"]) for run in summary["runs"]
+    ]
     for which in ("mean", "worst", "spread"):
-        table.add_row(
-            which,
-            f"{summary['file_bytes'][which]:,.0f}",
-            f"{summary['ratio'][which]:.1f}x",
-            f"{summary['baseline']['metric'][which]:.4f}",
-            f"{summary['final']['metric'][which]:.4f}",
-        )
+        ends = ({metric: summary[end][metric][which]} for end in ("baseline", "final"))
+        rows.append((which, summary["file_bytes"][which], summary["ratio"][which], *ends))
+    for label, count, ratio, dense, final in rows:
+        table.add_row(label, f"{count:,.0f}", f"{ratio:.1f}x", shown.format(dense[metric]), shown.format(final[metric]))
+        if label == rows[len(summary["runs"]) - 1][0]:
+            table.add_section()
     console.print(table)
     for run in summary["runs"]:
         console.print(f"file: {run['file']}", soft_wrap=True)
+    console.print(f"summary: {summary['folder']}/summary.json", soft_wrap=True)

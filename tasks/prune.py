@@ -13,9 +13,7 @@ from tasks.stage import TASK, Bench, Product, perform, shown
 
 
 @task(name="prune", **TASK)
-def prune(
-    run: Run, label: str, number: int, config: dict[str, Any], source: Reference
-) -> State[Reference] | Reference:
+def prune(run: Run, label: str, number: int, config: dict[str, Any], source: Reference) -> State[Reference] | Reference:
     """Small weights of ``source`` become +0.0."""
     work = _gradual if config["gradual"] else _one_shot
     return perform(run, label, number, config, source, lambda bench: work(bench, config), code=["prune"])

@@ -126,7 +126,6 @@ class Run:
             batch_size=batch_size,
         )
 
-
     def metric_object(self) -> Any:
         """What has ``name``, ``higher_is_better``, and scores outputs against targets."""
         from deepcompression.problem import metric_of

@@ -13,9 +13,7 @@ from tasks.stage import TASK, Bench, Product, perform
 
 
 @task(name="share", **TASK)
-def share(
-    run: Run, label: str, number: int, config: dict[str, Any], source: Reference
-) -> State[Reference] | Reference:
+def share(run: Run, label: str, number: int, config: dict[str, Any], source: Reference) -> State[Reference] | Reference:
     """The non-zero weights of each layer of ``source`` take few values."""
     return perform(run, label, number, config, source, lambda bench: _work(bench, config), code=["share"])
 

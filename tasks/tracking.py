@@ -1,4 +1,4 @@
-"""All of MLflow: what is logged is written into the run's folder first, then sent; a server that is away sinks nothing."""
+"""All of MLflow. What is logged is written into the run's folder, then sent; a server that is away sinks nothing."""
 
 from __future__ import annotations
 

@@ -26,9 +26,7 @@ class Verified:
 
 
 @task(name="verify", **TASK)
-def verify(
-    run: Run, label: str, baseline: Reference, source: Reference, encoded: Reference, path: str
-) -> Verified:
+def verify(run: Run, label: str, baseline: Reference, source: Reference, encoded: Reference, path: str) -> Verified:
     """Puts the file at ``path`` and proves it there.
 
     Args:

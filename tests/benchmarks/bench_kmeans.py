@@ -1,12 +1,13 @@
 """One-dimensional k-means against scikit-learn, same start, on the weights of a pruned AlexNet fc6.
 
 `python tests/benchmarks/bench_kmeans.py`. Of 37.7 million Laplace weights the 9 % of largest magnitude are
-clustered. Times are the best of a few runs, scikit-learn's of one; the optimum is searched on a sample.
+clustered. Times are medians of five runs, scikit-learn's of one; the optimum is searched on a sample.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,14 +19,14 @@ from deepcompression.kmeans import kmeans1d
 from deepcompression.partition import best_groups
 
 
-def best_milliseconds(call: Callable[[], Any], runs: int) -> float:
-    """The shortest of `runs` timings of `call`."""
+def milliseconds(call: Callable[[], Any], runs: int) -> float:
+    """The median of `runs` timings of `call`."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return min(times) * 1e3
+    return statistics.median(times) * 1e3
 
 
 def pruned_weights(count: int, density: float = 0.09) -> np.ndarray:
@@ -56,20 +57,18 @@ def main() -> None:
     for k in (16, 32, 64, 256):
         for init in ("linear", "density", "random", "optimal"):
             book = kmeans1d(values, k, init=init)
-            spent = best_milliseconds(lambda k=k, init=init: kmeans1d(values, k, init=init), 5)
+            spent = milliseconds(lambda k=k, init=init: kmeans1d(values, k, init=init), 5)
             print(f"k {k:4}  {init:8} {spent:8.1f} ms   squared error {book.squared_error:.6f}", flush=True)
     sample = values[: options.sample]
     for k in (16, 32, 64, 256):
         excess = kmeans1d(sample, k, init="optimal").squared_error / exact_error(sample, k) - 1
-        print(
-            f"k {k:4}  optimal on {len(sample):,} values: {excess:+.4%} above the exact optimum", flush=True
-        )
+        print(f"k {k:4}  optimal on {len(sample):,} values: {excess:+.4%} above the exact optimum", flush=True)
     if options.rival:
         k = options.rival
         start = np.linspace(values.min(), values.max(), k)[:, None]
-        ours = best_milliseconds(lambda: kmeans1d(values, k), 5)
+        ours = milliseconds(lambda: kmeans1d(values, k), 5)
         rival = KMeans(k, init=start, n_init=1)
-        theirs = best_milliseconds(lambda: rival.fit(values[:, None]), 1)
+        theirs = milliseconds(lambda: rival.fit(values[:, None]), 1)
         error = kmeans1d(values, k).squared_error
         print(f"k {k}, linear: scikit-learn {theirs:,.0f} ms, ours {ours:.1f} ms, {theirs / ours:.0f} x")
         print(f"squared error: scikit-learn {rival.inertia_:.6f}, ours {error:.6f}")

@@ -46,9 +46,7 @@ def test_every_kind_of_file_gives_the_same_state(tmp_path, suffix):
     {"safetensors": save_file, "dcz": files.save}.get(suffix, torch.save)(state, path)
     read = read_state(path)
     assert set(read) == set(state)
-    assert all(
-        torch.equal(read[name], state[name]) and read[name].dtype == state[name].dtype for name in state
-    )
+    assert all(torch.equal(read[name], state[name]) and read[name].dtype == state[name].dtype for name in state)
 
 
 def test_a_foreign_checkpoint_loads_by_key_and_strip(tmp_path):

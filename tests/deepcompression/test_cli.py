@@ -73,9 +73,7 @@ def test_order_is_that_of_the_file(source: Path) -> None:
     assert list(read(source)) == [name for name in header if name != "__metadata__"]
 
 
-def test_inspect_json(
-    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_json(source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """--json prints JSON alone, with the fields that other programs rely on."""
     dcz(monkeypatch, "encode", source, source.with_name("a.dcz"))
     capsys.readouterr()
@@ -97,9 +95,7 @@ def test_inspect_json(
     assert all(fields | {"entropy_bytes"} <= tensor.keys() for tensor in report["tensors"])
 
 
-def test_inspect_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The table shows each tensor whatever it is called: brackets in a name are no markup."""
     deepcompression.save({"[red]w": np.eye(3), "tied": np.eye(3)}, tmp_path / "a.dcz")
     assert dcz(monkeypatch, "inspect", tmp_path / "a.dcz") == 0

@@ -179,9 +179,9 @@ def test_validation_of_real_targets_and_of_datasets():
     assert len(split.train[0]) == 7 and len(split.validation[1]) == 3
     dataset = TensorDataset(torch.arange(10.0))
     split = data.split_validation(data.Splits(dataset, None, dataset), 0.2)
-    assert sorted(
-        float(part[i][0]) for part in (split.train, split.validation) for i in range(len(part))
-    ) == [float(i) for i in range(10)]
+    assert sorted(float(part[i][0]) for part in (split.train, split.validation) for i in range(len(part))) == [
+        float(i) for i in range(10)
+    ]
 
 
 @pytest.mark.parametrize("validation", [0, 10, 11, -1, 0.0, 1.0, 0.001])

@@ -36,9 +36,7 @@ def sealed(index: bytes, rest: bytes = b"", coder: int = 1) -> bytes:
 
 
 def record(name: bytes, dtype: bytes, shape: tuple[int, ...], blob: bytes, shared: int = 0) -> bytes:
-    head = (
-        varint(shared) + varint(len(name)) + name + dtype + varint(len(shape)) + b"".join(map(varint, shape))
-    )
+    head = varint(shared) + varint(len(name)) + name + dtype + varint(len(shape)) + b"".join(map(varint, shape))
     return head + varint(len(blob)) + zlib.crc32(blob).to_bytes(4, "little")
 
 
@@ -109,9 +107,7 @@ def test_header_is_small() -> None:
 def test_specified_bytes() -> None:
     """A small file, byte by byte as FORMAT.md has it, written by hand."""
     blob = bytes([0b0001_0110]) + b"\x03\x02" + bytes([0b10_01_0000]) + b"\x00" + b"\x00\x38"
-    index = (
-        b"\x01" + b"\x00\x01w" + b"\x01\x01\x08" + varint(len(blob)) + zlib.crc32(blob).to_bytes(4, "little")
-    )
+    index = b"\x01" + b"\x00\x01w" + b"\x01\x01\x08" + varint(len(blob)) + zlib.crc32(blob).to_bytes(4, "little")
     by_hand = sealed(index, blob, coder=0)
     assert np.array_equal(decode(by_hand)["w"].bits.view(np.float32), [0, 0, 0.5, 0, 0.5, 0, 0, 0])
 

@@ -117,9 +117,7 @@ def test_names_are_read_alone(tmp_path: Path) -> None:
 def test_max_bytes_counts_what_is_asked_for(tmp_path: Path) -> None:
     """The limit covers the named tensors, equal ones included, and float32 where types are widened."""
     path = tmp_path / "a.dcz"
-    deepcompression.save(
-        {"a": np.ones(10), "b": np.ones(10), "h": RawTensor(np.ones(10, np.uint16), "bfloat16")}, path
-    )
+    deepcompression.save({"a": np.ones(10), "b": np.ones(10), "h": RawTensor(np.ones(10, np.uint16), "bfloat16")}, path)
     assert set(deepcompression.load(path, names=["a"], max_bytes=80)) == {"a"}
     with pytest.raises(TooLarge, match="160 bytes"):
         deepcompression.load(path, names=["a", "b"], max_bytes=159)
@@ -171,9 +169,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
             deepcompression.load(path)
 
 
-@pytest.mark.parametrize(
-    ("number", "message"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "denied")]
-)
+@pytest.mark.parametrize(("number", "message"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "denied")])
 def test_failed_write_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
@@ -227,9 +223,7 @@ def test_near_the_entropy(tmp_path: Path) -> None:
     """A large pruned and shared layer is stored within three per cent of its order-0 bound."""
     random = np.random.default_rng(0)
     book = random.normal(size=32).astype(np.float32)
-    weights = np.where(
-        random.random(400_000) < 0.08, book[np.minimum(random.geometric(0.15, 400_000) - 1, 31)], 0
-    )
+    weights = np.where(random.random(400_000) < 0.08, book[np.minimum(random.geometric(0.15, 400_000) - 1, 31)], 0)
     deepcompression.save({"w": weights.astype(np.float32)}, tmp_path / "a.dcz")
     (report,) = deepcompression.inspect(tmp_path / "a.dcz")["tensors"]
     assert report["bytes"] < 1.03 * report["entropy_bytes"]

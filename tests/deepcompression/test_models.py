@@ -78,8 +78,6 @@ def test_lenet_300_100_takes_flat_images_too():
 
 def test_names_of_the_lenets_are_those_of_the_recipes():
     """Recipes name fc1, conv1 and so on; renaming a module would break them and every stored checkpoint."""
-    assert list(plain_state(models.lenet_300_100())) == [
-        f"fc{i}.{p}" for i in (1, 2, 3) for p in ("weight", "bias")
-    ]
+    assert list(plain_state(models.lenet_300_100())) == [f"fc{i}.{p}" for i in (1, 2, 3) for p in ("weight", "bias")]
     lenet5 = [f"{layer}.{p}" for layer in ("conv1", "conv2", "fc1", "fc2") for p in ("weight", "bias")]
     assert list(plain_state(models.lenet5())) == lenet5

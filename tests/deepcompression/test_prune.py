@@ -179,9 +179,7 @@ def test_gradual_pruning_ends_at_its_density_and_never_revives_a_weight(ramp: fl
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3))
     seen = Recorded()
-    made = prune_gradually(
-        model, problem(), {"0.weight": 0.3}, epochs=10, ramp=ramp, optimizer=SGD, score=seen, seed=1
-    )
+    made = prune_gradually(model, problem(), {"0.weight": 0.3}, epochs=10, ramp=ramp, optimizer=SGD, score=seen, seed=1)
     assert made.layers[0].nonzero == 18
     assert int((model[0].weight != 0).sum()) == 18
     assert int((model[2].weight == 0).sum()) == 0
@@ -253,3 +251,19 @@ def test_interrupted_gradual_pruning_ends_in_the_same_bytes(tmp_path: Path):
             gradual(tmp_path / f"{stop}.pt", stop)
         whole, resumed = gradual(tmp_path / f"whole-{stop}.pt", None), gradual(tmp_path / f"{stop}.pt", None)
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_gradual_pruning_reaches_convolutions_in_channels_last():
+    """Moving a model to another memory format replaces its masks; the schedule must find the live ones."""
+    from deepcompression.problem import Compute
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 4, 3))
+    data = (torch.randn(64, 3, 4, 4), torch.randint(0, 3, (64,)))
+    compute = Compute("cpu", "bfloat16", channels_last=True)
+    optimizer = {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.01}}
+    problem = Problem(data, data, batch_size=16)
+    density = {"0.weight": 0.25, "2.weight": 0.5}
+    pruned = prune_gradually(net, problem, density, epochs=4, optimizer=optimizer, compute=compute)
+    assert [layer.nonzero for layer in pruned.layers] == [54, 48]
+    assert all(tensor.is_contiguous() for tensor in pruned.state.values())

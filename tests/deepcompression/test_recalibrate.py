@@ -52,7 +52,4 @@ def test_batches_limit_the_work():
 
 def test_a_model_without_statistics_is_left_alone():
     """Nothing to do is no error."""
-    assert (
-        recalibrate(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3, track_running_stats=False)), problem(8))
-        == []
-    )
+    assert recalibrate(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3, track_running_stats=False)), problem(8)) == []

@@ -153,9 +153,7 @@ def test_a_centroids_gradient_is_the_sum_of_its_weights_gradients(dtype: torch.d
     assert centroids.tolist() == [-0.5, -0.25, 0.125, 0.75]
     for centroid, gradient in zip(centroids, centroids.grad, strict=True):
         expected = dense.weight.grad[dense.weight == centroid].double().sum()
-        torch.testing.assert_close(
-            gradient.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=0
-        )
+        torch.testing.assert_close(gradient.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=0)
 
 
 def test_shared_weights_stay_shared_and_their_zeros_stay():

@@ -42,9 +42,7 @@ def test_transposed_channels_last_and_parameters_are_saved_by_value(tmp_path: Pa
     """Memory layout, gradients and ties are no business of the file."""
     image = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     state = {"t": image.transpose(0, 3), "p": nn.Parameter(image), "again": image}
-    assert bridge.encode(state) == bridge.encode(
-        {name: tensor.detach().clone() for name, tensor in state.items()}
-    )
+    assert bridge.encode(state) == bridge.encode({name: tensor.detach().clone() for name, tensor in state.items()})
     bridge.save(state, tmp_path / "t.dcz")
     back = bridge.load(tmp_path / "t.dcz")
     assert all(torch.equal(back[name], state[name]) for name in state)

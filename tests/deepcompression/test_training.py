@@ -79,9 +79,7 @@ def test_a_net_learns_and_its_best_state_is_kept():
         ([float("nan"), 0.1, float("nan")], True, 1, 2),
     ],
 )
-def test_the_best_epoch_follows_the_metrics_direction(
-    values: list[float], higher: bool, track_from: int, best: int
-):
+def test_the_best_epoch_follows_the_metrics_direction(values: list[float], higher: bool, track_from: int, best: int):
     """Errors are minimised, epochs before track_from do not count, NaN is never best."""
     made = run(net(), problem=scripted(values, higher), epochs=3, track_from=track_from)
     assert made.best_epoch == best
@@ -223,9 +221,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path: Path):
         run(net(), checkpoint=tmp_path / "file" / "c.pt")
 
 
-def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """torch reports a full disk as a RuntimeError; the file of the epoch before must survive."""
     run(net(), checkpoint=tmp_path / "c.pt", epochs=1)
     before = (tmp_path / "c.pt").read_bytes()
@@ -305,9 +301,7 @@ class OneNumber(MeanError):
         return super().__call__(outputs, targets).mean()
 
 
-@pytest.mark.parametrize(
-    "metric", [MeanError(), WholeError(), OneNumber()], ids=lambda one: type(one).__name__
-)
+@pytest.mark.parametrize("metric", [MeanError(), WholeError(), OneNumber()], ids=lambda one: type(one).__name__)
 def test_metrics_of_three_kinds_agree(metric: Any):
     """Scores a sample, one number a batch (the last batch is smaller), or an object that sees all."""
     model = net().eval()

@@ -48,7 +48,14 @@ def test_summary_tells_the_file_as_it_is(finished: dict[str, Any]) -> None:
     assert summary["file_bytes"] == Path(summary["file"]).stat().st_size
     assert summary["dense_bytes"] == 4 * sum(p.numel() for p in digits_net().parameters())
     assert summary["ratio"] == pytest.approx(summary["dense_bytes"] / summary["file_bytes"]) and summary["ratio"] > 15
-    assert [row["stage"] for row in summary["stages"]] == ["baseline", "prune", "finetune", "share", "quantize", "encode"]
+    assert [row["stage"] for row in summary["stages"]] == [
+        "baseline",
+        "prune",
+        "finetune",
+        "share",
+        "quantize",
+        "encode",
+    ]
     sizes = [row["size_bytes"] for row in summary["stages"]]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] == summary["file_bytes"]
     for end in ("baseline", "final"):
@@ -159,7 +166,14 @@ def test_rounds_alternate_and_each_is_logged(tiny: Tiny) -> None:
     ]
     recipe = tiny(stages=stages)
     summary = compress(recipe)
-    assert [row["stage"] for row in summary["stages"]] == ["baseline", "prune", "finetune", "prune-2", "finetune-2", "encode"]
+    assert [row["stage"] for row in summary["stages"]] == [
+        "baseline",
+        "prune",
+        "finetune",
+        "prune-2",
+        "finetune-2",
+        "encode",
+    ]
     densities = [row["density"] for row in summary["stages"]]
     assert densities[1] == pytest.approx(0.5, abs=0.01) and densities[3] == pytest.approx(0.25, abs=0.01)
     client = MlflowClient(tracking_uri=recipe["tracking"]["uri"])
@@ -275,7 +289,7 @@ def test_stage_of_ones_own_runs_and_is_checked(tiny: Tiny, tmp_path: Path) -> No
     assert summary["stages"][2]["stage"] == "my_stages.clip"
     assert max(abs(w).max() for w in deepcompression.load(summary["file"]).values()) <= 0.05
     bad = [{"stage": "prune", "density": 0.3}, {"stage": "my_stages:wake"}]
-    with pytest.raises(InvariantError, match="weight.*no longer zero"):
+    with pytest.raises(InvariantError, match=r"weight.*no longer zero"):
         compress(tiny(stages=bad, python_path=path))
 
 

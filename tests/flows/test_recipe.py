@@ -97,7 +97,10 @@ def test_unknown_key_names_the_nearest_and_the_line(tmp_path: Path) -> None:
         ({"name": "../elsewhere"}, "name"),
         ({"model": {"factory": "no colon"}}, "model.factory"),
         ({"data": {"factory": "a:b", "validation": 1.5}}, "a count of samples"),
-        ({"train": {"optimizer": {"factory": "torch.optim:SGD", "kwargs": {"lr": 1}}}}, "the learning rate stands twice"),
+        (
+            {"train": {"optimizer": {"factory": "torch.optim:SGD", "kwargs": {"lr": 1}}}},
+            "the learning rate stands twice",
+        ),
         ({"seed": 1, "seeds": [1, 2]}, "keep one"),
         ({"recipe_version": 9}, "recipe_version"),
     ],
@@ -150,7 +153,9 @@ def test_rounds_unroll_into_labelled_stages() -> None:
     assert [label for label, _ in expanded] == [
         "prune", "finetune", "prune-2", "finetune-2", "prune-3", "finetune-3", "share", "encode",
     ]  # fmt: skip
-    assert [config["density"]["fc1"] for label, config in expanded if "prune" in label] == pytest.approx([0.5, 0.25, 0.125])
+    assert [config["density"]["fc1"] for label, config in expanded if "prune" in label] == pytest.approx(
+        [0.5, 0.25, 0.125]
+    )
 
 
 def test_encode_is_added_where_it_is_missing() -> None:

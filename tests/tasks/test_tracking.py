@@ -41,7 +41,10 @@ def test_everything_logged_can_be_read_back(tmp_path: Path, database: str) -> No
     run = client.get_run(str(tracker.run_id))
     assert run.info.status == "FINISHED" and run.info.run_name == "name" and run.data.tags["t"] == "1"
     assert run.data.params["prune.density.conv_"] == "0.5" and "none" not in run.data.params
-    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "finetune/loss")] == [(1, 0.5), (2, 0.25)]
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "finetune/loss")] == [
+        (1, 0.5),
+        (2, 0.25),
+    ]
     assert client.get_metric_history(run.info.run_id, "size_bytes/prune")[0].step == 3
     assert [one.path for one in client.list_artifacts(run.info.run_id)] == ["f.txt"]
     assert tracker.unsent() == 0
