@@ -25,7 +25,7 @@ IDX = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-DEBIAN_FASHION = [Path("/usr/share/dataset-fashion-mnist"), Path("/usr/share/datasets/fashion-mnist")]
+DEBIAN_FASHION = [Path("/usr/share/datasets/fashion-mnist")]
 Pair = tuple[Tensor, Tensor]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)
 
@@ -35,9 +35,8 @@ def progress(label: str, metric: str) -> Iterator[Callable[[Any], None] | None]:
         return
     columns = (
         TextColumn("{task.description:<12}"),
-        BarColumn(bar_width=28),
+        BarColumn(bar_width=20),
         TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
