@@ -1,4 +1,4 @@
-"""Checkpoints from elsewhere: read without running any code in them, and fitted onto a model."""
+"""Checkpoints from elsewhere: read without running any code in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepcompression.errors import InputError, WeightsError
 
@@ -43,33 +43,6 @@ def read_state(path: str | Path, *, key: str | None = None, strip: Sequence[str]
     if len(state) < len(content):
         raise WeightsError(f"weights {path}: after stripping {list(strip)} two tensors have the same name")
     return _merge_masks(state)
-
-
-def load_into(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
-    """Loads ``state`` into ``model``; every tensor must be there, with its shape.
-
-    A tied parameter may be missing under all of its names but one.
-
-    Raises:
-        WeightsError: names what is missing, unexpected or of another shape, and what to do.
-    """
-    own = model.state_dict(keep_vars=True)
-    whole = {name: _tied(own, name, state) for name in own}
-    missing = [name for name, tensor in whole.items() if tensor is None]
-    unexpected = [name for name in state if name not in own]
-    wrong = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if missing or unexpected or wrong:
-        parts = [
-            f"{title} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-            for title, names in (("missing:", missing), ("unexpected:", unexpected), ("shape:", wrong))
-            if names
-        ]
-        raise WeightsError(f"{where}: does not fit the model; {'; '.join(parts)}{_hint(own, unexpected)}")
-    model.load_state_dict(whole)
 
 
 def _read(path: Path) -> Any:
@@ -113,17 +86,3 @@ def _merge_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             merged[name] = tensor
     return merged
-
-
-def _tied(own: Mapping[str, Tensor], name: str, state: Mapping[str, Tensor]) -> Tensor | None:
-    if name in state:
-        return state[name]
-    return next((state[other] for other in own if other in state and own[other] is own[name]), None)
-
-
-def _hint(own: Mapping[str, Tensor], unexpected: Sequence[str]) -> str:
-    for name in unexpected[:1]:
-        for target in own:
-            if name.endswith(f".{target}") and name != target:
-                return f"; set model.weights.strip: [{name.removesuffix(target)!r}]"
-    return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from deepcompression import io
 from deepcompression.errors import WeightsError
 from deepcompression.structure import bake, hold
 
-__all__ = ["bake", "encode", "hold", "load", "load_into", "save"]
+__all__ = ["bake", "encode", "hold", "load", "load_into", "load_state", "save"]
 
 _NUMPY_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -34,10 +34,35 @@ def load_into(model: nn.Module, path: str | Path) -> nn.Module:
         FormatError: as ``load``.
         WeightsError: names what does not fit.
     """
-    from deepcompression.checkpoint import load_into as fit_into
-
-    fit_into(model, load(path), where=str(path))
+    load_state(model, load(path), where=str(path))
     return model
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Loads ``state`` into ``model``; every tensor must be there, with its shape.
+
+    A tied parameter may be missing under all of its names but one.
+
+    Raises:
+        WeightsError: names what is missing, unexpected or of another shape, and what to do.
+    """
+    own = model.state_dict(keep_vars=True)
+    whole = {name: _tied(own, name, state) for name in own}
+    missing = [name for name, tensor in whole.items() if tensor is None]
+    unexpected = [name for name in state if name not in own]
+    wrong = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if missing or unexpected or wrong:
+        parts = [
+            f"{title} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            for title, names in (("missing:", missing), ("unexpected:", unexpected), ("shape:", wrong))
+            if names
+        ]
+        raise WeightsError(f"{where}: does not fit the model; {'; '.join(parts)}{_hint(own, unexpected)}")
+    model.load_state_dict(whole)
 
 
 def save(state: Mapping[str, Tensor], path: str | Path, coder: str = "huffman") -> int:
@@ -87,3 +112,17 @@ def from_raw(raw: io.RawTensor) -> Tensor:
 
 def _kind(value: object) -> str:
     return f"a {value.layout} tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _tied(own: Mapping[str, Tensor], name: str, state: Mapping[str, Tensor]) -> Tensor | None:
+    if name in state:
+        return state[name]
+    return next((state[other] for other in own if other in state and own[other] is own[name]), None)
+
+
+def _hint(own: Mapping[str, Tensor], unexpected: Sequence[str]) -> str:
+    for name in unexpected[:1]:
+        for target in own:
+            if name.endswith(f".{target}") and name != target:
+                return f"; set model.weights.strip: [{name.removesuffix(target)!r}]"
+    return ""

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from deepcompression import factory
 from deepcompression import torch as files
-from deepcompression.checkpoint import load_into
 from deepcompression.problem import Compute, evaluate, metric_of, step_of
 from deepcompression.structure import bits_of
 
@@ -60,7 +59,7 @@ def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | 
 def _evaluation(request: Mapping[str, Any], state: Mapping[str, Tensor], test: Any) -> dict[str, Any]:
     step, metric = step_of(request["step"]), metric_of(request["metric"])
     model = factory.build(request["model"]["factory"], request["model"]["kwargs"])
-    load_into(model, state, where="verify")
+    files.load_state(model, state, where="verify")
     result = evaluate(model, test, step, metric, Compute(**request["compute"]))
     found: dict[str, Any] = {name: value for name, value in asdict(result).items() if name != "scores"}
     found["higher_is_better"] = bool(metric.higher_is_better)

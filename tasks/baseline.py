@@ -36,11 +36,12 @@ def _train(bench: Bench, config: dict[str, Any]) -> Product:
 
 def _load(bench: Bench, config: dict[str, Any]) -> Product:
     from deepcompression import checkpoint, structure
+    from deepcompression import torch as files
 
     weights, hold = config["weights"], bench.run.hold
     model = bench.run.blank_model()
     state = checkpoint.read_state(weights["path"], key=weights["key"], strip=weights["strip"])
-    checkpoint.load_into(model, state, where=f"model.weights {weights['path']}")
+    files.load_state(model, state, where=f"model.weights {weights['path']}")
     held = structure.hold(
         model,
         None if hold["zeros"] is None else structure.select(model, hold["zeros"]),

@@ -63,6 +63,7 @@ def _tensors(axes: Any, inspection: Mapping[str, Any]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel(f"bytes of the file ({size(inspection['file_bytes'])})")
     axes.set_title("What the file's bytes are spent on, by tensor", loc="left", fontsize=10)
+    axes.margins(x=0.04)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
 

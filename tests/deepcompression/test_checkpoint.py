@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from deepcompression import torch as files
-from deepcompression.checkpoint import load_into, read_state
+from deepcompression.checkpoint import read_state
 from deepcompression.errors import FormatError, WeightsError
 
 
@@ -57,7 +57,7 @@ def test_a_foreign_checkpoint_loads_by_key_and_strip(tmp_path):
     torch.save({"epoch": 3, "model": {"ema": wrapped}, "optimizer": {"state": {}}}, path)
     state = read_state(path, key="model.ema", strip=["module."])
     target = Net()
-    load_into(target, state, where="model.weights")
+    files.load_state(target, state, where="model.weights")
     assert equal(target.state_dict(), model.state_dict())
 
 
@@ -149,7 +149,7 @@ def test_a_tied_name_may_be_missing():
         state = source.state_dict()
         del state[absent]
         target = Net()
-        load_into(target, state, where="weights")
+        files.load_state(target, state, where="weights")
         assert torch.equal(target.first.weight, source.first.weight)
         assert target.first.weight is target.second.weight
 
@@ -160,7 +160,7 @@ def test_a_misfit_is_listed_and_changes_nothing():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = {"l0.weight": torch.zeros(3, 2), "l0.bias": torch.zeros(2), "head.bias": torch.zeros(1)}
     with pytest.raises(WeightsError) as caught:
-        load_into(model, state, where="model.weights w.pt")
+        files.load_state(model, state, where="model.weights w.pt")
     message = str(caught.value)
     assert message.startswith("model.weights w.pt:")
     assert "missing: l1.weight, l1.bias, l2.weight and 3 more" in message
@@ -173,4 +173,4 @@ def test_the_prefix_that_would_help_is_named():
     model = nn.Sequential(nn.Linear(2, 2))
     state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
     with pytest.raises(WeightsError, match=r"model\.weights\.strip: \['module\.'\]"):
-        load_into(model, state, where="w")
+        files.load_state(model, state, where="w")
