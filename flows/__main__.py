@@ -78,6 +78,7 @@ def _run(recipe: str, words: list[str], quiet: bool, verbose: bool) -> dict[str,
     overrides = recipes.parse_overrides(words)
     recipes.load(recipe, overrides)  # a wrong recipe is told at once, before any server starts
     signal.signal(signal.SIGTERM, _terminated)
+    _end_orphans()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from flows.compress import compress
     from tasks import console
@@ -100,6 +101,22 @@ def _settings(verbose: bool) -> None:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
     (root / "artifacts").mkdir(exist_ok=True)
+
+
+def _end_orphans() -> None:
+    """Ends temporary Prefect servers of ours whose run was killed hard: Prefect leaves them running for ever."""
+    import psutil
+
+    ours = os.environ["PREFECT_API_DATABASE_CONNECTION_URL"]
+    for process in psutil.process_iter(["cmdline", "ppid"]):
+        try:
+            server = "prefect.server.api.server:create_app" in " ".join(process.info["cmdline"] or ())
+            parent = process.parent() if server else None
+            orphan = server and (parent is None or parent.pid == 1 or parent.name() in ("systemd", "init"))
+            if orphan and process.environ().get("PREFECT_API_DATABASE_CONNECTION_URL") == ours:
+                process.terminate()
+        except psutil.Error:
+            continue
 
 
 def _terminated(*_: object) -> None:

@@ -176,3 +176,31 @@ def test_two_runs_of_one_recipe_at_once_do_the_work_once(write: Callable[..., Pa
     assert Path(summaries[0]["file"]).read_bytes() == Path(summaries[1]["file"]).read_bytes()
     trained = [summary["stages"][0]["cached"] for summary in summaries]
     assert sorted(trained) == [False, True]
+
+
+def test_orphaned_temporary_servers_are_ended_and_others_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A server whose run was killed hard goes at the next start; one with a parent, or another database, stays."""
+    import psutil
+
+    from flows.__main__ import _end_orphans
+
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "ours")
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)", "prefect.server.api.server:create_app"]
+    spawn = f"import subprocess; print(subprocess.Popen({sleeper!r}, stdout=subprocess.DEVNULL).pid)"
+
+    def orphan(database: str) -> psutil.Process:
+        environment = {**os.environ, "PREFECT_API_DATABASE_CONNECTION_URL": database}
+        pid = subprocess.run(
+            [sys.executable, "-c", spawn], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+        return psutil.Process(int(pid))
+
+    child = subprocess.Popen(sleeper)
+    ours, other = orphan("ours"), orphan("theirs")
+    try:
+        _end_orphans()
+        _, alive = psutil.wait_procs([ours], timeout=10)
+        assert not alive and other.is_running() and child.poll() is None
+    finally:
+        child.kill()
+        other.kill()
