@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int32]
 # Evaluations that repay a call of the compiled code, and the import of numba, which takes half a second.
-WORTH_CALLING, WORTH_IMPORTING = 10_000, 100_000
+WORTH_CALLING, WORTH_IMPORTING = 10_000, 40_000
 
 
 def best_groups(counts: Floats, sums: Floats, k: int) -> NDArray[np.int64]:
