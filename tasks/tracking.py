@@ -188,7 +188,9 @@ def _experiment(client: Any, tracker: Tracker) -> str:
     if tracker.uri.startswith("sqlite:///"):
         location = (Path(tracker.uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
     try:
-        return str(client.create_experiment(tracker.experiment, artifact_location=location))
+        # Without this tag MLflow's pages show what concerns language models first.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(client.create_experiment(tracker.experiment, artifact_location=location, tags=tags))
     except Exception:  # another process made it in between
         found = client.get_experiment_by_name(tracker.experiment)
         if found is None:

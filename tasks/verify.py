@@ -64,7 +64,7 @@ def verify(run: Run, label: str, baseline: Reference, source: Reference, encoded
 
 def _in_fresh_process(request: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "deepcompression.verify"],
+        [sys.executable, "-m", "deepcompression.verification"],
         input=json.dumps(request),
         capture_output=True,
         text=True,

@@ -58,7 +58,7 @@ request = {
     "step": None, "metric": None, "threads": 1, "python_path": [],
     "compute": {"device": "cpu", "precision": "float32", "channels_last": False},
 }
-subprocess.run([sys.executable, "-m", "deepcompression.verify"], input=json.dumps(request), text=True, check=True)
+subprocess.run([sys.executable, "-m", "deepcompression.verification"], input=json.dumps(request), text=True, check=True)
 """
 
 

@@ -31,6 +31,12 @@ def test_public_names() -> None:
         _ = deepcompression.nope
 
 
+def test_no_module_hides_an_exported_function() -> None:
+    """Importing a submodule binds its name on the package: none may be called like an exported function."""
+    modules = {path.stem for path in Path(deepcompression.__file__).parent.glob("*.py")}
+    assert not modules & set(deepcompression.__all__)
+
+
 def test_import_is_light() -> None:
     """`import deepcompression` and `dcz`'s own module load neither numpy nor anything heavier."""
     heavy = {"numpy", "torch", "numba", "dahuffman", "rich", "safetensors", "prefect", "mlflow"}

@@ -313,7 +313,7 @@ def test_verification_notices_a_flipped_weight(finished: dict[str, Any], tmp_pat
         "python_path": [],
     }
     done = subprocess.run(
-        [sys.executable, "-m", "deepcompression.verify"],
+        [sys.executable, "-m", "deepcompression.verification"],
         input=json.dumps(request), capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     answer = json.loads(done.stdout)

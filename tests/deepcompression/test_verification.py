@@ -16,7 +16,7 @@ from torch import Tensor
 from deepcompression import models
 from deepcompression import torch as files
 from deepcompression.data import digits
-from deepcompression.verify import difference, verify
+from deepcompression.verification import difference, verify
 
 
 def prepared(folder: Path, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -43,7 +43,7 @@ def prepared(folder: Path, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, 
 def test_a_good_file_is_identical_and_evaluated_on_the_test_split(tmp_path: Path):
     """The figures of a run's end come from the decoded file, in a process that never saw the model before."""
     state, request = prepared(tmp_path)
-    command = [sys.executable, "-m", "deepcompression.verify"]
+    command = [sys.executable, "-m", "deepcompression.verification"]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout)
     model = models.digits_net()

@@ -1,4 +1,4 @@
-"""``python -m deepcompression.verify``, in a new process: is a file what was encoded, and how good is it?"""
+"""``python -m deepcompression.verification``, in a new process: is a file what was encoded, and how good is it?"""
 
 from __future__ import annotations
 
