@@ -136,6 +136,9 @@ def _merge(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] 
             OmegaConf.update(config, _stage_index(key, config), value, merge=isinstance(value, Mapping), force_add=True)
         except (OmegaConfBaseException, ValueError, TypeError, IndexError, AssertionError) as error:
             raise RecipeError(f"override {key}={value}: {_one_line(error)}") from None
+    for one, other in (("seed", "seeds"), ("seeds", "seed")):  # the one that was asked for replaces the other
+        if (overrides or {}).get(one) is not None and (overrides or {}).get(other) is None:
+            config.pop(other, None)
     return config, text, where
 
 

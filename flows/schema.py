@@ -254,7 +254,7 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _seed_or_seeds(self) -> Recipe:
         if self.seed is not None and self.seeds is not None:
-            raise ValueError("seed and seeds are both given: keep one (an override seeds=null removes the list)")
+            raise ValueError("seed and seeds are both given: keep one")
         if self.seeds and len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds} repeat: each is one run")
         return self

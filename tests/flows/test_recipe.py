@@ -64,6 +64,13 @@ def test_override_merges_mappings_and_replaces_the_rest() -> None:
     assert recipes.load(_mapping(seeds=[1, 2]), {"seeds": [5]}).seeds == [5]
 
 
+def test_an_override_of_seeds_replaces_the_seed_and_the_other_way_round() -> None:
+    """Who asks for three seeds need not remove the one that the file has."""
+    assert recipes.load(_mapping(seed=4), {"seeds": [0, 1]}).seed is None
+    assert recipes.load(_mapping(seeds=[0, 1]), {"seed": 4}).seeds is None
+    assert recipes.load(_mapping(seeds=[0, 1]), {"seed": 4}).seed == 4
+
+
 def test_typed_values_of_overrides() -> None:
     """1e-4 is a number, null is nothing, brackets are lists: as people mean them."""
     parsed = recipes.parse_overrides(["a=1e-4", "b=null", "c=[0,1]", "d={fc1: 0.1}", "e=text", "f=3", "g=true"])
