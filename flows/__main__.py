@@ -53,7 +53,10 @@ def run(
     try:
         summary = _run(recipe, overrides or [], quiet, verbose)
     except KeyboardInterrupt:
-        _stop(1, "interrupted; finished stages and the last epoch are kept: start the same command again to go on")
+        _stop(
+            1,
+            "stopped: interrupted; finished stages and the last epoch are kept: start the same command again to go on",
+        )
     except Exception as error:
         _fail(error, verbose)
     if as_json:
@@ -132,11 +135,11 @@ def _fail(error: Exception, verbose: bool) -> None:
     text = " ".join(str(error).split()) or type(error).__name__
     kind = "" if known else f"{type(error).__name__}: "
     hint = "" if known else " (run again with -v for the traceback)"
-    _stop(2 if isinstance(error, InputError) else 1, f"{kind}{text}{hint}")
+    _stop(2 if isinstance(error, InputError) else 1, f"error: {kind}{text}{hint}")
 
 
 def _stop(code: int, message: str) -> None:
-    print(f"error: {message}" if code == 2 or "interrupted" not in message else message, file=sys.stderr)
+    print(message, file=sys.stderr)
     raise typer.Exit(code)
 
 

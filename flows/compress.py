@@ -207,8 +207,7 @@ def _open_tracker(parsed: Recipe, stored: Mapping[str, Any], folder: Path, paren
     }
     tracker.start(folder.name, {key: value for key, value in tags.items() if value}, parent)
     labelled = {label: {k: v for k, v in config.items() if k != "stage"} for label, config in recipes.expand(parsed)}
-    plain = {key: value for key, value in stored.items() if key != "stages"}
-    tracker.params({**plain, "stages": [label for label, _ in recipes.expand(parsed)], **labelled})
+    tracker.params({**stored, "stages": list(labelled), **labelled})
     tracker.artifact(folder / "recipe.yaml")
     return tracker
 

@@ -33,5 +33,9 @@ def _work(bench: Bench, config: dict[str, Any]) -> Product:
         seed=bench.seed,
     )
     return Product(
-        structure.plain_state(model), zeros=bench.input.zeros, shared=bench.input.shared, report={"layers": layers}
+        structure.plain_state(model),
+        zeros=bench.input.zeros,
+        shared=bench.input.shared,
+        report={"layers": layers},
+        notes=[] if layers else ["the model has no BatchNorm with running statistics; nothing changed"],
     )

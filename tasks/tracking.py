@@ -8,16 +8,20 @@ import logging
 import os
 import re
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from deepcompression.errors import StorageError
 from tasks.console import say
+from tasks.store import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 JOURNAL = "tracking.jsonl"
@@ -85,13 +89,12 @@ class Tracker:
 
     def _log(self, kind: str, **content: Any) -> None:
         line = {"kind": kind, "time": int(time.time() * 1000), **content}
-        with (Path(self.folder) / JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(line) + "\n")
-        if _state(self.folder).get("offline"):
-            return
         try:
-            self._send(line)
-        except Exception as error:  # whatever a tracking server or its client throws, the run goes on
+            with (Path(self.folder) / JOURNAL).open("a", encoding="utf-8") as journal:
+                journal.write(json.dumps(line) + "\n")
+            if not _state(self.folder).get("offline"):
+                self._send(line)
+        except Exception as error:  # whatever a tracking server, its client or the disk throws, the run goes on
             self._go_offline(error)
 
     def _send(self, line: Mapping[str, Any]) -> None:
@@ -101,11 +104,14 @@ class Tracker:
             state["run_id"] = _create(client, self, line)
         else:
             _replay(client, state["run_id"], line, Path(self.folder))
-        _write_state(self.folder, {**state, "sent": int(state.get("sent", 0)) + 1})
+        write_json(Path(self.folder) / STATE, {**state, "sent": int(state.get("sent", 0)) + 1})
 
     def _go_offline(self, error: Exception) -> None:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        _write_state(self.folder, {**_state(self.folder), "offline": reason})
+        password = urlsplit(self.uri).password
+        reason = reason.replace(password, "***") if password else reason
+        with contextlib.suppress(StorageError):
+            write_json(Path(self.folder) / STATE, {**_state(self.folder), "offline": reason})
         logging.getLogger(__name__).debug("tracking failed", exc_info=error)
         say(
             f"[yellow]tracking:[/] {masked(self.uri)} does not take this run ({reason}); going on without it, "
@@ -154,8 +160,7 @@ def _client(uri: str) -> Any:
         OSError: a server that does not answer its health check within 3 s.
     """
     if uri.startswith(("http://", "https://")):
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=3):
-            pass
+        _knock(uri)
     from mlflow import MlflowClient
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -169,6 +174,14 @@ def _client(uri: str) -> Any:
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _knock(uri: str) -> None:
+    """Any answer will do, 401 too: somebody is there."""
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]  # urllib does not understand user:password@
+    with contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(f"{parts.scheme}://{host}{parts.path.rstrip('/')}/health", timeout=3).close()
 
 
 def _create(client: Any, tracker: Tracker, line: Mapping[str, Any]) -> str:
@@ -225,9 +238,3 @@ def _state(folder: str) -> dict[str, Any]:
         return state
     except (OSError, ValueError):
         return {}
-
-
-def _write_state(folder: str, state: Mapping[str, Any]) -> None:
-    from tasks.store import write_json
-
-    write_json(Path(folder) / STATE, state)

@@ -99,6 +99,23 @@ def test_server_that_breaks_in_the_middle_costs_seconds(tmp_path: Path) -> None:
     assert time.monotonic() - started < 30 and tracker.unsent() == 2
 
 
+def test_a_password_in_the_address_is_shown_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What is said and written when a server with credentials is away does not have the password."""
+    folder = _folder(tmp_path)
+    Tracker(str(folder), "http://me:hunter2@127.0.0.1:9", "e").start("n", {})
+    written = "".join(path.read_text() for path in folder.iterdir())
+    said = capfd.readouterr().err
+    assert "tracking:" in said and "hunter2" not in said + written
+
+
+def test_a_journal_that_cannot_be_written_sinks_nothing(tmp_path: Path, database: str) -> None:
+    """Not even a folder that is gone stops a run from logging."""
+    tracker = Tracker(str(tmp_path / "gone"), database, "e")
+    tracker.start("n", {})
+    tracker.metrics({"a": 1.0})
+    assert tracker.run_id is None
+
+
 def test_passwords_are_masked_and_relative_databases_resolved() -> None:
     """Nothing that is shown has a password; a relative SQLite path is the repository's."""
     assert masked("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
