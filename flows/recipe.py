@@ -65,22 +65,11 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         if not sign or not key:
             raise RecipeError(f"override {word!r}: expected key=value, such as seed=3 or stages.prune.density=0.05")
         try:
-            overrides[key.strip()] = yaml.load(value, Loader=_YamlValue)  # a SafeLoader, see below
-        except yaml.YAMLError as error:
+            read = OmegaConf.from_dotlist([f"value={value}"])
+            overrides[key.strip()] = typing.cast(dict[str, Any], OmegaConf.to_container(read))["value"]
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise RecipeError(f"override {word!r}: the value is no YAML: {_one_line(error)}") from None
     return overrides
-
-
-class _YamlValue(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as text; people who type a learning rate mean a number."""
-
-
-_YamlValue.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"),
-    list("-+0123456789."),
-)
-_YamlValue.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), list("-+0123456789"))
 
 
 def expand(recipe: Recipe) -> list[tuple[str, dict[str, Any]]]:

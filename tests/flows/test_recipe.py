@@ -73,8 +73,14 @@ def test_an_override_of_seeds_replaces_the_seed_and_the_other_way_round() -> Non
 
 def test_typed_values_of_overrides() -> None:
     """1e-4 is a number, null is nothing, brackets are lists: as people mean them."""
-    parsed = recipes.parse_overrides(["a=1e-4", "b=null", "c=[0,1]", "d={fc1: 0.1}", "e=text", "f=3", "g=true"])
-    assert parsed == {"a": 1e-4, "b": None, "c": [0, 1], "d": {"fc1": 0.1}, "e": "text", "f": 3, "g": True}
+    words = ["a=1e-4", "b=null", "c=[0,1]", "d={fc1: 0.1}", "e=x=y", "f=3", "g=true", "h=${oc.env:NO_SUCH}", "i="]
+    parsed = recipes.parse_overrides(words)
+    assert parsed == {
+        "a": 1e-4, "b": None, "c": [0, 1], "d": {"fc1": 0.1}, "e": "x=y", "f": 3, "g": True,
+        "h": "${oc.env:NO_SUCH}", "i": None,
+    }  # fmt: skip
+    with pytest.raises(RecipeError, match="no YAML"):
+        recipes.parse_overrides(["a=[1"])
 
 
 def test_unknown_key_names_the_nearest_and_the_line(tmp_path: Path) -> None:
