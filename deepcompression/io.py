@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import io
 import os
 import zlib
@@ -17,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcompression import blobs, coders, format
+from deepcompression.atomic import written
 from deepcompression.blobs import Sections
 from deepcompression.dtypes import DTYPES, FOREIGN, Bits, to_array, unsigned
 from deepcompression.errors import (
     ChecksumMismatch,
     FormatError,
     InputError,
-    StorageError,
     TooLarge,
     TruncatedFile,
 )
@@ -98,26 +97,9 @@ def save(tensors: Mapping[str, Tensor], path: Source, *, coder: str = "huffman")
         StorageError: the disk is full, or `path` cannot be written.
     """
     content = encode(tensors, coder)
-    write_atomically(path, content)
+    with written(path) as file:
+        file.write(content)
     return len(content)
-
-
-def write_atomically(path: Source, content: bytes) -> None:
-    """Put `content` at `path` in one step, or raise StorageError and leave what was there."""
-    target = Path(path)
-    part = target.with_name(f".{target.name[:200]}.{os.urandom(4).hex()}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise StorageError(f"{target}: cannot be written: {reason}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _raw(name: object, tensor: object) -> RawTensor:

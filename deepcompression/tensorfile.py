@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from deepcompression.atomic import written
 from deepcompression.dtypes import DTYPES, unsigned
 from deepcompression.errors import InputError
-from deepcompression.io import RawTensor, write_atomically
+from deepcompression.io import RawTensor
 
 _NAMES = {
     "F32": "float32",
@@ -88,4 +89,5 @@ def write(tensors: Mapping[str, RawTensor], path: Path) -> None:
         at += len(part)
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    write_atomically(path, b"".join([len(text).to_bytes(8, "little"), text, *parts]))
+    with written(path) as file:
+        file.writelines([len(text).to_bytes(8, "little"), text, *parts])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression import randomness
+from deepcompression.atomic import written
 from deepcompression.errors import DivergedError, StorageError
 from deepcompression.optimizers import make_optimizer, make_schedule
 from deepcompression.problem import Batches, Compute, Evaluation, Problem, evaluate, stepped
@@ -210,19 +209,11 @@ class _Loop:
             "schedule": self.schedule.state_dict(),
             "random": randomness.states(self._generators()),
         }
-        part = self.path.with_suffix(".part")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with written(self.path, parents=True) as file:
                 torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path)
-        except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-            message = f"{self.path}: the checkpoint cannot be written: {_one_line(error)}"
-            raise StorageError(message) from None
+        except RuntimeError as error:  # torch turns a full disk into a RuntimeError
+            raise StorageError(f"{self.path}: the checkpoint cannot be written: {_one_line(error)}") from None
 
     def resume(self) -> None:
         """Goes on from the checkpoint if there is a readable one; an unreadable one is as good as none."""

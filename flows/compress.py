@@ -16,6 +16,7 @@ from typing import Any
 from prefect import Task, flow
 from prefect.runtime import flow_run
 
+from deepcompression.atomic import storage_error, written
 from flows import recipe as recipes
 from flows.schema import Recipe
 from tasks.baseline import baseline
@@ -30,7 +31,7 @@ from tasks.quantize import quantize
 from tasks.recalibrate import recalibrate
 from tasks.run import Reference, Run
 from tasks.share import share
-from tasks.store import storage_error, write_json, written
+from tasks.store import write_json
 from tasks.tracking import Tracker, masked, resolve_uri
 from tasks.verify import Verified, verify
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deepcompression.atomic import written
 from tasks.console import size
-from tasks.store import written
 
 # Okabe and Ito's colours: told apart by colour-blind people, and in grey.
 PARTS = {"positions": "#0072B2", "values": "#E69F00", "codebook": "#009E73", "table": "#CC79A7", "header": "#999999"}
@@ -34,7 +34,7 @@ def bytes_by_stage(stages: Sequence[Mapping[str, Any]], inspection: Mapping[str,
     )
     _stages(top, stages)
     _tensors(bottom, inspection)
-    with written(path) as file:
+    with written(path, parents=True) as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
     pyplot.close(figure)
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
+from deepcompression.atomic import written
 from tasks.console import progress, say, size
 from tasks.run import Reference, Run
 from tasks.sources import factory_digest, library_digest, versions
-from tasks.store import key_of, written
+from tasks.store import key_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

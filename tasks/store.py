@@ -3,65 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import shutil
 import socket
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
+from deepcompression.atomic import storage_error, written
 from deepcompression.errors import StorageError
 
 LEASE_SECONDS = 60.0
 POLL_SECONDS = 0.5
 
 
-@contextlib.contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears at ``path`` whole or not at all.
-
-    Raises:
-        StorageError: disk full, no permission; the message names the path.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            Path(part).chmod(0o644)
-            Path(part).replace(path)
-        finally:
-            Path(part).unlink(missing_ok=True)
-    except OSError as error:
-        raise storage_error(path, error) from None
-
-
-def storage_error(path: Path, error: OSError) -> StorageError:
-    """One clear line for an operating system's refusal to write."""
-    reasons = {
-        errno.ENOSPC: "the disk is full; free some space and start the same command again, finished work is kept",
-        errno.EACCES: "no permission to write; choose another folder (store: and runs: in the recipe) or its owner",
-        errno.EPERM: "no permission to write; choose another folder (store: and runs: in the recipe) or its owner",
-        errno.EROFS: "the file system is read-only; choose another folder (store: and runs: in the recipe)",
-    }
-    return StorageError(f"{path}: {reasons.get(error.errno or 0, f'cannot be written: {error.strerror or error}')}")
-
-
 def write_json(path: Path, value: Any) -> None:
     """``value`` as indented JSON, atomically."""
-    with written(path) as file:
+    with written(path, parents=True) as file:
         file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 

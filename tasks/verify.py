@@ -11,10 +11,10 @@ from typing import Any
 
 from prefect import task
 
+from deepcompression.atomic import written
 from deepcompression.errors import InvariantError, RunError
 from tasks.run import Reference, Run
 from tasks.stage import TASK
-from tasks.store import written
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CODEC = ("cli", "tensorfile", "io", "format", "blobs", "coders", "kernels", "bits", "dtypes", "errors")
+CODEC = ("cli", "tensorfile", "io", "format", "blobs", "coders", "kernels", "bits", "dtypes", "atomic", "errors")
 
 
 def _imports(path: Path) -> set[str]:

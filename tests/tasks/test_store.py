@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from deepcompression.atomic import written
 from deepcompression.errors import StorageError
 from tasks import store as stores
-from tasks.store import Store, key_of, write_json, written
+from tasks.store import Store, key_of, write_json
 
 
 def _put(store: Store, content: bytes, key: str = "k") -> str:
@@ -72,7 +73,7 @@ def test_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission"), (errno.EROFS, "read-only")]
+    ("number", "text"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "permission denied"), (errno.EROFS, "read-only")]
 )
 def test_full_disk_and_missing_permission_are_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, text: str
@@ -82,7 +83,7 @@ def test_full_disk_and_missing_permission_are_one_clear_line(
     def refuse(_: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(stores.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(StorageError, match=text) as caught:
         write_json(tmp_path / "a.json", 1)
     assert "a.json" in str(caught.value) and not list(tmp_path.iterdir())

@@ -1,0 +1,54 @@
+"""Files that appear whole or not at all, and what the operating system refuses in one clear line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from deepcompression.errors import StorageError
+
+REASONS = {
+    errno.ENOSPC: "the disk is full; free some space and try again",
+    errno.EDQUOT: "the disk quota is used up; free some space and try again",
+    errno.EACCES: "permission denied; choose another folder",
+    errno.EPERM: "permission denied; choose another folder",
+    errno.EROFS: "the file system is read-only; choose another folder",
+}
+
+
+@contextlib.contextmanager
+def written(path: str | os.PathLike[str], *, parents: bool = False) -> Iterator[BinaryIO]:
+    """A binary file that is written beside ``path``, synced, and renamed to it when the block ends without an error.
+
+    Args:
+        path: what is there stays there until the new file is whole.
+        parents: whether missing folders are made.
+
+    Raises:
+        StorageError: disk full, no permission, no such folder; the message names the path.
+    """
+    target = Path(path)
+    part = target.with_name(f".{target.name[:200]}.{os.urandom(4).hex()}.part")
+    try:
+        if parents:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    except OSError as error:
+        raise storage_error(target, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def storage_error(path: str | os.PathLike[str], error: OSError) -> StorageError:
+    """The operating system's refusal to write ``path``, in one line."""
+    reason = REASONS.get(error.errno or 0, error.strerror or str(error))
+    return StorageError(f"{os.fspath(path)}: cannot be written: {reason}")
