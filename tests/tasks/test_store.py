@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import errno
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
 import time
@@ -11,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from deepcompression.atomic import written
 from deepcompression.errors import StorageError
 from tasks import store as stores
 from tasks.store import Store, key_of, write_json
@@ -60,33 +57,6 @@ def test_unreadable_entry_is_a_miss(tmp_path: Path) -> None:
     for text in ("", "{", "[]", "null", '{"object": 3}'):
         (tmp_path / "keys" / "k.json").write_text(text)
         assert store.find("k") is None
-
-
-def test_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
-    """A file is replaced whole or not at all."""
-    path = tmp_path / "a.json"
-    write_json(path, 1)
-    with pytest.raises(RuntimeError), written(path) as file:
-        file.write(b"half")
-        raise RuntimeError
-    assert json.loads(path.read_text()) == 1 and [one.name for one in tmp_path.iterdir()] == ["a.json"]
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "permission denied"), (errno.EROFS, "read-only")]
-)
-def test_full_disk_and_missing_permission_are_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, text: str
-) -> None:
-    """What the operating system refuses is told with the path, and nothing half-written stays."""
-
-    def refuse(_: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(StorageError, match=text) as caught:
-        write_json(tmp_path / "a.json", 1)
-    assert "a.json" in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
