@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from deepcompression import randomness
 from deepcompression.atomic import written
-from deepcompression.errors import DivergedError, StorageError
+from deepcompression.errors import DivergedError
 from deepcompression.optimizers import make_optimizer, make_schedule
 from deepcompression.problem import Batches, Compute, Evaluation, Problem, evaluate, stepped
 
@@ -209,11 +211,12 @@ class _Loop:
             "schedule": self.schedule.state_dict(),
             "random": randomness.states(self._generators()),
         }
-        try:
-            with written(self.path, parents=True) as file:
+        with written(self.path, parents=True) as file:
+            try:
                 torch.save(content, file)
-        except RuntimeError as error:  # torch turns a full disk into a RuntimeError
-            raise StorageError(f"{self.path}: the checkpoint cannot be written: {_one_line(error)}") from None
+            except RuntimeError as error:  # how torch tells that the operating system refused
+                full = shutil.disk_usage(self.path.parent).free < 1 << 20
+                raise OSError(errno.ENOSPC if full else errno.EIO, _one_line(error)) from error
 
     def resume(self) -> None:
         """Goes on from the checkpoint if there is a readable one; an unreadable one is as good as none."""

@@ -320,6 +320,7 @@ def _log(
         "bits_per_weight": numbers["bits_per_weight"],
         "stage_seconds": numbers["seconds"],
     }
+    logged |= numbers.get("coarsened") or {}
     logged = {name: value for name, value in logged.items() if value is not None}
     run.tracker.metrics({**logged, **{f"{name}/{stage}": value for name, value in logged.items()}}, step=number)
     if entry["history"]:

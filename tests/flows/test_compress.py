@@ -88,6 +88,7 @@ def test_mlflow_has_every_stage_and_the_artifacts(finished: dict[str, Any]) -> N
             assert f"{name}/{row['stage']}" in run.data.metrics
         assert client.get_metric_history(run.info.run_id, "size_bytes")[number].step == number
     assert len(client.get_metric_history(run.info.run_id, "finetune/loss")) == 4
+    assert run.data.metrics["new_zeros/prune"] > 40_000 and run.data.metrics["new_zeros/finetune"] == 0
     assert run.data.metrics["file_bytes"] == summary["file_bytes"]
     assert run.data.metrics["test_accuracy"] == pytest.approx(summary["final"]["accuracy"])
     assert run.data.params["prune.density.default"] == "0.15" and run.data.params["train.epochs"] == "15"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import http.server
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,26 @@ def test_missing_file_and_broken_yaml(tmp_path: Path) -> None:
     assert "expected a YAML mapping" in _message(tmp_path / "list.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1\n")
     assert "not a YAML mapping" in _message(tmp_path / "bad.yaml")
+
+
+def test_recipe_from_a_url() -> None:
+    """A recipe may lie on a web server; one that is not there is told with its address."""
+
+    class Served(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/digits.yaml" else 404)
+            self.end_headers()
+            self.wfile.write(DIGITS.read_bytes())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Served)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    assert recipes.load(f"{address}/digits.yaml") == recipes.load(DIGITS)
+    assert f"{address}/none.yaml: cannot be fetched" in _message(f"{address}/none.yaml")
+    server.shutdown()
 
 
 def test_secrets_are_used_but_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
