@@ -19,7 +19,9 @@ def baseline(run: Run, label: str, number: int, config: dict[str, Any]) -> State
     work = _load if weights else _train
     also = {"weights": _digest(weights["path"])} if weights else None
     code = ["checkpoint"] if weights else ["training"]
-    return perform(run, label, number, config, None, lambda bench: work(bench, config), code=code, also=also)
+    return perform(
+        run, label, number, config, None, lambda bench: work(bench, config), code=code, draws=not weights, also=also
+    )
 
 
 def _train(bench: Bench, config: dict[str, Any]) -> Product:

@@ -16,7 +16,7 @@ def encode(
     run: Run, label: str, number: int, config: dict[str, Any], source: Reference
 ) -> State[Reference] | Reference:
     """The weights of ``source`` as a ``.dcz``, losslessly."""
-    return perform(run, label, number, config, source, lambda bench: _work(bench, config), code=["torch"])
+    return perform(run, label, number, config, source, lambda bench: _work(bench, config), code=["torch"], draws=False)
 
 
 def _work(bench: Bench, config: dict[str, Any]) -> Product:

@@ -16,7 +16,16 @@ from tasks.stage import TASK, Bench, Product, perform, shown
 def prune(run: Run, label: str, number: int, config: dict[str, Any], source: Reference) -> State[Reference] | Reference:
     """Small weights of ``source`` become +0.0."""
     work = _gradual if config["gradual"] else _one_shot
-    return perform(run, label, number, config, source, lambda bench: work(bench, config), code=["prune"])
+    return perform(
+        run,
+        label,
+        number,
+        config,
+        source,
+        lambda bench: work(bench, config),
+        code=["prune"],
+        draws=bool(config["gradual"]),
+    )
 
 
 def _one_shot(bench: Bench, config: dict[str, Any]) -> Product:

@@ -18,8 +18,9 @@ def quantize(
     run: Run, label: str, number: int, config: dict[str, Any], source: Reference
 ) -> State[Reference] | Reference:
     """Centroids of ``source`` trained by their summed gradient, then codebooks and the rest rounded."""
+    code = ["quantize", "finetune"]
     return perform(
-        run, label, number, config, source, lambda bench: _work(bench, config), code=["quantize", "finetune"]
+        run, label, number, config, source, lambda bench: _work(bench, config), code=code, draws=bool(config["train"])
     )
 
 

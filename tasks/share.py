@@ -15,7 +15,16 @@ from tasks.stage import TASK, Bench, Product, perform
 @task(name="share", **TASK)
 def share(run: Run, label: str, number: int, config: dict[str, Any], source: Reference) -> State[Reference] | Reference:
     """The non-zero weights of each layer of ``source`` take few values."""
-    return perform(run, label, number, config, source, lambda bench: _work(bench, config), code=["share"])
+    return perform(
+        run,
+        label,
+        number,
+        config,
+        source,
+        lambda bench: _work(bench, config),
+        code=["share"],
+        draws=config["init"] == "random",
+    )
 
 
 def _work(bench: Bench, config: dict[str, Any]) -> Product:

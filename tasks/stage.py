@@ -98,6 +98,7 @@ def perform(
     *,
     version: int = 1,
     code: Sequence[str] = (),
+    draws: bool = True,
     also: Mapping[str, Any] | None = None,
 ) -> State[Reference] | Reference:
     """Runs ``work`` unless its result is in the store; logs either way.
@@ -111,6 +112,7 @@ def perform(
         work: makes the product.
         version: raised when a stage's meaning changes.
         code: library modules that the stage runs.
+        draws: whether the stage's result depends on the seed.
         also: further inputs that decide the result.
 
     Returns:
@@ -118,7 +120,7 @@ def perform(
     """
     started = time.perf_counter()
     run.ready()
-    key = _key(run, label, config, source, version, code, also)
+    key = _key(run, label, config, source, version, code, draws, also)
     entry = _usable(run, key, source)
     cached = entry is not None
     if entry is None:
@@ -163,6 +165,7 @@ def _key(
     source: Reference | None,
     version: int,
     code: Sequence[str],
+    draws: bool,
     also: Mapping[str, Any] | None,
 ) -> str:
     """All that decides a stage's bytes and numbers."""
@@ -175,7 +178,7 @@ def _key(
             "stage": config.get("stage", label),
             "version": version,
             "config": config,
-            "seed": run.stage_seed(label),
+            "seed": run.stage_seed(label) if draws else None,
             "input": [source.object, source.zeros, source.shared] if source else None,
             "model": [run.model["factory"], run.model["kwargs"]],
             "data": [run.data_digest(), run.data["augment"]],

@@ -147,6 +147,15 @@ def test_stored_recipe_reruns_from_the_run_folder(finished: dict[str, Any]) -> N
     assert again["file_bytes"] == finished["summary"]["file_bytes"]
 
 
+def test_seed_counts_only_where_it_is_drawn(finished: dict[str, Any], tiny: Tiny) -> None:
+    """A checkpoint (here a .dcz) that is only pruned, shared and encoded is done once for all seeds."""
+    model = {"factory": "deepcompression.models:digits_net", "weights": {"path": finished["summary"]["file"]}}
+    stages = [{"stage": "prune", "density": 0.05}, {"stage": "share", "bits": 2}]
+    first, second = (compress(tiny(model=model, stages=stages, seed=seed)) for seed in (0, 1))
+    assert not any(row["cached"] for row in first["stages"]) and all(row["cached"] for row in second["stages"])
+    assert first["baseline"]["correct"] == finished["summary"]["final"]["correct"]
+
+
 def test_damaged_object_in_the_store_is_made_again(tiny: Tiny, tmp_path: Path) -> None:
     """A flipped byte in the store costs a stage's time, never a wrong result."""
     first = compress(tiny())
