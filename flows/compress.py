@@ -134,9 +134,9 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Tracker
     tracker = _open_tracker(parsed, stored, folder, parent)
     run, stages = _run_of(parsed, seed, folder, tracker), recipes.expand(parsed)
     with _ending(tracker):
-        check(run, stages)
         weights = run.model["weights"]
         start = {"weights": weights} if weights else {"train": parsed.train.model_dump(mode="json")}
+        check(run, [("train", start), *stages])
         references = [_call(baseline, run, "baseline", 0, start)]
         for number, (label, config) in enumerate(stages, 1):
             stage = STAGES.get(config["stage"], custom)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.prune import table_of
 from tasks.run import Run
+from tasks.stage import factories_in
 
 
 def check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
@@ -15,7 +16,7 @@ def check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
 
     Args:
         run: the run.
-        stages: labels and their keys of the recipe, as they will run.
+        stages: labels and their keys of the recipe, as they will run; the first training among them.
 
     Raises:
         FactoryError, DataError, StructureError, WeightsError: in one line, with the stage's label where there is one.
@@ -29,25 +30,24 @@ def check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         raise WeightsError(f"model.weights.path {weights['path']}: no such file")
     model = run.blank_model()
     run.problem()
-    _match(model, "hold", {"zeros": run.hold["zeros"] or [], "shared": run.hold["shared"]})
+    _match(model, {"zeros": run.hold["zeros"] or [], "shared": run.hold["shared"]})
     for label, config in stages:
-        if ":" in config["stage"]:
-            factory.load(config["stage"])
-        for spec in (config.get("score"), config.get("optimizer"), config.get("schedule")):
-            if isinstance(spec, Mapping):
-                factory.load(spec["factory"])
+        for spec in factories_in(config):
+            factory.load(spec["factory"])
+        if ":" in config.get("stage", ""):  # the keys of a stage of the user's mean what that stage says
+            continue
         try:
-            _match(model, label, config)
+            _match(model, config)
         except InputError as error:
             raise type(error)(f"stage {label}: {error}") from None
 
 
-def _match(model: Any, label: str, config: Mapping[str, Any]) -> None:
+def _match(model: Any, config: Mapping[str, Any]) -> None:
     from deepcompression import structure
     from deepcompression.finetune import dropout_rates
 
     for key in ("density", "quality", "bits"):
-        if config.get(key) is not None and ":" not in config.get("stage", ""):
+        if config.get(key) is not None:
             structure.resolve(model, table_of(config[key]))
     for key in ("zeros", "shared"):
         structure.select(model, config.get(key) or [])

@@ -171,7 +171,7 @@ def _key(
     """All that decides a stage's bytes and numbers."""
     import torch
 
-    factories = [run.model, run.data, run.data["augment"], run.step, run.metric, *_factories(config)]
+    factories = [run.model, run.data, run.data["augment"], run.step, run.metric, *factories_in(config)]
     device = run.compute().resolved()
     return key_of(
         {
@@ -196,11 +196,12 @@ def _key(
     )
 
 
-def _factories(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def factories_in(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Every ``{factory, ...}`` in a stage's keys, its own callable first."""
     found = [{"factory": config["stage"]}] if ":" in str(config.get("stage", "")) else []
     for value in config.values():
         if isinstance(value, Mapping):
-            found += [value] if "factory" in value else _factories(value)
+            found += [value] if "factory" in value else factories_in(value)
     return found
 
 

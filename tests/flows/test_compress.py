@@ -241,6 +241,12 @@ def test_missing_tracking_server_does_not_sink_a_run(tiny: Tiny, tmp_path: Path)
         ({"data": {"factory": "builtins:dict"}}, FactoryError, "three splits"),
         ({"metric": {"factory": "builtins:dict"}}, FactoryError, "'name'"),
         ({"stages": [{"stage": "no_such_package:stage"}]}, FactoryError, "no_such_package"),
+        ({"train": {"optimizer": {"factory": "torch.optim:NoSuch"}}}, FactoryError, "NoSuch"),
+        (
+            {"stages": [{"stage": "quantize", "train": {"schedule": {"factory": "torch.optim:NoSuch"}}}]},
+            FactoryError,
+            "NoSuch",
+        ),
         (
             {"model": {"factory": "deepcompression.models:digits_net", "weights": {"path": "/no/such/file.pt"}}},
             WeightsError,
