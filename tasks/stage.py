@@ -265,7 +265,9 @@ def _measure(run: Run, source: Reference | None, product: Product) -> dict[str, 
         return {**_inherited(source), **_sizes(product.file.stat().st_size, source.numbers)}
     model = run.blank_model()
     if source is not None:
-        counts = structure.check(run.state(source), product.state, zeros=source.zeros, shared=source.shared)
+        # What this stage pruned or shared counts too: there, all that was zero or equal before must still be so.
+        zeros, shared = ({*old, *new} for old, new in ((source.zeros, product.zeros), (source.shared, product.shared)))
+        counts = structure.check(run.state(source), product.state, zeros=sorted(zeros), shared=sorted(shared))
         base = source.numbers
     else:
         counts, base = None, {"dense_bytes": structure.dense_bytes(model), "weights": _weights(model)}
