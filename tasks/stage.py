@@ -128,12 +128,11 @@ def perform(
             entry = _usable(run, key, source)  # made by whoever held the lease before
             cached = entry is not None
             if entry is None:
-                bench = Bench(run, label, source, run.store.partial(key))
-                try:
+                with run.store.working(key) as folder:
+                    bench = Bench(run, label, source, folder)
                     entry = _store(run, key, label, bench, work(bench), started)
-                finally:
-                    with contextlib.suppress(OSError):  # a stage that failed before its first epoch leaves nothing
-                        bench.folder.rmdir()
+    else:
+        run.store.used(key, entry)
     numbers = {**entry["numbers"], "seconds": round(time.perf_counter() - started, 3), "cached": cached, "stage": label}
     _log(run, label, number, config, numbers, entry)
     reference = Reference(key, entry["object"], tuple(entry["zeros"]), tuple(entry["shared"]), numbers)
@@ -241,6 +240,7 @@ def _store(run: Run, key: str, label: str, bench: Bench, product: Product, start
         key,
         {
             "stage": label,
+            "input": bench.input.key if bench.input else None,
             "object": run.store.put(part),
             "encoded": product.file is not None,
             "measured_by": _measuring_code(),

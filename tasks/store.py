@@ -1,4 +1,4 @@
-"""All of ``artifacts/``: results under the digest of what made them, leases, rolling checkpoints, whole files."""
+"""The stage store: results under the digest of what made them, rolling checkpoints, leases. Near, or behind a URL."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import threading
 import time
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from deepcompression.atomic import storage_error, written
 from deepcompression.errors import StorageError
+from tasks import lease as leases
+from tasks.places import Near, Place, place_at
 
-LEASE_SECONDS = 60.0
-POLL_SECONDS = 0.5
+ROOT = Path(__file__).resolve().parent.parent
+MIRROR_SECONDS = 1.0
+FRESH_SECONDS = 3600.0  # how exactly the time of last use is kept
 
 
 def write_json(path: Path, value: Any) -> None:
     """``value`` as indented JSON, atomically."""
     with written(path, parents=True) as file:
-        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        file.write(_json(value))
 
 
 def file_digest(path: Path) -> str:
@@ -43,27 +42,44 @@ def key_of(parts: Mapping[str, Any]) -> str:
 
 
 class Store:
-    """Content-addressed results below one folder.
+    """Content-addressed results at one place.
 
     ``keys/<key>.json``, written last, names ``objects/<sha256>``; ``partial/<key>/`` holds rolling checkpoints;
-    ``leases/<key>.json`` says who works on a key, until when.
+    ``leases/`` says who works on a key, until when; ``unsent/<run>/`` what a tracking server did not get. A far store
+    keeps local copies of objects and checkpoints below ``artifacts/cache`` (or ``DEEPCOMPRESSION_CACHE``).
+
+    Args:
+        where: a folder, or an fsspec URL such as ``s3://bucket/store``.
+
+    Raises:
+        StorageError: the URL cannot be opened.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    def __init__(self, where: str | os.PathLike[str]) -> None:
+        self.place: Place = place_at(os.fspath(where))
+        self.far = not isinstance(self.place, Near)
+        self.root = _cache(self.place.where) if self.far else Path(self.place.where)
 
     def object_path(self, digest: str) -> Path:
-        """Where the object with this SHA-256 lies (or would lie)."""
-        return self.root / "objects" / digest
+        """Where the object with this SHA-256 lies on this machine; a far store's is fetched first.
+
+        Raises:
+            StorageError: the far store does not have it, or is away.
+        """
+        path = self.root / "objects" / digest
+        if self.far and not path.exists():
+            with contextlib.suppress(FileNotFoundError):
+                self.place.fetch(f"objects/{digest}", path)
+        return path
 
     def find(self, key: str) -> dict[str, Any] | None:
         """The entry of a finished stage, or None: absent, unreadable, or its object gone or of another size."""
         try:
-            entry: dict[str, Any] = json.loads((self.root / "keys" / f"{key}.json").read_text(encoding="utf-8"))
-            size = self.object_path(entry["object"]).stat().st_size
+            entry: dict[str, Any] = json.loads(self.place.read(f"keys/{key}.json"))
+            found = self.place.info(f"objects/{entry['object']}")
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return entry if size == entry.get("object_bytes") else None
+        return entry if found and found.size == entry.get("object_bytes") else None
 
     def intact(self, digest: str) -> bool:
         """Whether the object's bytes still have its digest; a bad one is removed, so that it is made again."""
@@ -74,16 +90,26 @@ class Store:
             return False
         if not good:
             path.unlink(missing_ok=True)
+            self.place.remove(f"objects/{digest}")
         return good
+
+    def used(self, key: str, entry: Mapping[str, Any]) -> None:
+        """Notes that a run uses an entry, so that it is not pruned for its age."""
+        found = self.place.info(f"keys/{key}.json")
+        if found and time.time() - found.modified > FRESH_SECONDS:
+            with contextlib.suppress(StorageError):  # a store that may only be read is a store too
+                self.place.write(f"keys/{key}.json", _json(entry))
 
     def put(self, path: Path) -> str:
         """Moves a finished file into the store; returns its SHA-256.
 
         Raises:
-            StorageError: as ``written``.
+            StorageError: as ``written``; or the far store is away.
         """
         digest = file_digest(path)
-        target = self.object_path(digest)
+        target = self.root / "objects" / digest
+        if self.far:
+            self.place.put(path, f"objects/{digest}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
@@ -93,114 +119,86 @@ class Store:
 
     def commit(self, key: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the entry of a finished stage, last and atomically, and drops its rolling checkpoint."""
-        size = self.object_path(entry["object"]).stat().st_size
+        size = (self.root / "objects" / entry["object"]).stat().st_size
         whole = {**entry, "key": key, "object_bytes": size}
-        write_json(self.root / "keys" / f"{key}.json", whole)
-        shutil.rmtree(self.partial(key, make=False), ignore_errors=True)
+        self.place.write(f"keys/{key}.json", _json(whole))
+        shutil.rmtree(self.root / "partial" / key, ignore_errors=True)
         return whole
 
-    def partial(self, key: str, make: bool = True) -> Path:
-        """The folder in which a stage keeps what lets it go on after being killed."""
-        folder = self.root / "partial" / key
-        if make:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise storage_error(folder, error) from None
-        return folder
-
     @contextlib.contextmanager
-    def lease(self, key: str, waiting: Any = None) -> Iterator[None]:
-        """Holds ``key`` while a stage works on it; waits while another live process holds it.
+    def working(self, key: str) -> Iterator[Path]:
+        """The local folder in which a stage keeps what lets it go on after being killed; empty ones vanish.
 
-        A lease ends by release, by expiry (no heartbeat for 60 s), or at once when its process, on this machine,
-        is gone.
+        A far store gets a copy of every checkpoint within a second, so that another machine can go on.
 
-        Args:
-            key: the stage's key.
-            waiting: called once with the holder's description when there is somebody to wait for.
+        Raises:
+            StorageError: the folder cannot be made.
         """
-        path = self.root / "leases" / f"{key}.json"
-        mine = {**_whoami(), "token": uuid.uuid4().hex}
-        told = False
-        while not _claim(path, mine):
-            if waiting and not told:
-                told = True
-                waiting(_holder(path))
-            time.sleep(POLL_SECONDS)
-        stop = threading.Event()
-        beat = threading.Thread(target=_heartbeat, args=(path, mine, stop), daemon=True, name="lease-heartbeat")
-        beat.start()
+        folder = self.root / "partial" / key
         try:
-            yield
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(folder, error) from None
+        try:
+            with _mirrored(self.place, folder, f"partial/{key}") if self.far else contextlib.nullcontext():
+                yield folder
         finally:
-            stop.set()
-            beat.join()
-            if (_read_lease(path) or {}).get("token") == mine["token"]:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a stage that failed before its first epoch leaves nothing
+                folder.rmdir()
+
+    def lease(
+        self, key: str, waiting: Callable[[str], None] | None = None, facts: Mapping[str, Any] | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Holds ``key`` while a block runs; see ``tasks.lease.lease``."""
+        return leases.lease(self.place, key, waiting, facts)
 
 
-def _whoami() -> dict[str, Any]:
-    process = psutil.Process()
-    return {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time()}
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _claim(path: Path, mine: Mapping[str, Any]) -> bool:
-    """Creates the lease file if nobody alive holds it. A dead one is renamed away first: only one taker succeeds."""
-    lease = _read_lease(path)
-    if lease is not None and _alive(lease):
-        return False
-    if path.exists():
-        grave = path.with_name(f"{path.name}.{mine['token']}.dead")
-        with contextlib.suppress(OSError):
-            path.rename(grave)
-            buried = _read_lease(grave)
-            if buried is not None and _alive(buried):  # somebody claimed it between the look and the rename
-                with contextlib.suppress(OSError):
-                    os.link(grave, path)
-            grave.unlink(missing_ok=True)
-    part = path.with_name(f".{path.name}.{mine['token']}.part")
+def _cache(url: str) -> Path:
+    folder = os.environ.get("DEEPCOMPRESSION_CACHE") or str(ROOT / "artifacts" / "cache")
+    return Path(folder) / hashlib.sha256(url.encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def _mirrored(place: Place, folder: Path, name: str) -> Iterator[None]:
+    """Fetches what another machine left, then copies each file that changes, until the block ends or fails."""
+    sent: dict[str, float] = {}
+    for info in place.files(name):
+        path = folder / info.name.rpartition("/")[2]
+        if not path.exists() or path.stat().st_mtime < info.modified:
+            with contextlib.suppress(FileNotFoundError):
+                place.fetch(info.name, path)
+                sent[path.name] = path.stat().st_mtime
+
+    def copy() -> None:
+        for path in folder.glob("[!.]*"):
+            with contextlib.suppress(OSError, StorageError):  # renamed just now, or the store is away: next time
+                changed = path.stat().st_mtime
+                if path.suffix == ".pt" and sent.get(path.name) != changed:
+                    place.put(path, f"{name}/{path.name}")
+                    sent[path.name] = changed
+
+    def loop() -> None:
+        while not stop.wait(MIRROR_SECONDS):
+            copy()
+
+    stop = threading.Event()
+    thread = threading.Thread(target=loop, daemon=True, name="checkpoint-mirror")
+    thread.start()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({**mine, "expires": time.time() + LEASE_SECONDS}), encoding="utf-8")
-        os.link(part, path)  # fails where the lease exists: the atomic step, whole content included
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise storage_error(path, error) from None
-    finally:
-        part.unlink(missing_ok=True)
-    return True
+        yield
+    except BaseException:
+        _join(stop, thread)
+        copy()
+        raise
+    _join(stop, thread)
+    for info in place.files(name):  # the stage is committed
+        place.remove(info.name)
 
 
-def _heartbeat(path: Path, mine: Mapping[str, Any], stop: threading.Event) -> None:
-    while not stop.wait(LEASE_SECONDS / 4):
-        if (_read_lease(path) or {}).get("token") != mine["token"]:
-            return
-        with contextlib.suppress(StorageError):
-            write_json(path, {**mine, "expires": time.time() + LEASE_SECONDS})
-
-
-def _alive(lease: Mapping[str, Any]) -> bool:
-    try:
-        if lease["host"] == socket.gethostname():
-            process = psutil.Process(lease["pid"])
-            return abs(process.create_time() - lease["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        return bool(lease["expires"] > time.time())
-    except psutil.NoSuchProcess:
-        return False
-    except (KeyError, TypeError):
-        return False
-
-
-def _read_lease(path: Path) -> dict[str, Any] | None:
-    try:
-        lease = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return lease if isinstance(lease, dict) else None
-
-
-def _holder(path: Path) -> str:
-    lease = _read_lease(path) or {}
-    return f"process {lease.get('pid', '?')} on {lease.get('host', '?')}"
+def _join(stop: threading.Event, thread: threading.Thread) -> None:
+    stop.set()
+    thread.join()

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import json
-import multiprocessing
-import subprocess
-import sys
+import os
 import time
 from pathlib import Path
 
@@ -11,14 +8,15 @@ import pytest
 
 from deepcompression.errors import StorageError
 from tasks import store as stores
-from tasks.store import Store, key_of, write_json
+from tasks.places import place_at
+from tasks.store import Store, key_of
 
 
 def _put(store: Store, content: bytes, key: str = "k") -> str:
-    part = store.partial(key) / "part"
-    part.write_bytes(content)
-    digest = store.put(part)
-    store.commit(key, {"object": digest})
+    with store.working(key) as folder:
+        (folder / "part").write_bytes(content)
+        digest = store.put(folder / "part")
+        store.commit(key, {"object": digest})
     return digest
 
 
@@ -35,7 +33,7 @@ def test_finished_stage_is_found_and_its_partial_gone(tmp_path: Path) -> None:
     entry = store.find("k")
     assert entry is not None and entry["object"] == digest and entry["object_bytes"] == 7
     assert store.object_path(digest).read_bytes() == b"weights"
-    assert not store.partial("k", make=False).exists()
+    assert not (tmp_path / "partial" / "k").exists()
 
 
 def test_missing_short_or_damaged_objects_are_misses(tmp_path: Path) -> None:
@@ -62,51 +60,83 @@ def test_unreadable_entry_is_a_miss(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
     """A file where the store's folder should be is no traceback."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="file"):
-        Store(tmp_path / "file").partial("k")
+    with pytest.raises(StorageError, match="file"), Store(tmp_path / "file").working("k"):
+        pass
 
 
-def _hold(root: str, marker: str) -> None:
-    with Store(root).lease("k"):
-        Path(marker).write_text("held")
-        time.sleep(1.5)
-        Path(marker).write_text("done")
+def test_look_up_does_not_read_the_object(tmp_path: Path) -> None:
+    """A look-up costs the same however large the model is: existence and size are enough."""
+    store = Store(tmp_path)
+    path = store.object_path(_put(store, b"weights"))
+    path.chmod(0)
+    assert store.find("k") is not None
 
 
-def test_lease_makes_a_second_process_wait(tmp_path: Path) -> None:
-    """Two processes never work on one key at once; the second goes on when the first has ended."""
-    marker = tmp_path / "marker"
-    other = multiprocessing.get_context("spawn").Process(target=_hold, args=(str(tmp_path), str(marker)))
-    other.start()
-    while not marker.exists():
-        time.sleep(0.05)
-    told: list[str] = []
-    with Store(tmp_path).lease("k", told.append):
-        assert marker.read_text() == "done"
-    other.join()
-    assert len(told) == 1 and str(other.pid) in told[0]
-    assert not (tmp_path / "leases" / "k.json").exists()
+def test_use_renews_an_entry_at_most_hourly(tmp_path: Path) -> None:
+    """What is used is not old; a look-up writes nothing while the note is fresh."""
+    store = Store(tmp_path)
+    _put(store, b"weights")
+    path, entry = tmp_path / "keys" / "k.json", store.find("k")
+    assert entry is not None
+    for age, renewed in ((60, False), (2 * stores.FRESH_SECONDS, True)):
+        os.utime(path, (time.time() - age,) * 2)
+        before = path.stat().st_mtime
+        store.used("k", entry)
+        assert (path.stat().st_mtime > before) == renewed
+    assert store.find("k") == entry
 
 
-def test_lease_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None:
-    """SIGKILL leaves a lease behind; the next start does not wait for its expiry."""
-    code = f"""
-import os, signal
-from tasks.store import Store
-with Store({str(tmp_path)!r}).lease("k"):
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
-    assert (tmp_path / "leases" / "k.json").exists()
-    started = time.monotonic()
-    with Store(tmp_path).lease("k"):
-        assert time.monotonic() - started < stores.LEASE_SECONDS / 2
+@pytest.fixture
+def machines(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Store]:
+    """Two machines that share an S3 bucket and no folder."""
+    stores_ = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("DEEPCOMPRESSION_CACHE", str(tmp_path / name))
+        stores_.append(Store(f"{s3}/store"))
+    return stores_
 
 
-def test_expired_lease_of_another_host_is_taken_over(tmp_path: Path) -> None:
-    """A machine that went away holds a key no longer than its last heartbeat allows."""
-    path = tmp_path / "leases" / "k.json"
-    write_json(path, {"host": "elsewhere", "pid": 1, "started": 0, "token": "t", "expires": time.time() + 0.8})
-    with Store(tmp_path).lease("k"):
-        assert time.time() > json.loads(path.read_text())["expires"] - stores.LEASE_SECONDS
-        assert json.loads(path.read_text())["host"] != "elsewhere"
+def test_machines_share_results_through_s3(machines: list[Store]) -> None:
+    """What one machine made, another finds, fetches, and checks by its digest."""
+    one, two = machines
+    digest = _put(one, b"weights")
+    assert one.root != two.root and not (two.root / "objects" / digest).exists()
+    entry = two.find("k")
+    assert entry is not None and two.intact(entry["object"])
+    assert two.object_path(digest).read_bytes() == b"weights"
+
+
+def test_damage_behind_a_url_is_found_and_made_again(machines: list[Store]) -> None:
+    """An object whose bytes changed on the way is a miss, for every machine."""
+    one, two = machines
+    digest = _put(one, b"weights")
+    two.place.write(f"objects/{digest}", b"Weights")
+    assert two.find("k") is not None and not two.intact(digest)
+    assert two.find("k") is None and one.find("k") is None
+
+
+def test_checkpoint_of_a_machine_that_died_is_taken_up_by_another(
+    machines: list[Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rolling checkpoint reaches the far store within a second or at the failure; a finished stage leaves none."""
+    monkeypatch.setattr(stores, "MIRROR_SECONDS", 0.05)
+    one, two = machines
+    with pytest.raises(KeyboardInterrupt), one.working("k") as folder:
+        (folder / "checkpoint.pt").write_bytes(b"epoch 1")
+        time.sleep(0.5)
+        assert two.place.read("partial/k/checkpoint.pt") == b"epoch 1"
+        (folder / "checkpoint.pt").write_bytes(b"epoch 2")
+        raise KeyboardInterrupt
+    with two.working("k") as folder:
+        assert (folder / "checkpoint.pt").read_bytes() == b"epoch 2"
+        (folder / "part").write_bytes(b"weights")
+        two.commit("k", {"object": two.put(folder / "part")})
+    assert two.place.files("partial") == [] and one.find("k") is not None
+
+
+def test_a_far_store_that_is_away_is_one_clear_error(s3: str) -> None:
+    """Neither a missing bucket nor an unknown protocol is a traceback of somebody else's library."""
+    with pytest.raises(StorageError, match="no-such-bucket"):
+        place_at("s3://no-such-bucket/store").write("a", b"")
+    with pytest.raises(StorageError, match="nonsense://"):
+        Store("nonsense://bucket/store")
