@@ -23,26 +23,25 @@ def verify(request: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         request: ``file``, ``reference`` and ``baseline`` (paths; the latter two safetensors), ``model``,
-            ``data``, ``step``, ``metric`` (``{factory, kwargs}``; the last two may be None), ``compute``,
+            ``data``, ``step``, ``metric`` (``{factory, kwargs}``; the last three may be None), ``compute``,
             ``threads``, ``python_path``.
 
     Returns:
-        ``identical``, ``differs`` (a tensor's name or None), and ``baseline`` and ``final``: each ``metric``,
-        ``loss``, ``total``, ``higher_is_better``, where scores are 0/1 ``correct``, ``accuracy``, ``error``.
+        ``identical``, ``differs`` (a tensor's name or None), and, where there is data, ``baseline`` and ``final``:
+        each ``metric``, ``loss``, ``total``, ``higher_is_better``, where scores are 0/1 ``correct``, ``accuracy``, ``error``.
     """
     sys.path[:0] = request["python_path"]
     if request["threads"]:
         torch.set_num_threads(request["threads"])
     decoded = files.load(request["file"])
     differs = difference(decoded, load_file(request["reference"]))
+    answer: dict[str, Any] = {"identical": differs is None, "differs": differs}
+    if not request["data"]:
+        return answer
     made = factory.build(request["data"]["factory"], request["data"]["kwargs"])
     test = made[2] if isinstance(made, tuple) else made.test
     ends = {"baseline": load_file(request["baseline"]), "final": decoded}
-    return {
-        "identical": differs is None,
-        "differs": differs,
-        **{name: _evaluation(request, state, test) for name, state in ends.items()},
-    }
+    return answer | {name: _evaluation(request, state, test) for name, state in ends.items()}
 
 
 def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | None:

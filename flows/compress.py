@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -9,7 +10,7 @@ import secrets
 import statistics
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ from tasks.custom import custom
 from tasks.encode import encode
 from tasks.figures import bytes_by_stage
 from tasks.finetune import finetune
+from tasks.life import living, recover
+from tasks.places import is_url, place_at
 from tasks.prune import prune
 from tasks.quantize import quantize
 from tasks.recalibrate import recalibrate
 from tasks.run import Reference, Run
 from tasks.share import share
-from tasks.store import write_json
-from tasks.tracking import Tracker, masked, resolve_uri
+from tasks.store import UNSENT, Store, publish, write_json
+from tasks.tracking import Parent, Tracker, masked, resolve_uri
 from tasks.verify import Verified, verify
 
 STAGES: dict[str, Task[..., Any]] = {
@@ -44,6 +47,7 @@ STAGES: dict[str, Task[..., Any]] = {
     "encode": encode,
 }
 SUMMARY_VERSION = 1
+LOCAL_RUNS = recipes.ROOT / "artifacts" / "runs"
 
 
 def _flow_run_name() -> str:
@@ -53,12 +57,15 @@ def _flow_run_name() -> str:
 
 
 @flow(name="compress", flow_run_name=_flow_run_name, validate_parameters=False)
-def compress(recipe: str | dict[str, Any], overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+def compress(
+    recipe: str | dict[str, Any], overrides: dict[str, Any] | None = None, parent: Parent | None = None
+) -> dict[str, Any]:
     """Runs Deep Compression as the recipe says and returns the summary.
 
     Args:
         recipe: path or URL of a YAML file, or the mapping itself.
         overrides: dotted key -> value, such as {"seed": 3, "stages.prune.density": 0.05}.
+        parent: the MLflow run of which this one is a child (a sweep's trial); leave it out otherwise.
 
     Raises:
         InputError: the recipe, or what it names, is wrong.
@@ -66,21 +73,22 @@ def compress(recipe: str | dict[str, Any], overrides: dict[str, Any] | None = No
     """
     parsed = recipes.load(recipe, overrides)
     stored = recipes.as_stored(parsed, recipe, overrides)
+    recover(_store(parsed).place, resolve_uri(parsed.tracking.uri))
     if parsed.seeds is None:
         assert parsed.seed is not None
-        return _run_seed(parsed, stored, parsed.seed, None)
-    return _run_seeds(parsed, stored, parsed.seeds)
+        return _run_seed(parsed, stored, parsed.seed, parent)
+    return _run_seeds(parsed, stored, parsed.seeds, parent)
 
 
-def _run_seeds(parsed: Recipe, stored: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+def _run_seeds(parsed: Recipe, stored: dict[str, Any], seeds: Sequence[int], parent: Parent | None) -> dict[str, Any]:
     """Each seed is a run of its own, a child of one MLflow parent; then mean, worst and spread."""
     folder = _new_folder(parsed, stored)
-    tracker = _open_tracker(parsed, stored, folder, None)
-    with _ending(tracker):
+    with _living(parsed, stored, folder, parent) as tracker:
         summaries = []
         for seed in seeds:
             say(f"[bold]seed {seed}[/]")
-            summaries.append(_run_seed(parsed, {**stored, "seed": seed, "seeds": None}, seed, tracker))
+            one = {**stored, "seed": seed, "seeds": None}
+            summaries.append(_run_seed(parsed, one, seed, tracker.as_parent()))
         summary = {
             "summary_version": SUMMARY_VERSION,
             "name": parsed.name,
@@ -129,11 +137,10 @@ def spread_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Tracker | None) -> dict[str, Any]:
+def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent | None) -> dict[str, Any]:
     folder = _new_folder(parsed, stored)
-    tracker = _open_tracker(parsed, stored, folder, parent)
-    run, stages = _run_of(parsed, seed, folder, tracker), recipes.expand(parsed)
-    with _ending(tracker):
+    with _living(parsed, stored, folder, parent) as tracker:
+        run, stages = _run_of(parsed, seed, folder, tracker), recipes.expand(parsed)
         weights = run.model["weights"]
         start = {"weights": weights} if weights else {"train": parsed.train.model_dump(mode="json")}
         check(run, [("train", start), *stages])
@@ -142,9 +149,9 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Tracker
             stage = STAGES.get(config["stage"], custom)
             references.append(_call(stage, run, label, number, config, references[-1]))
         path = folder / "model.dcz"
-        verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path))
+        verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path), parsed.test)
         summary = _summary(run, references, verified, path)
-        _leave(run, summary)
+        _leave(run, references, summary, stored)
     return summary
 
 
@@ -154,10 +161,12 @@ def _call(task: Task[..., Any], *arguments: Any) -> Any:
 
 
 def _new_folder(parsed: Recipe, stored: Mapping[str, Any]) -> Path:
+    """A run's own folder, near even where ``runs`` is a URL: it is copied there when the run ends."""
     import yaml
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = _below_root(parsed.runs) / f"{parsed.name}-{stamp}-{secrets.token_hex(2)}"
+    runs = LOCAL_RUNS if is_url(parsed.runs) else _below_root(parsed.runs)
+    folder = runs / f"{parsed.name}-{stamp}-{secrets.token_hex(2)}"
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -165,6 +174,14 @@ def _new_folder(parsed: Recipe, stored: Mapping[str, Any]) -> Path:
     with written(folder / "recipe.yaml") as file:
         file.write(yaml.safe_dump(dict(stored), sort_keys=False, allow_unicode=True).encode())
     return folder
+
+
+def _store(parsed: Recipe) -> Store:
+    return Store(_where(parsed.store))
+
+
+def _where(path: str) -> str:
+    return path if is_url(path) else str(_below_root(path))
 
 
 def _below_root(path: str) -> Path:
@@ -180,7 +197,7 @@ def _run_of(parsed: Recipe, seed: int, folder: Path, tracker: Tracker) -> Run:
         name=parsed.name,
         seed=seed,
         folder=str(folder),
-        store_folder=str(_below_root(parsed.store)),
+        store_folder=_where(parsed.store),
         model=dumped["model"],
         data=dumped["data"],
         step=dumped["step"],
@@ -195,7 +212,27 @@ def _run_of(parsed: Recipe, seed: int, folder: Path, tracker: Tracker) -> Run:
     )
 
 
-def _open_tracker(parsed: Recipe, stored: Mapping[str, Any], folder: Path, parent: Tracker | None) -> Tracker:
+@contextlib.contextmanager
+def _living(parsed: Recipe, stored: Mapping[str, Any], folder: Path, parent: Parent | None) -> Iterator[Tracker]:
+    """Tracks a run while the block works, says that it lives, and ends it as the block ends, whatever happens."""
+    tracker, store = _open_tracker(parsed, stored, folder, parent), _store(parsed)
+    status = "KILLED"
+    try:
+        with living(store.place, tracker, str(flow_run.id) if flow_run.id else None):
+            yield tracker
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        tracker.finish(status)
+        if tracker.unsent():
+            publish(folder, store.place, f"{UNSENT}/{folder.name}")
+        if is_url(parsed.runs):
+            publish(folder, place_at(parsed.runs), folder.name)
+
+
+def _open_tracker(parsed: Recipe, stored: Mapping[str, Any], folder: Path, parent: Parent | None) -> Tracker:
     tracker = Tracker(str(folder), resolve_uri(parsed.tracking.uri), parsed.tracking.experiment)
     text = json.dumps(stored, sort_keys=True)
     tags = {
@@ -223,20 +260,6 @@ def _git_revision() -> str:
     return done.stdout.strip()
 
 
-class _ending:
-    """Ends the MLflow run as the block ends: finished, failed, or killed."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
-        self.tracker.finish(status)
-
-
 def _summary(run: Run, references: Sequence[Reference], verified: Verified, path: Path) -> dict[str, Any]:
     dense, count = references[0].numbers["dense_bytes"], path.stat().st_size
     names = (
@@ -252,7 +275,10 @@ def _summary(run: Run, references: Sequence[Reference], verified: Verified, path
         "metric": run.metric_object().name,
         "baseline": verified.baseline,
         "final": verified.final,
-        "stages": [{name: reference.numbers[name] for name in names} for reference in references],
+        "stages": [
+            {**{name: reference.numbers[name] for name in names}, "key": reference.key} for reference in references
+        ],
+        "reused": [reference.numbers["stage"] for reference in references if reference.numbers["cached"]],
         "file": str(path),
         "folder": run.folder,
         "tracking_uri": masked(run.tracker.uri),
@@ -261,7 +287,7 @@ def _summary(run: Run, references: Sequence[Reference], verified: Verified, path
     }
 
 
-def _leave(run: Run, summary: dict[str, Any]) -> None:
+def _leave(run: Run, references: Sequence[Reference], summary: dict[str, Any], stored: Mapping[str, Any]) -> None:
     """Everything that a finished run leaves: folder, MLflow, Prefect."""
     import deepcompression
 
@@ -271,7 +297,8 @@ def _leave(run: Run, summary: dict[str, Any]) -> None:
     bytes_by_stage(summary["stages"], inspection, folder / "figures" / "bytes.svg")
     numbers = {"file_bytes": summary["file_bytes"], "ratio": summary["ratio"], "dense_bytes": summary["dense_bytes"]}
     name = run.metric_object().name
-    for prefix, end in (("baseline_test", summary["baseline"]), ("test", summary["final"])):
+    for prefix, end in (("baseline_", summary["baseline"]), ("", summary["final"])):
+        prefix += "test" if end["split"] == "test" else "val"
         numbers[f"{prefix}_{name}"] = end["metric"]
         numbers |= {f"{prefix}_{key}": end[key] for key in ("error", "correct") if end.get(key) is not None}
     run.tracker.metrics({key: value for key, value in numbers.items() if math.isfinite(value)})
@@ -297,7 +324,7 @@ def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
 | | dense | file |
 |---|---|---|
 | bytes | {summary["dense_bytes"]:,} | {summary["file_bytes"]:,} |
-| test {metric} | {summary["baseline"]["metric"]:.4f} | {summary["final"]["metric"]:.4f} |
+| {summary["final"]["split"]} {metric} | {summary["baseline"]["metric"]:.4f} | {summary["final"]["metric"]:.4f} |
 
 `{summary["file"]}` was decoded in a fresh process, is bit for bit what was encoded, and was measured there.
 

@@ -222,8 +222,9 @@ class Recipe(Strict):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of training; evaluation is float32")
     channels_last: bool = False
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
-    store: str = "artifacts/store"
-    runs: str = "artifacts/runs"
+    test: bool = Field(True, description="read the test split, once, at the end; a sweep's trials do not")
+    store: str = Field("artifacts/store", description="stage results: a folder, or a URL such as s3://bucket/store")
+    runs: str = Field("artifacts/runs", description="what runs leave: a folder, or a URL to copy it to")
     tracking: Tracking = Tracking()
 
     @field_validator("stages")

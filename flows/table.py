@@ -47,7 +47,7 @@ def _verdict(console: Console, summary: Mapping[str, Any]) -> None:
     ends = " -> ".join(
         _result(summary[end]) + name for end, name in (("baseline", " dense"), ("final", " decoded file"))
     )
-    console.print(f"test {summary['metric']}: {ends}", soft_wrap=True)
+    console.print(f"{summary['final']['split']} {summary['metric']}: {ends}", soft_wrap=True)
     console.print(f"file: {summary['file']}", soft_wrap=True)
     if summary["mlflow_run_id"]:
         console.print(f"MLflow run {summary['mlflow_run_id']} in {summary['tracking_uri']}", soft_wrap=True)

@@ -16,9 +16,11 @@ from typing import Any
 from deepcompression.atomic import storage_error, written
 from deepcompression.errors import StorageError
 from tasks import lease as leases
+from tasks.console import say
 from tasks.places import Near, Place, place_at
 
 ROOT = Path(__file__).resolve().parent.parent
+UNSENT = "unsent"
 MIRROR_SECONDS = 1.0
 FRESH_SECONDS = 3600.0  # how exactly the time of last use is kept
 
@@ -151,6 +153,16 @@ class Store:
     ) -> contextlib.AbstractContextManager[None]:
         """Holds ``key`` while a block runs; see ``tasks.lease.lease``."""
         return leases.lease(self.place, key, waiting, facts)
+
+
+def publish(folder: Path, place: Place, name: str) -> None:
+    """Copies a run's folder to ``name`` at a place; where that fails, says so: the folder itself is whole."""
+    try:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                place.put(path, f"{name}/{path.relative_to(folder).as_posix()}")
+    except StorageError as error:
+        say(f"[yellow]not copied:[/] {error}; all of it is in {folder}")
 
 
 def _json(value: Any) -> bytes:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from deepcompression.errors import StorageError
+from deepcompression.errors import RunError, StorageError
 from tasks.console import say
 from tasks.store import write_json
 
@@ -31,6 +31,10 @@ STATE = "tracking.json"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+# A run that has children: its "folder", for where that can be seen, and MLflow's "run_id", where a server has it.
+Parent = dict[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,13 @@ class Tracker:
         """MLflow's id, or None while no server has taken the run."""
         return _state(self.folder).get("run_id")
 
-    def start(self, name: str, tags: Mapping[str, str], parent: Tracker | None = None) -> None:
+    def start(self, name: str, tags: Mapping[str, str], parent: Parent | None = None) -> None:
         """Opens the run (a child of ``parent``'s, where given)."""
-        self._log("start", name=name, tags=dict(tags), parent=parent.folder if parent else None)
+        self._log("start", name=name, tags=dict(tags), parent=dict(parent) if parent else None)
+
+    def as_parent(self) -> Parent:
+        """What a child run, anywhere, needs to know of this one."""
+        return {"folder": self.folder, "run_id": self.run_id}
 
     def params(self, params: Mapping[str, Any]) -> None:
         """Parameters, nested mappings and lists flattened to dotted names."""
@@ -82,10 +90,41 @@ class Tracker:
 
     def unsent(self) -> int:
         """How many journal lines no server has."""
-        state = _state(self.folder)
-        with contextlib.suppress(OSError):
-            return sum(1 for _ in (Path(self.folder) / JOURNAL).open("rb")) - int(state.get("sent", 0))
-        return 0
+        return len(self._rest())
+
+    def sync(self) -> int:
+        """Sends what a server that was away did not get, in order; returns how many journal lines that were.
+
+        A line that was sent just before a process was killed may be sent again; it changes nothing.
+
+        Raises:
+            RunError: the server is still away; nothing is lost, the next call goes on from there.
+        """
+        with FileLock(Path(self.folder) / ".sync.lock"):
+            lines = self._rest()
+            try:
+                for line in lines:
+                    self._send(line, again=True)
+            except Exception as error:  # whatever a tracking server or its client throws
+                raise RunError(
+                    f"{masked(self.uri)} does not take {Path(self.folder).name}: {self._reason(error)}; start the "
+                    "server and try again"
+                ) from None
+            state = _state(self.folder)
+            if state.pop("offline", None) is not None:
+                write_json(Path(self.folder) / STATE, state)
+        return len(lines)
+
+    def _rest(self) -> list[dict[str, Any]]:
+        try:
+            text = (Path(self.folder) / JOURNAL).read_text(encoding="utf-8")
+        except OSError:
+            return []
+        lines = []
+        for line in text.splitlines()[int(_state(self.folder).get("sent", 0)) :]:
+            with contextlib.suppress(ValueError):  # the last line of a process that was killed
+                lines.append(json.loads(line))
+        return lines
 
     def _log(self, kind: str, **content: Any) -> None:
         line = {"kind": kind, "time": int(time.time() * 1000), **content}
@@ -97,26 +136,66 @@ class Tracker:
         except Exception as error:  # whatever a tracking server, its client or the disk throws, the run goes on
             self._go_offline(error)
 
-    def _send(self, line: Mapping[str, Any]) -> None:
+    def _send(self, line: Mapping[str, Any], again: bool = False) -> None:
         client = _client(self.uri)
         state = _state(self.folder)
         if line["kind"] == "start":
-            state["run_id"] = _create(client, self, line)
+            found = _started(client, self, line) if again else None
+            state["run_id"] = found or _create(client, self, line)
         else:
             _replay(client, state["run_id"], line, Path(self.folder))
         write_json(Path(self.folder) / STATE, {**state, "sent": int(state.get("sent", 0)) + 1})
 
     def _go_offline(self, error: Exception) -> None:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        password = urlsplit(self.uri).password
-        reason = reason.replace(password, "***") if password else reason
+        reason = self._reason(error)
         with contextlib.suppress(StorageError):
             write_json(Path(self.folder) / STATE, {**_state(self.folder), "offline": reason})
         logging.getLogger(__name__).debug("tracking failed", exc_info=error)
         say(
             f"[yellow]tracking:[/] {masked(self.uri)} does not take this run ({reason}); going on without it, "
-            f"all of it is kept in {Path(self.folder) / JOURNAL}"
+            f"all of it is kept in {Path(self.folder) / JOURNAL}; later: python -m flows sync"
         )
+
+    def _reason(self, error: Exception) -> str:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        password = urlsplit(self.uri).password
+        return reason.replace(password, "***") if password else reason
+
+
+def terminate(uri: str, run_id: str) -> None:
+    """Ends the MLflow run of a process that died on another machine, if it is still said to be running."""
+    client = _client(uri)
+    if client.get_run(run_id).info.status == "RUNNING":
+        client.set_terminated(run_id, "KILLED")
+
+
+def recipe_of(uri: str, run_id: str) -> str:
+    """The recipe, as YAML, that an MLflow run logged.
+
+    Raises:
+        RunError: no such server, run, or artifact.
+    """
+    import tempfile
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = _client(uri).download_artifacts(run_id, "recipe.yaml", folder)
+            return Path(path).read_text(encoding="utf-8")
+    except Exception as error:  # whatever a tracking server or its client throws
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"MLflow run {run_id} in {masked(uri)}: its recipe cannot be read: {reason}") from None
+
+
+def run_of_flow(uri: str, flow_run_id: str) -> str | None:
+    """The id of the MLflow run that a Prefect flow run opened (the parent, of several), or None."""
+    try:
+        client = _client(uri)
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        query = f"tags.`prefect.flow_run_id` = '{flow_run_id}'"
+        runs = client.search_runs(experiments, query, order_by=["attributes.start_time ASC"], max_results=1)
+    except Exception as error:
+        raise RunError(f"{masked(uri)} does not answer: {' '.join(str(error).split())[:160]}") from None
+    return str(runs[0].info.run_id) if runs else None
 
 
 def resolve_uri(uri: str) -> str:
@@ -187,10 +266,17 @@ def _knock(uri: str) -> None:
 def _create(client: Any, tracker: Tracker, line: Mapping[str, Any]) -> str:
     tags = dict(line["tags"])
     if line["parent"]:
-        tags["mlflow.parentRunId"] = _state(line["parent"])["run_id"]
+        tags["mlflow.parentRunId"] = line["parent"]["run_id"] or _state(line["parent"]["folder"])["run_id"]
     experiment = _experiment(client, tracker)
     run = client.create_run(experiment, start_time=line["time"], tags=tags, run_name=line["name"])
     return str(run.info.run_id)
+
+
+def _started(client: Any, tracker: Tracker, line: Mapping[str, Any]) -> str | None:
+    """The run of this name, if a process that was killed had opened it already: names of runs are unique."""
+    query = f"attributes.run_name = '{line['name']}'"
+    found = client.search_runs([_experiment(client, tracker)], query, max_results=1)
+    return str(found[0].info.run_id) if found else None
 
 
 def _experiment(client: Any, tracker: Tracker) -> str:

@@ -19,14 +19,16 @@ from tasks.stage import TASK
 
 @dataclass(frozen=True)
 class Verified:
-    """Test results of the dense baseline and of the decoded file."""
+    """Results of the dense baseline and of the decoded file, and on which split: ``test`` or ``validation``."""
 
     baseline: dict[str, Any]
     final: dict[str, Any]
 
 
 @task(name="verify", **TASK)
-def verify(run: Run, label: str, baseline: Reference, source: Reference, encoded: Reference, path: str) -> Verified:
+def verify(
+    run: Run, label: str, baseline: Reference, source: Reference, encoded: Reference, path: str, test: bool = True
+) -> Verified:
     """Puts the file at ``path`` and proves it there.
 
     Args:
@@ -36,6 +38,8 @@ def verify(run: Run, label: str, baseline: Reference, source: Reference, encoded
         source: the weights that were encoded.
         encoded: the file.
         path: where the run's ``model.dcz`` goes.
+        test: whether the test split is read; else the results are those of the validation split, which the decoded
+            file, bit for bit what was measured there, has too.
 
     Raises:
         InvariantError: the decoded tensors differ from the encoded ones in a bit.
@@ -49,7 +53,7 @@ def verify(run: Run, label: str, baseline: Reference, source: Reference, encoded
             "reference": str(run.store.object_path(source.object)),
             "baseline": str(run.store.object_path(baseline.object)),
             "model": {"factory": run.model["factory"], "kwargs": run.model["kwargs"]},
-            "data": dict(run.data),
+            "data": dict(run.data) if test else None,
             "step": run.step,
             "metric": run.metric,
             "compute": {"device": run.device, "precision": run.precision, "channels_last": run.channels_last},
@@ -59,7 +63,18 @@ def verify(run: Run, label: str, baseline: Reference, source: Reference, encoded
     )
     if not answer["identical"]:
         raise InvariantError(f"{path}: tensor {answer['differs']} decodes to other bits than were encoded")
-    return Verified(answer["baseline"], answer["final"])
+    if not test:
+        return Verified(_validated(run, baseline), _validated(run, source))
+    return Verified(*({**answer[end], "split": "test"} for end in ("baseline", "final")))
+
+
+def _validated(run: Run, reference: Reference) -> dict[str, Any]:
+    numbers = reference.numbers
+    correct, total = numbers["val_correct"], numbers["val_total"]
+    end = {"metric": numbers["val_metric"], "loss": numbers["val_loss"], "correct": correct, "total": total}
+    if correct is not None:
+        end |= {"accuracy": correct / total, "error": (total - correct) / total}
+    return {**end, "higher_is_better": bool(run.metric_object().higher_is_better), "split": "validation"}
 
 
 def _in_fresh_process(request: dict[str, Any]) -> dict[str, Any]:

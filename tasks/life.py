@@ -1,0 +1,100 @@
+"""Whether a run lives. Each holds a lease; one whose lease is dead is brought to an end in Prefect and in MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks import lease as leases
+from tasks.console import say
+from tasks.lease import Lease
+from tasks.places import Place
+from tasks.tracking import STATE, Tracker, masked, terminate
+
+PREFIX = "run-"
+
+
+@contextlib.contextmanager
+def living(place: Place, tracker: Tracker, flow_run_id: str | None) -> Iterator[None]:
+    """Says, while the block runs, that the run of ``tracker`` lives, and what is to be ended if its process dies."""
+    facts = {
+        "folder": tracker.folder,
+        "tracking_uri": masked(tracker.uri),
+        "experiment": tracker.experiment,
+        "mlflow_run_id": tracker.run_id,
+        "flow_run_id": flow_run_id,
+    }
+    with leases.lease(place, f"{PREFIX}{Path(tracker.folder).name}", facts=facts):
+        yield
+
+
+def live_runs(place: Place) -> list[Lease]:
+    """The leases of runs that live."""
+    return [one for one in leases.leases(place) if one.key.startswith(PREFIX) and one.alive]
+
+
+def recover(place: Place, uri: str) -> list[str]:
+    """Ends what runs that died without a word left as running. Live ones, whoever's, are never touched.
+
+    A run is dead when its process on this machine is gone, or when, elsewhere, it missed its heartbeats for a minute.
+
+    Args:
+        place: of the store that the runs share.
+        uri: the tracking server, for records whose own address had a password.
+
+    Returns:
+        The names of those runs.
+    """
+    ended = []
+    for one in leases.leases(place):
+        if one.key.startswith(PREFIX) and not one.alive:
+            _end(one.facts, uri)
+            place.remove(one.name)
+            ended.append(one.key.removeprefix(PREFIX))
+    if ended:
+        say(f"ended in Prefect and MLflow, because their process is gone: {', '.join(sorted(ended))}")
+    return ended
+
+
+def _end(facts: Mapping[str, Any], uri: str) -> None:
+    own = str(facts.get("tracking_uri") or "")
+    uri = uri if masked(uri) == own or "***" in own else own
+    for end in (lambda: _end_in_mlflow(facts, uri), lambda: _end_in_prefect(facts.get("flow_run_id"))):
+        try:
+            end()
+        except Exception as error:  # whatever a server or its client throws: this run goes on
+            logging.getLogger(__name__).debug("could not end a dead run", exc_info=error)
+
+
+def _end_in_mlflow(facts: Mapping[str, Any], uri: str) -> None:
+    folder = str(facts.get("folder") or "")
+    if (Path(folder) / STATE).is_file():
+        Tracker(folder, uri, str(facts.get("experiment"))).finish("KILLED")
+    elif facts.get("mlflow_run_id"):
+        terminate(uri, str(facts["mlflow_run_id"]))
+
+
+def _end_in_prefect(flow_run_id: Any) -> None:
+    """The flow run and its task runs become Crashed; with that, Prefect frees their concurrency slots."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.states import Crashed
+
+    if not flow_run_id:
+        return
+    message = "Its process is gone: it was killed, or its machine went down. Start it again to go on from there."
+
+    with get_client(sync_client=True) as client:
+        if not _over(client.read_flow_run(flow_run_id)):
+            client.set_flow_run_state(flow_run_id, Crashed(message=message), force=True)
+        these = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+        for task_run in client.read_task_runs(flow_run_filter=these):
+            if not _over(task_run):
+                client.set_task_run_state(task_run.id, Crashed(message=message), force=True)
+
+
+def _over(run: Any) -> bool:
+    return run.state is not None and run.state.is_final()
