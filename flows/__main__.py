@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +26,18 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="key=value pairs, such as seed=3 or stages.prune.density=0.05", show_default=False),
 ]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, alone, on stdout")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print results and errors only")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Prefect's own log, and tracebacks")]
+Uri = Annotated[
+    str | None,
+    typer.Option("--tracking-uri", help="MLflow server [default: MLFLOW_TRACKING_URI, or artifacts/mlflow.db]"),
+]
+Runs = Annotated[str, typer.Option("--runs", help="the folder that runs lie in")]
+StoreOption = Annotated[
+    str, typer.Option("--store", help="the stage store: a folder, or a URL such as s3://bucket/store")
+]
+AGAIN = "finished stages and the last epoch are kept: start the same command again to go on"
 
 
 @app.callback()
@@ -36,8 +50,8 @@ def run(
     recipe: Annotated[str, typer.Argument(help="YAML file (see conf/), or the URL of one", show_default=False)],
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="print summary.json, alone, on stdout")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print results and errors only")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show Prefect's own log, and tracebacks")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run a recipe: train or load, compress, encode, verify the file, log to MLflow.
 
@@ -49,22 +63,192 @@ def run(
       python -m flows run conf/lenet-5.yaml seed=3 stages.prune.density.fc1=0.05
       python -m flows run conf/digits.yaml 'seeds=[0,1,2]' --json
     """
-    _settings(verbose)
-    try:
-        summary = _run(recipe, overrides or [], quiet, verbose)
-    except KeyboardInterrupt:
-        _stop(
-            1,
-            "stopped: interrupted; finished stages and the last epoch are kept: start the same command again to go on",
-        )
-    except Exception as error:
-        _fail(error, verbose)
-    if as_json:
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
-    else:
-        from flows.table import show
+    with _guarded(verbose, quiet):
+        from flows import recipe as recipes
 
-        show(summary)
+        words = overrides or []
+        changes = recipes.parse_overrides(words)
+        recipes.load(recipe, changes)  # a wrong recipe is told at once, before any server starts
+        summary = _compress(recipe, changes, f"[bold]{recipe}[/]  {' '.join(words)}")
+        _print(summary, as_json)
+
+
+@app.command()
+def rerun(
+    run: Annotated[
+        str, typer.Argument(help="a run's folder, an MLflow run id, or a Prefect flow-run id", show_default=False)
+    ],
+    overrides: Overrides = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="a module prefix that a recipe from a server may import; repeatable")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="a local recipe: its python_path, store, runs and tracking are used")
+    ] = None,
+    tracking_uri: Uri = None,
+    runs: Runs = "artifacts/runs",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run the stored recipe of an earlier run again, with something changed; unchanged stages are reused.
+
+    A recipe names code. One that comes from a tracking server, not from a folder of this machine, imports only this
+    library's models and data, torch.nn, torch.optim, torchvision, timm, the packages in the python_path of --recipe,
+    and what you --allow.
+
+    \b
+    Examples:
+      python -m flows rerun digits-20261121-083034-e980 stages.share.bits.default=3
+      python -m flows rerun 7a8f4b6a33544107b1cb78aa346aeb2e seed=2 --tracking-uri http://mlflow:5000
+    """
+    with _guarded(verbose, quiet):
+        from flows import history
+        from flows import recipe as recipes
+
+        changes = recipes.parse_overrides(overrides or [])
+        found = history.find(run, tracking_uri or history.default_uri(), runs)
+        ours = recipes.load(recipe) if recipe else None
+        again = history.admit(found, allow or [], ours, changes)
+        recipes.load(again, changes)
+        summary = _compress(again, changes, f"[bold]{found.name}[/] again  {' '.join(overrides or [])}")
+        _print(summary, as_json)
+
+
+@app.command()
+def sweep(
+    sweep: Annotated[str, typer.Argument(help="YAML file, see conf/sweeps/", show_default=False)],
+    overrides: Overrides = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run many variants of a recipe, on several processes or a Dask cluster, and show which are worth it.
+
+    Started again after an interruption it goes on; a trial that fails is reported, the others go on. Variants are
+    chosen by size and validation; the test split is read for the chosen ones only.
+
+    \b
+    Examples:
+      python -m flows sweep conf/sweeps/digits.yaml
+      python -m flows sweep conf/sweeps/digits.yaml workers=4 runner=dask
+    """
+    with _guarded(verbose, quiet):
+        from flows import recipe as recipes
+        from flows import sweep as sweeps
+
+        changes = recipes.parse_overrides(overrides or [])
+        sweeps.load(sweep, changes)
+        _begin()
+        result: dict[str, Any] = sweeps.sweep(sweep, changes)
+        if as_json:
+            print(json.dumps(result, indent=2, ensure_ascii=False))
+        else:
+            from flows.table import show_sweep
+
+            show_sweep(result)
+
+
+@app.command()
+def serve(
+    schedules: Annotated[list[str], typer.Argument(help="YAML files, or a folder of them", show_default=False)],
+    verbose: Verbose = False,
+) -> None:
+    """Register schedules with the Prefect server and run what is due, until interrupted.
+
+    \b
+    Example:
+      make servers                                        (in another terminal)
+      export PREFECT_API_URL=http://127.0.0.1:4200/api
+      python -m flows serve conf/schedules/nightly.yaml
+    """
+    with _guarded(verbose, False):
+        from flows import schedules as module
+
+        os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(module.HEARTBEAT_SECONDS))
+        module.serve([module.load(path) for path in module.paths_of(schedules)])
+
+
+@app.command()
+def compare(
+    run: Annotated[list[str] | None, typer.Argument(help="runs: folders, MLflow or Prefect ids")] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="the newest so many runs")] = None,
+    name: Annotated[str | None, typer.Option(help="with --last: runs of this recipe name only")] = None,
+    experiment: Annotated[str | None, typer.Option(help="the runs of an MLflow experiment")] = None,
+    form: Annotated[str, typer.Option("--format", help="table, html, csv, latex or json")] = "table",
+    tracking_uri: Uri = None,
+    runs: Runs = "artifacts/runs",
+    verbose: Verbose = False,
+) -> None:
+    """Compare runs: what differs in their recipes beside what differs in size and quality.
+
+    The first run is what the others are compared with. Runs that differ in nothing but the seed become mean and spread.
+
+    \b
+    Examples:
+      python -m flows compare --last 5
+      python -m flows compare digits-20261121-083034-e980 digits-20261121-090000-11aa --format latex
+    """
+    with _guarded(verbose, False):
+        from flows import compare as module
+        from flows import history
+
+        uri = tracking_uri or history.default_uri()
+        found = history.several(run or [], last, name, experiment, uri, runs)
+        compared = module.compare([module.read(folder) for folder in found])
+        if form == "table":
+            module.show(compared)
+        else:
+            print(module.render(compared, history.one_of(form, module.FORMATS)))
+
+
+@app.command()
+def store(
+    where: StoreOption = "artifacts/store",
+    older: Annotated[str | None, typer.Option(help="remove what was not used for so long, such as 30d")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="remove what was used longest ago until it fits, such as 10GB")
+    ] = None,
+    gone: Annotated[bool, typer.Option("--gone", help="remove what no run in --runs has used")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would go")] = False,
+    tracking_uri: Uri = None,
+    runs: Runs = "artifacts/runs",
+    verbose: Verbose = False,
+) -> None:
+    """Show what the stage store holds, and prune it by age, by size, or of runs that are gone.
+
+    What a live run uses, what is leased, and what a champion was made from always stays.
+
+    \b
+    Examples:
+      python -m flows store
+      python -m flows store --older 30d --dry-run
+    """
+    with _guarded(verbose, False):
+        from flows import history, upkeep
+
+        upkeep.show_store(where)
+        if older or size or gone:
+            uri = tracking_uri or history.default_uri()
+            upkeep.clean(where, runs, older=older, size_=size, gone=gone, uri=uri, dry_run=dry_run)
+
+
+@app.command()
+def sync(
+    run: Annotated[list[str] | None, typer.Argument(help="folders or names of runs; default: all")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="the server, if not that of the run's recipe")] = None,
+    runs: Runs = "artifacts/runs",
+    store: StoreOption = "artifacts/store",
+    verbose: Verbose = False,
+) -> None:
+    """Send to MLflow what a server that was away did not get; nothing is sent twice."""
+    with _guarded(verbose, False):
+        from deepcompression.errors import RunError
+        from flows import upkeep
+
+        failures = upkeep.sync(run or [], runs, store, tracking_uri)
+        if failures:
+            raise RunError(failures[0] + (f" (and {len(failures) - 1} more)" if failures[1:] else ""))
 
 
 @app.command()
@@ -75,22 +259,48 @@ def schema() -> None:
     print(json.dumps(Recipe.model_json_schema(), indent=2))
 
 
-def _run(recipe: str, words: list[str], quiet: bool, verbose: bool) -> dict[str, Any]:
-    from flows import recipe as recipes
+@contextlib.contextmanager
+def _guarded(verbose: bool, quiet: bool) -> Iterator[None]:
+    """What every verb shares: quiet libraries, and every error as one line with its exit code."""
+    _settings(verbose)
+    if quiet:
+        from tasks import console
 
-    overrides = recipes.parse_overrides(words)
-    recipes.load(recipe, overrides)  # a wrong recipe is told at once, before any server starts
+        console.quiet()
+    try:
+        yield
+    except KeyboardInterrupt:
+        _stop(1, f"stopped: interrupted; {AGAIN}")
+    except typer.Exit:
+        raise
+    except Exception as error:
+        _fail(error, verbose)
+
+
+def _begin() -> None:
+    """Before a flow: SIGTERM ends it as Ctrl-C does, and what earlier ones left running is ended."""
     signal.signal(signal.SIGTERM, _terminated)
     _end_orphans()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def _compress(recipe: str | dict[str, Any], overrides: dict[str, Any], title: str) -> dict[str, Any]:
+    _begin()
     from flows.compress import compress
     from tasks import console
 
-    if quiet:
-        console.quiet()
-    console.say(f"[bold]{recipe}[/]  {' '.join(words)}")
+    console.say(title)
     result: dict[str, Any] = compress(recipe, overrides)
     return result
+
+
+def _print(summary: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+    else:
+        from flows.table import show
+
+        show(summary)
 
 
 def _settings(verbose: bool) -> None:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from deepcompression.errors import RecipeError
 from flows.schema import Prune, Recipe
 
+Model = typing.TypeVar("Model", bound=BaseModel)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -42,6 +43,47 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(_explain(error, values, text, where, overrides or {})) from None
+
+
+def raw(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A recipe with overrides merged in and nothing resolved: fit to be sent elsewhere, secrets are not in it."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(_merge(source, overrides)[0], resolve=False))
+
+
+def factories(value: Any) -> list[str]:
+    """Every ``package.module:callable`` that a recipe would import, in its order."""
+    if isinstance(value, Mapping):
+        own = [one for key, one in value.items() if key in ("factory", "stage") and ":" in str(one)]
+        return own + [spec for one in value.values() for spec in factories(one)]
+    if isinstance(value, list):
+        return [spec for one in value for spec in factories(one)]
+    return []
+
+
+def load_as(kind: type[Model], source: str, overrides: Mapping[str, Any] | None = None) -> Model:
+    """Another kind of YAML (a sweep, a schedule), read, checked and explained as recipes are.
+
+    Raises:
+        RecipeError: as ``load``.
+    """
+    config, text, where = _merge(source, overrides)
+    values = OmegaConf.to_container(config, resolve=False)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, values, text, where, overrides or {}, kind)) from None
+
+
+def resolve(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A part of a stored recipe with its ``${...}`` resolved on this machine.
+
+    Raises:
+        RecipeError: a variable of the environment is missing.
+    """
+    try:
+        return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True))
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"{where}: {_one_line(error)}") from None
 
 
 def as_stored(
@@ -165,7 +207,14 @@ def _stage_index(key: str, config: DictConfig) -> str:
     raise RecipeError(f"override {key}: no stage is called {parts[1]}; the recipe has {', '.join(map(str, names))}")
 
 
-def _explain(error: ValidationError, values: Any, text: str, where: str, overrides: Mapping[str, Any]) -> str:
+def _explain(
+    error: ValidationError,
+    values: Any,
+    text: str,
+    where: str,
+    overrides: Mapping[str, Any],
+    root: type[BaseModel] = Recipe,
+) -> str:
     placed = [(_user_path(one, values), one) for one in error.errors()]
     path, first = max(placed, key=lambda one: len(one[0]))  # of a union's complaints the most specific
     key = ".".join(map(str, path)) or "recipe"
@@ -174,7 +223,7 @@ def _explain(error: ValidationError, values: Any, text: str, where: str, overrid
     others = {tuple(one) for one, _ in placed if one != path[: len(one)]}
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
-        known = sorted(_known_keys(values, path[:-1]))
+        known = sorted(_known_keys(values, path[:-1], root))
         near = difflib.get_close_matches(str(path[-1]), known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
         return f"{place}: {key}: unknown key; {hint}{more}"
@@ -195,8 +244,8 @@ def _user_path(problem: Mapping[str, Any], values: Any) -> list[Any]:
     return [*path, problem["loc"][-1]] if problem["type"] == "missing" else path
 
 
-def _known_keys(values: Any, path: Sequence[Any]) -> set[str]:
-    kind: Any = Recipe
+def _known_keys(values: Any, path: Sequence[Any], root: type[BaseModel]) -> set[str]:
+    kind: Any = root
     here = values
     for step in path:
         here = here[step]

@@ -11,6 +11,7 @@ Density = Annotated[float, Field(gt=0, le=1)]
 Quality = Annotated[float, Field(gt=0)]
 Bits = Annotated[int, Field(ge=1, le=16)]
 Precision = Literal["float32", "float16", "bfloat16"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]  # a folder's name, never a path
 Spec = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="package.module:callable")]
 
 
@@ -207,7 +208,7 @@ class Recipe(Strict):
     """One YAML = one run (or one run a seed)."""
 
     recipe_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    name: Name
     seed: int | None = Field(None, ge=0)
     seeds: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
     python_path: list[str] = Field([], description="folders of packages that are not installed")

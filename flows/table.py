@@ -81,3 +81,40 @@ def _seeds(console: Console, summary: Mapping[str, Any]) -> None:
     for run in summary["runs"]:
         console.print(f"file: {run['file']}", soft_wrap=True)
     console.print(f"summary: {summary['folder']}/summary.json", soft_wrap=True)
+
+
+def show_sweep(result: Mapping[str, Any]) -> None:
+    """Prints a sweep's trials, smallest file first, the Pareto front marked, failures below."""
+    console = Console(highlight=False)
+    good = sorted((one for one in result["trials"] if not one["error"]), key=lambda one: one["summary"]["file_bytes"])
+    table = Table(title=f"{result['name']}, {len(result['trials'])} trials", title_justify="left")
+    for key in result["parameters"]:
+        table.add_column(key.removeprefix("stages."), overflow="fold")
+    for heading in ("trial", "bytes", "ratio", f"val {result['metric']}", f"test {result['metric']}"):
+        table.add_column(heading, justify="right")
+    for one in good:
+        summary, tested = one["summary"], one["test"]
+        table.add_row(
+            *(str(one["parameters"].get(key)) for key in result["parameters"]),
+            str(one["number"]),
+            f"{summary['file_bytes']:,}",
+            f"{summary['ratio']:.1f}x",
+            f"{summary['final']['metric']:.4f}",
+            f"{tested['final']['metric']:.4f}" if tested else "",
+            style="bold" if one["pareto"] else "",
+        )
+    console.print(table)
+    console.print(
+        f"bold: Pareto front by bytes and validation (dense: {result['dense_val_metric']:.4f}); the test split was "
+        "read for the chosen ones only",
+        soft_wrap=True,
+    )
+    for one in result["trials"]:
+        if one["error"]:
+            console.print(
+                f"trial {one['number']} {one['parameters']} failed: {one['error']}", soft_wrap=True, markup=False
+            )
+    for one in good:
+        if one["test"]:
+            console.print(f"trial {one['number']}: {one['test']['folder']}/model.dcz", soft_wrap=True)
+    console.print(f"picture: {result['folder']}/pareto.svg", soft_wrap=True)

@@ -1,13 +1,16 @@
-"""What a person sees while a run goes on: a progress bar on a terminal, one calm line a stage everywhere else."""
+"""What a person sees while a run goes on: bars on a terminal, one calm line now and then everywhere else."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+CALM_SECONDS = 60.0  # between two lines about one training in a log
 
 console = Console(stderr=True, highlight=False)
 
@@ -24,36 +27,79 @@ def quiet() -> None:
 
 @contextlib.contextmanager
 def progress(label: str, metric: str) -> Iterator[Callable[[Any], None] | None]:
-    """A bar for one training stage; yields the callback that ``deepcompression.training.fit`` feeds.
+    """Progress of one training stage; yields the callback that ``deepcompression.training.fit`` feeds.
+
+    On a terminal a bar with epoch, loss, metric, rate and remaining time; in a log a line a minute.
 
     Args:
-        label: the stage's label, shown before the bar.
+        label: the stage's label, shown first.
         metric: the validation metric's name, shown with its last value.
     """
-    if not console.is_terminal or console.quiet:
+    if console.quiet:
         yield None
         return
+    if not console.is_terminal:
+        yield _calm(label, metric)
+        return
+    with _bar() as shown:
+        task = shown.add_task(label, total=None, note="starting")
+        started = time.monotonic()
+
+        def show(now: Any) -> None:
+            done = (now.epoch - 1) * now.steps + now.step
+            rate = done / max(time.monotonic() - started, 1e-9)
+            note = f"{_note(now, metric)}  {rate:.0f} steps/s"
+            shown.update(task, total=now.epochs * now.steps, completed=done, note=note)
+
+        yield show
+
+
+@contextlib.contextmanager
+def bar(label: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Progress of many runs; yields a callback that counts one more and shows (in a log: prints) its text."""
+    if console.quiet or not console.is_terminal:
+        done = 0
+
+        def tell(text: str) -> None:
+            nonlocal done
+            done += 1
+            say(f"{label} {done}/{total}  {text}")
+
+        yield tell
+        return
+    with _bar() as shown:
+        task = shown.add_task(label, total=total, note="")
+        yield lambda text: shown.update(task, advance=1, note=f"{text}  ")
+
+
+def _bar() -> Progress:
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(bar_width=20),
         TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(label, total=None, note="starting")
+    return Progress(*columns, console=console, transient=True)
 
-        def show(now: Any) -> None:
-            loss = "" if now.loss is None else f"  loss {now.loss:.3g}"
-            best = "" if now.metric is None else f"  {metric} {now.metric:.4g}"
-            bar.update(
-                task,
-                total=now.epochs * now.steps,
-                completed=(now.epoch - 1) * now.steps + now.step,
-                note=f"epoch {now.epoch}/{now.epochs}{loss}{best}",
-            )
 
-        yield show
+def _calm(label: str, metric: str) -> Callable[[Any], None]:
+    told = time.monotonic()
+
+    def show(now: Any) -> None:
+        nonlocal told
+        if time.monotonic() - told > CALM_SECONDS:
+            told = time.monotonic()
+            say(f"{label:<12} {_note(now, metric)}")
+
+    return show
+
+
+def _note(now: Any, metric: str) -> str:
+    loss = "" if now.loss is None else f"  loss {now.loss:.3g}"
+    best = "" if now.metric is None else f"  {metric} {now.metric:.4g}"
+    return f"epoch {now.epoch}/{now.epochs}{loss}{best}"
 
 
 def size(count: float) -> str:

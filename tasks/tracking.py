@@ -186,6 +186,23 @@ def recipe_of(uri: str, run_id: str) -> str:
         raise RunError(f"MLflow run {run_id} in {masked(uri)}: its recipe cannot be read: {reason}") from None
 
 
+def runs_of_experiment(uri: str, experiment: str) -> list[str]:
+    """Ids of an experiment's finished runs that are no children, newest first.
+
+    Raises:
+        RunError: no such server, or no such experiment.
+    """
+    try:
+        client = _client(uri)
+        found = client.get_experiment_by_name(experiment)
+        runs = client.search_runs([found.experiment_id], "attributes.status = 'FINISHED'") if found else None
+    except Exception as error:
+        raise RunError(f"{masked(uri)} does not answer: {' '.join(str(error).split())[:160]}") from None
+    if runs is None:
+        raise RunError(f"{masked(uri)} has no experiment {experiment!r}")
+    return [str(run.info.run_id) for run in runs if "mlflow.parentRunId" not in run.data.tags]
+
+
 def run_of_flow(uri: str, flow_run_id: str) -> str | None:
     """The id of the MLflow run that a Prefect flow run opened (the parent, of several), or None."""
     try:

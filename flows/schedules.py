@@ -1,0 +1,227 @@
+"""Scheduled runs: from a YAML to a Prefect deployment that is served here; what was missed; what died unseen."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import Field, field_validator, model_validator
+
+from deepcompression.errors import RecipeError, RunError
+from flows import recipe as recipes
+from flows.schema import Name, Strict
+from tasks.console import say
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.deployments.runner import RunnerDeployment
+
+HEARTBEAT_SECONDS = 30
+SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS
+ZOMBIES = "deep-compression: a run without a heartbeat is Crashed"
+INTERVAL = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$")
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Schedule(Strict):
+    """One YAML in conf/schedules/: a recipe, when it runs, what is changed in it."""
+
+    name: Name
+    recipe: str | dict[str, Any] = Field(description="path or URL of a recipe, or the recipe itself")
+    overrides: dict[str, Any] = Field({}, description="dotted key -> value, as on the command line")
+    cron: str | None = Field(None, description="minute hour day month weekday, such as 0 3 * * *")
+    interval: str | float | None = Field(None, description="seconds, or a text such as 6h")
+    timezone: str = Field("UTC", description="of cron, such as Europe/Berlin")
+    concurrency: int = Field(1, ge=1, description="runs of this schedule at once")
+    on_conflict: Literal["skip", "wait"] = Field("skip", description="what a run does while so many are running")
+    active: bool = True
+
+    @field_validator("cron")
+    @classmethod
+    def _cron(cls, value: str | None) -> str | None:
+        from prefect.client.schemas.schedules import CronSchedule
+
+        if value is not None:
+            try:
+                CronSchedule(cron=value)
+            except ValueError:
+                raise ValueError("expected five fields: minute hour day month weekday, such as 0 3 * * *") from None
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError("expected a time zone such as UTC or Europe/Berlin")
+        return value
+
+    @field_validator("interval")
+    @classmethod
+    def _seconds(cls, value: str | float | None) -> float | None:
+        if isinstance(value, str):
+            found = INTERVAL.match(value)
+            if not found:
+                raise ValueError("expected seconds, or a text such as 90s, 30m, 6h, 1d")
+            value = float(found[1]) * UNITS[found[2]]
+        if value is not None and value < 1:
+            raise ValueError("expected at least a second")
+        return value
+
+    @model_validator(mode="after")
+    def _one_time(self) -> Schedule:
+        if (self.cron is None) == (self.interval is None):
+            raise ValueError("expected exactly one of cron and interval")
+        return self
+
+
+def load(path: str) -> Schedule:
+    """The schedule of a YAML file; its recipe, with the overrides, is checked too.
+
+    Raises:
+        RecipeError: in one line, with file, line and key.
+    """
+    schedule = recipes.load_as(Schedule, path)
+    recipes.load(schedule.recipe, schedule.overrides)
+    return schedule
+
+
+def deployment(schedule: Schedule) -> RunnerDeployment:
+    """The Prefect deployment of a schedule. Its parameters are those of the flow: a recipe, as path or mapping."""
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+
+    from flows.compress import compress
+
+    when: Any
+    if schedule.cron:
+        when = CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
+    else:
+        start = datetime(2026, 1, 1, tzinfo=ZoneInfo(schedule.timezone))
+        when = IntervalSchedule(interval=timedelta(seconds=float(schedule.interval or 0)), anchor_date=start)
+    strategy = ConcurrencyLimitStrategy.CANCEL_NEW if schedule.on_conflict == "skip" else None
+    limit = ConcurrencyLimitConfig(
+        limit=schedule.concurrency, collision_strategy=strategy or ConcurrencyLimitStrategy.ENQUEUE
+    )
+    made: RunnerDeployment = compress.to_deployment(
+        name=schedule.name,
+        schedules=[when],
+        paused=not schedule.active,
+        concurrency_limit=limit,
+        parameters={"recipe": schedule.recipe, "overrides": schedule.overrides},
+        description="Deep Compression of the recipe, with the overrides. Run it once with others by Custom run.",
+        tags=["deep-compression"],
+    )
+    return made
+
+
+def serve(schedules: Sequence[Schedule]) -> None:
+    """Registers schedules with the Prefect server, and runs what is due, until it is interrupted.
+
+    Raises:
+        RunError: there is no server at ``PREFECT_API_URL``.
+    """
+    import prefect
+
+    os.chdir(recipes.ROOT)  # where Prefect looks for flows/compress.py
+    url = _server()
+    _watch_heartbeats()
+    made = [deployment(schedule) for schedule in schedules]
+    for schedule in schedules:
+        when = schedule.cron or f"every {schedule.interval:g} s"
+        what = schedule.recipe if isinstance(schedule.recipe, str) else "a recipe"
+        say(f"serving [bold]compress/{schedule.name}[/]: {what}, {when} ({schedule.timezone})")
+    say(f"look at {url.removesuffix('/api')}/deployments; Ctrl-C ends serving, the schedules are then paused")
+    prefect.serve(*made, limit=sum(schedule.concurrency for schedule in schedules), print_starting_message=False)
+
+
+def _server() -> str:
+    """The server's URL, if it answers."""
+    import urllib.request
+
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    hint = "start one: make servers; then export PREFECT_API_URL=http://127.0.0.1:4200/api"
+    if not url:
+        raise RunError(f"schedules need a Prefect server, and PREFECT_API_URL is not set; {hint}")
+    try:
+        urllib.request.urlopen(f"{url}/health", timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise RunError(f"no Prefect server answers at {url}: {error}; {hint}") from None
+    return str(url)
+
+
+def _watch_heartbeats() -> None:
+    """An automation on the server: a flow run that was killed with its machine becomes Crashed, its slot is free."""
+    from prefect.automations import Automation
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import EventTrigger, Posture
+
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Reused")}
+    trigger = EventTrigger(
+        after={"prefect.flow-run.heartbeat"},
+        expect={"prefect.flow-run.heartbeat", *ends, "prefect.flow-run.NotPromoted"},
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related={"prefect.resource.role": "flow", "prefect.resource.name": "compress"},
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=timedelta(seconds=SILENCE_SECONDS),
+    )
+    crash = ChangeFlowRunState(
+        state=StateType.CRASHED, name=None, message=f"No heartbeat for {SILENCE_SECONDS} s: its process is gone."
+    )
+    with get_client(sync_client=True) as client:
+        if not client.read_automations_by_name(ZOMBIES):
+            Automation(name=ZOMBIES, trigger=trigger, actions=[crash]).create()
+
+
+def skip_missed(flow_run_id: str) -> None:
+    """Runs of the same schedule that are overdue because the machine slept: this one makes up for all of them."""
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelled
+
+    with get_client(sync_client=True) as client:
+        mine = client.read_flow_run(flow_run_id)
+        for one in _overdue(client, mine):
+            message = f"Missed while this machine was away; {mine.name} makes up for it."
+            client.set_flow_run_state(one.id, Cancelled(name="Skipped", message=message))
+
+
+def _overdue(client: Any, mine: FlowRun) -> list[FlowRun]:
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+
+    if mine.deployment_id is None or not mine.auto_scheduled:
+        return []
+    scheduled = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+    found = client.read_flow_runs(
+        deployment_filter=filters.DeploymentFilter(id=filters.DeploymentFilterId(any_=[mine.deployment_id])),
+        flow_run_filter=filters.FlowRunFilter(
+            state=scheduled,
+            expected_start_time=filters.FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
+        ),
+    )
+    return [one for one in found if one.id != mine.id and one.auto_scheduled]
+
+
+def paths_of(words: Sequence[str]) -> list[str]:
+    """Files as they are, folders as the YAML files in them.
+
+    Raises:
+        RecipeError: a folder without any.
+    """
+    paths = []
+    for word in words:
+        inside = sorted(Path(word).glob("*.yaml")) if Path(word).is_dir() else [Path(word)]
+        if not inside:
+            raise RecipeError(f"{word}: no schedule (*.yaml) in this folder")
+        paths += [str(path) for path in inside]
+    return paths

@@ -1,0 +1,420 @@
+"""Sweeps: many runs of one recipe, chosen among by size and validation; the test split is read for the chosen alone."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import Field, field_validator, model_validator
+
+from deepcompression.errors import RunError
+from flows import recipe as recipes
+from flows.schema import Name, Recipe, Strict
+from flows.workers import Crew, Died, local, on_dask, run_trial
+from tasks.console import bar, say
+from tasks.life import living, recover
+from tasks.pareto import Point, front, picture, spread_out
+from tasks.places import is_url
+from tasks.sources import library_digest
+from tasks.store import Store, write_json
+from tasks.tracking import Tracker, resolve_uri
+
+SWEEPS = recipes.ROOT / "artifacts" / "sweeps"
+CODE = ("training", "prune", "finetune", "share", "quantize", "torch")
+
+
+class Range(Strict):
+    """Numbers from ``low`` to ``high``, both included."""
+
+    low: float
+    high: float
+    log: bool = Field(False, description="drawn evenly in the logarithm")
+    step: float | None = Field(None, gt=0)
+    integer: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"expected low < high (and low > 0 with log), got {self.low} and {self.high}")
+        return self
+
+
+class Dask(Strict):
+    """An existing cluster; without an address one is started on this machine."""
+
+    address: str | None = Field(None, description="of a scheduler, such as tcp://10.0.0.5:8786")
+
+
+class Sweep(Strict):
+    """One YAML in conf/sweeps/: a recipe, which of its keys vary, how, and where the trials run."""
+
+    name: Name
+    recipe: str | dict[str, Any] = Field(description="path or URL of a recipe, or the recipe itself")
+    overrides: dict[str, Any] = Field({}, description="dotted key -> value, the same in all trials")
+    parameters: dict[str, list[Any] | Range] = Field(min_length=1, description="dotted key -> choices, or a range")
+    method: Literal["grid", "random", "tpe"] = "grid"
+    trials: int | None = Field(None, ge=1, description="random and tpe: how many")
+    seed: int = Field(0, ge=0, description="of random and tpe")
+    chosen: int = Field(5, ge=1, description="of the Pareto front, for how many the test split is read")
+    runner: Literal["local", "dask"] = "local"
+    workers: int = Field(1, ge=1, description="processes; with dask and an address: trials at once")
+    dask: Dask = Dask()
+
+    @field_validator("parameters")
+    @classmethod
+    def _choices(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, choices in value.items():
+            if isinstance(choices, list) and not choices:
+                raise ValueError(f"{key}: expected at least one choice")
+        return value
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Sweep:
+        ranges = [key for key, value in self.parameters.items() if isinstance(value, Range)]
+        if self.method == "grid" and ranges:
+            raise ValueError(f"method: grid takes lists of choices; {ranges[0]} is a range: use random or tpe")
+        if self.method != "grid" and self.trials is None:
+            raise ValueError(f"method: {self.method} needs trials: how many")
+        if self.method == "grid" and self.trials is not None:
+            raise ValueError("method: grid tries every combination; remove trials")
+        return self
+
+
+@dataclass
+class Trial:
+    """One run of the sweep: what was varied, and what came of it."""
+
+    number: int
+    parameters: dict[str, Any]
+    error: str | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+    test: dict[str, Any] | None = None
+
+
+def _name() -> str:
+    source = flow_run.parameters.get("sweep_")
+    name = source.get("name", "sweep") if isinstance(source, Mapping) else Path(str(source)).stem
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+@flow(name="sweep", flow_run_name=_name, validate_parameters=False)
+def sweep(sweep_: str | dict[str, Any], overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Runs all trials of a sweep and returns its result. Started again, it goes on where it was.
+
+    Args:
+        sweep_: path or URL of a YAML file, or the mapping itself.
+        overrides: dotted key -> value, of the sweep's own keys.
+
+    Raises:
+        InputError: the sweep, its recipe, or a key of its parameters is wrong.
+        RunError: not one trial succeeded; or the cluster's workers have other versions.
+    """
+    plan = load(sweep_, overrides)
+    raw = recipes.raw(plan.recipe, plan.overrides)
+    parsed = recipes.load(raw)
+    folder = SWEEPS / f"{plan.name}-{_digest(plan, raw)[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    recover(_place(parsed), resolve_uri(parsed.tracking.uri))
+    tracker = _open(plan, parsed, folder)
+    status = "KILLED"
+    try:
+        with living(_place(parsed), tracker, str(flow_run.id) if flow_run.id else None), _crew(plan, parsed) as crew:
+            trials = _search(plan, raw, folder, tracker, crew)
+            result = _finish(plan, raw, trials, folder, tracker, crew)
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        tracker.finish(status)
+    return result
+
+
+def load(source: str | dict[str, Any], overrides: Mapping[str, Any] | None = None) -> Sweep:
+    """The sweep of a YAML file or mapping; its recipe and every parameter's first choice are checked too.
+
+    Raises:
+        RecipeError: in one line, with file, line and key.
+    """
+    plan = recipes.load_as(Sweep, source, overrides)
+    first = {key: value[0] if isinstance(value, list) else value.low for key, value in plan.parameters.items()}
+    ints = {key for key, value in plan.parameters.items() if isinstance(value, Range) and value.integer}
+    first = {key: int(value) if key in ints else value for key, value in first.items()}
+    recipes.load(plan.recipe, {**plan.overrides, **first})
+    return plan
+
+
+def _place(parsed: Recipe) -> Any:
+    return Store(parsed.store if is_url(parsed.store) else recipes.ROOT / parsed.store).place
+
+
+def _digest(plan: Sweep, raw: Mapping[str, Any]) -> str:
+    """What makes trials comparable: started again with any of it changed, it is another sweep."""
+    ours = plan.model_dump(mode="json", include={"parameters", "method", "seed"})
+    text = json.dumps([ours, raw, library_digest(*CODE)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _open(plan: Sweep, parsed: Recipe, folder: Path) -> Tracker:
+    tracker = Tracker(str(folder), resolve_uri(parsed.tracking.uri), parsed.tracking.experiment)
+    if tracker.run_id is None:
+        tags = {"sweep.method": plan.method, "prefect.flow_run_id": str(flow_run.id or ""), "run.folder": str(folder)}
+        tracker.start(folder.name, {key: value for key, value in tags.items() if value})
+        tracker.params(plan.model_dump(mode="json", include={"name", "method", "trials", "seed", "parameters"}))
+    return tracker
+
+
+def _crew(plan: Sweep, parsed: Recipe) -> Any:
+    if plan.runner == "dask":
+        return on_dask(plan.dask.address, plan.workers, parsed)
+    return local(plan.workers)
+
+
+# ---------------------------------------------------------------- searching
+
+
+def _search(plan: Sweep, raw: dict[str, Any], folder: Path, tracker: Tracker, crew: Crew) -> list[Trial]:
+    """Runs what is missing; returns all trials that there are, those of earlier starts too."""
+    study = _study(plan, folder, recipes.load(raw))
+    todo, done = _todo(plan, study), _finished(plan, study)
+    total = len(todo) if plan.method == "grid" else int(plan.trials or 0) - len(done)
+    if done:
+        say(f"{len(done)} trials are done already; {max(total, 0)} to go, in {folder}")
+    for parameters in todo:
+        study.enqueue_trial(parameters)
+    running: dict[Future[Any], Any] = {}
+    asked = 0
+    with bar("trials", total) as advance:
+        while asked < total or running:
+            while asked < total and len(running) < crew.size:
+                trial = study.ask(_distributions(plan))
+                asked += 1
+                running[_submit(plan, raw, trial, tracker, crew)] = trial
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                trial = running.pop(future)
+                advance(_tell(study, trial, _answer(future)))
+    return _finished(plan, study) + _failed(plan, study)
+
+
+def _submit(plan: Sweep, raw: dict[str, Any], trial: Any, tracker: Tracker, crew: Crew) -> Future[Any]:
+    name = f"{plan.name}-{trial.number:03d}"
+    changes = {**_decoded(plan, trial.params), "name": name, "test": False}
+    return crew.submit(run_trial, raw, changes, tracker.as_parent())
+
+
+def _answer(future: Future[Any]) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = future.result()
+        return answer
+    except Died as error:
+        return {"error": str(error)}
+
+
+def _tell(study: Any, trial: Any, answer: Mapping[str, Any]) -> str:
+    from optuna.trial import TrialState
+
+    values = None
+    if "error" not in answer:
+        trial.set_user_attr("summary", answer)
+        values = [answer["file_bytes"], answer["final"]["metric"]]
+    if values is None or any(value != value for value in values):
+        reason = answer.get("error") or "its validation metric is not a number"
+        trial.set_user_attr("error", reason)
+        study.tell(trial, state=TrialState.FAIL)
+        say(f"[yellow]trial {trial.number} failed:[/] {reason}")
+        return "a trial failed"
+    study.tell(trial, values)
+    return f"{answer['ratio']:.1f}x at {answer['metric']} {answer['final']['metric']:.4f}"
+
+
+def _study(plan: Sweep, folder: Path, parsed: Recipe) -> Any:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+
+    from deepcompression.problem import metric_of
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    metric = metric_of(parsed.metric.model_dump() if parsed.metric else None)
+    directions = ["minimize", "maximize" if metric.higher_is_better else "minimize"]
+    study = optuna.create_study(study_name=folder.name, storage=storage, directions=directions, load_if_exists=True)
+    seed = plan.seed + len(study.trials)  # started again, it must not draw the same points once more
+    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    study.sampler = samplers.get(plan.method, optuna.samplers.RandomSampler)(seed=seed)
+    for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING)):
+        storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # its process is gone
+    return study
+
+
+def _todo(plan: Sweep, study: Any) -> list[dict[str, Any]]:
+    """Points to try first: of a grid all that are missing, else those that failed or were cut off before."""
+    from optuna.trial import TrialState
+
+    done = [trial.params for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    if plan.method == "grid":
+        coded = [[_coded(choice) for choice in choices] for choices in plan.parameters.values()]  # type: ignore[union-attr]
+        wanted = [dict(zip(plan.parameters, point, strict=True)) for point in itertools.product(*coded)]
+    else:
+        failed = study.get_trials(states=(TrialState.FAIL,))
+        wanted = [trial.params for trial in failed if set(trial.params) == set(plan.parameters)]
+    unique: list[dict[str, Any]] = []
+    for point in wanted:
+        if point not in done and point not in unique:
+            unique.append(point)
+    return unique
+
+
+def _distributions(plan: Sweep) -> dict[str, Any]:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    def one(value: Any) -> Any:
+        if isinstance(value, list):
+            return CategoricalDistribution([_coded(choice) for choice in value])
+        if value.integer:
+            return IntDistribution(int(value.low), int(value.high), log=value.log, step=int(value.step or 1))
+        return FloatDistribution(value.low, value.high, log=value.log, step=value.step)
+
+    return {key: one(value) for key, value in plan.parameters.items()}
+
+
+def _coded(choice: Any) -> Any:
+    """Optuna takes scalars; a mapping or list stands as its JSON."""
+    return choice if choice is None or isinstance(choice, bool | int | float | str) else json.dumps(choice)
+
+
+def _decoded(plan: Sweep, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's parameters as overrides of the recipe."""
+    found = {}
+    for key, value in parameters.items():
+        choices = plan.parameters.get(key)
+        plain = [one for one in choices if _coded(one) == value] if isinstance(choices, list) else [value]
+        found[key] = plain[0] if plain else value
+    return found
+
+
+def _finished(plan: Sweep, study: Any) -> list[Trial]:
+    from optuna.trial import TrialState
+
+    return [
+        Trial(one.number, _decoded(plan, one.params), summary=one.user_attrs["summary"])
+        for one in study.get_trials(states=(TrialState.COMPLETE,))
+        if set(one.params) == set(plan.parameters)
+    ]
+
+
+def _failed(plan: Sweep, study: Any) -> list[Trial]:
+    """Trials whose last word is a failure: none with the same parameters succeeded."""
+    from optuna.trial import TrialState
+
+    done = [trial.params for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    last = {
+        json.dumps(one.params, sort_keys=True): one
+        for one in study.get_trials(states=(TrialState.FAIL,))
+        if one.params not in done and "error" in one.user_attrs
+    }
+    return [Trial(one.number, _decoded(plan, one.params), error=one.user_attrs["error"]) for one in last.values()]
+
+
+# ---------------------------------------------------------------- choosing
+
+
+def _finish(
+    plan: Sweep, raw: dict[str, Any], trials: Sequence[Trial], folder: Path, tracker: Tracker, crew: Crew
+) -> dict[str, Any]:
+    good = [trial for trial in trials if not trial.error]
+    if not good:
+        first = trials[0].error if trials else "there was nothing to try"
+        raise RunError(f"sweep {plan.name}: all {len(trials)} trials failed; the first: {first}")
+    points = [_point(trial) for trial in good]
+    best = front(points, higher=bool(good[0].summary["final"]["higher_is_better"]))
+    chosen = spread_out(best, plan.chosen)
+    _read_test(plan, raw, [trial for trial in good if trial.number in {one.number for one in chosen}], tracker, crew)
+    result = _result(plan, trials, {one.number for one in best}, folder, tracker)
+    write_json(folder / "sweep.json", result)
+    tested = {trial.number: trial.test for trial in good if trial.test}
+    picture(points, best, tested, result, folder / "pareto.svg")
+    tracker.metrics(
+        {
+            "trials": len(trials),
+            "failed_trials": len(trials) - len(good),
+            "best_ratio": max(trial.summary["ratio"] for trial in good),
+            "dense_bytes": good[0].summary["dense_bytes"],
+        }
+    )
+    for name in ("sweep.json", "pareto.svg"):
+        tracker.artifact(folder / name)
+    _prefect_artifacts(plan, result)
+    return result
+
+
+def _point(trial: Trial) -> Point:
+    return Point(trial.number, trial.summary["file_bytes"], trial.summary["final"]["metric"])
+
+
+def _read_test(plan: Sweep, raw: dict[str, Any], chosen: Sequence[Trial], tracker: Tracker, crew: Crew) -> None:
+    """The chosen once more, every stage reused, with the test split read and a report."""
+    futures = {}
+    for trial in chosen:
+        changes = {**trial.parameters, "name": f"{plan.name}-{trial.number:03d}-chosen", "test": True}
+        futures[crew.submit(run_trial, raw, changes, tracker.as_parent())] = trial
+    for future, trial in futures.items():
+        answer = _answer(future)
+        if "error" in answer:
+            say(f"[yellow]test of trial {trial.number} failed:[/] {answer['error']}")
+        else:
+            trial.test = answer
+
+
+def _result(plan: Sweep, trials: Sequence[Trial], best: set[int], folder: Path, tracker: Tracker) -> dict[str, Any]:
+    first = next(trial.summary for trial in trials if not trial.error)
+    return {
+        "sweep_version": 1,
+        "name": plan.name,
+        "method": plan.method,
+        "metric": first["metric"],
+        "higher_is_better": first["final"]["higher_is_better"],
+        "dense_bytes": first["dense_bytes"],
+        "dense_val_metric": first["baseline"]["metric"],
+        "parameters": list(plan.parameters),
+        "trials": [{**asdict(trial), "pareto": trial.number in best} for trial in trials],
+        "folder": str(folder),
+        "mlflow_run_id": tracker.run_id,
+        "prefect_flow_run_id": str(flow_run.id) if flow_run.id else None,
+    }
+
+
+def _prefect_artifacts(plan: Sweep, result: Mapping[str, Any]) -> None:
+    from prefect.artifacts import create_table_artifact
+
+    if flow_run.id:
+        rows = [
+            {**{key: str(value) for key, value in trial["parameters"].items()}, **_figures(trial)}
+            for trial in result["trials"]
+        ]
+        create_table_artifact(key="sweep", table=rows, description=f"{plan.name}: size and validation of every trial")
+
+
+def _figures(trial: Mapping[str, Any]) -> dict[str, Any]:
+    summary = trial["summary"]
+    if not summary:
+        return {"trial": trial["number"], "error": trial["error"]}
+    tested = trial["test"]["final"]["metric"] if trial["test"] else None
+    return {
+        "trial": trial["number"],
+        "bytes": summary["file_bytes"],
+        "ratio": round(summary["ratio"], 2),
+        "val": summary["final"]["metric"],
+        "test": tested,
+        "pareto": trial["pareto"],
+    }

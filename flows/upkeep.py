@@ -1,0 +1,180 @@
+"""What needs doing between runs: sending what a tracking server missed, and looking after the store."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from deepcompression.errors import RecipeError, RunError
+from flows import history
+from flows import recipe as recipes
+from flows.schema import Tracking
+from tasks import cleaning, tracking
+from tasks.console import say, size
+from tasks.lease import leases
+from tasks.life import PREFIX
+from tasks.places import is_url
+from tasks.store import UNSENT, Store
+from tasks.tracking import Tracker, resolve_uri
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+SCALES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def seconds(text: str) -> float:
+    """``30d``, ``12h``, ``90m`` as seconds.
+
+    Raises:
+        RecipeError: anything else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip())
+    if not found:
+        raise RecipeError(f"{text!r}: expected a time such as 90m, 12h, 30d or 8w")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def byte_count(text: str) -> int:
+    """``10GB``, ``500 MB`` as bytes (powers of 1,000).
+
+    Raises:
+        RecipeError: anything else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)", text.strip(), re.IGNORECASE)
+    if not found:
+        raise RecipeError(f"{text!r}: expected a size such as 500MB or 10GB")
+    return int(float(found[1]) * SCALES[found[2].upper()])
+
+
+def sync(words: Sequence[str], runs: str, store: str, uri: str | None) -> list[str]:
+    """Sends what tracking servers did not get, of the runs named or of all; parents before their children.
+
+    Args:
+        words: folders or names of runs; none for all below ``runs``, and all that the store keeps for other machines.
+        runs: where runs lie.
+        store: the store; what it keeps below ``unsent/`` is sent too.
+        uri: the server, where it is not that of the run's recipe.
+
+    Returns:
+        A line for each server that still does not answer.
+    """
+    home, failures = recipes.ROOT / runs, []
+    named = [path if (path := Path(word)).is_dir() else home / word for word in words]
+    missing = [str(path) for path in named if not (path / tracking.JOURNAL).is_file()]
+    if missing:
+        raise RecipeError(f"{missing[0]}: not the folder of a run (there is no {tracking.JOURNAL})")
+    opened = _open(store)
+    live = {one.key.removeprefix(PREFIX) for one in leases(opened.place) if one.alive}
+    with tempfile.TemporaryDirectory() as borrowed:
+        known = [path.parent for path in home.glob(f"*/{tracking.JOURNAL}")]
+        folders = named or [*known, *_left_by_others(opened, {path.name for path in known}, Path(borrowed))]
+        for folder in sorted((one for one in folders if one.name not in live), key=_childish):
+            try:
+                sent = _tracker(folder, uri).sync()
+            except RunError as error:
+                failures.append(str(error))
+                continue
+            for info in opened.place.files(f"{UNSENT}/{folder.name}"):
+                opened.place.remove(info.name)
+            if sent:
+                say(f"{folder.name}: {sent} records sent")
+    return failures
+
+
+def _open(where: str) -> Store:
+    return Store(where if is_url(where) else recipes.ROOT / where)
+
+
+def _childish(folder: Path) -> bool:
+    try:
+        with (folder / tracking.JOURNAL).open(encoding="utf-8") as journal:
+            return bool(json.loads(journal.readline()).get("parent"))
+    except (OSError, ValueError):
+        return True
+
+
+def _left_by_others(store: Store, known: set[str], borrowed: Path) -> list[Path]:
+    """Folders of runs of other machines, fetched from the store."""
+    names = set()
+    for info in store.place.files(UNSENT):
+        name = info.name.split("/")[1]
+        if name not in known:
+            names.add(name)
+            store.place.fetch(info.name, borrowed / Path(info.name).relative_to(UNSENT))
+    return [borrowed / name for name in sorted(names)]
+
+
+def _tracker(folder: Path, uri: str | None) -> Tracker:
+    """With the address that the run's recipe names; passwords are read from the environment, as in the run."""
+    stored = history.find(str(folder), "").recipe.get("tracking") or {}
+    raw = {**Tracking().model_dump(), **stored}
+    resolved = recipes.resolve(raw, f"{folder}/recipe.yaml: tracking")
+    return Tracker(str(folder), resolve_uri(uri or resolved["uri"]), resolved["experiment"])
+
+
+def show_store(where: str) -> None:
+    """A table of what a store holds, by stage."""
+    found = cleaning.inventory(_open(where).place)
+    by_stage: dict[str, list[Any]] = {}
+    for entry in found.entries.values():
+        row = by_stage.setdefault(str(entry.get("stage", "?")), [0, set()])
+        row[0] += 1
+        row[1].add(entry["object"])
+    table = Table(title=f"store {where}", title_justify="left")
+    table.add_column("stage")
+    table.add_column("results", justify="right")
+    table.add_column("size", justify="right")
+    for stage, (count, digests) in sorted(by_stage.items()):
+        bytes_ = sum(found.objects[digest].size for digest in digests if digest in found.objects)
+        table.add_row(stage, f"{count:,}", size(bytes_))
+    checkpoints = sum(info.size for infos in found.partial.values() for info in infos)
+    table.add_row("checkpoints", f"{len(found.partial):,}", size(checkpoints))
+    table.add_section()
+    table.add_row("all", f"{len(found.entries) + len(found.partial):,}", size(found.size_bytes))
+    Console(highlight=False).print(table)
+    working = sorted(key.removeprefix(PREFIX) for key in found.leased if key.startswith(PREFIX))
+    if working:
+        say(f"live runs: {', '.join(working)}")
+
+
+def clean(where: str, runs: str, *, older: str | None, size_: str | None, gone: bool, uri: str, dry_run: bool) -> None:
+    """Prunes the store by age, size, or runs that are gone, and says what went; see ``tasks.cleaning.prune``.
+
+    Raises:
+        RecipeError: a time or size that cannot be read.
+        RunError: the registry, which knows the champions, does not answer: then nothing is removed.
+    """
+    from tasks.registry import champion_files
+
+    store = _open(where)
+    done = cleaning.prune(
+        store,
+        cleaning.inventory(store.place),
+        older=seconds(older) if older else None,
+        size=byte_count(size_) if size_ else None,
+        runs=_keys_of_runs(recipes.ROOT / runs) if gone else None,
+        champions=champion_files(uri),
+        dry_run=dry_run,
+    )
+    kept = ", ".join(f"{count} {reason}" for reason, count in done.kept.items())
+    say(
+        f"{'would remove' if dry_run else 'removed'} {done.entries} results and {done.checkpoints} checkpoints, "
+        f"{size(done.bytes)}{f'; stays whatever is asked: {kept}' if kept else ''}"
+    )
+
+
+def _keys_of_runs(home: Path) -> frozenset[str]:
+    keys = set()
+    for folder in history.folders(home):
+        try:
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        keys |= {row["key"] for row in summary.get("stages", []) if "key" in row}
+    return frozenset(keys)
