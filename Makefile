@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RECIPE ?= conf/digits.yaml
 ARGS ?=
 
-.PHONY: help run test style quality bench schema clean
+.PHONY: help run servers test style quality bench schema clean
 .DEFAULT_GOAL := help
 
 help:  ## list these verbs
@@ -14,11 +14,14 @@ help:  ## list these verbs
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[torch,fast,flow,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[torch,fast,flow,s3,dask,dev]"
 	@touch $@
 
 run: $(VENV)/.installed  ## set up, then compress: make run [RECIPE=conf/lenet-5.yaml] [ARGS="seed=3"]
 	$(BIN)/python -m flows run $(RECIPE) $(ARGS)
+
+servers: $(VENV)/.installed  ## set up, then Prefect's and MLflow's servers on this machine, until Ctrl-C
+	$(BIN)/python -m flows servers $(ARGS)
 
 test: $(VENV)/.installed  ## set up, then all tests: make test [ARGS="-k huffman"]
 	$(BIN)/python -m pytest $(ARGS)

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+ROOT = Path(__file__).resolve().parent.parent
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -170,6 +172,24 @@ def serve(
 
 
 @app.command()
+def servers(
+    prefect_port: Annotated[int, typer.Option(help="of Prefect's pages and API")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="of MLflow's pages and API")] = 5000,
+    data: Annotated[str, typer.Option(help="folder of databases and logs")] = "artifacts",
+    verbose: Verbose = False,
+) -> None:
+    """Start a Prefect server and an MLflow server on this machine (loopback only), until interrupted."""
+    with _guarded(verbose, False):
+        from flows import servers as module
+
+        signal.signal(signal.SIGTERM, _terminated)
+        try:
+            module.run((ROOT / data).resolve(), prefect_port, mlflow_port)
+        except KeyboardInterrupt:
+            return
+
+
+@app.command()
 def compare(
     run: Annotated[list[str] | None, typer.Argument(help="runs: folders, MLflow or Prefect ids")] = None,
     last: Annotated[int | None, typer.Option(min=1, help="the newest so many runs")] = None,
@@ -305,15 +325,20 @@ def _print(summary: dict[str, Any], as_json: bool) -> None:
 
 def _settings(verbose: bool) -> None:
     """Prefect without a server: quiet, its database beside the runs, time enough to start. What you set stands."""
-    root = Path(__file__).resolve().parent.parent
-    os.environ.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{root}/artifacts/prefect.db")
+    artifacts = ROOT / "artifacts"
+    os.environ.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{artifacts}/prefect.db")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if not verbose:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
-    (root / "artifacts").mkdir(exist_ok=True)
+    artifacts.mkdir(exist_ok=True)
+    if "PREFECT_API_URL" not in os.environ and (artifacts / "servers.json").exists():
+        from flows.servers import running_prefect
+
+        url = running_prefect(artifacts)
+        os.environ.update({"PREFECT_API_URL": url} if url else {})
 
 
 def _end_orphans() -> None:
@@ -326,7 +351,9 @@ def _end_orphans() -> None:
             server = "prefect.server.api.server:create_app" in " ".join(process.info["cmdline"] or ())
             parent = process.parent() if server else None
             orphan = server and (parent is None or parent.pid == 1 or parent.name() in ("systemd", "init"))
-            if orphan and process.environ().get("PREFECT_API_DATABASE_CONNECTION_URL") == ours:
+            settings = process.environ() if orphan else {}
+            temporary = settings.get("PREFECT__SERVER_EPHEMERAL") == "1"  # not one that somebody put in the background
+            if temporary and settings.get("PREFECT_API_DATABASE_CONNECTION_URL") == ours:
                 process.terminate()
         except psutil.Error:
             continue

@@ -19,6 +19,7 @@ from prefect.runtime import flow_run
 
 from deepcompression.atomic import storage_error, written
 from flows import recipe as recipes
+from flows.missed import skip_missed
 from flows.schema import Recipe
 from tasks.baseline import baseline
 from tasks.check import check
@@ -74,6 +75,7 @@ def compress(
     parsed = recipes.load(recipe, overrides)
     stored = recipes.as_stored(parsed, recipe, overrides)
     recover(_store(parsed).place, resolve_uri(parsed.tracking.uri))
+    skip_missed(flow_run.id)
     if parsed.seeds is None:
         assert parsed.seed is not None
         return _run_seed(parsed, stored, parsed.seed, parent)

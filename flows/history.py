@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -140,8 +141,8 @@ def admit(found: Found, allowed: Sequence[str], ours: Recipe | None, overrides: 
             raise RecipeError(f"run {found.name}: {key} had a password, which was not stored; give it: {key}=...")
         if found.foreign and "${" in value:
             raise RecipeError(
-                f"run {found.name}: {key}: {value} would be read from this machine, but the recipe came from a tracking "
-                f"server; give the value: {key}=..."
+                f"run {found.name}: {key}: {value} would be read from this machine, but the recipe came from a "
+                f"tracking server; give the value: {key}=..."
             )
     if found.foreign:
         python_path = [str(recipes.ROOT / one) for one in (ours.python_path if ours else ())]
@@ -165,8 +166,8 @@ def _judge(name: str, recipe: Mapping[str, Any], allowed: Sequence[str], python_
 
 def _refusal(name: str, spec: str, allowed: Sequence[str]) -> str:
     return (
-        f"run {name}: its recipe came from a tracking server and names {spec}, which is not under {', '.join(allowed)}; "
-        f"if you trust it: --allow {spec.partition(':')[0]}"
+        f"run {name}: its recipe came from a tracking server and names {spec}, which is not under "
+        f"{', '.join(allowed)}; if you trust it: --allow {spec.partition(':')[0]}"
     )
 
 
@@ -225,15 +226,10 @@ def _from_prefect(flow_run_id: str) -> Found:
 def _ids(folder: Path) -> set[str]:
     """MLflow's and Prefect's ids of a run on this machine, without dashes."""
     ids = set()
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError):
         ids.add(str(json.loads((folder / tracking.STATE).read_text())["run_id"]))
-    except (OSError, ValueError, KeyError):
-        pass
-    try:
-        with (folder / tracking.JOURNAL).open(encoding="utf-8") as journal:
-            ids.add(str(json.loads(journal.readline())["tags"]["prefect.flow_run_id"]).replace("-", ""))
-    except (OSError, ValueError, KeyError):
-        pass
+    with contextlib.suppress(OSError, ValueError, KeyError), (folder / tracking.JOURNAL).open() as journal:
+        ids.add(str(json.loads(journal.readline())["tags"]["prefect.flow_run_id"]).replace("-", ""))
     return ids
 
 

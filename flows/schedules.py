@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
@@ -18,7 +18,6 @@ from flows.schema import Name, Strict
 from tasks.console import say
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import FlowRun
     from prefect.deployments.runner import RunnerDeployment
 
 HEARTBEAT_SECONDS = 30
@@ -181,35 +180,6 @@ def _watch_heartbeats() -> None:
     with get_client(sync_client=True) as client:
         if not client.read_automations_by_name(ZOMBIES):
             Automation(name=ZOMBIES, trigger=trigger, actions=[crash]).create()
-
-
-def skip_missed(flow_run_id: str) -> None:
-    """Runs of the same schedule that are overdue because the machine slept: this one makes up for all of them."""
-    from prefect.client.orchestration import get_client
-    from prefect.states import Cancelled
-
-    with get_client(sync_client=True) as client:
-        mine = client.read_flow_run(flow_run_id)
-        for one in _overdue(client, mine):
-            message = f"Missed while this machine was away; {mine.name} makes up for it."
-            client.set_flow_run_state(one.id, Cancelled(name="Skipped", message=message))
-
-
-def _overdue(client: Any, mine: FlowRun) -> list[FlowRun]:
-    from prefect.client.schemas import filters
-    from prefect.client.schemas.objects import StateType
-
-    if mine.deployment_id is None or not mine.auto_scheduled:
-        return []
-    scheduled = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
-    found = client.read_flow_runs(
-        deployment_filter=filters.DeploymentFilter(id=filters.DeploymentFilterId(any_=[mine.deployment_id])),
-        flow_run_filter=filters.FlowRunFilter(
-            state=scheduled,
-            expected_start_time=filters.FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
-        ),
-    )
-    return [one for one in found if one.id != mine.id and one.auto_scheduled]
 
 
 def paths_of(words: Sequence[str]) -> list[str]:

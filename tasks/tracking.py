@@ -215,6 +215,11 @@ def run_of_flow(uri: str, flow_run_id: str) -> str | None:
     return str(runs[0].info.run_id) if runs else None
 
 
+def ready(uri: str) -> None:
+    """Opens a database or knocks at a server once; a fresh database is migrated, by one process at a time."""
+    _client(uri)
+
+
 def resolve_uri(uri: str) -> str:
     """A tracking URI with a relative SQLite path made absolute from the repository's root."""
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):

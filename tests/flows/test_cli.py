@@ -189,7 +189,7 @@ def test_orphaned_temporary_servers_are_ended_and_others_left(monkeypatch: pytes
     spawn = f"import subprocess; print(subprocess.Popen({sleeper!r}, stdout=subprocess.DEVNULL).pid)"
 
     def orphan(database: str) -> psutil.Process:
-        environment = {**os.environ, "PREFECT_API_DATABASE_CONNECTION_URL": database}
+        environment = {**os.environ, "PREFECT_API_DATABASE_CONNECTION_URL": database, "PREFECT__SERVER_EPHEMERAL": "1"}
         pid = subprocess.run(
             [sys.executable, "-c", spawn], env=environment, stdout=subprocess.PIPE, text=True, check=True
         ).stdout

@@ -1,0 +1,189 @@
+"""Both servers, Prefect's and MLflow's, on this machine: loopback only, data in artifacts/, restarted if they die."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from deepcompression.errors import RunError
+from tasks.console import say
+from tasks.store import write_json
+from tasks.tracking import resolve_uri
+
+ROOT = Path(__file__).resolve().parent.parent
+START_SECONDS = 120
+RESTARTS = 5  # within a minute: then something is wrong that a restart does not mend
+
+
+@dataclass
+class Server:
+    """One server process: how it is started, where it answers."""
+
+    name: str
+    command: list[str]
+    health: str
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    starts: list[float] = field(default_factory=list)
+
+    def start(self, log: Path) -> None:
+        """Starts the process; what it prints goes to ``log``."""
+        self.starts = [one for one in self.starts if time.monotonic() - one < 60] + [time.monotonic()]
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env={**os.environ, **self.environment},
+            )
+
+    def answers(self) -> bool:
+        """Whether its health check does."""
+        try:
+            urllib.request.urlopen(self.health, timeout=2).close()
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Ends the process and its children."""
+        if self.process is None:
+            return
+        for how, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, how)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(seconds)
+                return
+
+
+def prefect_server(data: Path, port: int) -> Server:
+    """Prefect on loopback; its database is the one that runs without a server use too."""
+    url = f"http://127.0.0.1:{port}/api"
+    database = os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{data}/prefect.db")
+    settings = {
+        "PREFECT_API_DATABASE_CONNECTION_URL": database,
+        "PREFECT_UI_API_URL": url,
+        "PREFECT_API_URL": url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        "DO_NOT_TRACK": "1",
+    }
+    start = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    return Server("Prefect", start, f"{url}/health", settings)
+
+
+def mlflow_server(data: Path, port: int, uri: str | None = None) -> Server:
+    """MLflow on loopback; its database is the one that runs log to. One worker: half a gigabyte instead of three."""
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", uri or f"sqlite:///{data}/mlflow.db", "--artifacts-destination", f"{data}/mlartifacts",
+    ]  # fmt: skip
+    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return Server("MLflow", command, f"http://127.0.0.1:{port}/health", settings)
+
+
+def run(data: Path, prefect_port: int, mlflow_port: int) -> None:
+    """Starts both, says where to click, restarts one that dies, and ends both when interrupted.
+
+    Raises:
+        RunError: a port is taken, or a server does not come up; its log is named.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    servers = [prefect_server(data, prefect_port), mlflow_server(data, mlflow_port, _database(data))]
+    for one in servers:
+        if one.answers():
+            raise RunError(f"something answers at {one.health} already; stop it, or choose another port (--help)")
+    note = data / "servers.json"
+    try:
+        for one in servers:
+            one.start(_log(data, one))
+        for one in servers:
+            _wait(one, _log(data, one))
+        process = psutil.Process()
+        api = f"http://127.0.0.1:{prefect_port}/api"
+        write_json(note, {"pid": process.pid, "started": process.create_time(), "prefect_api_url": api})
+        _tell(prefect_port, mlflow_port)
+        while True:
+            time.sleep(1)
+            _keep(servers, data)
+    finally:
+        note.unlink(missing_ok=True)
+        for one in servers:
+            one.stop()
+
+
+def _database(data: Path) -> str:
+    """Migrated once here: two processes that open a fresh database together corrupt it."""
+    from tasks.tracking import ready
+
+    uri = resolve_uri(f"sqlite:///{data.resolve()}/mlflow.db")
+    ready(uri)
+    return uri
+
+
+def _wait(server: Server, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not server.answers():
+        died = server.process is not None and server.process.poll() is not None
+        if died or time.monotonic() > deadline:
+            raise RunError(f"{server.name}'s server does not come up; see {log}")
+        time.sleep(0.2)
+
+
+def _keep(servers: list[Server], data: Path) -> None:
+    for one in servers:
+        if one.process is not None and one.process.poll() is not None:
+            if len(one.starts) > RESTARTS:
+                raise RunError(f"{one.name}'s server died {len(one.starts)} times in a minute; see {_log(data, one)}")
+            say(f"[yellow]{one.name}'s server died (exit code {one.process.returncode}); starting it again[/]")
+            one.start(_log(data, one))
+
+
+def _log(data: Path, server: Server) -> Path:
+    return data / f"{server.name.lower()}-server.log"
+
+
+def _tell(prefect_port: int, mlflow_port: int) -> None:
+    say("both servers are up, on this machine only; Ctrl-C ends them, their data stays in artifacts/")
+    say(f"  Prefect   http://127.0.0.1:{prefect_port}/runs         flow runs, tasks, artifacts")
+    say(f"            http://127.0.0.1:{prefect_port}/deployments  schedules; Custom run")
+    say(f"  MLflow    http://127.0.0.1:{mlflow_port}/#/experiments   runs: tick some, Compare")
+    say(f"            http://127.0.0.1:{mlflow_port}/#/models        promoted models")
+    say("runs started from this clone use this Prefect server by themselves; elsewhere:")
+    say(f"  export PREFECT_API_URL=http://127.0.0.1:{prefect_port}/api")
+
+
+def running_prefect(data: Path) -> str | None:
+    """The URL of the Prefect server that ``make servers`` runs from this clone, if it lives."""
+    try:
+        noted = json.loads((data / "servers.json").read_text(encoding="utf-8"))
+        process = psutil.Process(noted["pid"])
+        alive = abs(process.create_time() - noted["started"]) < 1
+        return str(noted["prefect_api_url"]) if alive else None
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return None
+
+
+@contextlib.contextmanager
+def started(server: Server, log: Path) -> Iterator[Server]:
+    """One server while a block runs."""
+    server.start(log)
+    try:
+        _wait(server, log)
+        yield server
+    finally:
+        server.stop()
