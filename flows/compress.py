@@ -16,8 +16,10 @@ from typing import Any
 
 from prefect import Task, flow
 from prefect.runtime import flow_run
+from prefect.states import Completed, State
 
 from deepcompression.atomic import storage_error, written
+from deepcompression.errors import RecipeError
 from flows import recipe as recipes
 from flows.missed import skip_missed
 from flows.schema import Recipe
@@ -30,9 +32,11 @@ from tasks.figures import bytes_by_stage
 from tasks.finetune import finetune
 from tasks.life import living, recover
 from tasks.places import is_url, place_at
+from tasks.promote import promote
 from tasks.prune import prune
 from tasks.quantize import quantize
 from tasks.recalibrate import recalibrate
+from tasks.registry import example_of
 from tasks.run import Reference, Run
 from tasks.share import share
 from tasks.store import UNSENT, Store, publish, write_json
@@ -60,8 +64,9 @@ def _flow_run_name() -> str:
 @flow(name="compress", flow_run_name=_flow_run_name, validate_parameters=False)
 def compress(
     recipe: str | dict[str, Any], overrides: dict[str, Any] | None = None, parent: Parent | None = None
-) -> dict[str, Any]:
-    """Runs Deep Compression as the recipe says and returns the summary.
+) -> dict[str, Any] | State[dict[str, Any]]:
+    """Runs Deep Compression as the recipe says and returns the summary; in a state named NotPromoted where gates of
+    ``promote`` did not pass.
 
     Args:
         recipe: path or URL of a YAML file, or the mapping itself.
@@ -78,8 +83,18 @@ def compress(
     skip_missed(flow_run.id)
     if parsed.seeds is None:
         assert parsed.seed is not None
-        return _run_seed(parsed, stored, parsed.seed, parent)
-    return _run_seeds(parsed, stored, parsed.seeds, parent)
+        summary = _run_seed(parsed, stored, parsed.seed, parent)
+    else:
+        summary = _run_seeds(parsed, stored, parsed.seeds, parent)
+    if any(_refused(one) for one in summary.get("runs", [summary])):
+        return Completed(name="NotPromoted", message="A gate of promote did not pass.", data=summary)
+    return summary
+
+
+def _refused(summary: Mapping[str, Any]) -> bool:
+    """Whether gates kept a file from being promoted; one that already is the champion was not refused."""
+    gates = (summary.get("promotion") or {}).get("gates", [])
+    return any(not gate["passed"] and gate["gate"] != "new_file" for gate in gates)
 
 
 def _run_seeds(parsed: Recipe, stored: dict[str, Any], seeds: Sequence[int], parent: Parent | None) -> dict[str, Any]:
@@ -146,6 +161,7 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         weights = run.model["weights"]
         start = {"weights": weights} if weights else {"train": parsed.train.model_dump(mode="json")}
         check(run, [("train", start), *stages])
+        _check_promotion(run, parsed, stored)
         references = [_call(baseline, run, "baseline", 0, start)]
         for number, (label, config) in enumerate(stages, 1):
             stage = STAGES.get(config["stage"], custom)
@@ -153,8 +169,27 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         path = folder / "model.dcz"
         verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path), parsed.test)
         summary = _summary(run, references, verified, path)
+        if parsed.promote:
+            gates = parsed.promote.model_dump(mode="json")
+            summary["promotion"] = _call(promote, run, "promote", gates, references[0], references[-1], str(path))
         _leave(run, references, summary, stored)
     return summary
+
+
+def _check_promotion(run: Run, parsed: Recipe, stored: Mapping[str, Any]) -> None:
+    """What would stop a promotion is told before anything trains.
+
+    Raises:
+        DataError: ``promote.inputs`` do not fit the samples.
+        RecipeError: a secret would be stored with the registered model.
+    """
+    if parsed.promote is None:
+        return
+    if "${" in json.dumps(stored["model"]["kwargs"]):
+        raise RecipeError(
+            "model.kwargs has a secret (${oc.env:...}), which a promoted model would store; read it in code"
+        )
+    example_of(run, parsed.promote.inputs)
 
 
 def _call(task: Task[..., Any], *arguments: Any) -> Any:

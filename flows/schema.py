@@ -204,6 +204,32 @@ class Tracking(Strict):
     experiment: str = "deep-compression"
 
 
+class Promote(Strict):
+    """Registers the file as a version of an MLflow model and makes it the champion, if every gate given here passes.
+
+    All gates are judged on the validation split. Losses are percentage points where samples are right or wrong, else
+    in the metric's own unit.
+    """
+
+    model: Name = Field(description="the registered model")
+    max_metric_loss: float | None = Field(None, ge=0, description="how much worse than the dense model at most")
+    min_ratio: float | None = Field(None, gt=0, description="how many times smaller than the dense model at least")
+    smaller_than_champion: bool = Field(False, description="whether it must have fewer bytes than the champion")
+    max_metric_loss_to_champion: float | None = Field(
+        None, ge=0, description="how much worse than the champion at most"
+    )
+    inputs: list[str] | None = Field(
+        None, min_length=1, description="where samples are mappings: what the model takes, in its arguments' order"
+    )
+
+    @field_validator("inputs")
+    @classmethod
+    def _once(cls, inputs: list[str] | None) -> list[str] | None:
+        if inputs and len(set(inputs)) < len(inputs):
+            raise ValueError("expected each input once")
+        return inputs
+
+
 class Recipe(Strict):
     """One YAML = one run (or one run a seed)."""
 
@@ -227,6 +253,7 @@ class Recipe(Strict):
     store: str = Field("artifacts/store", description="stage results: a folder, or a URL such as s3://bucket/store")
     runs: str = Field("artifacts/runs", description="what runs leave: a folder, or a URL to copy it to")
     tracking: Tracking = Tracking()
+    promote: Promote | None = None
 
     @field_validator("stages")
     @classmethod

@@ -128,10 +128,10 @@ def run(data: Path, prefect_port: int, mlflow_port: int) -> None:
 
 def _database(data: Path) -> str:
     """Migrated once here: two processes that open a fresh database together corrupt it."""
-    from tasks.tracking import ready
+    from tasks.tracking import client_of
 
     uri = resolve_uri(f"sqlite:///{data.resolve()}/mlflow.db")
-    ready(uri)
+    client_of(uri)
     return uri
 
 

@@ -207,7 +207,7 @@ def _search(plan: Sweep, raw: dict[str, Any], folder: Path, tracker: Tracker, cr
 
 def _submit(plan: Sweep, raw: dict[str, Any], trial: Any, tracker: Tracker, crew: Crew) -> Future[Any]:
     name = f"{plan.name}-{trial.number:03d}"
-    changes = {**_decoded(plan, trial.params), "name": name, "test": False}
+    changes = {**_decoded(plan, trial.params), "name": name, "test": False, "promote": None}
     return crew.submit(run_trial, raw, changes, tracker.as_parent())
 
 
@@ -366,7 +366,8 @@ def _read_test(plan: Sweep, raw: dict[str, Any], chosen: Sequence[Trial], tracke
     """The chosen once more, every stage reused, with the test split read and a report."""
     futures = {}
     for trial in chosen:
-        changes = {**trial.parameters, "name": f"{plan.name}-{trial.number:03d}-chosen", "test": True}
+        name = f"{plan.name}-{trial.number:03d}-chosen"
+        changes = {**trial.parameters, "name": name, "test": True, "promote": None}
         futures[crew.submit(run_trial, raw, changes, tracker.as_parent())] = trial
     for future, trial in futures.items():
         answer = _answer(future)

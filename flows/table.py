@@ -49,8 +49,23 @@ def _verdict(console: Console, summary: Mapping[str, Any]) -> None:
     )
     console.print(f"{summary['final']['split']} {summary['metric']}: {ends}", soft_wrap=True)
     console.print(f"file: {summary['file']}", soft_wrap=True)
+    _promotion(console, summary.get("promotion"))
     if summary["mlflow_run_id"]:
         console.print(f"MLflow run {summary['mlflow_run_id']} in {summary['tracking_uri']}", soft_wrap=True)
+
+
+def _promotion(console: Console, promotion: Mapping[str, Any] | None) -> None:
+    if promotion is None:
+        return
+    name = promotion["model"]
+    told = (
+        f"version {promotion['version']} of {name} is the champion"
+        if promotion["promoted"]
+        else f"{name}: not promoted"
+    )
+    console.print(told, soft_wrap=True)
+    for gate in promotion["gates"]:
+        console.print(f"  {'passed' if gate['passed'] else 'FAILED'}  {gate['text']}", soft_wrap=True, markup=False)
 
 
 def _result(end: Mapping[str, Any]) -> str:

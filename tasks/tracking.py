@@ -1,4 +1,4 @@
-"""All of MLflow. What is logged is written into the run's folder, then sent; a server that is away sinks nothing."""
+"""All of MLflow's runs (its models: registry.py). What is logged is written into the run's folder, then sent; a server that is away sinks nothing."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ STATE = "tracking.json"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# It would stand on stdout, which `--json` promises to JSON alone.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
 # A run that has children: its "folder", for where that can be seen, and MLflow's "run_id", where a server has it.
@@ -137,7 +139,7 @@ class Tracker:
             self._go_offline(error)
 
     def _send(self, line: Mapping[str, Any], again: bool = False) -> None:
-        client = _client(self.uri)
+        client = client_of(self.uri)
         state = _state(self.folder)
         if line["kind"] == "start":
             found = _started(client, self, line) if again else None
@@ -164,7 +166,7 @@ class Tracker:
 
 def terminate(uri: str, run_id: str) -> None:
     """Ends the MLflow run of a process that died on another machine, if it is still said to be running."""
-    client = _client(uri)
+    client = client_of(uri)
     if client.get_run(run_id).info.status == "RUNNING":
         client.set_terminated(run_id, "KILLED")
 
@@ -179,7 +181,7 @@ def recipe_of(uri: str, run_id: str) -> str:
 
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = _client(uri).download_artifacts(run_id, "recipe.yaml", folder)
+            path = client_of(uri).download_artifacts(run_id, "recipe.yaml", folder)
             return Path(path).read_text(encoding="utf-8")
     except Exception as error:  # whatever a tracking server or its client throws
         reason = " ".join(str(error).split())[:200]
@@ -193,7 +195,7 @@ def runs_of_experiment(uri: str, experiment: str) -> list[str]:
         RunError: no such server, or no such experiment.
     """
     try:
-        client = _client(uri)
+        client = client_of(uri)
         found = client.get_experiment_by_name(experiment)
         runs = client.search_runs([found.experiment_id], "attributes.status = 'FINISHED'") if found else None
     except Exception as error:
@@ -206,18 +208,13 @@ def runs_of_experiment(uri: str, experiment: str) -> list[str]:
 def run_of_flow(uri: str, flow_run_id: str) -> str | None:
     """The id of the MLflow run that a Prefect flow run opened (the parent, of several), or None."""
     try:
-        client = _client(uri)
+        client = client_of(uri)
         experiments = [one.experiment_id for one in client.search_experiments()]
         query = f"tags.`prefect.flow_run_id` = '{flow_run_id}'"
         runs = client.search_runs(experiments, query, order_by=["attributes.start_time ASC"], max_results=1)
     except Exception as error:
         raise RunError(f"{masked(uri)} does not answer: {' '.join(str(error).split())[:160]}") from None
     return str(runs[0].info.run_id) if runs else None
-
-
-def ready(uri: str) -> None:
-    """Opens a database or knocks at a server once; a fresh database is migrated, by one process at a time."""
-    _client(uri)
 
 
 def resolve_uri(uri: str) -> str:
@@ -254,8 +251,8 @@ def _legal(name: str) -> str:
 
 
 @lru_cache
-def _client(uri: str) -> Any:
-    """A client whose store exists and answers.
+def client_of(uri: str) -> Any:
+    """A client whose store exists and answers; a fresh database is migrated, by one process at a time.
 
     Raises:
         OSError: a server that does not answer its health check within 3 s.

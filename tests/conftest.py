@@ -29,10 +29,10 @@ def prefect_server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty MLflow database: migrating takes seconds, copying does not."""
-    from tasks.tracking import _client
+    from tasks.tracking import client_of
 
     path = tmp_path_factory.mktemp("mlflow") / "template.db"
-    _client(f"sqlite:///{path}")
+    client_of(f"sqlite:///{path}")
     return path
 
 
