@@ -28,7 +28,8 @@ def verify(request: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``identical``, ``differs`` (a tensor's name or None), and, where there is data, ``baseline`` and ``final``:
-        each ``metric``, ``loss``, ``total``, ``higher_is_better``, where scores are 0/1 ``correct``, ``accuracy``, ``error``.
+        each ``metric``, ``loss``, ``total``, ``higher_is_better``; where scores are 0/1, ``correct``, ``accuracy``,
+        ``error``.
     """
     sys.path[:0] = request["python_path"]
     if request["threads"]:

@@ -219,7 +219,7 @@ def compare(
         if form == "table":
             module.show(compared)
         else:
-            print(module.render(compared, history.one_of(form, module.FORMATS)))
+            print(module.render(compared, history.one_of(form, module.FORMATS)), end="")
 
 
 @app.command()

@@ -37,6 +37,7 @@ from tasks.prune import prune
 from tasks.quantize import quantize
 from tasks.recalibrate import recalibrate
 from tasks.registry import example_of
+from tasks.report import write_report
 from tasks.run import Reference, Run
 from tasks.share import share
 from tasks.store import UNSENT, Store, publish, write_json
@@ -310,6 +311,7 @@ def _summary(run: Run, references: Sequence[Reference], verified: Verified, path
         "file_bytes": count,
         "ratio": dense / count,
         "metric": run.metric_object().name,
+        "data_digest": run.data_digest(),
         "baseline": verified.baseline,
         "final": verified.final,
         "stages": [
@@ -332,6 +334,7 @@ def _leave(run: Run, references: Sequence[Reference], summary: dict[str, Any], s
     inspection = deepcompression.inspect(file)
     write_json(folder / "summary.json", summary)
     bytes_by_stage(summary["stages"], inspection, folder / "figures" / "bytes.svg")
+    write_report(run, references, summary, stored, folder / "report.html")
     numbers = {"file_bytes": summary["file_bytes"], "ratio": summary["ratio"], "dense_bytes": summary["dense_bytes"]}
     name = run.metric_object().name
     for prefix, end in (("baseline_", summary["baseline"]), ("", summary["final"])):
@@ -339,14 +342,15 @@ def _leave(run: Run, references: Sequence[Reference], summary: dict[str, Any], s
         numbers[f"{prefix}_{name}"] = end["metric"]
         numbers |= {f"{prefix}_{key}": end[key] for key in ("error", "correct") if end.get(key) is not None}
     run.tracker.metrics({key: value for key, value in numbers.items() if math.isfinite(value)})
-    for path, place in ((file, None), (folder / "summary.json", None), (folder / "figures" / "bytes.svg", "figures")):
-        run.tracker.artifact(path, place)
+    for path in (file, folder / "summary.json", folder / "report.html"):
+        run.tracker.artifact(path)
+    run.tracker.artifact(folder / "figures" / "bytes.svg", "figures")
     _prefect_artifacts(run, summary)
 
 
 def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
     """The stage table and the key figures, for Prefect's flow-run page."""
-    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
     if not flow_run.id:
         return
@@ -354,6 +358,8 @@ def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
     create_table_artifact(
         key="stages", table=[dict(row) for row in summary["stages"]], description=f"{run.name}, seed {run.seed}"
     )
+    report = (Path(run.folder) / "report.html").resolve().as_uri()
+    create_link_artifact(key="report", link=report, link_text="report.html", description="The run's whole report")
     create_markdown_artifact(
         key="result",
         markdown=f"""# {run.name}: {summary["ratio"]:.1f}x smaller

@@ -1,17 +1,33 @@
-"""Pictures of one run."""
+"""Pictures of one run: as a file, and as SVG that stands inside a page and takes its text colour."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 from deepcompression.atomic import written
 from tasks.console import size
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tasks.run import Reference, Run
+
 # Okabe and Ito's colours: told apart by colour-blind people, and in grey.
 PARTS = {"positions": "#0072B2", "values": "#E69F00", "codebook": "#009E73", "table": "#CC79A7", "header": "#999999"}
-BAR = "#56B4E9"
+BAR, BLUE, VERMILION, GREEN = "#56B4E9", "#0072B2", "#D55E00", "#009E73"
+INK = "#010203"  # drawn by nothing else, so that it can become the page's own colour
+MOST_CENTROIDS = 256
+MOST_HISTOGRAMS = 6
+BINS = 80
+FACTS = {"Date": None, "Creator": None, "Format": None, "Type": None}  # matplotlib writes none of these
 
 
 def bytes_by_stage(stages: Sequence[Mapping[str, Any]], inspection: Mapping[str, Any], path: Path) -> None:
@@ -22,21 +38,183 @@ def bytes_by_stage(stages: Sequence[Mapping[str, Any]], inspection: Mapping[str,
         inspection: what ``deepcompression.inspect`` says of the file.
         path: the picture's path.
     """
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "deepcompression"
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     height = 1.1 + 0.34 * (len(stages) + len(inspection["tensors"]))
-    figure, (top, bottom) = pyplot.subplots(
-        2, 1, figsize=(8, height), height_ratios=[len(stages), max(len(inspection["tensors"]), 2)], layout="constrained"
-    )
-    _stages(top, stages)
-    _tensors(bottom, inspection)
-    with written(path, parents=True) as file:
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
+    with _style():
+        figure = Figure(figsize=(8, height), layout="constrained")
+        top, bottom = figure.subplots(2, 1, height_ratios=[len(stages), max(len(inspection["tensors"]), 2)])
+        _stages(top, stages)
+        _tensors(bottom, inspection, 20)
+        bottom.legend(frameon=False, fontsize=8, loc="lower right")
+        with written(path, parents=True) as file:
+            figure.savefig(file, format="svg", metadata={"Date": None})
+
+
+def waterfall(key: str, dense_bytes: int, stages: Sequence[Mapping[str, Any]]) -> str:
+    """An inline SVG: from the dense bytes down to the file's, a step a stage, on a logarithmic axis.
+
+    Args:
+        key: begins every id in the picture; unique in its page.
+        dense_bytes: 4 bytes for every parameter, or what they take.
+        stages: rows with ``stage`` and ``size_bytes``, in order.
+    """
+    names = ["dense", *(_short(row["stage"], 18) for row in stages)]
+    after = [dense_bytes, *(row["size_bytes"] for row in stages)]
+    before = [dense_bytes, *after[:-1]]
+    with _style(INK):
+        figure, axes = _figure(5.2, 0.75 + 0.27 * len(names))
+        colours = [BAR if now <= was else VERMILION for was, now in zip(before, after, strict=True)]
+        axes.barh(range(len(names)), [b - a for a, b in zip(after, before, strict=True)], left=after, color=colours)
+        axes.plot(after, range(len(names)), "|", color=INK, markersize=13)
+        for row, (was, now) in enumerate(zip(before, after, strict=True)):
+            if row:
+                axes.plot([was, was], [row - 1, row], color=INK, linewidth=0.6, linestyle=":")
+            _columns(axes, row, [size(now), f"÷{was / now:.2f}" if row else "", f"{dense_bytes / now:.1f}x"])
+        _columns(axes, -1, ["size", "step", "total"])
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.6)
+        _bytes_axis(axes, min(after), max(after))
+        return _inline(figure, key, f"Bytes from {size(dense_bytes)} dense to {size(after[-1])} after the last stage")
+
+
+def bytes_by_tensor(key: str, inspection: Mapping[str, Any]) -> str:
+    """An inline SVG: what the bytes of the twelve tensors that take most are spent on.
+
+    Args:
+        key: begins every id in the picture; unique in its page.
+        inspection: what ``deepcompression.inspect`` says of the file.
+    """
+    with _style(INK):
+        figure, axes = _figure(5.2, 1.15 + 0.27 * max(min(len(inspection["tensors"]), 12), 1))
+        _tensors(axes, inspection, 12)
+        axes.set_title("", loc="left")
+        axes.xaxis.set_major_formatter(lambda value, _: size(value))
+        figure.legend(loc="outside lower center", ncols=len(PARTS), frameon=False, handlelength=1, columnspacing=1.2)
+        return _inline(figure, key, "Bytes of the file by tensor and by what they hold")
+
+
+def weights(key: str, name: str, values: NDArray[Any], centroids: Mapping[str, NDArray[Any]]) -> str:
+    """An inline SVG: how a tensor's weights are spread, and below them its centroids before and after training.
+
+    Args:
+        key: begins every id in the picture; unique in its page.
+        name: the tensor's.
+        values: (n,) finite floats.
+        centroids: at most two rows by title, (k,) each, aligned: place i of both belongs to the same weights.
+    """
+    import numpy as np
+
+    with _style(INK, 7.5):
+        figure, axes = _figure(3.4, 1.75 + 0.3 * len(centroids), (3, 0.6 * len(centroids)) if centroids else (1,))
+        top = axes[0] if centroids else axes
+        counts, edges = np.histogram(np.asarray(values, np.float64), BINS)
+        top.stairs(counts, edges, fill=True, color=BAR)
+        top.set_title(_short(name, 34), loc="left", fontsize=8.5)
+        top.set_yticks([])
+        top.spines["left"].set_visible(False)
+        if centroids:
+            top.tick_params(labelbottom=False)
+            _centroids(axes[1], centroids)
+        return _inline(figure, key, f"Histogram of {values.size:,} weights of {name}")
+
+
+def curves(key: str, label: str, history: Sequence[Mapping[str, Any]], metric: str, best: int | None) -> str:
+    """An inline SVG: loss, and the metric on validation, by epoch.
+
+    Args:
+        key: begins every id in the picture; unique in its page.
+        label: the stage's.
+        history: a row an epoch with ``epoch``, ``loss``, ``val_loss`` and ``val_<metric>``.
+        metric: the metric's name.
+        best: the epoch whose weights the stage kept, where it says so.
+    """
+    with _style(INK, 7.5):
+        figure, (top, bottom) = _figure(3.4, 2.9, (1, 1))
+        _curve(top, history, "loss", "training", BLUE)
+        _curve(top, history, "val_loss", "validation", VERMILION)
+        _curve(bottom, history, f"val_{metric}", "validation", GREEN)
+        for axes in (top, bottom) if best is not None else ():
+            axes.axvline(best, color=INK, linewidth=0.7, linestyle=":")
+        _loss_axis(top, history)
+        top.set_title(_short(label, 20), loc="left", fontsize=8.5)
+        top.tick_params(labelbottom=False)
+        top.set_ylabel("loss")
+        top.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2, fontsize=7, borderaxespad=0)
+        bottom.set_ylabel(_short(metric, 16))
+        bottom.set_xlabel("epoch" if best is None else f"epoch (kept: {best})")
+        bottom.xaxis.get_major_locator().set_params(integer=True)
+        return _inline(figure, key, f"Loss and {metric} by epoch of {label}")
+
+
+# ---------------------------------------------------------------- which weights
+
+
+def histograms(run: Run, references: Sequence[Reference], inspection: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The biggest layers: weights before they were shared, centroids then and in the file.
+
+    Returns:
+        at most six inline SVGs, and the labels of the stages whose centroids they show: none, one or two.
+    """
+    moments = _moments(references)
+    states = [run.state(references[place]) for place in moments]
+    alias = {one["name"]: one["same_as"] or one["name"] for one in inspection["tensors"]}
+    shared = {alias[name] for place in moments[1:] for name in references[place].shared}
+    named = [one["name"] for one in _biggest(inspection) if not shared or one["name"] in shared]
+    titles = [str(references[place].numbers["stage"]) for place in moments[1:]]
+    drawn: list[str] = []
+    for name in named[:MOST_HISTOGRAMS]:
+        values = _nonzero(states[0][name])
+        if values.size:
+            books = _codebooks([_flat(state[name]) for state in states[1:]]) if name in shared else []
+            rows = dict(zip(titles, books, strict=False))
+            drawn.append(weights(f"weights{len(drawn)}", name, values, rows))
+    return drawn, titles
+
+
+def _moments(references: Sequence[Reference]) -> list[int]:
+    """Places in ``references``: what is drawn as a histogram, then where sharing began, then what was encoded."""
+    last = len(references) - 2
+    began = [place for place in range(last + 1) if _kind(references[place]) == "share"]
+    began = began[-1:] or [place for place in range(last + 1) if references[place].shared][:1]
+    if not began:
+        return [last]
+    return [max(began[0] - 1, 0), began[0], *([last] if last > began[0] else [])]
+
+
+def _kind(reference: Reference) -> str:
+    return re.sub(r"-\d+$", "", str(reference.numbers["stage"]))
+
+
+def _biggest(inspection: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Floating-point tensors, largest first; matrices before vectors."""
+    floating = [one for one in inspection["tensors"] if "float" in one["dtype"] and one["same_as"] is None]
+    return sorted(floating, key=lambda one: (len(one["shape"]) < 2, -math.prod(one["shape"])))
+
+
+def _codebooks(states: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """The distinct non-zero weights of the first state, and what the same weights are in the others."""
+    import numpy as np
+
+    places = np.flatnonzero(states[0])
+    first = places[np.unique(states[0][places], return_index=True)[1]]
+    return [state[first] for state in states]
+
+
+def _nonzero(tensor: Any) -> NDArray[Any]:
+    import numpy as np
+
+    flat = _flat(tensor)
+    kept: NDArray[Any] = flat[(flat != 0) & np.isfinite(flat)]
+    return kept
+
+
+def _flat(tensor: Any) -> NDArray[Any]:
+    values: NDArray[Any] = tensor.detach().float().reshape(-1).numpy()
+    return values
+
+
+# ---------------------------------------------------------------- axes
 
 
 def _stages(axes: Any, stages: Sequence[Mapping[str, Any]]) -> None:
@@ -52,19 +230,18 @@ def _stages(axes: Any, stages: Sequence[Mapping[str, Any]]) -> None:
     axes.spines[["top", "right", "bottom"]].set_visible(False)
 
 
-def _tensors(axes: Any, inspection: Mapping[str, Any]) -> None:
-    tensors = sorted(inspection["tensors"], key=lambda one: -one["bytes"])[:20]
+def _tensors(axes: Any, inspection: Mapping[str, Any], most: int) -> None:
+    tensors = sorted(inspection["tensors"], key=lambda one: -one["bytes"])[:most]
     left = [0.0] * len(tensors)
     for part, colour in PARTS.items():
         widths = [_part(one, part) for one in tensors]
-        axes.barh(range(len(tensors)), widths, left=left, color=colour, label=part)
+        axes.barh(range(len(tensors)), widths, left=left, color=colour, label=part if any(widths) else None)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(tensors)), [one["name"] for one in tensors])
+    axes.set_yticks(range(len(tensors)), [_short(one["name"], 30) for one in tensors])
     axes.invert_yaxis()
     axes.set_xlabel(f"bytes of the file ({size(inspection['file_bytes'])})")
     axes.set_title("What the file's bytes are spent on, by tensor", loc="left", fontsize=10)
     axes.margins(x=0.04)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -73,3 +250,134 @@ def _part(tensor: Mapping[str, Any], part: str) -> float:
         return float(tensor.get(part) or 0)
     known = sum(float(tensor.get(one) or 0) for one in PARTS if one != "header")
     return max(float(tensor["bytes"]) - known, 0.0)
+
+
+def _columns(axes: Any, row: int, texts: Sequence[str]) -> None:
+    """Texts right of the axes, each column flush right."""
+    for right, text in zip((44, 80, 116), texts, strict=True):
+        axes.annotate(
+            text,
+            (1, row),
+            (right, 0),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _bytes_axis(axes: Any, least: int, most: int) -> None:
+    """A logarithmic axis of bytes with few ticks."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_xlim(least / 1.4, most * 1.4)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if most > 300 * least else (1.0, 3.0), numticks=6))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: size(value))
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", color=INK, alpha=0.15, linewidth=0.6)
+
+
+def _centroids(axes: Any, centroids: Mapping[str, NDArray[Any]]) -> None:
+    """A row of ticks for each moment, the same centroid joined by a line."""
+    import numpy as np
+
+    rows = [one[:: math.ceil(one.size / MOST_CENTROIDS) or 1] for one in centroids.values()]
+    heights = range(len(rows) - 1, -1, -1)
+    if len(rows) == 2:
+        ends = np.stack([rows[0], rows[1], np.full(rows[0].size, np.nan)], axis=1).reshape(-1)
+        axes.plot(ends, np.tile([1.0, 0.0, np.nan], rows[0].size), color=INK, alpha=0.5, linewidth=0.6)
+    for row, height, colour in zip(rows, heights, (BLUE, VERMILION), strict=False):
+        axes.plot(row, np.full(row.size, float(height)), "|", color=colour, markersize=7)
+    axes.set_yticks(list(heights), [_short(title, 14) for title in centroids])
+    axes.set_ylim(-0.5, len(rows) - 0.5)
+    axes.tick_params(left=False)
+    axes.spines["left"].set_visible(False)
+
+
+def _curve(axes: Any, history: Sequence[Mapping[str, Any]], column: str, label: str, colour: str) -> None:
+    rows = [(row["epoch"], float(row[column])) for row in history if row.get(column) is not None]
+    marker = "o" if len(rows) < 8 else ""
+    points = zip(*rows, strict=True) if rows else ((), ())
+    axes.plot(*points, marker=marker, markersize=2.5, linewidth=1.2, color=colour, label=label)
+
+
+def _loss_axis(axes: Any, history: Sequence[Mapping[str, Any]]) -> None:
+    """Logarithmic where losses are positive and of several magnitudes."""
+    losses = [float(row[name]) for row in history for name in ("loss", "val_loss") if row.get(name) is not None]
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: "")
+
+
+# ---------------------------------------------------------------- SVG
+
+
+@contextlib.contextmanager
+def _style(ink: str = "black", points: float = 8.5) -> Iterator[None]:
+    """Matplotlib's own defaults, whatever the user's are, and nothing in the picture that changes from run to run."""
+    from matplotlib import style
+
+    page = {
+        "svg.fonttype": "none",
+        "font.size": points,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink),
+    }
+    own = {"svg.hashsalt": "deepcompression", "text.parse_math": False}
+    with style.context(["default", own if ink == "black" else {**own, **page}]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the reader's fonts draw the text
+        yield
+
+
+def _figure(width: float, height: float, ratios: Sequence[float] = (1,)) -> tuple[Any, Any]:
+    """A figure of so many inches, and its axes below each other."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+
+
+def _inline(figure: Any, key: str, label: str) -> str:
+    """The figure as an ``<svg>`` that scales with the page; ids begin with ``key``, neutral ink is currentColor."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=FACTS)
+    root = ElementTree.fromstring(buffer.getvalue())
+    for parent in root.iter():
+        for child in [one for one in parent if one.tag.endswith(("}style", "}metadata"))]:
+            parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {
+            name.rpartition("}")[2]: _attribute(name, value, key) for name, value in element.attrib.items()
+        }
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": _printable(label)}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _attribute(name: str, value: str, key: str) -> str:
+    if name == "id":
+        return f"{key}-{value}"
+    if name.endswith("href"):
+        return value.replace("#", f"#{key}-", 1)
+    value = re.sub(r"font: ([\d.]+px) [^;]*", r"font-size: \1", value)
+    value = re.sub(r"font-family: [^;]*;? ?", "", value)  # the page's
+    return value.replace("url(#", f"url(#{key}-").replace(INK, "currentColor")
+
+
+def _short(name: str, most: int) -> str:
+    """A name that fits: its beginning and, more telling, its end."""
+    clean = _printable(name)
+    return clean if len(clean) <= most else f"{clean[: most // 3]}…{clean[most // 3 + 1 - most :]}"
+
+
+def _printable(text: str) -> str:
+    """XML knows no control characters."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)

@@ -1,4 +1,4 @@
-"""All of MLflow's runs (its models: registry.py). What is logged is written into the run's folder, then sent; a server that is away sinks nothing."""
+"""All of MLflow's runs (models: registry.py): written into the run's folder, then sent; a server away sinks nothing."""
 
 from __future__ import annotations
 

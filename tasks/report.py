@@ -1,0 +1,388 @@
+"""One page about one run: what became smaller, where the bytes went, what it cost, how to load the file."""
+
+from __future__ import annotations
+
+import keyword
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+from deepcompression.atomic import written
+from tasks import figures
+from tasks.console import size
+from tasks.run import Reference, Run
+from tasks.sources import versions
+
+FOLDER = Path(__file__).resolve().parent
+TEMPLATE = "report.html.j2"
+CONFIDENCE = 0.95
+
+
+class Bits(NamedTuple):
+    """Bits for each weight that is not zero; None where there is none.
+
+    ``fixed`` is with codes and gaps of fixed width, ``coded`` as they stand in the file.
+    """
+
+    fixed_weight: float | None
+    coded_weight: float | None
+    fixed_index: float | None
+    coded_index: float | None
+    entropy: float | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A tensor, or all of them, in the file."""
+
+    name: str
+    shape: str
+    method: str
+    weights: int
+    kept: int
+    bits: Bits
+    overhead_bytes: int
+    bytes: int
+    ratio: float | None
+    same_as: str | None = None
+
+    @property
+    def density(self) -> float | None:
+        """The share of weights that are not zero."""
+        return self.kept / self.weights if self.weights else None
+
+
+def write_report(
+    run: Run, references: Sequence[Reference], summary: Mapping[str, Any], recipe: Mapping[str, Any], path: Path
+) -> None:
+    """Writes a finished run's page: one HTML file that loads nothing.
+
+    Args:
+        run: the run; its file is ``summary["file"]``.
+        references: baseline, every stage, encode last.
+        summary: the run's summary; ``promotion`` in it is shown where present.
+        recipe: the recipe as stored, secrets masked.
+        path: where the page goes; its folder exists.
+
+    Raises:
+        StorageError: the page cannot be written.
+        FormatError: the run's file is damaged.
+    """
+    import deepcompression
+
+    file = Path(summary["file"])
+    inspection = deepcompression.inspect(file)
+    entries = [run.store.find(reference.key) or {} for reference in references]
+    stages = [_stage(reference, entry) for reference, entry in zip(references, entries, strict=True)]
+    histograms, moments = figures.histograms(run, references, inspection)
+    layers, total = layer_table(inspection, _fixed_width(file), summary)
+    page = _environment().get_template(TEMPLATE)
+    text = page.render(
+        summary=summary,
+        baseline=_end(summary["baseline"]),
+        final=_end(summary["final"]),
+        split=summary["final"].get("split", "test"),
+        sentence=sentence(summary),
+        bits_per_weight=references[-1].numbers["bits_per_weight"],
+        stages=stages,
+        longest=max(stage["worked"] or 0 for stage in stages) or 1,
+        layers=layers,
+        total=total,
+        inspection=inspection,
+        waterfall=figures.waterfall("waterfall", summary["dense_bytes"], stages),
+        by_tensor=figures.bytes_by_tensor("tensors", inspection),
+        histograms=histograms,
+        shared=moments,
+        curves=_curves(stages, str(summary["metric"])),
+        promotion=summary.get("promotion"),
+        recipe=_yaml(recipe),
+        facts=_facts(run, summary),
+        python=loading(recipe, run.python_path, file.name),
+        file=file.name,
+    )
+    with written(path) as target:
+        target.write(text.encode("utf-8", "replace"))
+
+
+# ---------------------------------------------------------------- the headline
+
+
+def sentence(summary: Mapping[str, Any]) -> str:
+    """What the result means, in one plain sentence."""
+    dense, final = summary["baseline"], summary["final"]
+    share = f"in {100 * summary['file_bytes'] / summary['dense_bytes']:.1f} % of its bytes"
+    if not _counts(dense) or not _counts(final) or dense["total"] != final["total"]:
+        return f"{_metrics(dense['metric'], final, str(summary['metric']))}, {share}."
+    was, now, total = _errors(dense), _errors(final), final["total"]
+    if was == now:
+        return f"Exactly as many errors as the dense model ({now:,} in {total:,}), {share}."
+    many = f"{abs(now - was):,} {'more' if now > was else 'fewer'} error{'s' if abs(now - was) > 1 else ''}"
+    return f"{many} in {total:,} than the dense model ({now:,} instead of {was:,}), {share}."
+
+
+def _metrics(was: float, final: Mapping[str, Any], name: str) -> str:
+    now, higher = final["metric"], final.get("higher_is_better", True)
+    if not math.isfinite(now - was):
+        return f"{name} cannot be compared (file {number(now)}, dense model {number(was)})"
+    better = (now > was) == higher
+    change = "no change" if now == was else f"{number(abs(now - was))} {'better' if better else 'worse'}"
+    direction = "higher" if higher else "lower"
+    return f"{name} {number(now)} where the dense model has {number(was)} ({direction} is better; {change})"
+
+
+def _end(end: Mapping[str, Any]) -> dict[str, Any]:
+    """A test result; with errors and their interval where scores are 0/1."""
+    if not _counts(end):
+        return {"metric": end["metric"], "total": end.get("total"), "errors": None}
+    low, high = wilson(_errors(end), end["total"])
+    return {
+        "metric": end["metric"],
+        "total": end["total"],
+        "errors": _errors(end),
+        "rate": _errors(end) / end["total"],
+        "low": low,
+        "high": high,
+    }
+
+
+def _counts(end: Mapping[str, Any]) -> bool:
+    return end.get("correct") is not None and bool(end.get("total"))
+
+
+def _errors(end: Mapping[str, Any]) -> int:
+    return int(end["total"] - end["correct"])
+
+
+def wilson(errors: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of a rate of ``errors`` in ``total`` independent samples, by Wilson's score."""
+    z, rate = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), errors / total
+    middle = rate + z * z / (2 * total)
+    half = z * math.sqrt(rate * (1 - rate) / total + (z / (2 * total)) ** 2)
+    scale = 1 + z * z / total
+    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
+
+
+# ---------------------------------------------------------------- the tables
+
+
+def _stage(reference: Reference, entry: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = reference.numbers
+    return {
+        "stage": numbers["stage"],
+        "size_bytes": numbers["size_bytes"],
+        "ratio": numbers["compression_ratio"],
+        "density": numbers["density"],
+        "bits_per_weight": numbers["bits_per_weight"],
+        "metric": numbers["val_metric"],
+        "seconds": numbers["seconds"],
+        "worked": numbers.get("worked_seconds"),
+        "reused": numbers["cached"],
+        "notes": entry.get("notes") or [],
+        "history": entry.get("history") or [],
+        "best": (entry.get("report") or {}).get("best_epoch"),
+    }
+
+
+def layer_table(
+    coded: Mapping[str, Any], fixed: Mapping[str, Any], summary: Mapping[str, Any]
+) -> tuple[list[Layer], Layer]:
+    """A row a tensor, and the row of the whole file: its bytes are the rows' and the header's.
+
+    Args:
+        coded: what ``deepcompression.inspect`` says of the file.
+        fixed: the same of the same tensors without Huffman coding.
+        summary: has ``ratio``.
+    """
+    pairs = list(zip(coded["tensors"], fixed["tensors"], strict=True))
+    layers = [_layer(after, before) for after, before in pairs]
+    own = [(after, before) for after, before in pairs if after["same_as"] is None]
+    kept = sum(_kept(after) for after, _ in own)
+    total = Layer(
+        "all tensors",
+        "",
+        "",
+        sum(math.prod(after["shape"]) for after, _ in own),
+        kept,
+        _bits([(before, after) for after, before in own], kept),
+        _overhead([after for after, _ in own]) + coded["header_bytes"],
+        coded["file_bytes"],
+        summary["ratio"],
+    )
+    return layers, total
+
+
+def _layer(after: Mapping[str, Any], before: Mapping[str, Any]) -> Layer:
+    from deepcompression.dtypes import DTYPES
+
+    kind, count = DTYPES[after["dtype"]], math.prod(after["shape"])
+    dense = count * (min(kind.itemsize, 4) if kind.floating else kind.itemsize)
+    return Layer(
+        after["name"],
+        " × ".join(map(str, after["shape"])) or "scalar",
+        after["method"],
+        count,
+        _kept(after),
+        _bits([(before, after)], 0 if after["same_as"] is not None else _kept(after)),
+        _overhead([after]),
+        after["bytes"],
+        dense / after["bytes"] if after["bytes"] else None,
+        after["same_as"],
+    )
+
+
+def _bits(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], kept: int) -> Bits:
+    """Of (fixed, coded) descriptions of tensors that have ``kept`` non-zero weights together."""
+    counts = [
+        *(sum(pair[which][part] for pair in pairs) for part in ("values", "positions") for which in (0, 1)),
+        sum(coded["entropy_bytes"] for _, coded in pairs),
+    ]
+    return Bits(*(8 * count / kept if kept else None for count in counts))
+
+
+def _kept(tensor: Mapping[str, Any]) -> int:
+    return round(float(tensor["density"]) * int(math.prod(tensor["shape"])))
+
+
+def _overhead(tensors: Sequence[Mapping[str, Any]]) -> int:
+    return sum(int(one["codebook"] + one["table"]) for one in tensors)
+
+
+def _fixed_width(file: Path) -> dict[str, Any]:
+    """What ``inspect`` says of the file's tensors without Huffman coding."""
+    import deepcompression
+
+    with tempfile.TemporaryDirectory() as folder:
+        packed = Path(folder) / "packed.dcz"
+        deepcompression.save(deepcompression.load(file, raw=True), packed, coder="packed")
+        return deepcompression.inspect(packed)
+
+
+# ---------------------------------------------------------------- the pictures
+
+
+def _curves(stages: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    return [
+        figures.curves(f"curve{place}", stage["stage"], stage["history"], metric, stage["best"])
+        for place, stage in enumerate(stages)
+        if stage["history"]
+    ]
+
+
+# ---------------------------------------------------------------- the rest
+
+
+def loading(recipe: Mapping[str, Any], python_path: Sequence[str], file: str) -> str:
+    """Python lines that load the file into the recipe's model."""
+    module, _, attribute = str(recipe["model"]["factory"]).partition(":")
+    kwargs = dict(recipe["model"].get("kwargs") or {})
+    plain = all(name.isidentifier() and not keyword.iskeyword(name) for name in kwargs)
+    arguments = ", ".join(f"{name}={value!r}" for name, value in kwargs.items()) if plain else f"**{kwargs!r}"
+    lines = ["import sys", "", f"sys.path[:0] = {list(python_path)!r}"] if python_path else []
+    return "\n".join(
+        [
+            *lines,
+            "from deepcompression.torch import load_into",
+            f"from {module} import {attribute.partition('.')[0]}",
+            "",
+            f"model = load_into({attribute}({arguments}), {file!r}).eval()",
+        ]
+    )
+
+
+def _facts(run: Run, summary: Mapping[str, Any]) -> dict[str, str]:
+    """Versions, machine, and where the run stands elsewhere."""
+    import torch
+
+    import deepcompression
+
+    facts = {
+        **versions(),
+        "deepcompression": deepcompression.__version__,
+        "git revision": _git_revision(),
+        "system": platform.platform(),
+        "device": _device(run),
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
+        "MLflow run": str(summary.get("mlflow_run_id") or ""),
+        "MLflow": str(summary.get("tracking_uri") or ""),
+        "Prefect flow run": str(summary.get("prefect_flow_run_id") or ""),
+        "folder": str(summary.get("folder") or ""),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _device(run: Run) -> str:
+    import torch
+
+    device = run.compute().resolved()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return f"{device}, {name}; {run.precision}"
+
+
+def _git_revision() -> str:
+    """The revision of this repository, or nothing where it is none."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _yaml(recipe: Mapping[str, Any]) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for one in (size, number, percent, bits, times, sortable):
+        environment.filters[one.__name__] = one
+    return environment
+
+
+def number(value: Any) -> str:
+    """A measured number with four digits; anything else as it is written."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "" if value is None else str(value)
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return "NaN" if math.isnan(value) else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """0.0123 -> 1.23 %."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def bits(value: float | None) -> str:
+    """Two digits behind the point, a dash for nothing."""
+    return "–" if value is None else f"{value:.2f}"
+
+
+def times(value: float | None) -> str:
+    """24.6487 -> 24.6×."""
+    return "–" if value is None else f"{value:.1f}×"
+
+
+def sortable(value: Any) -> str:
+    """What the page's script sorts by: JavaScript's spelling; what is no number comes last."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return "" if value is None else str(value)
