@@ -6,16 +6,13 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
+import numpy as np
 
-from deepcompression import factory
-from deepcompression import torch as files
-from deepcompression.problem import Compute, evaluate, metric_of, step_of
-from deepcompression.structure import bits_of
+from deepcompression import io, tensorfile
+from deepcompression.io import RawTensor
 
 
 def verify(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,32 +28,44 @@ def verify(request: Mapping[str, Any]) -> dict[str, Any]:
         each ``metric``, ``loss``, ``total``, ``higher_is_better``; where scores are 0/1, ``correct``, ``accuracy``,
         ``error``.
     """
-    sys.path[:0] = request["python_path"]
-    if request["threads"]:
-        torch.set_num_threads(request["threads"])
-    decoded = files.load(request["file"])
-    differs = difference(decoded, load_file(request["reference"]))
+    differs = difference(io.load(request["file"], raw=True), tensorfile.read(Path(request["reference"])))
     answer: dict[str, Any] = {"identical": differs is None, "differs": differs}
-    if not request["data"]:
-        return answer
-    made = factory.build(request["data"]["factory"], request["data"]["kwargs"])
-    test = made[2] if isinstance(made, tuple) else made.test
-    ends = {"baseline": load_file(request["baseline"]), "final": decoded}
-    return answer | {name: _evaluation(request, state, test) for name, state in ends.items()}
+    return answer | _evaluations(request) if request["data"] else answer
 
 
-def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | None:
+def difference(one: Mapping[str, RawTensor], other: Mapping[str, RawTensor]) -> str | None:
     """The first tensor that differs in name, dtype, shape or a bit, or None."""
     for name in dict.fromkeys([*one, *other]):
         if name not in one or name not in other:
             return name
         a, b = one[name], other[name]
-        if a.dtype != b.dtype or a.shape != b.shape or not torch.equal(bits_of(a), bits_of(b)):
+        if a.dtype != b.dtype or not np.array_equal(a.bits, b.bits):
             return name
     return None
 
 
-def _evaluation(request: Mapping[str, Any], state: Mapping[str, Tensor], test: Any) -> dict[str, Any]:
+def _evaluations(request: Mapping[str, Any]) -> dict[str, Any]:
+    """torch is imported here alone: comparing bits does without."""
+    import torch
+    from safetensors.torch import load_file
+
+    from deepcompression import factory
+    from deepcompression import torch as files
+
+    sys.path[:0] = request["python_path"]
+    if request["threads"]:
+        torch.set_num_threads(request["threads"])
+    made = factory.build(request["data"]["factory"], request["data"]["kwargs"])
+    test = made[2] if isinstance(made, tuple) else made.test
+    ends = {"baseline": load_file(request["baseline"]), "final": files.load(request["file"])}
+    return {name: _evaluation(request, state, test) for name, state in ends.items()}
+
+
+def _evaluation(request: Mapping[str, Any], state: Mapping[str, Any], test: Any) -> dict[str, Any]:
+    from deepcompression import factory
+    from deepcompression import torch as files
+    from deepcompression.problem import Compute, evaluate, metric_of, step_of
+
     step, metric = step_of(request["step"]), metric_of(request["metric"])
     model = factory.build(request["model"]["factory"], request["model"]["kwargs"])
     files.load_state(model, state, where="verify")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-LEFT_OUT = frozenset({"name", "python_path", "runs", "seed", "seeds", "store", "tracking"})
+LEFT_OUT = frozenset({"name", "promote", "python_path", "runs", "seed", "seeds", "store", "tracking"})
 
 
 class Absent:

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from prefect import flow
 from prefect.runtime import flow_run
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from deepcompression.errors import RunError
 from flows import recipe as recipes
@@ -48,6 +48,13 @@ class Range(Strict):
         return self
 
 
+def _kind(value: Any) -> str:
+    return "range" if isinstance(value, Mapping | Range) else "choices"
+
+
+Values = Annotated[Annotated[list[Any], Tag("choices")] | Annotated[Range, Tag("range")], Discriminator(_kind)]
+
+
 class Dask(Strict):
     """An existing cluster; without an address one is started on this machine."""
 
@@ -60,7 +67,7 @@ class Sweep(Strict):
     name: Name
     recipe: str | dict[str, Any] = Field(description="path or URL of a recipe, or the recipe itself")
     overrides: dict[str, Any] = Field({}, description="dotted key -> value, the same in all trials")
-    parameters: dict[str, list[Any] | Range] = Field(min_length=1, description="dotted key -> choices, or a range")
+    parameters: dict[str, Values] = Field(min_length=1, description="dotted key -> choices, or a range")
     method: Literal["grid", "random", "tpe"] = "grid"
     trials: int | None = Field(None, ge=1, description="random and tpe: how many")
     seed: int = Field(0, ge=0, description="of random and tpe")

@@ -205,36 +205,48 @@ class _Dask:
             else:
                 outer.set_result(done.result())
 
-        self.executor.submit(work, *arguments).add_done_callback(over)
+        self.executor.submit(_call(work.__module__, work.__name__, arguments)).add_done_callback(over)
         return outer
 
 
-def versions() -> dict[str, str]:
-    """What must be the same on every worker, for results to be the same and for code to run at all."""
-    from importlib import metadata
+def _versions() -> Callable[[], dict[str, str]]:
+    """Tells what must be the same on every worker, for results to be the same and for code to run at all.
 
-    found = {"python": ".".join(map(str, sys.version_info[:2]))}
-    for package in ("torch", "numpy", "prefect", "mlflow", "pydantic", "omegaconf", "safetensors", "dahuffman"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "missing"
-    return found
+    A function in a function: Dask sends it whole, not by a name that the other side would have to import.
+    """
+
+    def versions() -> dict[str, str]:
+        from importlib import metadata
+
+        found = {"python": ".".join(map(str, sys.version_info[:2]))}
+        for package in ("torch", "numpy", "prefect", "mlflow", "pydantic", "omegaconf", "safetensors", "dahuffman"):
+            try:
+                found[package] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                found[package] = "missing"
+        return found
+
+    return versions
+
+
+def _call(module: str, name: str, arguments: tuple[Any, ...]) -> Callable[[], Any]:
+    """Calls a function by its name: the worker can import it, the scheduler in between cannot."""
+
+    def call() -> Any:
+        from importlib import import_module
+
+        return getattr(import_module(module), name)(*arguments)
+
+    return call
 
 
 def _same_versions(client: Any) -> None:
-    import cloudpickle
-
-    own = versions()
+    own = _versions()()
     try:
         client.wait_for_workers(1, timeout=20)
     except TimeoutError:
         raise RunError("the Dask cluster has no worker; start some: dask worker ADDRESS") from None
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        answers = client.run(versions)
-    finally:
-        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    answers = client.run(_versions())
     for worker, theirs in sorted(answers.items()):
         other = [f"{name} {theirs[name]} (here {own[name]})" for name in own if theirs.get(name) != own[name]]
         if other:
@@ -245,14 +257,8 @@ def _same_versions(client: Any) -> None:
 
 def _send_code(client: Any, parsed: Recipe) -> None:
     """Every worker, those that come later too, gets this repository's packages and the user's."""
-    import cloudpickle
-
     packed = _packed([recipes.ROOT / name for name in ("deepcompression", "tasks", "flows")] + _users(parsed))
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        client.register_plugin(_plugin(packed))
-    finally:
-        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    client.register_plugin(_plugin(packed))
 
 
 def _plugin(packed: bytes) -> Any:

@@ -36,6 +36,44 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[str]:
+    """The URL of a real MLflow server on loopback."""
+    from flows import servers
+
+    data = tmp_path_factory.mktemp("mlflow-server")
+    (data / "mlflow.db").write_bytes(mlflow_template.read_bytes())
+    with servers.started(servers.mlflow_server(data, port := free_port()), data / "log"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
+def scheduling_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API URL of a real Prefect server with all its services: schedules, late runs, automations."""
+    from flows import servers
+
+    data = tmp_path_factory.mktemp("prefect-server")
+    server = servers.prefect_server(data, port := free_port())
+    own = {
+        "PREFECT_HOME": str(data),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{data}/prefect.db",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+        "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "2",
+    }
+    server.environment = {**server.environment, **own}
+    with servers.started(server, data / "log"):
+        yield f"http://127.0.0.1:{port}/api"
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """A real S3 service (moto's) on loopback; processes started from here find it through their environment."""

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from conftest import free_port
+
+from deepcompression.errors import RecipeError, RunError
+from flows import sweep as sweeps
+from flows import workers
+from flows.sweep import load, sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+Tiny = Callable[..., dict[str, Any]]
+STAGES = [{"stage": "prune", "density": 0.3}, {"stage": "share", "bits": 4}, {"stage": "encode"}]
+
+
+@pytest.fixture
+def plan(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """A sweep whose trials take a second each; everything it writes is in the test's folder."""
+    monkeypatch.setattr(sweeps, "SWEEPS", tmp_path / "sweeps")
+
+    def made(recipe: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+        recipe = recipe or tiny(train={"epochs": 2}, stages=STAGES)
+        return {"name": "s", "recipe": recipe, "parameters": {"stages.share.bits": [2, 3, 4]}, "workers": 2, **changes}
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"parameters": {"stages.share.bit": [2]}}, "bit"),
+        ({"parameters": {"stages.share.bits": []}}, "at least one choice"),
+        ({"parameters": {"stages.share.bits": {"low": 4, "high": 2}}}, "low < high"),
+        ({"parameters": {"stages.prune.density": {"low": 0.1, "high": 0.2}}}, "use random or tpe"),
+        ({"method": "tpe"}, "needs trials"),
+        ({"trials": 3}, "remove trials"),
+        ({"name": "../../etc"}, "name"),
+        ({"worker": 2}, "did you mean 'workers'"),
+        ({"parameters": {"stages.nothing.bits": [2]}}, "nothing"),
+    ],
+)
+def test_a_wrong_sweep_is_one_line(plan: Callable[..., dict[str, Any]], changes: dict[str, Any], part: str) -> None:
+    """Every key is checked, with the recipe that a trial would run, before anything starts."""
+    with pytest.raises(RecipeError) as told:
+        load(plan(**changes))
+    assert part in str(told.value) and "\n" not in str(told.value)
+
+
+def test_shipped_sweeps_are_right() -> None:
+    """What lies in conf/sweeps can be run."""
+    for path in (ROOT / "conf" / "sweeps").glob("*.yaml"):
+        assert load(str(path)).name
+
+
+def test_grid_chooses_by_validation_and_reads_test_for_the_chosen_only(
+    plan: Callable[..., dict[str, Any]], prefect_server: str, tmp_path: Path
+) -> None:
+    """All points are tried, the shared prefix is computed once, a failed trial is reported, the sweep resumes."""
+    parameters = {"stages.share.bits": [2, 3, 5], "data.validation": [0.15, 5000]}
+    result = sweep(plan(parameters=parameters, chosen=2))
+    assert len(result["trials"]) == 6
+    failed = [one for one in result["trials"] if one["error"]]
+    assert [one["parameters"]["data.validation"] for one in failed] == [5000] * 3 and "5000" in failed[0]["error"]
+    good = [one for one in result["trials"] if not one["error"]]
+    assert all(one["summary"]["final"]["split"] == "validation" for one in good)
+    tested = [one for one in good if one["test"]]
+    assert 1 <= len(tested) <= 2 and all(one["pareto"] for one in tested)
+    assert all(one["test"]["final"]["split"] == "test" and len(one["test"]["reused"]) == 4 for one in tested)
+    reused = [len(one["summary"]["reused"]) for one in good]
+    assert sorted(reused)[0] == 0 and sum(count >= 2 for count in reused) == 2  # baseline and pruning of the other two
+    folder = Path(result["folder"])
+    assert {"sweep.json", "pareto.svg", "study.log"} <= {path.name for path in folder.iterdir()}
+    _children_have_parent(result)
+    again = sweep(plan(parameters=parameters, chosen=2))
+    assert again["mlflow_run_id"] == result["mlflow_run_id"]
+    trials = {one["number"]: one["summary"].get("folder") for one in again["trials"] if not one["error"]}
+    assert trials == {one["number"]: one["summary"]["folder"] for one in good}  # none was run again
+
+
+def _children_have_parent(result: dict[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    summary = next(one["summary"] for one in result["trials"] if not one["error"])
+    uri = json.loads((Path(summary["folder"]) / "summary.json").read_text())["tracking_uri"]
+    child = MlflowClient(uri).get_run(summary["mlflow_run_id"])
+    assert child.data.tags["mlflow.parentRunId"] == result["mlflow_run_id"]
+    assert "share.bits" in child.data.params and "file_bytes" in child.data.metrics
+    assert "test_accuracy" not in child.data.metrics
+
+
+@pytest.mark.parametrize("method", ["random", "tpe"])
+def test_random_and_tpe_draw_from_ranges(plan: Callable[..., dict[str, Any]], prefect_server: str, method: str) -> None:
+    """So many trials as asked, inside their ranges; asked for more, only the missing ones run."""
+    parameters = {
+        "stages.prune.density": {"low": 0.1, "high": 0.5, "log": True},
+        "stages.share.bits": {"low": 2, "high": 5, "integer": True},
+    }
+    first = sweep(plan(parameters=parameters, method=method, trials=2))
+    drawn = [one["parameters"] for one in first["trials"]]
+    assert len(drawn) == 2 and drawn[0] != drawn[1]
+    for one in drawn:
+        assert 0.1 <= one["stages.prune.density"] <= 0.5 and one["stages.share.bits"] in (2, 3, 4, 5)
+    more = sweep(plan(parameters=parameters, method=method, trials=3))
+    assert [one["parameters"] for one in more["trials"]][:2] == drawn and len(more["trials"]) == 3
+
+
+def test_all_trials_failing_is_an_error(plan: Callable[..., dict[str, Any]], prefect_server: str) -> None:
+    """A sweep that has nothing to show says why."""
+    with pytest.raises(RunError, match="all 1 trials failed; the first"):
+        sweep(plan(parameters={"data.validation": [5000]}))
+
+
+def _die(marker: str) -> str:
+    """Kills its process the first time."""
+    if not Path(marker).exists():
+        Path(marker).write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def _always_die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_work_of_a_killed_process_is_done_again(tmp_path: Path, prefect_server: str) -> None:
+    """SIGKILL (or the kernel's out-of-memory killer) costs one process, not the sweep; what always dies is given up."""
+    with workers.local(1) as crew:
+        assert crew.submit(_die, str(tmp_path / "marker")).result(timeout=60) == "done"
+        with pytest.raises(workers.Died, match="3 times"):
+            crew.submit(_always_die).result(timeout=60)
+        assert crew.submit(_die, str(tmp_path / "marker")).result(timeout=60) == "done"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_sweep_leaves_no_process_and_goes_on(
+    plan: Callable[..., dict[str, Any]], prefect_server: str, tmp_path: Path, how: signal.Signals
+) -> None:
+    """Its workers end with it; started again it finishes, with the trials that it had."""
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(plan()))
+    code = (
+        "import sys; from pathlib import Path; from flows import sweep; sweep.SWEEPS = Path(sys.argv[2]);"
+        "from flows.__main__ import app; app(['sweep', sys.argv[1], '--json'])"
+    )
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "sweeps")]
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/summary.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = psutil.Process(first.pid).children(recursive=True)
+    first.send_signal(how)
+    first.communicate(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert children and not alive, alive
+    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=200, check=False, **pipes)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert len(result["trials"]) == 3 and not [one for one in result["trials"] if one["error"]]
+    assert len(list(tmp_path.glob("sweeps/*/study.log"))) == 1
+
+
+@contextmanager
+def _dask(folders: list[Path], environment: dict[str, str]) -> Iterator[str]:
+    """A Dask scheduler and one worker a folder, as somebody else would have started them."""
+    port = free_port()
+    start = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    words = ["--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", f"tcp://127.0.0.1:{port}", "--nthreads", "1"]
+    processes = []
+    with ExitStack() as stack:
+        for folder, command in [(folders[0], start + words), *((one, [*worker, "--no-dashboard"]) for one in folders)]:
+            log = stack.enter_context((folder / "log").open("ab"))
+            own = {**environment, "PYTHONPATH": ""}
+            processes.append(
+                subprocess.Popen(command, cwd=folder, env=own, stdout=log, stderr=log, start_new_session=True)
+            )
+        try:
+            yield f"tcp://127.0.0.1:{port}"
+        finally:
+            for process in processes:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_dask_workers_that_share_no_folder(
+    plan: Callable[..., dict[str, Any]],
+    tiny: Tiny,
+    tmp_path: Path,
+    prefect_server: str,
+    mlflow_server: str,
+    s3: str,
+) -> None:
+    """Workers of a foreign cluster get the code, the user's too, and share store and runs through S3 alone."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mynets.py").write_text(
+        "from deepcompression.models import digits_net\ndef net():\n    return digits_net()\n"
+    )
+    recipe = tiny(
+        train={"epochs": 2},
+        stages=STAGES,
+        python_path=[str(tmp_path / "own")],
+        model={"factory": "mynets:net"},
+        store=f"{s3}/store",
+        runs=f"{s3}/runs",
+        tracking={"uri": mlflow_server, "experiment": "dask"},
+    )
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server, "OMP_NUM_THREADS": "1"}
+    with _dask(folders, environment) as address:
+        result = sweep(plan(recipe=recipe, runner="dask", dask={"address": address}, chosen=1))
+    good = [one for one in result["trials"] if not one["error"]]
+    assert len(good) == 3, result["trials"]
+    assert {str(Path(one["summary"]["folder"]).is_relative_to(ROOT)) for one in good} == {"False"}
+    assert sum("baseline" in one["summary"]["reused"] for one in good) == 2
+    from tasks.places import place_at
+
+    names = {info.name.rpartition("/")[2] for info in place_at(f"{s3}/runs").files("")}
+    assert {"model.dcz", "report.html", "summary.json"} <= names
+    assert place_at(f"{s3}/store").files("partial") == []
+
+
+def test_another_version_on_a_worker_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would fail in the middle of a trial, or give other bytes, is told before the first one."""
+
+    class Client:
+        def wait_for_workers(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def run(self, function: Callable[[], dict[str, str]]) -> dict[str, dict[str, str]]:
+            return {"tcp://far:1": {**function(), "torch": "1.0", "mlflow": "missing"}}
+
+    with pytest.raises(RunError, match=r"tcp://far:1 has torch 1\.0 \(here .*mlflow missing") as told:
+        workers._same_versions(Client())
+    assert "\n" not in str(told.value)
+
+
+def test_nobody_at_the_address_is_one_clear_error(plan: Callable[..., dict[str, Any]], prefect_server: str) -> None:
+    """A cluster that is away is not waited for."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with pytest.raises(RunError, match="no scheduler answers"):
+        sweep(plan(runner="dask", dask={"address": address}))
