@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -333,6 +334,8 @@ def _settings(verbose: bool) -> None:
     if not verbose:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
+        os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")
+        logging.raiseExceptions = False  # a server that goes away would fill the screen with log lines not delivered
     artifacts.mkdir(exist_ok=True)
     if "PREFECT_API_URL" not in os.environ and (artifacts / "servers.json").exists():
         from flows.servers import running_prefect
@@ -368,6 +371,9 @@ def _fail(error: Exception, verbose: bool) -> None:
 
     if verbose:
         raise error
+    if type(error).__module__.partition(".")[0] in ("httpx", "httpcore"):
+        print(f"error: Prefect's server does not answer any more ({error}); {AGAIN}", file=sys.stderr, flush=True)
+        os._exit(1)  # Prefect would try for a minute to deliver its events
     known = type(error).__module__.startswith("deepcompression.")
     text = " ".join(str(error).split()) or type(error).__name__
     kind = "" if known else f"{type(error).__name__}: "

@@ -345,7 +345,10 @@ def _leave(run: Run, references: Sequence[Reference], summary: dict[str, Any], s
     for path in (file, folder / "summary.json", folder / "report.html"):
         run.tracker.artifact(path)
     run.tracker.artifact(folder / "figures" / "bytes.svg", "figures")
-    _prefect_artifacts(run, summary)
+    try:
+        _prefect_artifacts(run, summary)
+    except Exception as error:  # a server that went away: the run is finished, and its report lies in its folder
+        say(f"[yellow]Prefect:[/] its server does not take the run's artifacts ({' '.join(str(error).split())[:120]})")
 
 
 def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:

@@ -80,8 +80,7 @@ def sync(words: Sequence[str], runs: str, store: str, uri: str | None) -> list[s
             except RunError as error:
                 failures.append(str(error))
                 continue
-            for info in opened.place.files(f"{UNSENT}/{folder.name}"):
-                opened.place.remove(info.name)
+            opened.place.clear(f"{UNSENT}/{folder.name}")
             if sent:
                 say(f"{folder.name}: {sent} records sent")
     return failures

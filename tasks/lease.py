@@ -86,6 +86,11 @@ def lease(
                 place.remove(name)
 
 
+def leave(place: Place, key: str, facts: Mapping[str, Any]) -> None:
+    """Leaves a lease of this process behind: from its end on it is a dead one, for others to find."""
+    place.write(f"{FOLDER}/{key}.0.json", _content({**facts, **_whoami(), "token": uuid.uuid4().hex}))
+
+
 def leases(place: Place, key: str = "") -> list[Lease]:
     """All lease files, or those of one key; dead ones too."""
     found = []

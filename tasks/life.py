@@ -27,8 +27,13 @@ def living(place: Place, tracker: Tracker, flow_run_id: str | None) -> Iterator[
         "mlflow_run_id": tracker.run_id,
         "flow_run_id": flow_run_id,
     }
-    with leases.lease(place, f"{PREFIX}{Path(tracker.folder).name}", facts=facts):
-        yield
+    key = f"{PREFIX}{Path(tracker.folder).name}"
+    try:
+        with leases.lease(place, key, facts=facts):
+            yield
+    finally:
+        if flow_run_id and not _prefect_answers():  # how this run ends cannot be told there: the next start will
+            leases.leave(place, key, facts)
 
 
 def live_runs(place: Place) -> list[Lease]:
@@ -59,6 +64,13 @@ def recover(place: Place, uri: str) -> list[str]:
     return ended
 
 
+def _prefect_answers() -> bool:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return client.api_healthcheck() is None
+
+
 def _end(facts: Mapping[str, Any], uri: str) -> None:
     own = str(facts.get("tracking_uri") or "")
     uri = uri if masked(uri) == own or "***" in own else own
@@ -72,7 +84,9 @@ def _end(facts: Mapping[str, Any], uri: str) -> None:
 def _end_in_mlflow(facts: Mapping[str, Any], uri: str) -> None:
     folder = str(facts.get("folder") or "")
     if (Path(folder) / STATE).is_file():
-        Tracker(folder, uri, str(facts.get("experiment"))).finish("KILLED")
+        tracker = Tracker(folder, uri, str(facts.get("experiment")))
+        if not tracker.finished():
+            tracker.finish("KILLED")
     elif facts.get("mlflow_run_id"):
         terminate(uri, str(facts["mlflow_run_id"]))
 

@@ -46,6 +46,9 @@ class Place(Protocol):
     def remove(self, name: str) -> None:
         """Removes a file; nothing happens where there is none."""
 
+    def clear(self, folder: str) -> None:
+        """Removes a folder with all that is below it; nothing happens where there is none."""
+
     def info(self, name: str) -> Info | None:
         """Size and time of a file, or None."""
 
@@ -114,6 +117,9 @@ class Near:
         with contextlib.suppress(OSError):
             (self.root / name).unlink(missing_ok=True)
 
+    def clear(self, folder: str) -> None:
+        shutil.rmtree(self.root / folder, ignore_errors=True)
+
     def info(self, name: str) -> Info | None:
         try:
             found = (self.root / name).stat()
@@ -165,6 +171,10 @@ class Far:
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError), self._told(name):
             self.system.rm_file(self._path(name))
+
+    def clear(self, folder: str) -> None:
+        for info in self.files(folder):
+            self.remove(info.name)
 
     def info(self, name: str) -> Info | None:
         try:

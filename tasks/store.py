@@ -207,8 +207,7 @@ def _mirrored(place: Place, folder: Path, name: str) -> Iterator[None]:
         copy()
         raise
     _join(stop, thread)
-    for info in place.files(name):  # the stage is committed
-        place.remove(info.name)
+    place.clear(name)  # the stage is committed
 
 
 def _join(stop: threading.Event, thread: threading.Thread) -> None:

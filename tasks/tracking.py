@@ -90,6 +90,13 @@ class Tracker:
         """Ends the run: FINISHED, FAILED or KILLED; then says where it can be looked at, or what was not sent."""
         self._log("finish", status=status)
 
+    def finished(self) -> bool:
+        """Whether the end of the run stands in its journal."""
+        try:
+            return '{"kind": "finish"' in (Path(self.folder) / JOURNAL).read_text(encoding="utf-8")
+        except OSError:
+            return False
+
     def unsent(self) -> int:
         """How many journal lines no server has."""
         return len(self._rest())

@@ -41,6 +41,9 @@ def test_every_verb_on_every_place(place: Place, tmp_path: Path) -> None:
     place.remove("a/b.txt")
     place.remove("a/b.txt")
     assert [one.name for one in place.files("a")] == ["a/c/d.txt"]
+    place.clear("a")
+    place.clear("a")
+    assert place.files("a") == []
 
 
 def test_one_of_many_creates(place: Place) -> None:

@@ -1,0 +1,303 @@
+"""Real processes and real servers, killed in the middle of a stage: what is left, and that the next start goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import free_port
+from mlflow import MlflowClient
+
+from flows import servers
+from tasks.lease import leases
+from tasks.places import place_at
+
+ROOT = Path(__file__).resolve().parents[2]
+Tiny = Callable[..., dict[str, Any]]
+LONG: dict[str, Any] = {"train": {"epochs": 60, "batch_size": 64}, "stages": [{"stage": "prune", "density": 0.3}]}
+
+
+def _start(words: list[str], **settings: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows", *words], cwd=ROOT, env={**os.environ, **settings}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def _finish(process: subprocess.Popen[str], seconds: float = 200) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
+
+
+def _wait_for_epochs(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
+    import torch
+
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        for path in folder.glob("store/partial/*/checkpoint.pt"):
+            try:
+                if torch.load(path, weights_only=True)["epoch"] >= count:
+                    return
+            except (OSError, RuntimeError, EOFError):
+                continue
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint; exit code {process.poll()}")
+
+
+@pytest.fixture
+def write(tiny: Tiny, tmp_path: Path) -> Callable[..., str]:
+    """A recipe's path; everything it writes is in the test's folder."""
+
+    def made(**changes: Any) -> str:
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny(**changes)))
+        return str(tmp_path / "recipe.yaml")
+
+    return made
+
+
+def _mlflow(folder: Path, template: Path) -> servers.Server:
+    folder.mkdir(exist_ok=True)
+    if not (folder / "mlflow.db").exists():
+        shutil.copy(template, folder / "mlflow.db")
+    return servers.mlflow_server(folder, free_port())
+
+
+def test_mlflow_server_killed_in_a_stage_and_synced_later(
+    write: Callable[..., str], tmp_path: Path, mlflow_template: Path, prefect_server: str
+) -> None:
+    """The run goes on and finishes; `sync` sends the rest once; the run in MLflow is whole, and finished."""
+    server = _mlflow(tmp_path / "mlflow", mlflow_template)
+    uri = server.health.removesuffix("/health")
+    recipe = write(**LONG, tracking={"uri": uri, "experiment": "e"})
+    with servers.started(server, tmp_path / "log"):
+        process = _start(["run", recipe, "--json"], PREFECT_API_URL=prefect_server)
+        _wait_for_epochs(tmp_path, 3, process)
+        server.stop()
+        code, out, err = _finish(process)
+    assert code == 0 and err.count("tracking:") == 1 and "flows sync" in err, err
+    summary = json.loads(out)
+    assert list(tmp_path.glob("store/unsent/*/tracking.jsonl"))
+    words = ["sync", "--runs", str(tmp_path / "runs"), "--store", str(tmp_path / "store")]
+    code, _, err = _finish(_start(words))
+    assert code == 1 and "does not take" in err.strip().splitlines()[-1], err
+    with servers.started(server, tmp_path / "log"):
+        code, _, err = _finish(_start(words))
+        assert code == 0 and "records sent" in err, err
+        run = MlflowClient(uri).get_run(summary["mlflow_run_id"])
+        assert run.info.status == "FINISHED" and run.data.metrics["file_bytes"] == summary["file_bytes"]
+        names = {one.path for one in MlflowClient(uri).list_artifacts(summary["mlflow_run_id"])}
+        assert {"model.dcz", "report.html", "recipe.yaml", "summary.json"} <= names
+        code, _, err = _finish(_start(words))
+        assert code == 0 and "sent" not in err
+        assert len(MlflowClient(uri).search_runs([run.info.experiment_id])) == 1
+    assert not list(tmp_path.glob("store/unsent/*/*"))
+
+
+def test_mlflow_server_away_at_the_start_and_the_folder_lost(
+    write: Callable[..., str], tmp_path: Path, mlflow_template: Path, prefect_server: str
+) -> None:
+    """What a missing server did not get is in the store too: `sync` works without the run's folder."""
+    server = _mlflow(tmp_path / "mlflow", mlflow_template)
+    uri = server.health.removesuffix("/health")
+    recipe = write(train={"epochs": 1}, stages=[{"stage": "prune", "density": 0.5}], tracking={"uri": uri})
+    code, out, err = _finish(_start(["run", recipe, "--json"], PREFECT_API_URL=prefect_server))
+    assert code == 0 and json.loads(out)["mlflow_run_id"] is None, err
+    shutil.rmtree(tmp_path / "runs")
+    with servers.started(server, tmp_path / "log"):
+        code, _, err = _finish(_start(["sync", "--runs", str(tmp_path / "runs"), "--store", str(tmp_path / "store")]))
+        assert code == 0 and "records sent" in err, err
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("deep-compression")
+        runs = client.search_runs([experiment.experiment_id])
+        assert len(runs) == 1 and runs[0].info.status == "FINISHED" and "ratio" in runs[0].data.metrics
+        assert "model.dcz" in {one.path for one in client.list_artifacts(runs[0].info.run_id)}
+
+
+def test_prefect_server_killed_in_a_stage(write: Callable[..., str], tmp_path: Path) -> None:
+    """All work is done and kept; with the server back, the same command ends in seconds, no run stays Running."""
+    data = tmp_path / "prefect"
+    data.mkdir()
+    server = servers.prefect_server(data, free_port())
+    database = f"sqlite+aiosqlite:///{data}/prefect.db"
+    server.environment = {**server.environment, "PREFECT_API_DATABASE_CONNECTION_URL": database}
+    url = server.health.removesuffix("/health")
+    settings = {"PREFECT_API_URL": url, "PREFECT_CLIENT_MAX_RETRIES": "1"}
+    recipe = write(**LONG)
+    with servers.started(server, tmp_path / "log"):
+        process = _start(["run", recipe, "--json"], **settings)
+        _wait_for_epochs(tmp_path, 3, process)
+        server.stop()
+        code, _, err = _finish(process)
+        lines = err.strip().splitlines()
+        assert code == 1 and "start the same command again" in lines[-1] and max(map(len, lines)) < 500, err
+    assert list(tmp_path.glob("store/keys/*.json")) and list(tmp_path.glob("runs/*/model.dcz"))
+    flow_run_id = next(iter(_runs(tmp_path))).facts["flow_run_id"]
+    with servers.started(server, tmp_path / "log"):
+        code, out, err = _finish(_start(["run", recipe, "--json"], **settings))
+        assert code == 0 and "process is gone" in err, err
+        assert _states(url, flow_run_id)[0] == "Crashed"
+    assert json.loads(out)["reused"] == ["baseline", "prune", "encode"]
+    journal = Path(json.loads(out)["folder"], "tracking.jsonl").read_text().splitlines()
+    assert json.loads(journal[-1])["status"] == "FINISHED" and _runs(tmp_path) == []
+
+
+def test_a_run_killed_hard_is_ended_everywhere_by_the_next_start(
+    write: Callable[..., str], tmp_path: Path, prefect_server: str
+) -> None:
+    """Prefect's run and its tasks become Crashed, MLflow's KILLED; a live run of somebody else's is left alone."""
+    recipe = write(**LONG)
+    victim = _start(["run", recipe], PREFECT_API_URL=prefect_server)
+    _wait_for_epochs(tmp_path, 3, victim)
+    facts = next(one for one in leases(place_at(str(tmp_path / "store"))) if one.key.startswith("run-")).facts
+    other = _start(["run", recipe, "seed=5", "train.epochs=2000"], PREFECT_API_URL=prefect_server)
+    try:
+        _wait_until(lambda: len([one for one in _runs(tmp_path) if one.alive]) == 2)
+        victim.kill()
+        victim.wait()
+        code, _, err = _finish(_start(["run", recipe, "train.epochs=1"], PREFECT_API_URL=prefect_server))
+        assert code == 0 and "process is gone" in err and err.count("tiny-") == 1, err
+        assert other.poll() is None
+        states = _states(prefect_server, facts["flow_run_id"])
+        assert states and set(states) <= {"Crashed", "Completed"} and states[0] == "Crashed"
+        client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+        assert client.get_run(facts["mlflow_run_id"]).info.status == "KILLED"
+        live = next(one for one in _runs(tmp_path) if one.alive).facts
+        assert client.get_run(live["mlflow_run_id"]).info.status == "RUNNING"
+        assert _states(prefect_server, live["flow_run_id"])[0] == "Running"
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def _runs(tmp_path: Path) -> list[Any]:
+    return [one for one in leases(place_at(str(tmp_path / "store"))) if one.key.startswith("run-")]
+
+
+def _wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 90
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _states(server: str, flow_run_id: str) -> list[str]:
+    """The flow run's state, then its task runs'."""
+    import urllib.request
+
+    flow = json.load(urllib.request.urlopen(f"{server}/flow_runs/{flow_run_id}", timeout=10))
+    body = json.dumps({"flow_runs": {"id": {"any_": [flow_run_id]}}}).encode()
+    request = urllib.request.Request(f"{server}/task_runs/filter", body, {"Content-Type": "application/json"})
+    tasks = json.load(urllib.request.urlopen(request, timeout=10))
+    return [flow["state_name"], *(one["state_name"] for one in tasks)]
+
+
+def test_four_processes_on_one_fresh_database(tmp_path: Path) -> None:
+    """A fresh SQLite store is migrated by one of them; all four log their run."""
+    code = (
+        "import sys; from tasks.tracking import Tracker; t = Tracker(sys.argv[1], sys.argv[2], 'e');"
+        "t.start(sys.argv[1][-1], {}); t.metrics({'a': 1.0}); t.finish(); sys.exit(t.unsent())"
+    )
+    processes = []
+    for number in range(4):
+        (tmp_path / f"run{number}").mkdir()
+        words = [sys.executable, "-c", code, str(tmp_path / f"run{number}"), f"sqlite:///{tmp_path}/fresh.db"]
+        processes.append(subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    client = MlflowClient(f"sqlite:///{tmp_path}/fresh.db")
+    experiment = client.get_experiment_by_name("e")
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(one.info.run_name for one in runs) == ["0", "1", "2", "3"]
+    assert {one.info.status for one in runs} == {"FINISHED"}
+
+
+def test_no_secret_of_a_recipe_stands_anywhere(
+    write: Callable[..., str], tmp_path: Path, mlflow_template: Path
+) -> None:
+    """A password in an address, a key from the environment: searched for in every byte that a run leaves."""
+    data = tmp_path / "prefect"
+    data.mkdir()
+    server = servers.prefect_server(data, free_port())
+    database = f"sqlite+aiosqlite:///{data}/prefect.db"
+    server.environment = {**server.environment, "PREFECT_API_DATABASE_CONNECTION_URL": database}
+    secrets = {"MY_PASSWORD": "hunter2-in-the-address", "MY_KEY": "s3cr3t-key-of-the-data"}
+    (tmp_path / "private.py").write_text(
+        "from deepcompression.data import digits\n\n"
+        "def data(key):\n    assert key.startswith('s3cr3t')\n    return digits()\n"
+    )
+    recipe = write(
+        train={"epochs": 1},
+        stages=[{"stage": "prune", "density": 0.5}],
+        python_path=[str(tmp_path)],
+        data={"factory": "private:data", "kwargs": {"key": "${oc.env:MY_KEY}"}, "validation": 0.15},
+        tracking={"uri": "http://me:${oc.env:MY_PASSWORD}@127.0.0.1:9", "experiment": "e"},
+    )
+    with servers.started(server, tmp_path / "log"):
+        url = server.health.removesuffix("/health")
+        code, out, err = _finish(_start(["run", recipe, "-v"], PREFECT_API_URL=url, **secrets))
+        assert code == 0, err
+        time.sleep(3)  # Prefect sends its log a moment later
+    places = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.name == "prefect.db" for path in places) and len(places) > 15
+    for secret in secrets.values():
+        assert secret not in out + err
+        assert [str(path) for path in places if secret.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_disk_full_is_one_line_and_goes_on_after_space_is_freed(
+    write: Callable[..., str], tmp_path: Path, prefect_server: str
+) -> None:
+    """The run stops with one clear line, nothing is half-written, and the same command ends it later."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], check=False).returncode:
+        pytest.skip("this machine does not let tests mount a file system")
+    try:
+        recipe = write(train={"epochs": 2}, stages=[{"stage": "prune", "density": 0.5}], store=str(small / "store"))
+        code, _, err = _finish(_start(["run", recipe, "-q"], PREFECT_API_URL=prefect_server))
+        assert code == 1 and "disk is full" in err and len(err.strip().splitlines()) == 1, err
+        assert not list(small.rglob("keys/*.json")) and not list(small.rglob("*.part"))
+        subprocess.run(["mount", "-o", "remount,size=20m", str(small)], check=True)
+        code, _, err = _finish(_start(["run", recipe, "-q"], PREFECT_API_URL=prefect_server))
+        assert code == 0, err
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=False)
+
+
+def test_signals_of_servers_end_both(tmp_path: Path) -> None:
+    """`make servers` starts both on loopback, starts one again that died, and SIGTERM leaves nothing running."""
+    import psutil
+
+    ports = [str(free_port()), str(free_port())]
+    words = ["servers", "--prefect-port", ports[0], "--mlflow-port", ports[1], "--data", str(tmp_path)]
+    own = {"PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{tmp_path}/prefect.db"}
+    process = _start(words, **own)
+    try:
+        _wait_until(lambda: (tmp_path / "servers.json").exists() or process.poll() is not None)
+        assert servers.running_prefect(tmp_path) == f"http://127.0.0.1:{ports[0]}/api"
+        children = psutil.Process(process.pid).children(recursive=True)
+        listening = [one.laddr for child in children for one in child.net_connections() if one.status == "LISTEN"]
+        assert {str(one.port) for one in listening} >= set(ports) and {one.ip for one in listening} == {"127.0.0.1"}
+        prefect = next(child for child in children if "prefect" in " ".join(child.cmdline()))
+        prefect.send_signal(signal.SIGKILL)
+        _wait_until(lambda: not prefect.is_running() or prefect.status() == psutil.STATUS_ZOMBIE)
+        restarted = servers.prefect_server(tmp_path, int(ports[0]))
+        _wait_until(restarted.answers)
+        children = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _finish(process, 60)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert process.returncode == 0 and not alive and servers.running_prefect(tmp_path) is None
