@@ -168,7 +168,6 @@ def serve(
     with _guarded(verbose, False):
         from flows import schedules as module
 
-        os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(module.HEARTBEAT_SECONDS))
         module.serve([module.load(path) for path in module.paths_of(schedules)])
 
 

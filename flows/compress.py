@@ -37,7 +37,7 @@ from tasks.prune import prune
 from tasks.quantize import quantize
 from tasks.recalibrate import recalibrate
 from tasks.registry import example_of
-from tasks.report import write_report
+from tasks.report import sentence, write_report
 from tasks.run import Reference, Run
 from tasks.share import share
 from tasks.store import UNSENT, Store, publish, write_json
@@ -283,7 +283,8 @@ def _open_tracker(parsed: Recipe, stored: Mapping[str, Any], folder: Path, paren
     }
     tracker.start(folder.name, {key: value for key, value in tags.items() if value}, parent)
     labelled = {label: {k: v for k, v in config.items() if k != "stage"} for label, config in recipes.expand(parsed)}
-    tracker.params({**stored, "stages": list(labelled), **labelled})
+    recipe = {key: value for key, value in stored.items() if key != "name"}  # a run's name, not what it was told
+    tracker.params({**recipe, "stages": list(labelled), **labelled})
     tracker.artifact(folder / "recipe.yaml")
     return tracker
 
@@ -342,6 +343,7 @@ def _leave(run: Run, references: Sequence[Reference], summary: dict[str, Any], s
         numbers[f"{prefix}_{name}"] = end["metric"]
         numbers |= {f"{prefix}_{key}": end[key] for key in ("error", "correct") if end.get(key) is not None}
     run.tracker.metrics({key: value for key, value in numbers.items() if math.isfinite(value)})
+    run.tracker.tags({"mlflow.note.content": sentence(summary)})
     for path in (file, folder / "summary.json", folder / "report.html"):
         run.tracker.artifact(path)
     run.tracker.artifact(folder / "figures" / "bytes.svg", "figures")
@@ -361,8 +363,13 @@ def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
     create_table_artifact(
         key="stages", table=[dict(row) for row in summary["stages"]], description=f"{run.name}, seed {run.seed}"
     )
-    report = (Path(run.folder) / "report.html").resolve().as_uri()
-    create_link_artifact(key="report", link=report, link_text="report.html", description="The run's whole report")
+    report, page = (Path(run.folder) / "report.html").resolve(), run.tracker.page
+    create_link_artifact(
+        key="report",
+        link=f"{page}/artifacts/report.html" if page else report.as_uri(),
+        link_text="report.html",
+        description=f"The run's whole report, `{report}`; also among the artifacts of its MLflow run.",
+    )
     create_markdown_artifact(
         key="result",
         markdown=f"""# {run.name}: {summary["ratio"]:.1f}x smaller

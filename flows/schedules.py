@@ -16,13 +16,13 @@ from deepcompression.errors import RecipeError, RunError
 from flows import recipe as recipes
 from flows.schema import Name, Strict
 from tasks.console import say
+from tasks.life import ALIVE
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
 
-HEARTBEAT_SECONDS = 30
-SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS
-ZOMBIES = "deep-compression: a run without a heartbeat is Crashed"
+SILENCE_SECONDS = 90
+ZOMBIES = "deep-compression: a run that is not heard of any more is Crashed"
 INTERVAL = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -163,19 +163,17 @@ def _watch_heartbeats() -> None:
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import EventTrigger, Posture
 
-    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Reused")}
     trigger = EventTrigger(
-        after={"prefect.flow-run.heartbeat"},
-        expect={"prefect.flow-run.heartbeat", *ends, "prefect.flow-run.NotPromoted"},
+        after={ALIVE},
+        expect={ALIVE, "prefect.flow-run.*"},
         match={"prefect.resource.id": "prefect.flow-run.*"},
-        match_related={"prefect.resource.role": "flow", "prefect.resource.name": "compress"},
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,
         within=timedelta(seconds=SILENCE_SECONDS),
     )
     crash = ChangeFlowRunState(
-        state=StateType.CRASHED, name=None, message=f"No heartbeat for {SILENCE_SECONDS} s: its process is gone."
+        state=StateType.CRASHED, name=None, message=f"Not heard of for {SILENCE_SECONDS} s: its process is gone."
     )
     with get_client(sync_client=True) as client:
         if not client.read_automations_by_name(ZOMBIES):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from tasks.places import Place
 from tasks.tracking import STATE, Tracker, masked, terminate
 
 PREFIX = "run-"
+ALIVE = "deep-compression.run.alive"
+ALIVE_SECONDS = 20.0
 
 
 @contextlib.contextmanager
@@ -29,11 +32,41 @@ def living(place: Place, tracker: Tracker, flow_run_id: str | None) -> Iterator[
     }
     key = f"{PREFIX}{Path(tracker.folder).name}"
     try:
-        with leases.lease(place, key, facts=facts):
+        with leases.lease(place, key, facts=facts), _heard(flow_run_id):
             yield
     finally:
         if flow_run_id and not _prefect_answers():  # how this run ends cannot be told there: the next start will
             leases.leave(place, key, facts)
+
+
+@contextlib.contextmanager
+def _heard(flow_run_id: str | None) -> Iterator[None]:
+    """Tells Prefect's server now and then that the flow run lives, by an event of ours.
+
+    Prefect's own heartbeats come as seldom as somebody's settings say; an automation that counted on them would end
+    live runs.
+    """
+    from prefect.events import emit_event
+
+    if not flow_run_id:
+        yield
+        return
+    stop = threading.Event()
+
+    def beat() -> None:
+        while True:
+            with contextlib.suppress(Exception):  # a server that is away
+                emit_event(event=ALIVE, resource={"prefect.resource.id": f"prefect.flow-run.{flow_run_id}"})
+            if stop.wait(ALIVE_SECONDS):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True, name="run-heartbeat")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def live_runs(place: Place) -> list[Lease]:

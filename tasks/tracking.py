@@ -52,6 +52,14 @@ class Tracker:
         """MLflow's id, or None while no server has taken the run."""
         return _state(self.folder).get("run_id")
 
+    @property
+    def page(self) -> str | None:
+        """The run's page at an MLflow server, or None: no server took it, or a database without one."""
+        state = _state(self.folder)
+        if not self.uri.startswith("http") or "experiment_id" not in state:
+            return None
+        return f"{masked(self.uri).rstrip('/')}/#/experiments/{state['experiment_id']}/runs/{state['run_id']}"
+
     def start(self, name: str, tags: Mapping[str, str], parent: Parent | None = None) -> None:
         """Opens the run (a child of ``parent``'s, where given)."""
         self._log("start", name=name, tags=dict(tags), parent=dict(parent) if parent else None)
@@ -151,6 +159,7 @@ class Tracker:
         if line["kind"] == "start":
             found = _started(client, self, line) if again else None
             state["run_id"] = found or _create(client, self, line)
+            state["experiment_id"] = _experiment(client, self)
         else:
             _replay(client, state["run_id"], line, Path(self.folder))
         write_json(Path(self.folder) / STATE, {**state, "sent": int(state.get("sent", 0)) + 1})

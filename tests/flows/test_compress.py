@@ -228,7 +228,7 @@ def test_missing_tracking_server_does_not_sink_a_run(tiny: Tiny, tmp_path: Path)
     summary = compress(tiny(tracking={"uri": "http://127.0.0.1:9", "experiment": "e"}, stages=[{"stage": "encode"}]))
     assert Path(summary["file"]).is_file() and summary["mlflow_run_id"] is None
     kinds = [json.loads(line)["kind"] for line in (Path(summary["folder"]) / "tracking.jsonl").open()]
-    assert kinds[0] == "start" and kinds[-1] == "finish" and kinds.count("artifact") == 4
+    assert kinds[0] == "start" and kinds[-1] == "finish" and kinds.count("artifact") == 5
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_prefect_server_killed_in_a_stage(write: Callable[..., str], tmp_path: P
     database = f"sqlite+aiosqlite:///{data}/prefect.db"
     server.environment = {**server.environment, "PREFECT_API_DATABASE_CONNECTION_URL": database}
     url = server.health.removesuffix("/health")
-    settings = {"PREFECT_API_URL": url, "PREFECT_CLIENT_MAX_RETRIES": "1"}
+    settings = {"PREFECT_API_URL": url, "PREFECT_CLIENT_MAX_RETRIES": "0"}
     recipe = write(**LONG)
     with servers.started(server, tmp_path / "log"):
         process = _start(["run", recipe, "--json"], **settings)
