@@ -52,7 +52,7 @@ def build(spec: str, kwargs: Mapping[str, Any] | None = None) -> Any:
     except InputError:
         raise
     except Exception as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in (kwargs or {}).items())
+        given = ", ".join(f"{key}={_shown(value)}" for key, value in (kwargs or {}).items())
         raise FactoryError(f"factory {spec}({given}): {type(error).__name__}: {_one_line(error)}") from error
 
 
@@ -84,6 +84,11 @@ def _still_needs(call: Callable[..., Any], given: Mapping[str, Any]) -> int:
         return 0
     positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
     return sum(one.kind in positional and one.default is one.empty and one.name not in given for one in parameters)
+
+
+def _shown(value: Any) -> str:
+    """Numbers as they are; texts could be secrets."""
+    return repr(value) if value is None or isinstance(value, bool | int | float) else "..."
 
 
 def _one_line(error: Exception) -> str:

@@ -161,8 +161,10 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         run, stages = _run_of(parsed, seed, folder, tracker), recipes.expand(parsed)
         weights = run.model["weights"]
         start = {"weights": weights} if weights else {"train": parsed.train.model_dump(mode="json")}
+        _no_secret_promoted(parsed, stored)
         check(run, [("train", start), *stages])
-        _check_promotion(run, parsed, stored)
+        if parsed.promote:
+            example_of(run, parsed.promote.inputs)  # what would stop a promotion is told before anything trains
         references = [_call(baseline, run, "baseline", 0, start)]
         for number, (label, config) in enumerate(stages, 1):
             stage = STAGES.get(config["stage"], custom)
@@ -177,20 +179,11 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
     return summary
 
 
-def _check_promotion(run: Run, parsed: Recipe, stored: Mapping[str, Any]) -> None:
-    """What would stop a promotion is told before anything trains.
-
-    Raises:
-        DataError: ``promote.inputs`` do not fit the samples.
-        RecipeError: a secret would be stored with the registered model.
-    """
-    if parsed.promote is None:
-        return
-    if "${" in json.dumps(stored["model"]["kwargs"]):
+def _no_secret_promoted(parsed: Recipe, stored: Mapping[str, Any]) -> None:
+    if parsed.promote and "${" in json.dumps(stored["model"]["kwargs"]):
         raise RecipeError(
             "model.kwargs has a secret (${oc.env:...}), which a promoted model would store; read it in code"
         )
-    example_of(run, parsed.promote.inputs)
 
 
 def _call(task: Task[..., Any], *arguments: Any) -> Any:

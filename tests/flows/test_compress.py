@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 import deepcompression
 from deepcompression import torch as files
-from deepcompression.errors import DivergedError, FactoryError, InvariantError, StructureError, WeightsError
+from deepcompression.errors import DivergedError, FactoryError, InputError, InvariantError, StructureError, WeightsError
 from deepcompression.models import digits_net
 from flows.compress import compress, spread_of
 
@@ -334,3 +334,28 @@ def test_verification_notices_a_flipped_weight(finished: dict[str, Any], tmp_pat
     )  # fmt: skip
     answer = json.loads(done.stdout)
     assert (answer["identical"], answer["differs"]) == (False, "fc2.bias")
+
+
+def test_a_run_that_gates_refuse_ends_as_not_promoted(tiny: Tiny) -> None:
+    """A scheduler can act on the state's name; the summary says which gate, and the file is there all the same."""
+    recipe = tiny(
+        train={"epochs": 1}, stages=[{"stage": "prune", "density": 0.5}], promote={"model": "m", "min_ratio": 9}
+    )
+    state = compress(recipe, return_state=True)
+    assert (state.name, state.type.value) == ("NotPromoted", "COMPLETED")
+    summary = state.result()
+    assert [(one["gate"], one["passed"]) for one in summary["promotion"]["gates"]] == [("min_ratio", False)]
+    assert Path(summary["file"]).is_file() and summary["promotion"]["version"] is None
+    changed = {**recipe, "promote": {"model": "m", "min_ratio": 1}}
+    for expected in (True, False):  # the second time the champion is this very file: nothing was refused
+        state = compress(changed, return_state=True)
+        assert state.name == "Completed" and state.result()["promotion"]["promoted"] is expected
+
+
+def test_a_secret_is_not_stored_with_a_promoted_model(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow keeps a model's arguments as they are: a recipe that would put a secret there is refused at once."""
+    monkeypatch.setenv("MY_KEY", "s3cr3t")
+    model = {"factory": "deepcompression.models:digits_net", "kwargs": {"key": "${oc.env:MY_KEY}"}}
+    with pytest.raises(InputError) as told:
+        compress(tiny(model=model, promote={"model": "m"}))
+    assert "s3cr3t" not in str(told.value)

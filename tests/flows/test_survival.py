@@ -72,6 +72,12 @@ def _mlflow(folder: Path, template: Path) -> servers.Server:
     return servers.mlflow_server(folder, free_port())
 
 
+def _kill(server: servers.Server) -> None:
+    assert server.process is not None
+    os.killpg(server.process.pid, signal.SIGKILL)
+    server.process.wait()
+
+
 def test_mlflow_server_killed_in_a_stage_and_synced_later(
     write: Callable[..., str], tmp_path: Path, mlflow_template: Path, prefect_server: str
 ) -> None:
@@ -82,7 +88,7 @@ def test_mlflow_server_killed_in_a_stage_and_synced_later(
     with servers.started(server, tmp_path / "log"):
         process = _start(["run", recipe, "--json"], PREFECT_API_URL=prefect_server)
         _wait_for_epochs(tmp_path, 3, process)
-        server.stop()
+        _kill(server)
         code, out, err = _finish(process)
     assert code == 0 and err.count("tracking:") == 1 and "flows sync" in err, err
     summary = json.loads(out)
@@ -136,7 +142,7 @@ def test_prefect_server_killed_in_a_stage(write: Callable[..., str], tmp_path: P
     with servers.started(server, tmp_path / "log"):
         process = _start(["run", recipe, "--json"], **settings)
         _wait_for_epochs(tmp_path, 3, process)
-        server.stop()
+        _kill(server)
         code, _, err = _finish(process)
         lines = err.strip().splitlines()
         assert code == 1 and "start the same command again" in lines[-1] and max(map(len, lines)) < 500, err
@@ -256,7 +262,7 @@ def test_no_secret_of_a_recipe_stands_anywhere(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_disk_full_is_one_line_and_goes_on_after_space_is_freed(
+def test_full_and_read_only_disks_are_one_line_and_the_run_goes_on_later(
     write: Callable[..., str], tmp_path: Path, prefect_server: str
 ) -> None:
     """The run stops with one clear line, nothing is half-written, and the same command ends it later."""
@@ -269,7 +275,10 @@ def test_disk_full_is_one_line_and_goes_on_after_space_is_freed(
         code, _, err = _finish(_start(["run", recipe, "-q"], PREFECT_API_URL=prefect_server))
         assert code == 1 and "disk is full" in err and len(err.strip().splitlines()) == 1, err
         assert not list(small.rglob("keys/*.json")) and not list(small.rglob("*.part"))
-        subprocess.run(["mount", "-o", "remount,size=20m", str(small)], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,size=20m", str(small)], check=True)
+        code, _, err = _finish(_start(["run", recipe, "-q"], PREFECT_API_URL=prefect_server))
+        assert code == 1 and "read-only" in err and len(err.strip().splitlines()) == 1, err
+        subprocess.run(["mount", "-o", "remount,rw,size=20m", str(small)], check=True)
         code, _, err = _finish(_start(["run", recipe, "-q"], PREFECT_API_URL=prefect_server))
         assert code == 0, err
     finally:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,8 @@ from deepcompression.errors import RecipeError, RunError
 from flows import sweep as sweeps
 from flows import workers
 from flows.sweep import load, sweep
+from tasks.lease import leases
+from tasks.places import place_at
 
 ROOT = Path(__file__).resolve().parents[2]
 Tiny = Callable[..., dict[str, Any]]
@@ -228,8 +231,6 @@ def test_dask_workers_that_share_no_folder(
     assert len(good) == 3, result["trials"]
     assert {str(Path(one["summary"]["folder"]).is_relative_to(ROOT)) for one in good} == {"False"}
     assert sum("baseline" in one["summary"]["reused"] for one in good) == 2
-    from tasks.places import place_at
-
     names = {info.name.rpartition("/")[2] for info in place_at(f"{s3}/runs").files("")}
     assert {"model.dcz", "report.html", "summary.json"} <= names
     assert place_at(f"{s3}/store").files("partial") == []
@@ -255,3 +256,28 @@ def test_nobody_at_the_address_is_one_clear_error(plan: Callable[..., dict[str, 
     address = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(RunError, match="no scheduler answers"):
         sweep(plan(runner="dask", dask={"address": address}))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_dask_worker_that_dies_in_a_trial_costs_no_trial(
+    plan: Callable[..., dict[str, Any]], tiny: Tiny, tmp_path: Path, prefect_server: str, how: signal.Signals
+) -> None:
+    """On a cluster of its own: the worker is replaced, the trial is done again and goes on from its last epoch."""
+    recipe = tiny(train={"epochs": 60, "batch_size": 64}, stages=STAGES)
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not killed:
+            time.sleep(0.1)
+            if list(tmp_path.glob("store/partial/*/checkpoint.pt")):
+                pids = {one.facts["pid"] for one in leases(place_at(recipe["store"])) if one.key.startswith("run-")}
+                killed.extend(pids - {os.getpid()})  # the sweep itself lives here
+                os.kill(killed[0], how)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    parameters = {"stages.share.bits": [2, 3]}
+    result = sweep(plan(recipe=recipe, parameters=parameters, runner="dask", workers=1, chosen=1))
+    assert killed and [one["error"] for one in result["trials"]] == [None, None]
+    ends = [Path(path).read_text() for path in tmp_path.glob("runs/*/tracking.jsonl")]
+    assert sum('"status": "KILLED"' in text for text in ends) == 1 and all('"kind": "finish"' in text for text in ends)
