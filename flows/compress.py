@@ -365,6 +365,7 @@ def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
     )
     create_markdown_artifact(
         key="result",
+        description=sentence(summary),
         markdown=f"""# {run.name}: {summary["ratio"]:.1f}x smaller
 
 | | dense | file |

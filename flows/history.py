@@ -87,7 +87,7 @@ def several(
     else:
         ids = tracking.runs_of_experiment(uri, experiment) if experiment else []
         known = {plain: folder for folder in folders(home) for plain in _ids(folder)} if experiment else {}
-        found = [known[one] for one in ids if one in known and (known[one] / "summary.json").exists()]
+        found = [known[one] for one in reversed(ids) if one in known and (known[one] / "summary.json").exists()]
         found += [_folder_of(word, uri, runs) for word in words]
     if not found:
         raise RecipeError(f"compare: no finished run of that kind in {home}")

@@ -54,7 +54,7 @@ def test_child_runs_know_their_parent(tmp_path: Path, database: str) -> None:
     """Several seeds are children of one run."""
     parent, child = (Tracker(str(_folder(tmp_path, name)), database, "e") for name in ("parent", "child"))
     parent.start("p", {})
-    child.start("c", {}, parent)
+    child.start("c", {}, parent.as_parent())
     run = MlflowClient(tracking_uri=database).get_run(str(child.run_id))
     assert run.data.tags["mlflow.parentRunId"] == parent.run_id
 
