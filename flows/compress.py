@@ -30,7 +30,7 @@ from tasks.custom import custom
 from tasks.encode import encode
 from tasks.figures import bytes_by_stage
 from tasks.finetune import finetune
-from tasks.life import living, recover
+from tasks.life import ending, living, recover
 from tasks.places import is_url, place_at
 from tasks.promote import promote
 from tasks.prune import prune
@@ -247,16 +247,10 @@ def _run_of(parsed: Recipe, seed: int, folder: Path, tracker: Tracker) -> Run:
 def _living(parsed: Recipe, stored: Mapping[str, Any], folder: Path, parent: Parent | None) -> Iterator[Tracker]:
     """Tracks a run while the block works, says that it lives, and ends it as the block ends, whatever happens."""
     tracker, store = _open_tracker(parsed, stored, folder, parent), _store(parsed)
-    status = "KILLED"
     try:
-        with living(store.place, tracker, str(flow_run.id) if flow_run.id else None):
+        with ending(tracker), living(store.place, tracker, str(flow_run.id) if flow_run.id else None):
             yield tracker
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
     finally:
-        tracker.finish(status)
         if tracker.unsent():
             publish(folder, store.place, f"{UNSENT}/{folder.name}")
         if is_url(parsed.runs):

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from deepcompression.errors import RunError
 from flows import recipe as recipes
-from flows.schema import Name, Recipe, Strict
+from flows.schema import Recipe
+from flows.study import Range, Sweep, Trial, as_overrides, distributions, failed, finished, open_study, points_to_try
 from flows.workers import Crew, Died, local, on_dask, run_trial
 from tasks.console import bar, say
-from tasks.life import living, recover
+from tasks.life import ending, living, recover
 from tasks.pareto import Point, front, picture, spread_out
 from tasks.places import is_url
 from tasks.sources import library_digest
@@ -30,81 +29,6 @@ from tasks.tracking import Tracker, resolve_uri
 
 SWEEPS = recipes.ROOT / "artifacts" / "sweeps"
 CODE = ("training", "prune", "finetune", "share", "quantize", "torch")
-
-
-class Range(Strict):
-    """Numbers from ``low`` to ``high``, both included."""
-
-    low: float
-    high: float
-    log: bool = Field(False, description="drawn evenly in the logarithm")
-    step: float | None = Field(None, gt=0)
-    integer: bool = False
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Range:
-        if self.low >= self.high or (self.log and self.low <= 0):
-            raise ValueError(f"expected low < high (and low > 0 with log), got {self.low} and {self.high}")
-        return self
-
-
-def _kind(value: Any) -> str:
-    return "range" if isinstance(value, Mapping | Range) else "choices"
-
-
-Values = Annotated[Annotated[list[Any], Tag("choices")] | Annotated[Range, Tag("range")], Discriminator(_kind)]
-
-
-class Dask(Strict):
-    """An existing cluster; without an address one is started on this machine."""
-
-    address: str | None = Field(None, description="of a scheduler, such as tcp://10.0.0.5:8786")
-
-
-class Sweep(Strict):
-    """One YAML in conf/sweeps/: a recipe, which of its keys vary, how, and where the trials run."""
-
-    name: Name
-    recipe: str | dict[str, Any] = Field(description="path or URL of a recipe, or the recipe itself")
-    overrides: dict[str, Any] = Field({}, description="dotted key -> value, the same in all trials")
-    parameters: dict[str, Values] = Field(min_length=1, description="dotted key -> choices, or a range")
-    method: Literal["grid", "random", "tpe"] = "grid"
-    trials: int | None = Field(None, ge=1, description="random and tpe: how many")
-    seed: int = Field(0, ge=0, description="of random and tpe")
-    chosen: int = Field(5, ge=1, description="of the Pareto front, for how many the test split is read")
-    runner: Literal["local", "dask"] = "local"
-    workers: int = Field(1, ge=1, description="processes; with dask and an address: trials at once")
-    dask: Dask = Dask()
-
-    @field_validator("parameters")
-    @classmethod
-    def _choices(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for key, choices in value.items():
-            if isinstance(choices, list) and not choices:
-                raise ValueError(f"{key}: expected at least one choice")
-        return value
-
-    @model_validator(mode="after")
-    def _fitting(self) -> Sweep:
-        ranges = [key for key, value in self.parameters.items() if isinstance(value, Range)]
-        if self.method == "grid" and ranges:
-            raise ValueError(f"method: grid takes lists of choices; {ranges[0]} is a range: use random or tpe")
-        if self.method != "grid" and self.trials is None:
-            raise ValueError(f"method: {self.method} needs trials: how many")
-        if self.method == "grid" and self.trials is not None:
-            raise ValueError("method: grid tries every combination; remove trials")
-        return self
-
-
-@dataclass
-class Trial:
-    """One run of the sweep: what was varied, and what came of it."""
-
-    number: int
-    parameters: dict[str, Any]
-    error: str | None = None
-    summary: dict[str, Any] = field(default_factory=dict)
-    test: dict[str, Any] | None = None
 
 
 def _name() -> str:
@@ -132,18 +56,10 @@ def sweep(sweep_: str | dict[str, Any], overrides: dict[str, Any] | None = None)
     folder.mkdir(parents=True, exist_ok=True)
     recover(_place(parsed), resolve_uri(parsed.tracking.uri))
     tracker = _open(plan, parsed, folder)
-    status = "KILLED"
-    try:
-        with living(_place(parsed), tracker, str(flow_run.id) if flow_run.id else None), _crew(plan, parsed) as crew:
-            trials = _search(plan, raw, folder, tracker, crew)
-            result = _finish(plan, raw, trials, folder, tracker, crew)
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        tracker.finish(status)
-    return result
+    alive = living(_place(parsed), tracker, str(flow_run.id) if flow_run.id else None)
+    with ending(tracker), alive, _crew(plan, parsed) as crew:
+        trials = _search(plan, raw, folder, tracker, crew)
+        return _finish(plan, raw, trials, folder, tracker, crew)
 
 
 def load(source: str | dict[str, Any], overrides: Mapping[str, Any] | None = None) -> Sweep:
@@ -191,8 +107,8 @@ def _crew(plan: Sweep, parsed: Recipe) -> Any:
 
 def _search(plan: Sweep, raw: dict[str, Any], folder: Path, tracker: Tracker, crew: Crew) -> list[Trial]:
     """Runs what is missing; returns all trials that there are, those of earlier starts too."""
-    study = _study(plan, folder, recipes.load(raw))
-    todo, done = _todo(plan, study), _finished(plan, study)
+    study = open_study(plan, folder, recipes.load(raw))
+    todo, done = points_to_try(plan, study), finished(plan, study)
     total = len(todo) if plan.method == "grid" else int(plan.trials or 0) - len(done)
     if done:
         say(f"{len(done)} trials are done already; {max(total, 0)} to go, in {folder}")
@@ -203,18 +119,18 @@ def _search(plan: Sweep, raw: dict[str, Any], folder: Path, tracker: Tracker, cr
     with bar("trials", total) as advance:
         while asked < total or running:
             while asked < total and len(running) < crew.size:
-                trial = study.ask(_distributions(plan))
+                trial = study.ask(distributions(plan))
                 asked += 1
                 running[_submit(plan, raw, trial, tracker, crew)] = trial
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 trial = running.pop(future)
                 advance(_tell(study, trial, _answer(future)))
-    return _finished(plan, study) + _failed(plan, study)
+    return finished(plan, study) + failed(plan, study)
 
 
 def _submit(plan: Sweep, raw: dict[str, Any], trial: Any, tracker: Tracker, crew: Crew) -> Future[Any]:
     name = f"{plan.name}-{trial.number:03d}"
-    changes = {**_decoded(plan, trial.params), "name": name, "test": False, "promote": None}
+    changes = {**as_overrides(plan, trial.params), "name": name, "test": False, "promote": None}
     return crew.submit(run_trial, raw, changes, tracker.as_parent())
 
 
@@ -241,96 +157,6 @@ def _tell(study: Any, trial: Any, answer: Mapping[str, Any]) -> str:
         return "a trial failed"
     study.tell(trial, values)
     return f"{answer['ratio']:.1f}x at {answer['metric']} {answer['final']['metric']:.4f}"
-
-
-def _study(plan: Sweep, folder: Path, parsed: Recipe) -> Any:
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-    from optuna.trial import TrialState
-
-    from deepcompression.problem import metric_of
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
-    metric = metric_of(parsed.metric.model_dump() if parsed.metric else None)
-    directions = ["minimize", "maximize" if metric.higher_is_better else "minimize"]
-    study = optuna.create_study(study_name=folder.name, storage=storage, directions=directions, load_if_exists=True)
-    seed = plan.seed + len(study.trials)  # started again, it must not draw the same points once more
-    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-    study.sampler = samplers.get(plan.method, optuna.samplers.RandomSampler)(seed=seed)
-    for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING)):
-        storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # its process is gone
-    return study
-
-
-def _todo(plan: Sweep, study: Any) -> list[dict[str, Any]]:
-    """Points to try first: of a grid all that are missing, else those that failed or were cut off before."""
-    from optuna.trial import TrialState
-
-    done = [trial.params for trial in study.get_trials(states=(TrialState.COMPLETE,))]
-    if plan.method == "grid":
-        coded = [[_coded(choice) for choice in choices] for choices in plan.parameters.values()]  # type: ignore[union-attr]
-        wanted = [dict(zip(plan.parameters, point, strict=True)) for point in itertools.product(*coded)]
-    else:
-        failed = study.get_trials(states=(TrialState.FAIL,))
-        wanted = [trial.params for trial in failed if set(trial.params) == set(plan.parameters)]
-    unique: list[dict[str, Any]] = []
-    for point in wanted:
-        if point not in done and point not in unique:
-            unique.append(point)
-    return unique
-
-
-def _distributions(plan: Sweep) -> dict[str, Any]:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    def one(value: Any) -> Any:
-        if isinstance(value, list):
-            return CategoricalDistribution([_coded(choice) for choice in value])
-        if value.integer:
-            return IntDistribution(int(value.low), int(value.high), log=value.log, step=int(value.step or 1))
-        return FloatDistribution(value.low, value.high, log=value.log, step=value.step)
-
-    return {key: one(value) for key, value in plan.parameters.items()}
-
-
-def _coded(choice: Any) -> Any:
-    """Optuna takes scalars; a mapping or list stands as its JSON."""
-    return choice if choice is None or isinstance(choice, bool | int | float | str) else json.dumps(choice)
-
-
-def _decoded(plan: Sweep, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's parameters as overrides of the recipe."""
-    found = {}
-    for key, value in parameters.items():
-        choices = plan.parameters.get(key)
-        plain = [one for one in choices if _coded(one) == value] if isinstance(choices, list) else [value]
-        found[key] = plain[0] if plain else value
-    return found
-
-
-def _finished(plan: Sweep, study: Any) -> list[Trial]:
-    from optuna.trial import TrialState
-
-    return [
-        Trial(one.number, _decoded(plan, one.params), summary=one.user_attrs["summary"])
-        for one in study.get_trials(states=(TrialState.COMPLETE,))
-        if set(one.params) == set(plan.parameters)
-    ]
-
-
-def _failed(plan: Sweep, study: Any) -> list[Trial]:
-    """Trials whose last word is a failure: none with the same parameters succeeded."""
-    from optuna.trial import TrialState
-
-    done = [trial.params for trial in study.get_trials(states=(TrialState.COMPLETE,))]
-    last = {
-        json.dumps(one.params, sort_keys=True): one
-        for one in study.get_trials(states=(TrialState.FAIL,))
-        if one.params not in done and "error" in one.user_attrs
-    }
-    return [Trial(one.number, _decoded(plan, one.params), error=one.user_attrs["error"]) for one in last.values()]
 
 
 # ---------------------------------------------------------------- choosing

@@ -21,6 +21,20 @@ ALIVE_SECONDS = 20.0
 
 
 @contextlib.contextmanager
+def ending(tracker: Tracker) -> Iterator[None]:
+    """Ends the MLflow run as the block ends, whatever happens: finished, failed, or killed."""
+    status = "KILLED"
+    try:
+        yield
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        tracker.finish(status)
+
+
+@contextlib.contextmanager
 def living(place: Place, tracker: Tracker, flow_run_id: str | None) -> Iterator[None]:
     """Says, while the block runs, that the run of ``tracker`` lives, and what is to be ended if its process dies."""
     facts = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_for_epochs(store: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Until some checkpoint in the store has seen ``count`` epochs."""
+    import torch
+
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        for path in store.glob("partial/*/checkpoint.pt"):
+            try:
+                if torch.load(path, weights_only=True)["epoch"] >= count:
+                    return
+            except (OSError, RuntimeError, EOFError):
+                continue
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint with {count} epochs; exit code {process.poll()}")
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from conftest import wait_for_epochs
 
 ROOT = Path(__file__).resolve().parents[2]
 Tiny = Callable[..., dict[str, Any]]
@@ -104,22 +104,6 @@ def test_help_teaches() -> None:
     assert "run" in _run(["--help"])[1]
 
 
-def _wait_for_epochs(store: Path, count: int, process: subprocess.Popen[str]) -> None:
-    """Until some checkpoint in the store has seen ``count`` epochs."""
-    import torch
-
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        for path in store.glob("partial/*/checkpoint.pt"):
-            try:
-                if torch.load(path, weights_only=True)["epoch"] >= count:
-                    return
-            except (OSError, RuntimeError, EOFError):
-                continue
-        time.sleep(0.02)
-    raise AssertionError(f"no checkpoint with {count} epochs; exit code {process.poll()}")
-
-
 LONG = {
     "train": {"epochs": 30, "batch_size": 64},
     "data": {
@@ -151,7 +135,7 @@ def test_killed_run_goes_on_and_ends_in_the_same_bytes(
     """A run killed while it trains goes on from its last epoch; its file is that of an uninterrupted run."""
     words, environment = ["run", str(write(**LONG)), "--json"], _environment(prefect_server)
     process = _start(words, env=environment, start_new_session=True)
-    _wait_for_epochs(tmp_path / "store", 3, process)
+    wait_for_epochs(tmp_path / "store", 3, process)
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
     assert process.returncode not in (0, 2), err

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import free_port
+from conftest import free_port, wait_for_epochs
 from mlflow import MlflowClient
 
 from flows import servers
@@ -37,21 +37,6 @@ def _start(words: list[str], **settings: str) -> subprocess.Popen[str]:
 def _finish(process: subprocess.Popen[str], seconds: float = 200) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
-
-
-def _wait_for_epochs(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
-    import torch
-
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        for path in folder.glob("store/partial/*/checkpoint.pt"):
-            try:
-                if torch.load(path, weights_only=True)["epoch"] >= count:
-                    return
-            except (OSError, RuntimeError, EOFError):
-                continue
-        time.sleep(0.05)
-    raise AssertionError(f"no checkpoint; exit code {process.poll()}")
 
 
 @pytest.fixture
@@ -87,7 +72,7 @@ def test_mlflow_server_killed_in_a_stage_and_synced_later(
     recipe = write(**LONG, tracking={"uri": uri, "experiment": "e"})
     with servers.started(server, tmp_path / "log"):
         process = _start(["run", recipe, "--json"], PREFECT_API_URL=prefect_server)
-        _wait_for_epochs(tmp_path, 3, process)
+        wait_for_epochs(tmp_path / "store", 3, process)
         _kill(server)
         code, out, err = _finish(process)
     assert code == 0 and err.count("tracking:") == 1 and "flows sync" in err, err
@@ -141,7 +126,7 @@ def test_prefect_server_killed_in_a_stage(write: Callable[..., str], tmp_path: P
     recipe = write(**LONG)
     with servers.started(server, tmp_path / "log"):
         process = _start(["run", recipe, "--json"], **settings)
-        _wait_for_epochs(tmp_path, 3, process)
+        wait_for_epochs(tmp_path / "store", 3, process)
         _kill(server)
         code, _, err = _finish(process)
         lines = err.strip().splitlines()
@@ -163,7 +148,7 @@ def test_a_run_killed_hard_is_ended_everywhere_by_the_next_start(
     """Prefect's run and its tasks become Crashed, MLflow's KILLED; a live run of somebody else's is left alone."""
     recipe = write(**LONG)
     victim = _start(["run", recipe], PREFECT_API_URL=prefect_server)
-    _wait_for_epochs(tmp_path, 3, victim)
+    wait_for_epochs(tmp_path / "store", 3, victim)
     facts = next(one for one in leases(place_at(str(tmp_path / "store"))) if one.key.startswith("run-")).facts
     other = _start(["run", recipe, "seed=5", "train.epochs=2000"], PREFECT_API_URL=prefect_server)
     try:
