@@ -24,7 +24,7 @@ servers: $(VENV)/.installed  ## set up, then Prefect's and MLflow's servers on t
 	$(BIN)/python -m flows servers $(ARGS)
 
 test: $(VENV)/.installed  ## set up, then all tests: make test [ARGS="-k huffman"]
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 style: $(VENV)/.installed  ## format and mend what can be mended
 	$(BIN)/ruff format .

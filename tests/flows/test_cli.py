@@ -118,33 +118,29 @@ LONG = {
 }
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tiny_in: Tiny, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> bytes:
-    """The file of a run that nobody killed."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(tiny_in(folder, **LONG)))
-    code, out, err = _run(["run", str(folder / "recipe.yaml"), "--json"], env=_environment(prefect_server))
-    assert code == 0, err
-    return Path(json.loads(out)["file"]).read_bytes()
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_run_goes_on_and_ends_in_the_same_bytes(
-    write: Callable[..., Path], tmp_path: Path, prefect_server: str, uninterrupted: bytes, how: signal.Signals
+    tiny_in: Tiny, write: Callable[..., Path], tmp_path: Path, prefect_server: str
 ) -> None:
-    """A run killed while it trains goes on from its last epoch; its file is that of an uninterrupted run."""
-    words, environment = ["run", str(write(**LONG)), "--json"], _environment(prefect_server)
-    process = _start(words, env=environment, start_new_session=True)
-    wait_for_epochs(tmp_path / "store", 3, process)
-    process.send_signal(how)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode not in (0, 2), err
-    if how != signal.SIGKILL:
-        assert process.returncode == 1 and "start the same command again" in err.strip().splitlines()[-1]
-    assert not list(tmp_path.glob("runs/*/model.dcz")) and list(tmp_path.glob("store/partial/*/checkpoint.pt"))
+    """Killed in every way while it trains, a run goes on from its last epoch; its file is an uninterrupted run's."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump(tiny_in(tmp_path / "whole", **LONG)))
+    environment = _environment(prefect_server)
+    whole = _start(["run", str(tmp_path / "whole.yaml"), "--json"], env=environment)
+    words = ["run", str(write(**LONG)), "--json"]
+    for how, epochs in ((signal.SIGKILL, 3), (signal.SIGTERM, 9), (signal.SIGINT, 15)):
+        process = _start(words, env=environment, start_new_session=True)
+        wait_for_epochs(tmp_path / "store", epochs, process)
+        process.send_signal(how)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode not in (0, 2), err
+        if how != signal.SIGKILL:
+            assert process.returncode == 1 and "start the same command again" in err.strip().splitlines()[-1]
+        assert not list(tmp_path.glob("runs/*/model.dcz")) and list(tmp_path.glob("store/partial/*/checkpoint.pt"))
     code, out, err = _run(words, env=environment)
     assert code == 0, err
-    assert Path(json.loads(out)["file"]).read_bytes() == uninterrupted
+    uninterrupted, err = whole.communicate(timeout=200)
+    assert whole.returncode == 0, err
+    assert Path(json.loads(out)["file"]).read_bytes() == Path(json.loads(uninterrupted)["file"]).read_bytes()
     assert not list(tmp_path.glob("store/partial/*")) and not list(tmp_path.glob("store/leases/*"))
 
 
