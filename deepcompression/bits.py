@@ -1,4 +1,4 @@
-"""Bits in bytes, most significant bit first; and a cursor that reads untrusted bytes."""
+"""Bits in bytes, least significant bit first; and a cursor that reads untrusted bytes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,29 @@ _CHUNK = 1 << 16
 
 def pack(values: NDArray[Any], width: int) -> bytes:
     """`values` (n,), integers below 2**width, in `width` (1 to 16) bits each, padded with zero bits."""
+    if width in (8, 16):
+        return values.astype(f"<u{width // 8}").tobytes()
     return b"".join(_pack(values[i : i + _CHUNK], width) for i in range(0, len(values), _CHUNK))
 
 
 def _pack(values: NDArray[Any], width: int) -> bytes:
-    rows = np.unpackbits(values.astype(">u2").view(np.uint8)).reshape(-1, 16)
-    return np.packbits(rows[:, 16 - width :]).tobytes()
+    rows = np.unpackbits(values.astype("<u2").view(np.uint8), bitorder="little").reshape(-1, 16)
+    return np.packbits(rows[:, :width], bitorder="little").tobytes()
 
 
 def unpack(buffer: bytes | memoryview, count: int, width: int) -> NDArray[np.unsignedinteger[Any]]:
     """The inverse of `pack`: (count,) uint8 up to width 8, else uint16; `buffer` has packed_size() bytes."""
-    kept: NDArray[np.unsignedinteger[Any]] = np.empty(count, np.uint8 if width <= 8 else np.uint16)
     source = np.frombuffer(buffer, np.uint8)
+    if width in (8, 16):
+        return source.view(f"<u{width // 8}").astype(f"u{width // 8}")
+    kept: NDArray[np.unsignedinteger[Any]] = np.empty(count, np.uint8 if width <= 8 else np.uint16)
     for i in range(0, count, _CHUNK):
         n = min(_CHUNK, count - i)
         start = i * width // 8
         rows = np.zeros((n, 8 * kept.itemsize), np.uint8)
-        used = np.unpackbits(source[start : start + packed_size(n, width)], count=n * width)
-        rows[:, 8 * kept.itemsize - width :] = used.reshape(n, width)
-        kept[i : i + n] = np.packbits(rows).view(">u2" if width > 8 else np.uint8)
+        used = np.unpackbits(source[start : start + packed_size(n, width)], count=n * width, bitorder="little")
+        rows[:, :width] = used.reshape(n, width)
+        kept[i : i + n] = np.packbits(rows, bitorder="little").view("<u2" if width > 8 else np.uint8)
     return kept
 
 
@@ -41,30 +45,32 @@ def packed_size(count: int, width: int) -> int:
     return (count * width + 7) // 8
 
 
+def padding_is_zero(buffer: bytes | memoryview, used: int) -> bool:
+    """Whether the bits of the last byte of `buffer` behind its first `used` bits are zero."""
+    spare = 8 * len(buffer) - used
+    return spare == 0 or buffer[-1] >> (8 - spare) == 0
+
+
 def concatenate(codes: NDArray[Any], lengths: NDArray[Any]) -> bytes:
     """Codes (n >= 1,) one after the other, each its lengths[i] low bits (1 to 32), padded with zero bits."""
     ends = np.cumsum(lengths, dtype=np.int64)
     starts = ends - lengths
     word = starts >> 5
     # A code that starts in a 32-bit word ends in it or the next: the codes of one word share a 64-bit window.
-    shift = 64 - lengths.astype(np.int64) - (starts & 31)
     first = np.flatnonzero(np.diff(word, prepend=-1))
-    windows = np.add.reduceat(codes.astype(np.uint64) << shift.astype(np.uint64), first)
+    shared = np.add.reduceat(codes.astype(np.uint64) << (starts & 31).astype(np.uint64), first)
     words = np.zeros((int(ends[-1]) >> 5) + 2, np.uint32)
-    words[word[first]] = windows >> np.uint64(32)
-    words[word[first] + 1] |= (windows & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-    return words.astype(">u4").tobytes()[: (int(ends[-1]) + 7) // 8]
+    words[word[first]] = (shared & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    words[word[first] + 1] |= (shared >> np.uint64(32)).astype(np.uint32)
+    return words.astype("<u4").tobytes()[: (int(ends[-1]) + 7) // 8]
 
 
-def windows(buffer: bytes | memoryview, width: int) -> NDArray[np.uint32]:
-    """The `width` (1 to 24) bits from each bit position of `buffer` on (8 * bytes,); zeros follow the end."""
-    padded = np.zeros(len(buffer) + 3, np.uint32)
-    padded[: len(buffer)] = np.frombuffer(buffer, np.uint8)
-    n = len(buffer)
-    whole = padded[:n] << 24 | padded[1 : n + 1] << 16 | padded[2 : n + 2] << 8 | padded[3 : n + 3]
-    # (bytes, 8): the bits of each byte's neighbourhood, from each of its eight positions on
-    shifted = whole[:, None] << np.arange(8, dtype=np.uint32)
-    return (shifted >> np.uint32(32 - width)).reshape(-1).astype(np.uint32, copy=False)
+def windows(source: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """The 32 bits from each byte of `source` (bytes,) on; zeros follow the end."""
+    padded = np.zeros(len(source) + 3, np.uint32)
+    padded[: len(source)] = source
+    n = len(source)
+    return padded[:n] | padded[1 : n + 1] << 8 | padded[2 : n + 2] << 16 | padded[3 : n + 3] << 24
 
 
 def varint(value: int) -> bytes:

@@ -1,27 +1,32 @@
-"""One tensor to one blob of a .dcz file and back, as FORMAT.md specifies it: positions, codebook, codes."""
+"""One tensor to one blob of a .dcz file and back, as FORMAT.md specifies it: positions, values, chunks."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcompression import coders
+from deepcompression import arithmetic, coders, values
 from deepcompression.bits import Cursor, varint
-from deepcompression.dtypes import DTYPES, Bits, narrow, shrink, unsigned, widen
+from deepcompression.coders import Stream, Symbols
+from deepcompression.dtypes import DTYPES, Bits, narrow, unsigned, widen
+from deepcompression.errors import MalformedFile
+from deepcompression.parallel import mapped
+from deepcompression.values import Book, Shared
 
-MOST_DISTINCT = 1 << 16
-
-DENSE, BITMAP, GAP = 0, 1, 2
-_CODEBOOK, _HUFFMAN_VALUES, _HUFFMAN_GAPS = 1 << 2, 1 << 5, 1 << 6
-_STORED = (
-    "",
-    "float32",
-    "float16",
-    "bfloat16",
-)  # bits 3 and 4 of the method byte; the first is the tensor's own
+CHUNK = 1 << 20
+MOST_ESCAPE = (1 << 16) - 1
+DENSE, BITMAP, GAPS, FLAGS = range(4)
+RAW, CODEBOOK, GRID = range(3)
+_ADAPTIVE, _MASKS, _GROUPS = 1 << 4, 1 << 5, 1 << 6
+_BITMAP_TUPLE = 8
+_AT_ONCE = 16
+_SAMPLE = 1 << 18
+_SMALL = 1 << 16
 
 
 class Sections(NamedTuple):
@@ -33,257 +38,669 @@ class Sections(NamedTuple):
     table: int = 0
 
 
+@dataclass(frozen=True)
+class Head:
+    """What the head of a blob says: how its chunks are to be read."""
+
+    elements: int
+    dtype: str
+    positions: int
+    values: int
+    adaptive: bool = False
+    columns: int = 0
+    rows_kept: NDArray[np.bool_] | None = None
+    columns_kept: NDArray[np.bool_] | None = None
+    book: Book | None = None
+    stored: str = ""
+    deflated: bool = False
+    escape: int = 0
+    position_stream: Stream | None = None
+    code_stream: Stream | None = None
+    prior: int = 0
+    context: int = 0
+
+    @property
+    def arithmetic(self) -> bool:
+        """Whether chunks are matrices of whole rows, coded arithmetically."""
+        return self.adaptive or self.positions == FLAGS
+
+    @property
+    def kept(self) -> int:
+        """Elements that are left where masks took some rows and columns away."""
+        if self.rows_kept is None or self.columns_kept is None:
+            return self.elements
+        return int(self.rows_kept.sum()) * int(self.columns_kept.sum())
+
+    @property
+    def width(self) -> int:
+        """Columns that are left."""
+        return self.columns if self.columns_kept is None else int(self.columns_kept.sum())
+
+    @property
+    def chunk(self) -> int:
+        """Elements a chunk."""
+        return arithmetic.rows_a_chunk(self.width) * self.width if self.arithmetic else CHUNK
+
+    @property
+    def k(self) -> int:
+        """Codes are below it; 1 where values are raw."""
+        return self.book.k if self.book else 1
+
+
 # ---------------------------------------------------------------- encoding
 
 
+class Written(NamedTuple):
+    """A blob's head and chunks; `size` counts both."""
+
+    head: bytes
+    chunks: list[bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the blob."""
+        return len(self.head) + sum(map(len, self.chunks))
+
+
 @dataclass(frozen=True)
-class _Layout:
-    """How to store values: raw, or with a codebook and codes; and what that costs in bytes."""
+class Masks:
+    """The rows and columns of a matrix that are not wholly zero."""
 
-    cost: int
-    stored: str
-    book: Bits | None = None
-    plan: coders.Plan | None = None
+    columns: int
+    rows_kept: NDArray[np.bool_]
+    columns_kept: NDArray[np.bool_]
 
-
-@dataclass(frozen=True)
-class _Positions:
-    """Where the non-zero elements are: nothing (dense), a bitmap, or gaps; and what that costs in bytes."""
-
-    kind: int
-    cost: int
-    payload: bytes = b""
-    symbols: coders.Symbols | None = None
-    escape: int = 0
-    plan: coders.Plan | None = None
+    def of(self, flat: NDArray[Any]) -> NDArray[Any]:
+        """The elements that are kept, of all `flat` (n,)."""
+        return flat.reshape(-1, self.columns)[self.rows_kept][:, self.columns_kept].reshape(-1)
 
 
-def encode_tensor(flat: Bits, dtype: str, coder: str) -> bytes:
-    """The blob of a tensor with the element bits `flat` (n,), in the smallest layout.
-
-    Positions are dense, a bitmap or gaps; values a codebook with codes, or raw. Of equals, the first named.
-    """
+def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, threads: int = 1) -> bytes:
+    """The blob of a tensor with the element bits `flat` (n,), in the smallest layout that `coder` has."""
     if flat.size == 0:
         return b""
-    nonzero = np.flatnonzero(flat)
-    values = flat[nonzero]
-    zeros = flat.size - values.size
-    book, codes = _distinct(values)
-    stored = narrow(values if book is None else book, dtype)
-    counts = np.zeros(0, np.int64) if book is None else np.bincount(codes, minlength=book.size)
-    layout = _layout(values.size, book, counts, stored, coder)
-    positions = _Positions(DENSE, 0)
-    if zeros:
-        sparse = layout
-        if book is not None:
-            book, counts = np.insert(book, 0, 0), np.insert(counts, 0, zeros)
-        layout = _layout(flat.size, book, counts, stored, coder)
-        for candidate in (_bitmap(flat), _gaps(nonzero, coder)):
-            if candidate.cost + sparse.cost < positions.cost + layout.cost:
-                positions, layout = candidate, sparse
-    if positions.kind == DENSE:
-        values, codes = flat, _scatter(codes, nonzero, flat.size, counts.size) if zeros else codes
-    return _write_blob(positions, layout, values, codes, dtype)
+    coder = _auto(flat.size) if coder == "auto" else coder
+    ways = values.find(flat, dtype, shape, threads)
+    best: Written | None = None
+    for way in ways:
+        # Contexts may gain on order 0: by half is more than any was seen to.
+        if best is None or way.least() < best.size * (2 if coder == "adaptive" else 1):
+            best = _smaller(best, _encode_shared(way, dtype, shape, coder, threads))
+    if best is None or best.size > flat.nbytes // 4 or flat.size <= _SMALL:
+        best = _smaller(best, _encode_raw(flat, dtype, shape, coder, threads))
+    lengths = b"".join(varint(len(chunk)) for chunk in best.chunks) if len(best.chunks) > 1 else b""
+    return b"".join([best.head, lengths, *best.chunks])
 
 
-def _layout(count: int, book: Bits | None, counts: NDArray[np.int64], stored: str, coder: str) -> _Layout:
-    """The smaller way to store `count` values, whose distinct ones are `book` (k,), each counts[i] times."""
-    width = DTYPES[stored].itemsize
-    if book is None or not 0 < book.size <= MOST_DISTINCT:
-        return _Layout(count * width, stored)
-    plan = coders.plan(counts, coder)
-    cost = len(varint(book.size - 1)) + book.size * width + plan.size
-    return _Layout(cost, stored, book, plan) if cost <= count * width else _Layout(count * width, stored)
+# Nanoseconds an element of the slowest layout, on the machine of 2026; a table, so that no clock decides.
+DECODE_COST = {"packed": 1.0, "huffman": 1.5, "adaptive": 12.0}
+AUTO_LIMIT = 50_000_000
 
 
-def _scatter(codes: coders.Symbols, nonzero: NDArray[np.int64], size: int, k: int) -> coders.Symbols:
-    """Codes (size,) of all elements, in the codebook that begins with zero, from those of the others."""
-    dense: coders.Symbols = np.zeros(size, _symbol_type(k))
-    if codes.size:
-        dense[nonzero] = codes.astype(np.int64) + 1
-    return dense
+def _auto(elements: int) -> str:
+    """The smallest coder that decodes so many elements within AUTO_LIMIT nanoseconds, by DECODE_COST."""
+    return "adaptive" if elements * DECODE_COST["adaptive"] <= AUTO_LIMIT else "huffman"
 
 
-def _distinct(values: Bits) -> tuple[Bits | None, coders.Symbols]:
-    """The distinct `values` (n,), ascending as integers, and the place of each there; None if too many."""
-    book = values[:0]
-    rest = values
-    while rest.size:
-        # A head is enough to find nearly all of a shared layer's values, and to give up early on others.
-        book = np.union1d(book, rest[: 4 * MOST_DISTINCT])
-        if book.size > MOST_DISTINCT:
-            return None, np.zeros(0, np.uint8)
-        rest = rest[4 * MOST_DISTINCT :]
-        if rest.size:
-            rest = rest[book[np.minimum(np.searchsorted(book, rest), book.size - 1)] != rest]
-    return book, np.searchsorted(book, values).astype(_symbol_type(book.size))
+def _smaller(one: Written | None, other: Written | None) -> Any:
+    if one is None or other is None:
+        return one or other
+    return other if other.size < one.size else one
 
 
-def _symbol_type(k: int) -> type[np.uint8] | type[np.uint16]:
-    return np.uint8 if k <= 256 else np.uint16
+def _encode_shared(way: Shared, dtype: str, shape: tuple[int, ...], coder: str, threads: int) -> Written | None:
+    """Values as codes of a book, in the smallest of all layouts."""
+    columns = _columns(shape)
+    masks = _masks(way.symbols, columns) if coder != "packed" else None
+    best = None
+    for mask in (None, masks) if masks else (None,):
+        symbols = mask.of(way.symbols) if mask else way.symbols
+        found = _streams(way, symbols, mask, dtype, coder, threads)
+        best = _smaller(best, found)
+        if coder == "adaptive":
+            views = _views(shape) if mask is None else [int(mask.columns_kept.sum())]
+            for view in views:
+                best = _smaller(best, _arithmetic(way, symbols, mask, view, dtype, threads))
+    return best
 
 
-def _bitmap(flat: Bits) -> _Positions:
-    payload = np.packbits(flat != 0).tobytes()
-    return _Positions(BITMAP, len(payload), payload)
+def _columns(shape: tuple[int, ...]) -> int:
+    """Columns of the matrix that a tensor is looked at as: a row an output channel."""
+    return math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
 
 
-def _gaps(nonzero: NDArray[np.int64], coder: str) -> _Positions:
-    """Gap coding with the escape value that costs least; `nonzero` (m,) ascending."""
-    gaps = np.diff(nonzero, prepend=-1) - 1
-    distinct, counts = np.unique(gaps, return_counts=True) if gaps.size else (gaps, gaps)
-    best: tuple[int, int, coders.Plan] | None = None
-    for escape in _escapes(int(distinct[-1]) if gaps.size else 0, coder):
-        chosen = coders.plan(_gap_counts(distinct, counts, escape), coder)
-        if best is None or chosen.size < best[0]:
-            best = chosen.size, escape, chosen
+def _views(shape: tuple[int, ...]) -> list[int]:
+    """Columns worth a try: an output channel a row; of a convolution, a filter of one input channel too."""
+    views = [_columns(shape)]
+    if len(shape) > 2 and 1 < math.prod(shape[2:]) < views[0]:
+        views.append(math.prod(shape[2:]))
+    return views
+
+
+def _masks(symbols: Symbols, columns: int) -> Masks | None:
+    """What is left where all rows and columns of zeros are dropped; None where nothing is to drop, or all."""
+    matrix = symbols.reshape(-1, columns)
+    rows, across = matrix.any(axis=1), matrix.any(axis=0)
+    return None if (rows.all() and across.all()) or not rows.any() else Masks(columns, rows, across)
+
+
+def _head(dtype: str, form: int, mask: Masks | None, columns: int, book: Book | None) -> bytes:
+    """The first fields of a head: form, columns, masks, group and book."""
+    parts = []
+    if mask is not None:
+        form |= _MASKS
+        parts.append(varint(mask.columns) + _write_mask(mask.rows_kept) + _write_mask(mask.columns_kept))
+    elif form & _ADAPTIVE or form & 3 == FLAGS:
+        parts.append(varint(columns))
+    if book is not None:
+        form |= (CODEBOOK if book.values is not None else GRID) << 2
+        if book.group:
+            form |= _GROUPS
+            parts.append(varint(book.group))
+        parts.append(book.write(dtype))
+    return b"".join([bytes([form]), *parts])
+
+
+def _write_mask(kept: NDArray[np.bool_]) -> bytes:
+    if kept.all():
+        return b"\0"
+    plain = b"\1" + np.packbits(kept, bitorder="little").tobytes()
+    code = arithmetic.encode(kept.astype(np.uint8), len(kept), 1, True, 0, 1, len(plain))
+    coded = plain if code is None else b"\2" + varint(len(code)) + code
+    return coded if len(coded) < len(plain) else plain
+
+
+def _cut(symbols: NDArray[Any], chunk: int) -> list[NDArray[Any]]:
+    return [symbols[i : i + chunk] for i in range(0, len(symbols), chunk)]
+
+
+# ---- streams: dense, bitmap or gaps, and codes
+
+
+def _streams(
+    way: Shared, symbols: Symbols, mask: Masks | None, dtype: str, coder: str, threads: int
+) -> Written | None:
+    """The smallest of dense, bitmap and gaps, each with the best streams of codes."""
+    parts = _cut(symbols, CHUNK)
+    counts = np.bincount(symbols, minlength=way.book.k + 1)
+    options: list[tuple[int, Callable[[], Written]]] = []
+    if mask is None or way.book.group == 0:
+        options.append(_dense_option(way, symbols, mask, dtype, coder, threads))
+    if counts[0]:
+        cost, stream = _plan_codes(parts, counts[1:], way.book.k, coder, threads)
+        head = 2 + len(_head(dtype, 0, mask, 0, way.book)) + cost
+        for kind, (size, escape, place) in (
+            (BITMAP, _plan_bitmap(parts, coder, threads)),
+            (GAPS, _plan_gaps(parts, coder, threads)),
+        ):
+            write = _sparse_writer(way, parts, mask, dtype, kind, escape, place, stream, threads)
+            options.append((head + size, write))
+    return min(options, key=lambda option: option[0])[1]()
+
+
+def _dense_option(
+    way: Shared, symbols: Symbols, mask: Masks | None, dtype: str, coder: str, threads: int
+) -> tuple[int, Callable[[], Written]]:
+    codes, book = (Shared(symbols, way.book, dtype) if mask else way).dense()
+    parts = _cut(codes, CHUNK)
+    cost, stream = _plan_codes(parts, np.bincount(codes, minlength=book.k), book.k, coder, threads, sparse=False)
+    head = _head(dtype, DENSE, mask, 0, book) + stream.header()
+
+    def write() -> Written:
+        return Written(head, mapped(lambda part: coders.encode(part, stream), parts, threads))
+
+    return len(head) - len(stream.header()) + cost, write
+
+
+def _sparse_writer(
+    way: Shared,
+    parts: list[Symbols],
+    mask: Masks | None,
+    dtype: str,
+    kind: int,
+    escape: int,
+    place: Stream,
+    stream: Stream,
+    threads: int,
+) -> Callable[[], Written]:
+    def chunk(part: Symbols) -> bytes:
+        return _write_positions(part, kind, escape, place) + coders.encode(part[part != 0] - part.dtype.type(1), stream)
+
+    def write() -> Written:
+        head = _head(dtype, kind, mask, 0, way.book) + (varint(escape) if kind == GAPS else b"")
+        return Written(head + place.header() + stream.header(), mapped(chunk, parts, threads))
+
+    return write
+
+
+def _write_positions(part: NDArray[Any], kind: int, escape: int, stream: Stream) -> bytes:
+    """The positions of the elements of a chunk that are not 0."""
+    if kind == BITMAP:
+        return coders.encode((part != 0).astype(np.uint8), stream)
+    symbols = _gap_symbols(np.diff(np.flatnonzero(part), prepend=-1) - 1, escape)
+    return varint(len(symbols)) + coders.encode(symbols, stream)
+
+
+def _plan_codes(
+    parts: list[Symbols], counts: NDArray[np.int64], k: int, coder: str, threads: int, sparse: bool = True
+) -> tuple[int, Stream]:
+    """The smallest stream for the codes of all chunks (with `sparse`, of symbols above 0), and its bytes."""
+    best = coders.plan(counts, k, 1, coder, len(parts))
+    for size in coders.tuple_sizes(k)[1:]:
+
+        def count(part: Symbols, size: int = size) -> NDArray[np.int64]:
+            codes = part[part != 0] - part.dtype.type(1) if sparse else part
+            return np.bincount(coders.tuples(codes, k, size), minlength=k**size)
+
+        total: NDArray[np.int64] = np.sum(mapped(count, parts, threads), axis=0)
+        found = coders.plan(total, k, size, coder, len(parts), best[0])
+        best = min(best, found, key=lambda option: option[0])
+    return best
+
+
+def _plan_bitmap(parts: list[NDArray[Any]], coder: str, threads: int) -> tuple[int, int, Stream]:
+    def count(part: NDArray[Any]) -> NDArray[np.int64]:
+        return np.bincount(np.packbits(part != 0, bitorder="little"), minlength=256)
+
+    counts = np.sum(mapped(count, parts, threads), axis=0)
+    size, stream = coders.plan(counts, 2, _BITMAP_TUPLE, coder, len(parts))
+    return size, 0, stream
+
+
+def _plan_gaps(parts: list[NDArray[Any]], coder: str, threads: int) -> tuple[int, int, Stream]:
+    """Gap coding with the escape value that costs least."""
+
+    def gaps(part: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return np.unique(np.diff(np.flatnonzero(part), prepend=-1) - 1, return_counts=True)
+
+    pairs = mapped(gaps, parts, threads)
+    distinct, place = np.unique(np.concatenate([pair[0] for pair in pairs]), return_inverse=True)
+    counts = np.bincount(place, np.concatenate([pair[1] for pair in pairs]), len(distinct)).astype(np.int64)
+    frames = sum(len(varint(int(pair[1].sum()))) for pair in pairs)
+    best: tuple[int, int, Stream] | None = None
+    for escape in _escapes(int(distinct[-1]) if distinct.size else 0, coder):
+        each = _gap_counts(distinct, counts, escape)
+        size, stream = coders.plan(each, escape + 1, 1, coder, len(parts), best[0] if best else 1 << 62)
+        size += frames + len(varint(escape))
+        if best is None or size < best[0]:
+            best = size, escape, stream
     assert best is not None
-    cost, escape, chosen = best
-    symbols = _gap_symbols(gaps, escape)
-    cost += len(varint(escape)) + len(varint(symbols.size))
-    return _Positions(GAP, cost, symbols=symbols, escape=escape, plan=chosen)
+    return best
 
 
 def _escapes(longest: int, coder: str) -> list[int]:
-    """The escape values to try where the longest gap is `longest`: 1, 3, 7 ... and one never needed."""
-    most = 16 if coder == "packed" else 12
-    escapes = [2**bits - 1 for bits in range(1, min(most, (longest + 1).bit_length()) + 1)]
-    return escapes + [longest + 1] * (longest + 1 < 2**most)
+    """Escape values worth a try: powers of two less one (of which fixed-width codes use every bit), and longest + 1."""
+    tried = [(1 << bits) - 1 for bits in range(1, 17) if bits == 1 or (1 << (bits - 1)) <= longest + 1]
+    if coder != "packed" and longest + 1 <= min(MOST_ESCAPE, 1 << 12):
+        tried.append(longest + 1)
+    return sorted(set(tried))
 
 
 def _gap_counts(distinct: NDArray[np.int64], counts: NDArray[np.int64], escape: int) -> NDArray[np.int64]:
-    histogram = np.zeros(escape + 1, np.int64)
-    np.add.at(histogram, distinct % escape, counts)
-    histogram[escape] = counts @ (distinct // escape)
-    return histogram
+    """How often each symbol (escape + 1,) occurs where gaps `distinct` occur `counts` times."""
+    found = np.bincount(distinct % escape, counts, escape + 1).astype(np.int64)
+    found[escape] = int(counts @ (distinct // escape))
+    return found
 
 
-def _gap_symbols(gaps: NDArray[np.int64], escape: int) -> coders.Symbols:
-    """Each gap as gap // escape times the symbol `escape`, then gap % escape."""
-    ends = np.cumsum(gaps // escape + 1)
-    symbols = np.full(int(ends[-1]) if gaps.size else 0, escape, _symbol_type(escape + 1))
-    symbols[ends - 1] = gaps % escape
+def _gap_symbols(gaps: NDArray[np.int64], escape: int) -> Symbols:
+    """Each of `gaps` (m,) as gap // escape times the escape symbol, and the rest."""
+    escapes = gaps // escape
+    ends = np.cumsum(escapes + 1) - 1
+    symbols: Symbols = np.full(int(ends[-1]) + 1 if gaps.size else 0, escape, np.uint8 if escape < 256 else np.uint16)
+    symbols[ends] = gaps % escape
     return symbols
 
 
-def _write_blob(positions: _Positions, layout: _Layout, values: Bits, codes: coders.Symbols, dtype: str) -> bytes:
-    method = positions.kind | (_STORED.index(layout.stored) << 3 if layout.stored != dtype else 0)
-    parts = [positions.payload]
-    if positions.symbols is not None and positions.plan is not None:
-        k, lengths = positions.escape + 1, positions.plan.lengths
-        method |= _HUFFMAN_GAPS if lengths is not None else 0
-        parts += [varint(positions.escape), varint(positions.symbols.size)]
-        parts += coders.encode(positions.symbols, k, lengths)
-    if layout.book is None or layout.plan is None:
-        parts.append(_stored_bytes(values, dtype, layout.stored))
-    else:
-        lengths = layout.plan.lengths
-        method |= _CODEBOOK | (_HUFFMAN_VALUES if lengths is not None else 0)
-        parts += [varint(layout.book.size - 1), _stored_bytes(layout.book, dtype, layout.stored)]
-        parts += coders.encode(codes, layout.book.size, lengths)
-    return b"".join([bytes([method]), *parts])
+# ---- arithmetic coding: flags, codes, or both
 
 
-def _stored_bytes(values: Bits, dtype: str, stored: str) -> bytes:
-    small = shrink(values, dtype, stored)
-    assert small is not None
-    return small.astype(small.dtype.newbyteorder("<"), copy=False).tobytes()
+def _arithmetic(
+    way: Shared, symbols: Symbols, mask: Masks | None, columns: int, dtype: str, threads: int
+) -> Written | None:
+    """Flags and codes in one arithmetic code; without zeros, codes alone."""
+    flags = not bool(symbols.all())
+    book = way.book
+    if not flags:
+        symbols, book = Shared(symbols, book, dtype).dense()
+    prior, context = _settings(symbols, columns, book.k, flags)
+    parts = _cut(symbols, arithmetic.rows_a_chunk(columns) * columns)
+    most = symbols.nbytes + 64
+
+    def chunk(part: Symbols) -> bytes | None:
+        return arithmetic.encode(part, columns, book.k, flags, prior, context, min(most, 4 * len(part) + 64))
+
+    chunks = mapped(chunk, parts, threads)
+    if any(made is None for made in chunks):
+        return None
+    form = (FLAGS if flags else DENSE) | _ADAPTIVE
+    head = _head(dtype, form, mask, columns, book) + bytes([prior, context])
+    return Written(head, [made for made in chunks if made is not None])
+
+
+def _settings(symbols: NDArray[Any], columns: int, k: int, flags: bool) -> tuple[int, int]:
+    """The prior and the context that code the first rows of a matrix smallest, searched one after the other."""
+    rows = max(1, min(len(symbols), _SAMPLE) // columns)
+    sample = symbols[: rows * columns]
+    known: dict[tuple[int, int], int] = {}
+
+    def size(setting: tuple[int, int]) -> int:
+        if setting not in known:
+            code = arithmetic.encode(sample, columns, k, flags, *setting, 4 * len(sample) + 64)
+            known[setting] = 1 << 60 if code is None else len(code)
+        return known[setting]
+
+    best = (0x66, 1 if flags else 0)
+    if flags:
+        best = min([(a | b << 4, best[1]) for a, b in ((6, 6), (4, 5), (6, 15), (15, 6), (15, 15))], key=size)
+        best = min([best, (best[0], 0), (best[0], 2)], key=size)
+        near = [(best[0] & 15) + step for step in (-1, 0, 1) if 0 <= (best[0] & 15) + step <= 15]
+        best = min([(a | best[0] & 0xF0, best[1]) for a in near], key=size)
+    if k > 1:
+        best = min([best, *((best[0], best[1] & 3 | v << 2) for v in ((1, 2, 3) if flags else (2, 3)))], key=size)
+    return best
+
+
+# ---- raw values
+
+
+def _encode_raw(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, threads: int) -> Written | None:
+    """Values as they are, in the narrowest exact type, deflated where that is smaller; zeros left out or not."""
+    stored, small = narrow(flat, dtype)
+    dense = _raw(small, stored, dtype, DENSE, b"", [], _cut(small, CHUNK), coder, threads)
+    zeros = small.size - int(np.count_nonzero(small))
+    if not zeros:
+        return dense
+    best = dense
+    parts = _cut((flat != 0).astype(np.uint8), CHUNK)
+    kept = [part[part != 0] for part in _cut(small, CHUNK)]
+    for kind, (_, escape, place) in (
+        (BITMAP, _plan_bitmap(parts, coder, threads)),
+        (GAPS, _plan_gaps(parts, coder, threads)),
+    ):
+        head = (varint(escape) if kind == GAPS else b"") + place.header()
+        where = [_write_positions(part, kind, escape, place) for part in parts]
+        best = _smaller(best, _raw(small, stored, dtype, kind, head, where, kept, coder, threads))
+    if coder == "adaptive":
+        best = _smaller(best, _raw_flags(flat, small, stored, dtype, shape, threads))
+    return best
+
+
+def _raw_flags(
+    flat: Bits, small: Bits, stored: str, dtype: str, shape: tuple[int, ...], threads: int
+) -> Written | None:
+    columns = _columns(shape)
+    present = (flat != 0).astype(np.uint8)
+    prior, context = _settings(present, columns, 1, True)
+    chunk = arithmetic.rows_a_chunk(columns) * columns
+
+    def code(part: Symbols) -> bytes | None:
+        return arithmetic.encode(part, columns, 1, True, prior, context, 2 * len(part) + 64)
+
+    codes = mapped(code, _cut(present, chunk), threads)
+    if any(made is None for made in codes):
+        return None
+    where = [varint(len(made)) + made for made in codes if made is not None]
+    kept = [part[part != 0] for part in _cut(small, chunk)]
+    ending = bytes([prior, context])
+    return _raw(small, stored, dtype, FLAGS, ending, where, kept, "adaptive", threads, varint(columns))
+
+
+def _raw(
+    small: Bits,
+    stored: str,
+    dtype: str,
+    kind: int,
+    ending: bytes,
+    where: list[bytes],
+    kept: list[Bits],
+    coder: str,
+    threads: int,
+    columns: bytes = b"",
+) -> Written:
+    """A blob of raw values, each chunk its positions `where` and the values `kept`."""
+    number = 0 if stored == dtype else DTYPES[stored].number
+    raw = [part.astype(part.dtype.newbyteorder("<")).tobytes() for part in kept]
+    deflated = None if coder == "packed" else _deflated(kept, threads)
+    if deflated is not None and sum(map(len, deflated)) < sum(map(len, raw)):
+        raw, number = deflated, number | 128
+    head = bytes([kind]) + columns + bytes([number]) + ending
+    return Written(head, [a + b for a, b in zip(where, raw, strict=True)] if where else raw)
+
+
+def _deflated(parts: list[Bits], threads: int) -> list[bytes] | None:
+    """Deflated planes of each of `parts`, in the way that makes the first smallest; None where it gains nothing."""
+    sample = parts[0][: 1 << 16]
+    if not sample.size:
+        return None
+    whole, quick = len(values.deflate(sample)), len(values.deflate(sample, quick=True))
+    if min(whole, quick) >= sample.nbytes:
+        return None
+    hasty = quick <= whole * 1.02 and sample.size == 1 << 16 or quick < whole
+    return mapped(lambda part: values.deflate(part, hasty), parts, threads)
 
 
 # ---------------------------------------------------------------- decoding
 
 
-def decode_tensor(blob: bytes, dtype: str, count: int, coder: str, where: str) -> tuple[Bits, Sections]:
-    """The element bits (count,) of a tensor from its blob, and where the blob's bytes went.
+def decode_tensor(
+    blob: bytes | memoryview, dtype: str, count: int, name: str, threads: int = 1, into: Bits | None = None
+) -> tuple[Bits, Sections]:
+    """The element bits (count,) of the tensor `name`, and where its bytes went; every field is checked.
 
     Args:
-        where: names the tensor in errors.
+        into: (count,) zeros to write to.
 
     Raises:
-        MalformedFile: the blob contradicts FORMAT.md.
+        MalformedFile: names the tensor and what contradicts FORMAT.md.
     """
-    cursor = Cursor(blob, where)
+    cursor = Cursor(blob, name)
+    flat: Bits = np.zeros(count, unsigned(dtype)) if into is None else into
     if count == 0:
-        cursor.end("a tensor without elements")
-        return np.zeros(0, unsigned(dtype)), Sections()
-    method = cursor.take(1, "the method")[0]
-    _check_method(method, dtype, coder, cursor)
-    where_nonzero, position_bytes, position_table = _read_positions(cursor, method, count)
-    start = cursor.at
-    m = count if where_nonzero is None else int(where_nonzero.size)
-    values, codebook_bytes, table = _read_values(cursor, method, dtype, m, sparse=where_nonzero is not None)
-    cursor.end("the last value")
-    if dtype == "bool" and values.size and int(values.max()) > 1:
+        cursor.end("an empty tensor")
+        return flat, Sections()
+    head, codebook_bytes = read_head(cursor, dtype, count)
+    starts = list(range(0, head.kept, head.chunk))
+    if len(starts) > 1 and len(starts) > cursor.left:
+        raise cursor.fail(f"{len(starts)} chunks cannot be in {cursor.left} bytes")
+    sizes = [cursor.varint("a chunk's length") for _ in starts] if len(starts) > 1 else [cursor.left]
+    head_bytes = cursor.at
+    parts = [Cursor(cursor.take(size, "a chunk"), name) for size in sizes]
+    cursor.end("the last chunk")
+    fill = _Filler(head, flat)
+    compiled = coders.kernels(head.chunk * len(starts)) is not None or head.arithmetic
+    at_once = 1 if compiled else _AT_ONCE
+    batches = [(starts[i : i + at_once], parts[i : i + at_once]) for i in range(0, len(starts), at_once)]
+    position_bytes = sum(mapped(lambda batch: fill(*batch), batches, threads))
+    if dtype == "bool" and int(flat.max()) > 1:
         raise cursor.fail("a bool is neither 0 nor 1")
-    sections = Sections(
-        cursor.at - start - codebook_bytes - table, position_bytes, codebook_bytes, 1 + position_table + table
-    )
-    if where_nonzero is None:
-        return values, sections
-    flat = np.zeros(count, values.dtype)
-    flat[where_nonzero] = values
-    return flat, sections
+    table = head_bytes - codebook_bytes
+    return flat, Sections(len(cursor.buffer) - head_bytes - position_bytes, position_bytes, codebook_bytes, table)
 
 
-def method_names(blob: bytes) -> tuple[str, str]:
-    """How a blob that decodes stores positions ("dense", "bitmap", "gap") and values ("codebook", "raw")."""
-    if not blob:
-        return "dense", "raw"
-    return ("dense", "bitmap", "gap")[blob[0] & 3], "codebook" if blob[0] & _CODEBOOK else "raw"
+def read_head(cursor: Cursor, dtype: str, count: int) -> tuple[Head, int]:
+    """The head of the blob of so many elements, and how many of its bytes are the book."""
+    form = cursor.take(1, "the form")[0]
+    positions, kind, adaptive = form & 3, form >> 2 & 3, bool(form & _ADAPTIVE)
+    raw_codes = kind == RAW and (adaptive or form & _GROUPS)
+    mixed = (adaptive and positions in (BITMAP, GAPS)) or (positions == FLAGS and kind != RAW and not adaptive)
+    if form & 128 or kind == 3 or raw_codes or mixed:
+        raise cursor.fail(f"the form {form:#04x} is not possible")
+    columns, rows_kept, columns_kept = 0, None, None
+    if adaptive or positions == FLAGS or form & _MASKS:
+        columns = cursor.varint("the columns", most=count)
+        if columns == 0 or count % columns:
+            raise cursor.fail(f"{count} elements have no {columns} columns")
+    if form & _MASKS:
+        rows_kept, columns_kept = _read_mask(cursor, count // columns), _read_mask(cursor, columns)
+    group = cursor.varint("the elements a group", most=count - 1) if form & _GROUPS else 0
+    if form & _GROUPS and group == 0:
+        raise cursor.fail("a group of no elements")
+    found: dict[str, Any] = {}
+    codebook = 0
+    if kind == RAW:
+        found["stored"], found["deflated"] = values.read_type(cursor, dtype)
+    else:
+        start = cursor.at
+        sparse = positions != DENSE
+        found["book"] = values.read_book(cursor, dtype, count, group, grid=kind == GRID, sparse=sparse)
+        codebook = cursor.at - start
+    if positions == GAPS:
+        found["escape"] = cursor.varint("the escape value", most=MOST_ESCAPE)
+        if found["escape"] == 0:
+            raise cursor.fail("the escape value is 0")
+        found["position_stream"] = coders.read_stream(cursor, found["escape"] + 1)
+    if positions == BITMAP:
+        found["position_stream"] = coders.read_stream(cursor, 2)
+    if kind != RAW and not adaptive:
+        found["code_stream"] = coders.read_stream(cursor, found["book"].k)
+    if adaptive or positions == FLAGS:
+        found["prior"], found["context"] = cursor.take(2, "prior and context")
+        n, v = found["context"] & 3, found["context"] >> 2
+        if n > 2 or v > 3 or (n and positions != FLAGS) or (v and not adaptive) or (v == 1 and positions != FLAGS):
+            raise cursor.fail(f"the context {found['context']} is not possible")
+    head = Head(count, dtype, positions, kind, adaptive, columns, rows_kept, columns_kept, **found)
+    return head, codebook
 
 
-def _check_method(method: int, dtype: str, coder: str, cursor: Cursor) -> None:
-    stored = _STORED[method >> 3 & 3]
-    stray = (method & _HUFFMAN_VALUES and not method & _CODEBOOK) or (method & _HUFFMAN_GAPS and method & 3 != GAP)
-    unfit = stored and (dtype not in {"float32", "float64"} or DTYPES[stored].itemsize >= DTYPES[dtype].itemsize)
-    packed = coder == "packed" and method & (_HUFFMAN_VALUES | _HUFFMAN_GAPS)
-    if method & 3 == 3 or method > 127 or stray or unfit or packed:
-        raise cursor.fail(f"the method {method:#04x} is not possible for {dtype} and coder {coder}")
+def _read_mask(cursor: Cursor, count: int) -> NDArray[np.bool_]:
+    kind = cursor.take(1, "a mask")[0]
+    if kind == 0:
+        return np.ones(count, bool)
+    if kind == 1:
+        packed = cursor.take((count + 7) // 8, "a mask")
+        kept = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
+        if kept[count:].any():
+            raise cursor.fail("the padding of a mask is not zero")
+        kept = kept[:count].astype(bool)
+    elif kind == 2:
+        code = cursor.take(cursor.varint("the length of a mask"), "a mask")
+        kept = _decode_chunk(cursor, code, 1, count, 1, True, 0, 1) != 0
+    else:
+        raise cursor.fail(f"a mask of kind {kind}")
+    if not kept.any():
+        raise cursor.fail("a mask keeps nothing")
+    return kept
 
 
-def _read_positions(cursor: Cursor, method: int, count: int) -> tuple[NDArray[np.int64] | None, int, int]:
-    """Places of the non-zero elements (None: all), the bytes they took, those that described their code."""
-    start = cursor.at
-    if method & 3 == DENSE:
-        return None, 0, 0
-    if method & 3 == BITMAP:
-        payload = cursor.take((count + 7) // 8, "the bitmap")
-        spare = -count % 8
-        if payload[-1] & ((1 << spare) - 1):
-            raise cursor.fail("the padding of the bitmap is not zero")
-        return np.flatnonzero(np.unpackbits(np.frombuffer(payload, np.uint8), count=count)), len(payload), 0
-    escape = cursor.varint("the escape value", most=MOST_DISTINCT - 1)
-    if escape == 0:
-        raise cursor.fail("the escape value is 0")
-    size = cursor.varint("the number of gaps", most=count)
-    head = cursor.at - start
-    symbols, table = coders.decode(cursor, size, escape + 1, bool(method & _HUFFMAN_GAPS))
-    is_weight = symbols != escape
-    ends = np.cumsum(symbols.astype(np.int64) + is_weight)
-    if size and (int(ends[-1]) > count or not is_weight[-1]):
-        raise cursor.fail(f"the gaps lead to element {int(ends[-1])} of {count}, or end in an escape")
-    return ends[is_weight] - 1, cursor.at - start - table - head, table + head
+def _decode_chunk(
+    cursor: Cursor, code: memoryview, rows: int, columns: int, k: int, flags: bool, prior: int, context: int
+) -> Symbols:
+    try:
+        return arithmetic.decode(code, rows, columns, k, flags, prior, context)
+    except MalformedFile as error:
+        raise cursor.fail(str(error)) from None
 
 
-def _read_values(cursor: Cursor, method: int, dtype: str, m: int, *, sparse: bool) -> tuple[Bits, int, int]:
-    """Bits (m,) of the stored elements, the bytes of their codebook, those that described their code."""
-    stored = _STORED[method >> 3 & 3] or dtype
-    if not method & _CODEBOOK:
-        values = _read_stored(cursor, stored, dtype, m)
-        if sparse and not values.all():
+class _Filler:
+    """Writes chunks to their places in a tensor."""
+
+    def __init__(self, head: Head, flat: Bits) -> None:
+        self.head = head
+        self.flat = flat
+        self.kept = head.kept
+        self.rows = self.across = None
+        if head.rows_kept is not None and head.columns_kept is not None:
+            self.rows, self.across = np.flatnonzero(head.rows_kept), np.flatnonzero(head.columns_kept)
+
+    def __call__(self, starts: Sequence[int], cursors: Sequence[Cursor]) -> int:
+        """Decode the chunks that begin at the kept elements `starts`; the bytes of their positions."""
+        counts = [min(self.head.chunk, self.kept - start) for start in starts]
+        if self.head.arithmetic:
+            return sum(map(self._arithmetic, starts, counts, cursors))
+        places = self._positions(counts, cursors)
+        used = sum(cursor.at for cursor in cursors)
+        found = [count if place is None else len(place) for count, place in zip(counts, places, strict=True)]
+        if self.head.code_stream is not None:
+            codes = coders.decode(cursors, found, self.head.code_stream)
+            for start, count, place, each in zip(starts, counts, places, codes, strict=True):
+                self._put_codes(start, count, place, each)
+        else:
+            for start, count, place, cursor in zip(starts, counts, places, cursors, strict=True):
+                self._put_raw(start, count, place, cursor)
+        for cursor in cursors:
+            cursor.end("a chunk's last value")
+        return used
+
+    def _positions(self, counts: Sequence[int], cursors: Sequence[Cursor]) -> list[NDArray[np.int64] | None]:
+        """Places of the stored elements in each chunk; None for all."""
+        head = self.head
+        if head.positions == DENSE:
+            return [None] * len(counts)
+        assert head.position_stream is not None
+        if head.positions == BITMAP:
+            stored = coders.decode(cursors, counts, head.position_stream)
+            return [np.flatnonzero(each) for each in stored]
+        sizes = [cursor.varint("the number of gaps", most=count) for count, cursor in zip(counts, cursors, strict=True)]
+        symbols = coders.decode(cursors, sizes, head.position_stream)
+        return [self._gaps(*chunk) for chunk in zip(symbols, counts, cursors, strict=True)]
+
+    def _gaps(self, symbols: Symbols, count: int, cursor: Cursor) -> NDArray[np.int64]:
+        is_weight = symbols != self.head.escape
+        ends = np.cumsum(symbols.astype(np.int64) + is_weight)
+        if symbols.size and (int(ends[-1]) > count or not is_weight[-1]):
+            raise cursor.fail(f"the gaps lead to element {int(ends[-1])} of {count}, or end in an escape")
+        return ends[is_weight] - 1
+
+    def _arithmetic(self, start: int, count: int, cursor: Cursor) -> int:
+        head = self.head
+        flags = head.positions == FLAGS
+        size = cursor.left if head.adaptive else cursor.varint("the length of the flags")
+        code = cursor.take(size, "the flags")
+        found = _decode_chunk(cursor, code, count // head.width, head.width, head.k, flags, head.prior, head.context)
+        used = cursor.at
+        if not flags:
+            self._put_codes(start, count, None, found)
+            return 0
+        place = np.flatnonzero(found)
+        if head.adaptive:
+            self._put_codes(start, count, place, found[place] - found.dtype.type(1))
+            return 0
+        self._put_raw(start, count, place, cursor)
+        cursor.end("a chunk's last value")
+        return used
+
+    def _put_codes(self, start: int, count: int, place: NDArray[np.int64] | None, codes: Symbols) -> None:
+        head = self.head
+        assert head.book is not None
+        where = self._where(start, count, place)
+        groups = None
+        if head.book.group:
+            elements = np.arange(where.start, where.stop) if isinstance(where, slice) else where
+            groups = elements // head.book.group
+        self.flat[where] = head.book.bits(codes, head.dtype, groups)
+
+    def _put_raw(self, start: int, count: int, place: NDArray[np.int64] | None, cursor: Cursor) -> None:
+        head = self.head
+        kind = unsigned(head.stored)
+        m = count if place is None else len(place)
+        if head.deflated:
+            small = values.inflate(cursor.take(cursor.left, "deflated values"), m, kind, cursor)
+        else:
+            raw = cursor.take(m * kind.itemsize, f"{m} values of type {head.stored}")
+            small = np.frombuffer(raw, kind.newbyteorder("<")).astype(kind)
+        found = widen(small, head.stored, head.dtype)
+        if place is not None and not found.all():
             raise cursor.fail("a zero is stored among the non-zero values")
-        return values, 0, 0
-    start = cursor.at
-    k = cursor.varint("the size of the codebook", most=MOST_DISTINCT - 1) + 1
-    head = cursor.at - start
-    book = _read_stored(cursor, stored, dtype, k)
-    if (sparse and book[0] == 0) or bool((book[1:] <= book[:-1]).any()):
-        raise cursor.fail("the codebook is not ascending, or has a zero where zeros are stored as positions")
-    codes, table = coders.decode(cursor, m, k, bool(method & _HUFFMAN_VALUES))
-    return book[codes], k * DTYPES[stored].itemsize, head + table
+        self.flat[self._where(start, count, place)] = found
+
+    def _where(self, start: int, count: int, place: NDArray[np.int64] | None) -> slice | NDArray[np.int64]:
+        """Where in the tensor the stored elements of a chunk are."""
+        if self.rows is None or self.across is None:
+            return slice(start, start + count) if place is None else place + start
+        kept = (np.arange(count) if place is None else place) + start
+        row, column = np.divmod(kept, len(self.across))
+        return self.rows[row] * self.head.columns + self.across[column]
 
 
-def _read_stored(cursor: Cursor, stored: str, dtype: str, count: int) -> Bits:
-    kind: np.dtype[Any] = unsigned(stored)
-    raw = cursor.take(count * kind.itemsize, f"{count} values of type {stored}")
-    return widen(np.frombuffer(raw, kind.newbyteorder("<")).astype(kind), stored, dtype)
+def layout(blob: bytes | memoryview, dtype: str, count: int) -> tuple[str, str]:
+    """How a blob that decodes is written, e.g. ("gaps+codebook", "huffman"): layout and coder."""
+    if not count:
+        return "empty", "packed"
+    head, _ = read_head(Cursor(blob, "layout"), dtype, count)
+    place = ("dense", "bitmap", "gaps", "flags")[head.positions]
+    kind = ("raw", "codebook", "grid")[head.values] if not head.deflated else "deflated"
+    grouped = "s" if head.book and head.book.group else ""
+    coded = any(s is not None and s.lengths is not None for s in (head.position_stream, head.code_stream))
+    coder = "adaptive" if head.arithmetic else "huffman" if coded else "packed"
+    return f"{place}+{kind}{grouped}" + ("+masks" if head.rows_kept is not None else ""), coder

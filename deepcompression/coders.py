@@ -1,8 +1,8 @@
 """Symbols to bits and back: fixed width, or canonical Huffman codes of limited length (the paper, section 3).
 
 A code is known by its lengths alone, one for each symbol 0 .. k-1 of the alphabet; codes of equal length
-count up in the order of the symbols. Streams are cut into blocks of `BLOCK` symbols, coded one by one: a
-decoder can work on several at once.
+count up in the order of the symbols. Small alphabets are coded in tuples, which are symbols of a larger one. Streams
+are cut into blocks of `BLOCK` tuples, coded one by one: a decoder can work on many at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -22,9 +23,9 @@ from deepcompression import bits
 from deepcompression.bits import Cursor
 
 BLOCK = 1 << 14
-CODERS = ("packed", "huffman")
-WORTH_CALLING = 1 << 16
-WORTH_IMPORTING = 1 << 22
+MOST_TUPLES = 1 << 12
+_TUPLES_TRIED = 1 << 10
+_LOCKSTEP = 48
 _STEP = re.compile(rb"((?:10)*|(?:11)*)0")
 
 Lengths = NDArray[np.uint8]
@@ -39,6 +40,9 @@ def limit(k: int) -> int:
 def width(k: int) -> int:
     """Bits of a fixed-width code for `k` symbols; 0 where there is only one."""
     return (k - 1).bit_length()
+
+
+# ---------------------------------------------------------------- codes
 
 
 def code_lengths(counts: NDArray[np.int64]) -> Lengths:
@@ -80,20 +84,48 @@ def package_merge(frequencies: NDArray[np.int64], longest: int) -> NDArray[np.in
 
 
 def canonical(lengths: Lengths) -> NDArray[np.uint32]:
-    """The code words (k,) of a complete code, in their lengths' low bits: counted up by (length, symbol)."""
+    """The code words (k,) of a complete code, counted up by (length, symbol); a word's first bit is its lowest."""
     order = np.argsort(lengths, kind="stable")
     longest = int(lengths.max())
     share = np.uint64(1) << (longest - lengths[order]).astype(np.uint64)
     words = np.empty(len(lengths), np.uint32)
-    words[order] = (np.cumsum(share) - share) >> (longest - lengths[order]).astype(np.uint64)
+    words[order] = _reversed((np.cumsum(share) - share).astype(np.uint32), longest)
     return words
 
 
+def _reversed(words: NDArray[np.uint32], count: int) -> NDArray[np.uint32]:
+    """The lowest `count` bits of each word, in the opposite order."""
+    turned = np.zeros_like(words)
+    for i in range(count):
+        turned = turned << np.uint32(1) | (words >> np.uint32(i)) & np.uint32(1)
+    return turned
+
+
 def lookup(lengths: Lengths) -> NDArray[np.uint32]:
-    """(2**longest,) entries symbol << 8 | length: what the next `longest` bits of a stream begin with."""
+    """(2**longest,) entries symbol << 8 | length: what a stream whose next bits are the index begins with."""
     order = np.argsort(lengths, kind="stable").astype(np.uint32)
+    longest = int(lengths.max())
     entries = order << np.uint32(8) | lengths[order]
-    return np.repeat(entries, 1 << (int(lengths.max()) - lengths[order].astype(np.int64)))
+    by_code = np.repeat(entries, 1 << (longest - lengths[order].astype(np.int64)))
+    return by_code[_reversed(np.arange(len(by_code), dtype=np.uint32), longest)]
+
+
+def lookup_three(table: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """(4096,) entries bits | symbols << 4 | s0 << 8 | s1 << 16 | s2 << 24: up to three symbols below 256 at once.
+
+    Args:
+        table: lookup() of a code of at most 12 bits.
+    """
+    index = np.arange(4096, dtype=np.uint32)
+    found, used, number = np.zeros(4096, np.uint32), np.zeros(4096, np.uint32), np.zeros(4096, np.uint32)
+    open_ = np.ones(4096, bool)
+    for i in range(3):
+        entry = table[(index >> used) & np.uint32(len(table) - 1)]
+        open_ &= used + (entry & np.uint32(255)) <= 12
+        found |= np.where(open_, (entry >> np.uint32(8)) << np.uint32(8 + 8 * i), 0).astype(np.uint32)
+        used += np.where(open_, entry & np.uint32(255), 0).astype(np.uint32)
+        number += open_
+    return found | number << np.uint32(4) | used
 
 
 def write_lengths(lengths: Lengths) -> bytes:
@@ -103,16 +135,22 @@ def write_lengths(lengths: Lengths) -> bytes:
     difference and a closing 0 (as bzip2 does); padded with zero bits.
     """
     steps = np.diff(lengths.astype(np.int64)).tolist()
-    text = f"{lengths[0]:05b}" + "".join(("10" * step if step > 0 else "11" * -step) + "0" for step in steps)
-    return np.packbits(np.frombuffer(text.encode(), np.uint8) & 1).tobytes()
+    text = f"{lengths[0]:05b}"[::-1] + "".join(("10" * step if step > 0 else "11" * -step) + "0" for step in steps)
+    return np.packbits(np.frombuffer(text.encode(), np.uint8) & 1, bitorder="little").tobytes()
+
+
+def table_bytes(lengths: Lengths) -> int:
+    """The bytes of `write_lengths(lengths)`."""
+    return (5 + len(lengths) - 1 + 2 * int(np.abs(np.diff(lengths.astype(np.int64))).sum()) + 7) // 8
 
 
 def read_lengths(cursor: Cursor, k: int) -> Lengths:
     """The inverse of `write_lengths` for `k` symbols; MalformedFile unless complete and within limit(k)."""
     longest = limit(k)
     most = (5 + k * (1 + 2 * longest) + 7) // 8
-    text = (np.unpackbits(np.frombuffer(cursor.buffer[cursor.at : cursor.at + most], np.uint8)) + 48).tobytes()
-    lengths = [int(text[:5] or b"0", 2)]
+    source = np.frombuffer(cursor.buffer[cursor.at : cursor.at + most], np.uint8)
+    text = (np.unpackbits(source, bitorder="little") + 48).tobytes()
+    lengths = [int(text[:5][::-1] or b"0", 2)]
     at = 5
     while len(lengths) < k and (step := _STEP.match(text, at)):
         steps = len(step[1]) // 2
@@ -127,27 +165,107 @@ def read_lengths(cursor: Cursor, k: int) -> Lengths:
     return found.astype(np.uint8)
 
 
+# ---------------------------------------------------------------- streams
+
+
 @dataclass(frozen=True)
-class Plan:
-    """How to write a stream: a code, or none for fixed width; and its bytes (block padding estimated)."""
+class Stream:
+    """How symbols below `k` are written: `tuple_size` of them together, by a code or (None) in fixed width."""
 
-    size: int
-    lengths: Lengths | None
+    k: int
+    tuple_size: int = 1
+    lengths: Lengths | None = None
+
+    @property
+    def alphabet(self) -> int:
+        """The number of tuples."""
+        return self.k**self.tuple_size
+
+    def header(self) -> bytes:
+        """What the head of a blob says of the stream."""
+        if self.k == 1:
+            return b""
+        coded = self.lengths is not None
+        return bytes([self.tuple_size | coded << 7]) + (write_lengths(self.lengths) if coded else b"")
+
+    def size(self, counts: NDArray[np.int64], chunks: int = 1) -> int:
+        """Bytes of header and stream where tuple i occurs counts[i] times in so many chunks; padding estimated."""
+        if self.k == 1:
+            return 0
+        total = int(counts.sum())
+        if self.lengths is None:
+            return 1 + bits.packed_size(total, width(self.alphabet)) + chunks // 2
+        coded = int(counts @ self.lengths.astype(np.int64))
+        blocks = -(-total // BLOCK) + chunks - 1
+        return 1 + table_bytes(self.lengths) + (coded + 7) // 8 + len(bits.varint(coded // 8)) * min(blocks, 1) + (
+            5 * (blocks - 1) // 2 if blocks > 1 else 0
+        )
 
 
-def plan(counts: NDArray[np.int64], coder: str) -> Plan:
-    """The smaller way to write a stream where symbol i occurs counts[i] times; `coder` is one of CODERS."""
-    total, k = int(counts.sum()), len(counts)
-    packed = Plan(bits.packed_size(total, width(k)), None)
-    if coder == "packed" or k == 1 or _incompressible(counts, packed.size):
-        return packed
+def tuples(symbols: Symbols, k: int, size: int) -> Symbols:
+    """Symbols (s,) below `k` as tuples ((s + size - 1) // size,), the first one lowest."""
+    if size == 1:
+        return symbols
+    rows = np.zeros((-(-len(symbols) // size), size), np.uint16)
+    rows.reshape(-1)[: len(symbols)] = symbols
+    made = rows[:, size - 1].copy()
+    for i in range(size - 2, -1, -1):
+        made = made * np.uint16(k) + rows[:, i]
+    return made.astype(np.uint8) if k**size <= 256 else made
+
+
+def singles(made: Symbols, k: int, size: int, count: int) -> Symbols:
+    """The inverse of `tuples`: `count` symbols."""
+    if size == 1:
+        return made
+    numbers = np.arange(k**size)
+    digits = np.stack([numbers // k**i % k for i in range(size)], axis=1)
+    whole = digits.astype(np.uint8 if k <= 256 else np.uint16)[made].reshape(-1)
+    return whole[:count]
+
+
+def tuple_sizes(k: int) -> list[int]:
+    """The tuples that are worth a try in an alphabet of `k`: those with at most 1,024 combinations."""
+    return [size for size in range(1, 32) if size == 1 or (k > 1 and k**size <= _TUPLES_TRIED)]
+
+
+def plan(
+    counts: NDArray[np.int64], k: int, tuple_size: int, coder: str, chunks: int = 1, most: int = 1 << 62
+) -> tuple[int, Stream]:
+    """The smallest way to write a stream whose tuples occur `counts` (k**tuple_size,) times, and its bytes.
+
+    Args:
+        coder: "packed" for fixed width; else codes are weighed against it.
+        most: bytes that another way takes: no code is made where none can be smaller.
+    """
+    packed = Stream(k, tuple_size)
+    best = packed.size(counts, chunks), packed
+    if coder == "packed" or k == 1 or _incompressible(counts, min(best[0], most)):
+        return best
     lengths = code_lengths(counts)
-    size = (int(counts @ lengths.astype(np.int64)) + 7) // 8 + 3 * (-(-total // BLOCK)) + len(write_lengths(lengths))
-    return Plan(size, lengths) if size < packed.size else packed
+    for tried in (lengths, *_smoother(counts, lengths)):
+        coded = Stream(k, tuple_size, tried)
+        size = coded.size(counts, chunks)
+        if size < best[0]:
+            best = size, coded
+    return best
+
+
+def _smoother(counts: NDArray[np.int64], lengths: Lengths) -> list[Lengths]:
+    """Codes whose tables are smaller, of averaged counts, where the table is a part that matters."""
+    total = int(counts.sum())
+    if len(counts) < 16 or 400 * table_bytes(lengths) < int(counts @ lengths.astype(np.int64)) // 8:
+        return []
+    made = []
+    for reach in (1, 2, 4, 8):
+        window = np.ones(2 * reach + 1, np.int64)
+        sums = np.convolve(np.pad(counts, reach, mode="edge"), window, mode="valid")
+        made.append(code_lengths(np.minimum(sums, total * len(window))))
+    return made
 
 
 def _incompressible(counts: NDArray[np.int64], packed: int) -> bool:
-    """Whether even an ideal code and the smallest table come to `packed` bytes: spares building a tree.
+    """Whether even an ideal code and the smallest table come to so many bytes: spares building a tree.
 
     The margin of a millionth keeps rounding, which differs between machines, from deciding anything.
     """
@@ -156,12 +274,15 @@ def _incompressible(counts: NDArray[np.int64], packed: int) -> bool:
     return (ideal * (1 - 1e-6) + len(counts) + 4) / 8 >= packed
 
 
-def encode(symbols: Symbols, k: int, lengths: Lengths | None) -> tuple[bytes, bytes]:
-    """`symbols` (n,) below `k` as (description of the code, coded symbols); fixed width without `lengths`."""
-    if lengths is None:
-        return b"", bits.pack(symbols, width(k)) if k > 1 else b""
-    coded, sizes = encode_blocks(symbols, lengths)
-    return write_lengths(lengths) + b"".join(map(bits.varint, sizes)), coded
+def encode(symbols: Symbols, stream: Stream) -> bytes:
+    """`symbols` (s,) as one stream of a chunk."""
+    if stream.k == 1:
+        return b""
+    made = tuples(symbols, stream.k, stream.tuple_size)
+    if stream.lengths is None:
+        return bits.pack(made, width(stream.alphabet))
+    coded, sizes = encode_blocks(made, stream.lengths)
+    return b"".join(map(bits.varint, sizes)) + coded
 
 
 def encode_blocks(symbols: Symbols, lengths: Lengths) -> tuple[bytes, list[int]]:
@@ -170,7 +291,7 @@ def encode_blocks(symbols: Symbols, lengths: Lengths) -> tuple[bytes, list[int]]
     compiled = kernels(len(symbols))
     if compiled is not None:
         sizes = np.empty(-(-len(symbols) // BLOCK), np.int64)
-        most = len(symbols) * int(lengths.max()) // 8 + len(sizes) + 8
+        most = len(symbols) * int(lengths.max()) // 8 + len(sizes) + 16
         out = np.empty(most, np.uint8)
         end = compiled.encode_blocks(symbols, words << np.uint32(5) | lengths, BLOCK, out, sizes)
         return out[:end].tobytes(), sizes.tolist()
@@ -179,78 +300,158 @@ def encode_blocks(symbols: Symbols, lengths: Lengths) -> tuple[bytes, list[int]]
     return b"".join(blocks), [len(block) for block in blocks]
 
 
-def decode(cursor: Cursor, count: int, k: int, huffman: bool) -> tuple[Symbols, int]:
-    """The next `count` symbols below `k` (uint8 up to k = 256, else uint16), and the bytes of the table."""
+def read_stream(cursor: Cursor, k: int) -> Stream:
+    """The header of a stream of symbols below `k`; MalformedFile where it is impossible."""
     if k == 1:
-        return np.zeros(count, np.uint8), 0
-    if count > 8 * cursor.left:
-        raise cursor.fail(f"{count} symbols cannot fit in {cursor.left} bytes")
-    if huffman:
-        return _decode_huffman(cursor, count, k)
-    packed = cursor.take(bits.packed_size(count, width(k)), "the packed stream")
-    symbols = bits.unpack(packed, count, width(k))
-    spare = 8 * len(packed) - count * width(k)
-    if (count and int(symbols.max()) >= k) or (spare and packed[-1] & ((1 << spare) - 1)):
-        raise cursor.fail(f"a packed symbol is not below {k}, or the padding is not zero")
-    return symbols, 0
+        return Stream(1)
+    byte = cursor.take(1, "a stream's header")[0]
+    size = byte & 31
+    if byte & 0x60 or size == 0 or (size > 1 and k**size > MOST_TUPLES):
+        raise cursor.fail(f"a stream of {k} symbols has the impossible header {byte:#04x}")
+    return Stream(k, size, read_lengths(cursor, k**size) if byte & 128 else None)
 
 
-def _decode_huffman(cursor: Cursor, count: int, k: int) -> tuple[Symbols, int]:
-    start = cursor.at
-    lengths = read_lengths(cursor, k)
-    most = (BLOCK * int(lengths.max()) + 7) // 8
-    sizes = [cursor.varint("a block's length", most) for _ in range(-(-count // BLOCK))]
-    described = cursor.at - start
-    stream = cursor.take(sum(sizes), "the coded blocks")
-    symbols, ends = decode_blocks(stream, sizes, count, lengths)
-    if not _end_well(stream, np.cumsum(sizes, dtype=np.int64), ends):
-        raise cursor.fail("a coded block does not end where its length says, or its padding is not zero")
-    return symbols, described
+def decode(cursors: Sequence[Cursor], counts: Sequence[int], stream: Stream) -> list[Symbols]:
+    """The next counts[i] symbols of each of `cursors`, streams of different chunks, decoded together.
+
+    Symbols are uint8 up to k = 256, else uint16.
+    """
+    if stream.k == 1:
+        return [np.zeros(count, np.uint8) for count in counts]
+    sizes = [-(-count // stream.tuple_size) for count in counts]
+    read = _read_packed if stream.lengths is None else _read_huffman
+    made = read(cursors, sizes, stream)
+    for cursor, count, found in zip(cursors, counts, made, strict=True):
+        spare = len(found) * stream.tuple_size - count
+        if spare and int(found[-1]) >= stream.k ** (stream.tuple_size - spare):
+            raise cursor.fail("the last tuple is not filled up with zeros")
+    return [singles(found, stream.k, stream.tuple_size, count) for found, count in zip(made, counts, strict=True)]
 
 
-def _end_well(stream: memoryview, limits: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
+def _read_packed(cursors: Sequence[Cursor], sizes: Sequence[int], stream: Stream) -> list[Symbols]:
+    made: list[Symbols] = []
+    each = width(stream.alphabet)
+    for cursor, size in zip(cursors, sizes, strict=True):
+        packed = cursor.take(bits.packed_size(size, each), "the packed stream")
+        made.append(bits.unpack(packed, size, each))
+        if size and (int(made[-1].max()) >= stream.alphabet or not bits.padding_is_zero(packed, size * each)):
+            raise cursor.fail(f"a packed symbol is not below {stream.alphabet}, or the padding is not zero")
+    return made
+
+
+def _read_huffman(cursors: Sequence[Cursor], sizes: Sequence[int], stream: Stream) -> list[Symbols]:
+    assert stream.lengths is not None
+    most = (BLOCK * int(stream.lengths.max()) + 7) // 8
+    parts: list[memoryview] = []
+    blocks: list[int] = []
+    counts: list[int] = []
+    for cursor, size in zip(cursors, sizes, strict=True):
+        if size > 8 * cursor.left:
+            raise cursor.fail(f"{size} symbols cannot fit in {cursor.left} bytes")
+        number = -(-size // BLOCK)
+        own = [cursor.varint("a block's length", most) for _ in range(number)]
+        parts.append(cursor.take(sum(own), "the coded blocks"))
+        blocks += own
+        counts += [BLOCK] * (number - 1) + [size - BLOCK * (number - 1)] * min(number, 1)
+    data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+    symbols, ends = decode_blocks(data, blocks, counts, stream.lengths)
+    if not _end_well(data, np.cumsum(blocks, dtype=np.int64), ends):
+        raise cursors[0].fail("a coded block does not end where its length says, or its padding is not zero")
+    return np.split(symbols, np.cumsum(sizes)[:-1]) if len(sizes) > 1 else [symbols]
+
+
+def _end_well(data: memoryview, limits: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
     """Whether each block ends in the last byte before its limit, and the rest of that byte is zero."""
     spare = 8 * limits - ends
     if ((spare < 0) | (spare > 7)).any():
         return False
-    return not (np.frombuffer(stream, np.uint8)[limits - 1] & ((1 << spare) - 1)).any()
+    return not (np.frombuffer(data, np.uint8)[limits - 1] >> (8 - spare)).any()
 
 
 def decode_blocks(
-    stream: memoryview | bytes, sizes: list[int], count: int, lengths: Lengths
+    data: memoryview | bytes, sizes: Sequence[int], counts: Sequence[int], lengths: Lengths
 ) -> tuple[Symbols, NDArray[np.int64]]:
-    """The inverse of `encode_blocks`: `count` symbols from blocks of `sizes` bytes that fill `stream`.
+    """All symbols of consecutive blocks of sizes[i] bytes and counts[i] symbols, and the bit where each ends.
 
-    The second part is the bit position behind the last symbol of each block. Where the bytes are no such
-    blocks, it lies outside the block's last byte, or the symbols are arbitrary ones of the alphabet.
+    Damaged blocks give arbitrary symbols of the alphabet, and an end that is not in the block's last byte.
     """
-    symbols: Symbols = np.empty(count, np.uint8 if len(lengths) <= 256 else np.uint16)
-    table, longest = lookup(lengths), int(lengths.max())
+    total, longest = int(sum(counts)), int(lengths.max())
+    symbols: Symbols = np.zeros(total + 8, np.uint8 if len(lengths) <= 256 else np.uint16)
+    table = lookup(lengths)
     starts = 8 * (np.cumsum(sizes, dtype=np.int64) - np.array(sizes, np.int64))
-    compiled = kernels(count)
+    number = np.array(counts, np.int64)
+    first = np.cumsum(number) - number
+    compiled = kernels(total)
     if compiled is not None:
         # A damaged block may run on for BLOCK codes: zeros keep that within the array.
-        spare = -len(stream) % 8 + BLOCK * longest // 8 // 8 * 8 + 24
-        words = np.frombuffer(b"".join([stream, bytes(spare)]), ">u8").astype(np.uint64)
-        at = starts.astype(np.uint64)
-        compiled.decode_blocks(words, at, table, longest, BLOCK, symbols)
-        return symbols, at.astype(np.int64)
+        padded = np.zeros(len(data) + (BLOCK * longest + 7) // 8 + 16, np.uint8)
+        padded[: len(data)] = np.frombuffer(data, np.uint8)
+        if len(lengths) <= 256:
+            compiled.decode_threes(padded, starts, first, number, lookup_three(table), table, symbols)
+        else:
+            compiled.decode_blocks(padded, starts, first, number, table, symbols)
+        return symbols[:total], starts
+    if len(sizes) >= _LOCKSTEP:
+        _decode_lockstep(np.frombuffer(data, np.uint8), starts, first, number, table, symbols)
+        return symbols[:total], starts
     ends = np.empty(len(sizes), np.int64)
-    for i, (start, size) in enumerate(zip(starts.tolist(), sizes, strict=True)):
-        block = stream[start // 8 : start // 8 + size]
-        ends[i] = start + _decode_block(block, table, longest, symbols[i * BLOCK : (i + 1) * BLOCK])
-    return symbols, ends
+    for i, (start, size, at) in enumerate(zip((starts // 8).tolist(), sizes, first.tolist(), strict=True)):
+        block = np.frombuffer(data, np.uint8)[start : start + size]
+        ends[i] = 8 * start + _decode_block(block, table, longest, symbols[at : at + counts[i]])
+    return symbols[:total], ends
 
 
-def _decode_block(stream: memoryview | bytes, table: NDArray[np.uint32], longest: int, out: Symbols) -> int:
-    """Fill `out` with the symbols that `stream` begins with; the bit position behind them, or past its end.
+def _decode_lockstep(
+    data: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    to: NDArray[np.int64],
+    number: NDArray[np.int64],
+    table: NDArray[np.uint32],
+    symbols: Symbols,
+) -> None:
+    """Fill `symbols` from many blocks at once, a step of each at a time; `at` (blocks,) bits move to their ends."""
+    window = np.concatenate([bits.windows(data), np.zeros(8, np.uint32)])
+    beyond = 8 * len(data) + 31
+    ends = to + number
+    to = to.copy()
+    small = len(table) <= 4096 and symbols.dtype == np.uint8
+    threes = lookup_three(table) if small else table
+    mask = np.uint32(len(threes) - 1)
+    while small:
+        live = np.flatnonzero(to <= ends - 3)
+        if 4 * len(live) < len(to) or not len(live):
+            break
+        p, q, last = at[live], to[live], ends[live] - 3
+        # Blocks fall out of step slowly: most rounds go on with the same ones.
+        for _ in range(64):
+            entry = threes[(window[p >> 3] >> (p & 7).astype(np.uint32)) & mask]
+            symbols[q] = entry >> np.uint32(8)
+            symbols[q + 1] = entry >> np.uint32(16)
+            symbols[q + 2] = entry >> np.uint32(24)
+            q += (entry >> np.uint32(4)) & np.uint32(15)
+            p += entry & np.uint32(15)
+            np.minimum(p, beyond, out=p)
+            if (q > last).any():
+                break
+        at[live], to[live] = p, q
+    mask = np.uint32(len(table) - 1)
+    while len(live := np.flatnonzero(to < ends)):
+        entry = table[(window[at[live] >> 3] >> (at[live] & 7).astype(np.uint32)) & mask]
+        symbols[to[live]] = entry >> np.uint32(8)
+        to[live] += 1
+        at[live] = np.minimum(at[live] + (entry & np.uint32(255)), beyond)
+
+
+def _decode_block(source: NDArray[np.uint8], table: NDArray[np.uint32], longest: int, out: Symbols) -> int:
+    """Fill `out` with the symbols that `source` begins with; the bit position behind them, or past its end.
 
     Every bit position is decoded as though a symbol began there. To follow the pointers from symbol to symbol
     then takes log2(n) rounds: in each, the known positions and the reach of the pointers double.
     """
-    size = 8 * len(stream)
+    size = 8 * len(source)
     entries = np.zeros(size + 2, np.int64)
-    entries[:size] = table[bits.windows(stream, longest)]
+    each = bits.windows(source)[:, None] >> np.arange(8, dtype=np.uint32)
+    entries[:size] = table[each.reshape(-1) & np.uint32(len(table) - 1)]
     jump = np.minimum(np.arange(size + 2) + (entries & 255), size + 1)
     jump[size] = size + 1
     step = jump
@@ -265,12 +466,12 @@ def _decode_block(stream: memoryview | bytes, table: NDArray[np.uint32], longest
     return int(step[at[-1]])
 
 
-def kernels(count: int) -> ModuleType | None:
+def kernels(count: int, worth_calling: int = 1 << 16, worth_importing: int = 1 << 22) -> ModuleType | None:
     """The compiled coders where numba is installed and `count` symbols repay its use, else None.
 
     The environment variable DEEPCOMPRESSION_NO_NUMBA, if not empty, keeps to numpy. The results are the same.
     """
-    worth_it = count >= (WORTH_CALLING if "numba" in sys.modules else WORTH_IMPORTING)
+    worth_it = count >= (worth_calling if "numba" in sys.modules else worth_importing)
     if not worth_it or os.environ.get("DEEPCOMPRESSION_NO_NUMBA"):
         return None
     try:

@@ -32,7 +32,6 @@ DTYPES = {
     "int32": DType(11, 4, False),
     "uint64": DType(12, 8, False),
     "int64": DType(13, 8, False),
-    "complex64": DType(14, 8, False),
     "float8_e4m3fn": DType(15, 1, True),
     "float8_e5m2": DType(16, 1, True),
     "float8_e4m3fnuz": DType(17, 1, True),
@@ -82,26 +81,48 @@ def float8_values(name: str) -> NDArray[np.float32]:
     return values
 
 
-def narrow(bits: Bits, name: str) -> str:
-    """The narrowest of float16, bfloat16, float32 that holds all of `bits` exactly, else `name` itself.
+def order(bits: Bits, name: str) -> Bits:
+    """Keys (unsigned integers, of the shape and width of `bits`) that ascend as the values of type `name` do."""
+    top = bits.dtype.type(1 << (8 * bits.itemsize - 1))
+    if DTYPES[name].floating:
+        return np.where(bits & top, ~bits, bits ^ top)
+    return bits ^ top if name.startswith("int") else bits
 
-    Only float32 and float64 are narrowed. Bit patterns are compared, so -0.0 survives; a NaN rules out every
-    conversion but float32 to bfloat16, which merely drops zero bits.
+
+def narrower(name: str) -> tuple[str, ...]:
+    """Types with fewer bytes in which values of type `name` may be stored, the best first."""
+    if name in {"float32", "float64"}:
+        kin = ("float16", "bfloat16", "float32")
+    elif name.startswith(("int", "uint")):
+        kin = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
+    else:
+        return ()
+    return tuple(other for other in kin if DTYPES[other].itemsize < DTYPES[name].itemsize)
+
+
+def narrow(bits: Bits, name: str) -> tuple[str, Bits]:
+    """The first of `narrower(name)` that holds all of `bits` exactly, else `name` itself; and the bits in that type.
+
+    Bit patterns are compared, so -0.0 survives; a NaN rules out every conversion but float32 to bfloat16, which
+    merely drops zero bits.
     """
-    for target in ("float16", "bfloat16", "float32"):
-        if DTYPES[target].itemsize < DTYPES[name].itemsize and name in {"float32", "float64"}:
-            small = shrink(bits, name, target)
-            if small is not None:
-                return target
-    return name
+    for target in narrower(name):
+        head = shrink(bits[:1024], name, target)
+        small = None if head is None else shrink(bits, name, target)
+        if small is not None:
+            return target, small
+    return name, bits
 
 
 def shrink(bits: Bits, name: str, target: str) -> Bits | None:
     """`bits` of type `name` as bits of type `target`, or None where that is not exact."""
     if target == name:
         return bits
+    if not DTYPES[name].floating:
+        small: Bits = bits.astype(unsigned(target))
+        return small if np.array_equal(widen(small, target, name), bits) else None
     if name == "float32" and target == "bfloat16":
-        small: Bits = (bits >> np.uint32(16)).astype(np.uint16)
+        small = (bits >> np.uint32(16)).astype(np.uint16)
     else:
         small = _convert(bits, name, target)
     exact = np.array_equal(widen(small, target, name), bits) and not _loses_nan(bits, name, target)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from deepcompression import coders
 from deepcompression.bits import Cursor, varint
 from deepcompression.dtypes import DTYPES, NAMES
 from deepcompression.errors import (
@@ -20,7 +19,8 @@ from deepcompression.errors import (
 )
 
 MAGIC = b"\x89DCZ"
-VERSION = 0
+VERSION = 1
+CODERS = ("packed", "huffman", "adaptive", "auto")
 PREFIX_BYTES = 14
 MOST_DIMENSIONS = 64
 MOST_BYTES = 1 << 62
@@ -71,7 +71,7 @@ def write_header(entries: Sequence[Entry], coder: str) -> bytes:
             continue
         index += bytes([DTYPES[entry.dtype].number]) + varint(len(entry.shape))
         index += b"".join(map(varint, entry.shape)) + varint(entry.size) + entry.crc.to_bytes(4, "little")
-    prefix = MAGIC + bytes([VERSION, coders.CODERS.index(coder)]) + len(index).to_bytes(4, "little")
+    prefix = MAGIC + bytes([VERSION, CODERS.index(coder)]) + len(index).to_bytes(4, "little")
     return prefix + zlib.crc32(prefix + index).to_bytes(4, "little") + bytes(index)
 
 
@@ -102,7 +102,7 @@ def read_index(prefix: bytes, index: bytes, file_bytes: int) -> Index:
     if zlib.crc32(prefix[:10] + index) != int.from_bytes(prefix[10:14], "little"):
         raise ChecksumMismatch("the header's checksum does not match: the file was damaged")
     cursor = Cursor(index, "header")
-    if prefix[5] >= len(coders.CODERS):
+    if prefix[5] >= len(CODERS):
         raise cursor.fail(f"coder {prefix[5]} does not exist")
     entries: list[Entry] = []
     offset, previous, names = PREFIX_BYTES + len(index), b"", set[str]()
@@ -110,12 +110,25 @@ def read_index(prefix: bytes, index: bytes, file_bytes: int) -> Index:
         name, previous = _read_name(cursor, previous, names)
         entries.append(_read_entry(cursor, name, offset, entries))
         offset += entries[-1].size
-    cursor.end("the last tensor of the index")
+    _skip_extensions(cursor)
     if offset > file_bytes:
         raise TruncatedFile(f"the file has {file_bytes} bytes, its header speaks of {offset}")
     if offset < file_bytes:
         raise MalformedFile(f"{file_bytes - offset} bytes follow the last tensor")
-    return Index(coders.CODERS[prefix[5]], PREFIX_BYTES + len(index), tuple(entries))
+    return Index(CODERS[prefix[5]], PREFIX_BYTES + len(index), tuple(entries))
+
+
+def _skip_extensions(cursor: Cursor) -> None:
+    """The records behind the last tensor: those that must be understood are refused, others passed over."""
+    last = -1
+    while cursor.left:
+        tag = cursor.varint("an extension's tag")
+        if tag <= last:
+            raise cursor.fail(f"extension {tag} follows {last}")
+        if tag % 2:
+            raise cursor.fail(f"the file needs extension {tag}, which is not known here; update deep-compression")
+        cursor.take(cursor.varint("an extension's length"), f"extension {tag}")
+        last = tag
 
 
 def _read_name(cursor: Cursor, previous: bytes, names: set[str]) -> tuple[str, bytes]:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcompression import blobs, coders, format
+from deepcompression import blobs, format
 from deepcompression.atomic import written
 from deepcompression.blobs import Sections
 from deepcompression.dtypes import DTYPES, FOREIGN, Bits, to_array, unsigned
@@ -27,6 +27,7 @@ from deepcompression.errors import (
     TruncatedFile,
 )
 from deepcompression.format import Entry, Index
+from deepcompression.parallel import cores
 
 __all__ = ["RawTensor", "decode", "encode", "inspect", "load", "save", "verify"]
 
@@ -68,8 +69,8 @@ def encode(tensors: Mapping[str, Tensor], coder: str = "huffman") -> bytes:
     Raises:
         InputError: a name, a type or the coder is not storable.
     """
-    if coder not in coders.CODERS:
-        raise InputError(f"coder is one of {', '.join(coders.CODERS)}, not {coder!r}")
+    if coder not in format.CODERS:
+        raise InputError(f"coder is one of {', '.join(format.CODERS)}, not {coder!r}")
     entries: list[Entry] = []
     parts: list[bytes] = []
     seen: dict[tuple[str, tuple[int, ...], int], list[tuple[int, Bits]]] = {}
@@ -81,7 +82,7 @@ def encode(tensors: Mapping[str, Tensor], coder: str = "huffman") -> bytes:
         blob = b""
         if same_as is None:
             alike.append((place, flat))
-            blob = blobs.encode_tensor(flat, raw.dtype, coder)
+            blob = blobs.encode_tensor(flat, raw.dtype, raw.bits.shape, coder, cores())
             parts.append(blob)
         entries.append(Entry(name, raw.dtype, raw.bits.shape, same_as, 0, len(blob), zlib.crc32(blob)))
     return b"".join([format.write_header(entries, coder), *parts])
@@ -266,7 +267,7 @@ def _select(index: Index, names: Iterable[str] | None) -> list[Entry]:
 
 def _read_tensor(file: BinaryIO, entry: Entry, coder: str) -> tuple[Bits, Sections]:
     blob = _read_blob(file, entry)
-    return blobs.decode_tensor(blob, entry.dtype, entry.elements, coder, entry.name)
+    return blobs.decode_tensor(blob, entry.dtype, entry.elements, entry.name, cores())
 
 
 def _read_blob(file: BinaryIO, entry: Entry) -> bytes:
@@ -304,7 +305,7 @@ def _available_memory() -> int:
 
 def _describe(file: BinaryIO, entry: Entry, coder: str) -> dict[str, Any]:
     blob = _read_blob(file, entry)
-    flat, sections = blobs.decode_tensor(blob, entry.dtype, entry.elements, coder, entry.name)
+    flat, sections = blobs.decode_tensor(blob, entry.dtype, entry.elements, entry.name, cores())
     counts = np.unique(flat[flat != 0], return_counts=True)[1]
     return {
         "name": entry.name,
@@ -314,7 +315,7 @@ def _describe(file: BinaryIO, entry: Entry, coder: str) -> dict[str, Any]:
         "distinct": len(counts),
         "bytes": len(blob),
         **sections._asdict(),
-        "method": "+".join(blobs.method_names(blob)),
+        "method": blobs.layout(blob, entry.dtype, entry.elements)[0],
         "same_as": None,
         "entropy_bytes": _entropy_bytes(counts, flat.size),
     }

@@ -1,4 +1,4 @@
-"""Compiled Huffman coding: the same bytes and symbols as the numpy code in `coders`, much faster.
+"""Compiled coders: the same bytes and symbols as `coders` and `arithmetic` in numpy, much faster.
 
 numba takes a second to import: this module is imported only for streams that repay it (see `coders.kernels`).
 """
@@ -10,7 +10,13 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.core.cgutils import get_item_pointer
+from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from deepcompression import arithmetic
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
@@ -19,6 +25,40 @@ def _compiled(function: Callable[..., Any]) -> Any:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:
         return numba.njit(nogil=True)(function)
+
+
+run = _compiled(arithmetic.run)
+
+
+def _element(context: Any, builder: Any, array_type: Any, array: Any, index: Any, bits: int) -> Any:
+    """A pointer to `bits` bits that begin at a byte of a uint8 array, aligned or not."""
+    made = context.make_array(array_type)(context, builder, array)
+    pointer = get_item_pointer(context, builder, array_type, made, [index], wraparound=False)
+    return builder.bitcast(pointer, ir.IntType(bits).as_pointer())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _load(typing: Any, array: Any, at: Any) -> Any:
+    """The 64 bits from byte `at` of a uint8 array on, lowest first (on little-endian machines)."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        load = builder.load(_element(context, builder, signature.args[0], values[0], values[1], 64))
+        load.align = 1
+        return load
+
+    return types.uint64(array, types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _store(typing: Any, array: Any, at: Any, value: Any) -> Any:
+    """Write the low 32 bits of `value` to bytes `at` .. at + 3 of a uint8 array."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        word = builder.trunc(values[2], ir.IntType(32))
+        builder.store(word, _element(context, builder, signature.args[0], values[0], values[1], 32), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.uint64), generate
 
 
 @_compiled
@@ -34,7 +74,7 @@ def encode_blocks(
     Args:
         entries: (k,) code word << 5 | length.
         block: symbols a block.
-        out: at least 4 bytes longer than the coded blocks.
+        out: at least 8 bytes longer than the coded blocks.
     """
     at = 0
     for i in range(len(sizes)):
@@ -43,88 +83,125 @@ def encode_blocks(
         held = np.uint64(0)
         for symbol in symbols[i * block : (i + 1) * block]:
             entry = np.uint64(entries[symbol])
-            length = entry & np.uint64(31)
-            pending = pending << length | entry >> np.uint64(5)
-            held += length
+            pending |= (entry >> np.uint64(5)) << held
+            held += entry & np.uint64(31)
             if held >= np.uint64(32):
+                _store(out, at, pending)
+                pending >>= np.uint64(32)
                 held -= np.uint64(32)
-                word = pending >> held
-                out[at] = np.uint8(word >> np.uint64(24))
-                out[at + 1] = np.uint8(word >> np.uint64(16))
-                out[at + 2] = np.uint8(word >> np.uint64(8))
-                out[at + 3] = np.uint8(word)
                 at += 4
-        while held > np.uint64(0):
-            if held >= np.uint64(8):
-                held -= np.uint64(8)
-                out[at] = np.uint8(pending >> held)
-            else:
-                out[at] = np.uint8(pending << (np.uint64(8) - held))
-                held = np.uint64(0)
-            at += 1
+        _store(out, at, pending)
+        at += np.int64((held + np.uint64(7)) >> np.uint64(3))
         sizes[i] = at - start
     return at
 
 
 @_compiled
-def _window(words: NDArray[np.uint64], at: np.uint64) -> np.uint64:
-    """The 64 bits from bit position `at` on."""
-    word = at >> np.uint64(6)
-    offset = at & np.uint64(63)
-    high = words[word] << offset
-    low = (words[word + np.uint64(1)] >> np.uint64(1)) >> (np.uint64(63) - offset)
-    return np.uint64(high | low)
+def decode_threes(
+    data: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    first: NDArray[np.int64],
+    number: NDArray[np.int64],
+    threes: NDArray[np.uint32],
+    table: NDArray[np.uint32],
+    symbols: NDArray[np.uint8],
+) -> None:
+    """Fill `symbols` from blocks that begin at the bits `at` (blocks,), which move to the blocks' ends.
+
+    Args:
+        data: the blocks, with zeros behind them for as long as a block can be.
+        first, number: (blocks,) where the symbols of each block go, and how many they are.
+        threes: coders.lookup_three(); table: coders.lookup(), of at most 12 bits.
+        symbols: eight longer than what is filled.
+    """
+    low = np.uint64(4095)
+    used = np.uint64(15)
+    four = np.uint64(4)
+    eight = np.uint64(8)
+    mask = np.uint64(len(table) - 1)
+    whole = len(at) // 4 * 4
+    # Four blocks at a time keep four chains of dependent look-ups in flight.
+    for i in range(0, whole, 4):
+        a, b, c, d = at[i], at[i + 1], at[i + 2], at[i + 3]
+        p, q, r, s = first[i], first[i + 1], first[i + 2], first[i + 3]
+        # Twelve symbols a round at most, and one byte more is written.
+        stop_p = p + number[i] - 13
+        stop_q = q + number[i + 1] - 13
+        stop_r = r + number[i + 2] - 13
+        stop_s = s + number[i + 3] - 13
+        while p <= stop_p and q <= stop_q and r <= stop_r and s <= stop_s:
+            v = _load(data, a >> 3) >> np.uint64(a & 7)
+            w = _load(data, b >> 3) >> np.uint64(b & 7)
+            x = _load(data, c >> 3) >> np.uint64(c & 7)
+            y = _load(data, d >> 3) >> np.uint64(d & 7)
+            for _ in range(4):
+                e = np.uint64(threes[v & low])
+                f = np.uint64(threes[w & low])
+                g = np.uint64(threes[x & low])
+                h = np.uint64(threes[y & low])
+                _store(symbols, p, e >> eight)
+                _store(symbols, q, f >> eight)
+                _store(symbols, r, g >> eight)
+                _store(symbols, s, h >> eight)
+                v >>= e & used
+                w >>= f & used
+                x >>= g & used
+                y >>= h & used
+                a += np.int64(e & used)
+                b += np.int64(f & used)
+                c += np.int64(g & used)
+                d += np.int64(h & used)
+                p += np.int64((e >> four) & used)
+                q += np.int64((f >> four) & used)
+                r += np.int64((g >> four) & used)
+                s += np.int64((h >> four) & used)
+        at[i], at[i + 1], at[i + 2], at[i + 3] = a, b, c, d
+        done = (p, q, r, s)
+        for j in range(4):
+            to = done[j]
+            end = first[i + j] + number[i + j]
+            a = at[i + j]
+            while to <= end - 4:
+                e = np.uint64(threes[(_load(data, a >> 3) >> np.uint64(a & 7)) & low])
+                _store(symbols, to, e >> eight)
+                a += np.int64(e & used)
+                to += np.int64((e >> four) & used)
+            for k in range(to, end):
+                e = np.uint64(table[(_load(data, a >> 3) >> np.uint64(a & 7)) & mask])
+                symbols[k] = e >> eight
+                a += np.int64(e & np.uint64(255))
+            at[i + j] = a
+    for i in range(whole, len(at)):
+        to = first[i]
+        end = to + number[i]
+        a = at[i]
+        while to <= end - 4:
+            e = np.uint64(threes[(_load(data, a >> 3) >> np.uint64(a & 7)) & low])
+            _store(symbols, to, e >> eight)
+            a += np.int64(e & used)
+            to += np.int64((e >> four) & used)
+        for k in range(to, end):
+            e = np.uint64(table[(_load(data, a >> 3) >> np.uint64(a & 7)) & mask])
+            symbols[k] = e >> eight
+            a += np.int64(e & np.uint64(255))
+        at[i] = a
 
 
 @_compiled
 def decode_blocks(
-    words: NDArray[np.uint64],
-    at: NDArray[np.uint64],
+    data: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    first: NDArray[np.int64],
+    number: NDArray[np.int64],
     table: NDArray[np.uint32],
-    longest: int,
-    block: int,
     symbols: NDArray[Any],
 ) -> None:
-    """Fill `symbols` (n,) from blocks that begin at the bits `at` (blocks,), which move to the blocks' ends.
-
-    Args:
-        words: the stream as big-endian 64-bit words, with zeros behind it for as long as a block can be.
-        table: coders.lookup(): symbol << 8 | length.
-        longest: the longest code in bits.
-        block: symbols a block; only the last one may have fewer.
-    """
-    shift = np.uint64(64 - longest)
-    low = np.uint64(255)
-    eight = np.uint64(8)
-    a_window = 64 // longest
-    whole = len(symbols) // block // 4 * 4
-    # Four blocks at a time keep four chains of dependent look-ups in flight.
-    for i in range(0, whole, 4):
-        a, b, c, d = at[i], at[i + 1], at[i + 2], at[i + 3]
-        for first in range(0, block, a_window):
-            p, q, r, s = _window(words, a), _window(words, b), _window(words, c), _window(words, d)
-            for j in range(i * block + first, i * block + min(first + a_window, block)):
-                e = np.uint64(table[p >> shift])
-                f = np.uint64(table[q >> shift])
-                g = np.uint64(table[r >> shift])
-                h = np.uint64(table[s >> shift])
-                symbols[j] = e >> eight
-                symbols[j + block] = f >> eight
-                symbols[j + 2 * block] = g >> eight
-                symbols[j + 3 * block] = h >> eight
-                p <<= e & low
-                q <<= f & low
-                r <<= g & low
-                s <<= h & low
-                a += e & low
-                b += f & low
-                c += g & low
-                d += h & low
-        at[i], at[i + 1], at[i + 2], at[i + 3] = a, b, c, d
-    for i in range(whole, len(at)):
+    """As `decode_threes`, one symbol at a time: for alphabets of more than 256."""
+    mask = np.uint64(len(table) - 1)
+    for i in range(len(at)):
         a = at[i]
-        for j in range(i * block, min((i + 1) * block, len(symbols))):
-            e = np.uint64(table[_window(words, a) >> shift])
-            symbols[j] = e >> eight
-            a += e & low
+        for j in range(first[i], first[i] + number[i]):
+            e = np.uint64(table[(_load(data, a >> 3) >> np.uint64(a & 7)) & mask])
+            symbols[j] = e >> np.uint64(8)
+            a += np.int64(e & np.uint64(255))
         at[i] = a
