@@ -10,15 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deepcompression.io import RawTensor, inspect, load, save, verify
+    from deepcompression.io import File, RawTensor, inspect, load, save, verify
 
 __version__ = "0.1.0"
-__all__ = ["RawTensor", "__version__", "inspect", "load", "save", "verify"]
+__all__ = ["File", "RawTensor", "__version__", "inspect", "load", "save", "verify"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the codec on first use, so that `import deepcompression` stays quick."""
-    if name in {"RawTensor", "inspect", "load", "save", "verify"}:
+    if name in {"File", "RawTensor", "inspect", "load", "save", "verify"}:
         return getattr(import_module("deepcompression.io"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

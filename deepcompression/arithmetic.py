@@ -238,11 +238,10 @@ def encode(symbols: Symbols, columns: int, k: int, flags: bool, prior: int, cont
     return None if size < 0 else out[:size].tobytes()
 
 
-def decode(
-    data: memoryview | bytes, rows: int, columns: int, k: int, flags: bool, prior: int, context: int
-) -> Symbols:
+def decode(data: memoryview | bytes, rows: int, columns: int, k: int, flags: bool, prior: int, context: int) -> Symbols:
     """The inverse of `encode`: symbols (rows x columns,); MalformedFile where no encoder wrote `data`."""
-    symbols: Symbols = np.zeros(rows * columns, np.uint8 if k + flags <= 256 else np.uint16 if k < 65_536 else np.uint32)
+    kind = np.uint8 if k + flags <= 256 else np.uint16 if k + flags <= 65_536 else np.uint32
+    symbols: Symbols = np.zeros(rows * columns, kind)
     size = len(data)
     asked = _run(True, np.frombuffer(data, np.uint8).copy(), size, symbols, rows, columns, k, flags, prior, context)
     if asked < size or (size and data[size - 1] == 0):
@@ -280,4 +279,3 @@ def _run(
     else:
         data[:] = np.frombuffer(code, np.uint8)
     return result
-

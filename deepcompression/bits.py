@@ -70,7 +70,10 @@ def windows(source: NDArray[np.uint8]) -> NDArray[np.uint32]:
     padded = np.zeros(len(source) + 3, np.uint32)
     padded[: len(source)] = source
     n = len(source)
-    return padded[:n] | padded[1 : n + 1] << 8 | padded[2 : n + 2] << 16 | padded[3 : n + 3] << 24
+    joined: NDArray[np.uint32] = padded[:n].copy()
+    for i in (1, 2, 3):
+        joined |= padded[i : n + i] << np.uint32(8 * i)
+    return joined
 
 
 def varint(value: int) -> bytes:

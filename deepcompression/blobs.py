@@ -180,7 +180,8 @@ def _views(shape: tuple[int, ...]) -> list[int]:
 def _masks(symbols: Symbols, columns: int) -> Masks | None:
     """What is left where all rows and columns of zeros are dropped; None where nothing is to drop, or all."""
     matrix = symbols.reshape(-1, columns)
-    rows, across = matrix.any(axis=1), matrix.any(axis=0)
+    rows: NDArray[np.bool_] = np.asarray(matrix.any(axis=1))
+    across: NDArray[np.bool_] = np.asarray(matrix.any(axis=0))
     return None if (rows.all() and across.all()) or not rows.any() else Masks(columns, rows, across)
 
 
@@ -217,9 +218,7 @@ def _cut(symbols: NDArray[Any], chunk: int) -> list[NDArray[Any]]:
 # ---- streams: dense, bitmap or gaps, and codes
 
 
-def _streams(
-    way: Shared, symbols: Symbols, mask: Masks | None, dtype: str, coder: str, threads: int
-) -> Written | None:
+def _streams(way: Shared, symbols: Symbols, mask: Masks | None, dtype: str, coder: str, threads: int) -> Written | None:
     """The smallest of dense, bitmap and gaps, each with the best streams of codes."""
     parts = _cut(symbols, CHUNK)
     counts = np.bincount(symbols, minlength=way.book.k + 1)
@@ -476,7 +475,7 @@ def _deflated(parts: list[Bits], threads: int) -> list[bytes] | None:
     whole, quick = len(values.deflate(sample)), len(values.deflate(sample, quick=True))
     if min(whole, quick) >= sample.nbytes:
         return None
-    hasty = quick <= whole * 1.02 and sample.size == 1 << 16 or quick < whole
+    hasty = quick < whole or (quick <= whole * 1.02 and sample.size == 1 << 16)
     return mapped(lambda part: values.deflate(part, hasty), parts, threads)
 
 
@@ -569,10 +568,10 @@ def _read_mask(cursor: Cursor, count: int) -> NDArray[np.bool_]:
         return np.ones(count, bool)
     if kind == 1:
         packed = cursor.take((count + 7) // 8, "a mask")
-        kept = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
-        if kept[count:].any():
+        unpacked = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
+        if unpacked[count:].any():
             raise cursor.fail("the padding of a mask is not zero")
-        kept = kept[:count].astype(bool)
+        kept: NDArray[np.bool_] = unpacked[:count].astype(bool)
     elif kind == 2:
         code = cursor.take(cursor.varint("the length of a mask"), "a mask")
         kept = _decode_chunk(cursor, code, 1, count, 1, True, 0, 1) != 0
@@ -640,7 +639,8 @@ class _Filler:
         ends = np.cumsum(symbols.astype(np.int64) + is_weight)
         if symbols.size and (int(ends[-1]) > count or not is_weight[-1]):
             raise cursor.fail(f"the gaps lead to element {int(ends[-1])} of {count}, or end in an escape")
-        return ends[is_weight] - 1
+        places: NDArray[np.int64] = ends[is_weight] - 1
+        return places
 
     def _arithmetic(self, start: int, count: int, cursor: Cursor) -> int:
         head = self.head

@@ -179,14 +179,15 @@ class Stream:
     @property
     def alphabet(self) -> int:
         """The number of tuples."""
-        return self.k**self.tuple_size
+        return int(self.k**self.tuple_size)
 
     def header(self) -> bytes:
         """What the head of a blob says of the stream."""
         if self.k == 1:
             return b""
-        coded = self.lengths is not None
-        return bytes([self.tuple_size | coded << 7]) + (write_lengths(self.lengths) if coded else b"")
+        if self.lengths is None:
+            return bytes([self.tuple_size])
+        return bytes([self.tuple_size | 128]) + write_lengths(self.lengths)
 
     def size(self, counts: NDArray[np.int64], chunks: int = 1) -> int:
         """Bytes of header and stream where tuple i occurs counts[i] times in so many chunks; padding estimated."""
@@ -197,9 +198,8 @@ class Stream:
             return 1 + bits.packed_size(total, width(self.alphabet)) + chunks // 2
         coded = int(counts @ self.lengths.astype(np.int64))
         blocks = -(-total // BLOCK) + chunks - 1
-        return 1 + table_bytes(self.lengths) + (coded + 7) // 8 + len(bits.varint(coded // 8)) * min(blocks, 1) + (
-            5 * (blocks - 1) // 2 if blocks > 1 else 0
-        )
+        framed = len(bits.varint(coded // 8)) + 5 * (blocks - 1) // 2 if blocks > 0 else 0
+        return 1 + table_bytes(self.lengths) + (coded + 7) // 8 + framed
 
 
 def tuples(symbols: Symbols, k: int, size: int) -> Symbols:
@@ -208,7 +208,7 @@ def tuples(symbols: Symbols, k: int, size: int) -> Symbols:
         return symbols
     rows = np.zeros((-(-len(symbols) // size), size), np.uint16)
     rows.reshape(-1)[: len(symbols)] = symbols
-    made = rows[:, size - 1].copy()
+    made: Symbols = rows[:, size - 1].copy()
     for i in range(size - 2, -1, -1):
         made = made * np.uint16(k) + rows[:, i]
     return made.astype(np.uint8) if k**size <= 256 else made
@@ -220,8 +220,8 @@ def singles(made: Symbols, k: int, size: int, count: int) -> Symbols:
         return made
     numbers = np.arange(k**size)
     digits = np.stack([numbers // k**i % k for i in range(size)], axis=1)
-    whole = digits.astype(np.uint8 if k <= 256 else np.uint16)[made].reshape(-1)
-    return whole[:count]
+    table: Symbols = digits.astype(np.uint8 if k <= 256 else np.uint16)
+    return table[made].reshape(-1)[:count]
 
 
 def tuple_sizes(k: int) -> list[int]:

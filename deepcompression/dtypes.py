@@ -92,7 +92,7 @@ def order(bits: Bits, name: str) -> Bits:
 def narrower(name: str) -> tuple[str, ...]:
     """Types with fewer bytes in which values of type `name` may be stored, the best first."""
     if name in {"float32", "float64"}:
-        kin = ("float16", "bfloat16", "float32")
+        kin: tuple[str, ...] = ("float16", "bfloat16", "float32")
     elif name.startswith(("int", "uint")):
         kin = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
     else:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import io
+import mmap
 import os
+import shutil
+import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, overload
+from typing import Any, BinaryIO, Literal, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +31,12 @@ from deepcompression.errors import (
     TruncatedFile,
 )
 from deepcompression.format import Entry, Index
-from deepcompression.parallel import cores
+from deepcompression.parallel import cores, mapped
 
-__all__ = ["RawTensor", "decode", "encode", "inspect", "load", "save", "verify"]
+__all__ = ["CODERS", "File", "RawTensor", "decode", "encode", "inspect", "load", "save", "verify"]
+
+CODERS = format.CODERS
+_IN_MEMORY = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,53 +61,118 @@ class RawTensor:
 
 Tensor = NDArray[Any] | RawTensor
 Source = str | os.PathLike[str]
+Progress = Callable[[str, int], None]
+
+
+class _Bytes(Protocol):
+    """Where bytes come from: an open file or a memory map."""
+
+    def read_at(self, offset: int, size: int) -> bytes | memoryview:
+        """Up to `size` bytes from `offset` on."""
+
+    def size(self) -> int:
+        """All bytes that there are."""
+
+
+@dataclass(frozen=True)
+class _Stream:
+    file: BinaryIO
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        self.file.seek(offset)
+        return self.file.read(size)
+
+    def size(self) -> int:
+        return self.file.seek(0, os.SEEK_END)
+
+
+@dataclass(frozen=True)
+class _Map:
+    view: memoryview
+
+    def read_at(self, offset: int, size: int) -> memoryview:
+        return self.view[offset : offset + size]
+
+    def size(self) -> int:
+        return len(self.view)
 
 
 # ---------------------------------------------------------------- writing
 
 
-def encode(tensors: Mapping[str, Tensor], coder: str = "huffman") -> bytes:
+def encode(
+    tensors: Mapping[str, Tensor],
+    coder: str = "huffman",
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> bytes:
     """The bytes of a .dcz file that holds `tensors`, in their order; equal tensors give equal bytes.
 
     Args:
-        tensors: arrays of any layout, or RawTensor for types numpy lacks. Equal ones are stored once.
-        coder: "huffman", or "packed" for codes and gaps of fixed width.
+        tensors: arrays of any layout, or RawTensor for types numpy lacks. Equal ones are stored once. Each is asked
+            for once, in turn: a mapping may make them as it goes.
+        coder: "huffman" (decodes fastest), "adaptive" (smallest), "auto" (adaptive where that decodes soon enough), or
+            "packed" for codes and gaps of fixed width.
+        threads: at most so many; None is one a core. The bytes do not depend on it.
+        progress: called after each tensor with its name and its bytes before.
 
     Raises:
         InputError: a name, a type or the coder is not storable.
     """
-    if coder not in format.CODERS:
-        raise InputError(f"coder is one of {', '.join(format.CODERS)}, not {coder!r}")
-    entries: list[Entry] = []
-    parts: list[bytes] = []
-    seen: dict[tuple[str, tuple[int, ...], int], list[tuple[int, Bits]]] = {}
-    for place, (name, tensor) in enumerate(tensors.items()):
-        raw = _raw(name, tensor)
-        flat = np.ascontiguousarray(raw.bits).reshape(-1)
-        alike = seen.setdefault((raw.dtype, raw.bits.shape, zlib.crc32(flat.data)), [])
-        same_as = next((other for other, bits in alike if np.array_equal(bits, flat)), None)
-        blob = b""
-        if same_as is None:
-            alike.append((place, flat))
-            blob = blobs.encode_tensor(flat, raw.dtype, raw.bits.shape, coder, cores())
-            parts.append(blob)
-        entries.append(Entry(name, raw.dtype, raw.bits.shape, same_as, 0, len(blob), zlib.crc32(blob)))
-    return b"".join([format.write_header(entries, coder), *parts])
+    blob = io.BytesIO()
+    entries = _encode_blobs(tensors, coder, threads, progress, blob)
+    return format.write_header(entries, coder) + blob.getvalue()
 
 
-def save(tensors: Mapping[str, Tensor], path: Source, *, coder: str = "huffman") -> int:
+def save(
+    tensors: Mapping[str, Tensor],
+    path: Source,
+    *,
+    coder: str = "huffman",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> int:
     """Write `encode(tensors, coder)` to `path` and return its size in bytes.
 
-    The file appears whole or not at all: it is written beside `path`, synced, and renamed.
+    The file appears whole or not at all: it is written beside `path`, synced, and renamed. One tensor at a time is in
+    memory, if the mapping makes them as it goes.
 
     Raises:
         InputError: as `encode`.
         StorageError: the disk is full, or `path` cannot be written.
     """
-    content = encode(tensors, coder)
-    with written(path) as file:
-        file.write(content)
-    return len(content)
+    folder = Path(path).parent
+    with written(path) as file, tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(folder)) as blobs_:
+        entries = _encode_blobs(tensors, coder, threads, progress, blobs_)
+        file.write(format.write_header(entries, coder))
+        blobs_.seek(0)
+        shutil.copyfileobj(blobs_, file)
+        return file.tell()
+
+
+def _encode_blobs(
+    tensors: Mapping[str, Tensor], coder: str, threads: int | None, progress: Progress | None, out: Any
+) -> list[Entry]:
+    """Write the blobs of `tensors` to `out`, one after the other, and say what the index has to say of them."""
+    if coder not in format.CODERS:
+        raise InputError(f"coder is one of {', '.join(format.CODERS)}, not {coder!r}")
+    entries: list[Entry] = []
+    seen: dict[tuple[str, tuple[int, ...], bytes], int] = {}
+    for place, (name, tensor) in enumerate(tensors.items()):
+        raw = _raw(name, tensor)
+        flat = np.ascontiguousarray(raw.bits).reshape(-1)
+        blob = blobs.encode_tensor(flat, raw.dtype, raw.bits.shape, coder, threads or cores())
+        # Equal tensors have equal blobs, and the other way round.
+        known = seen.setdefault((raw.dtype, raw.bits.shape, hashlib.sha256(blob).digest()), place)
+        if known == place:
+            out.write(blob)
+            entries.append(Entry(name, raw.dtype, raw.bits.shape, None, 0, len(blob), zlib.crc32(blob)))
+        else:
+            entries.append(Entry(name, raw.dtype, raw.bits.shape, known, 0, 0, 0))
+        if progress is not None:
+            progress(name, flat.nbytes)
+    return entries
 
 
 def _raw(name: object, tensor: object) -> RawTensor:
@@ -159,8 +231,8 @@ def load(
         FormatError: the file is not one, or damaged, or larger than `max_bytes`; see its subclasses.
         InputError: the file cannot be opened, or has no tensor of such a name.
     """
-    with _open(path) as file:
-        tensors = _decode(file, names, max_bytes)
+    with _open(path) as source:
+        tensors = _decode(source, names, max_bytes)
     return tensors if raw else {name: to_array(tensor.bits, tensor.dtype) for name, tensor in tensors.items()}
 
 
@@ -168,17 +240,80 @@ def decode(
     buffer: bytes | memoryview, *, names: Iterable[str] | None = None, max_bytes: int | None = None
 ) -> dict[str, RawTensor]:
     """The tensors of a .dcz file in memory, as `load(..., raw=True)` gives them; raises the same errors."""
-    return _decode(io.BytesIO(buffer), names, max_bytes)
+    return _decode(_Map(memoryview(buffer)), names, max_bytes)
 
 
-def verify(path: Source, *, max_bytes: int | None = None) -> None:
-    """Decode every tensor of a .dcz file and return if all is well, else raise as `load` does."""
-    with _open(path) as file:
-        index = _read_index(file)
+class File(Mapping[str, NDArray[Any]]):
+    """A .dcz file, opened and mapped into memory: a mapping that decodes a tensor when it is asked for.
+
+    `with File("model.dcz") as file: file["fc1.weight"]`. Only the pages of the tensors that are asked for are read, and
+    nothing is kept. It may be shared by threads.
+    """
+
+    def __init__(self, path: Source, *, max_bytes: int | None = None) -> None:
+        """Open `path` and check its header; each tensor is checked when it is decoded.
+
+        Args:
+            max_bytes: refuse to decode a tensor of more bytes; None means half of the memory that is available.
+
+        Raises:
+            FormatError, InputError: as `load`.
+        """
+        self.path = os.fspath(path)
+        self._most = max_bytes
+        with _named(path), Path(path).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
+            self._source = _Map(memoryview(self._map or b""))
+            try:
+                self.index = _read_index(self._source)
+            except FormatError:
+                self.close()
+                raise
+        self.entries = {entry.name: entry for entry in self.index.entries}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """The tensor as an array; types that numpy lacks come back as float32, exactly widened."""
+        tensor = self.raw(name)
+        return to_array(tensor.bits, tensor.dtype)
+
+    def raw(self, name: str) -> RawTensor:
+        """The tensor as bits and dtype name."""
+        entry = self.entries[name]
+        with _named(self.path):
+            _check_memory([entry], self._most)
+            source = entry if entry.same_as is None else self.index.entries[entry.same_as]
+            return RawTensor(_read_tensor(self._source, source)[0].reshape(source.shape), entry.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def close(self) -> None:
+        """Unmap the file; arrays that were decoded stay."""
+        self._source.view.release()
+        if self._map is not None:
+            self._map.close()
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def verify(path: Source, *, max_bytes: int | None = None, progress: Progress | None = None) -> None:
+    """Decode every tensor of a .dcz file, one at a time, and return if all is well, else raise as `load` does."""
+    with _open(path) as source:
+        index = _read_index(source)
         _check_memory(index.entries, max_bytes)
         for entry in index.entries:
             if entry.same_as is None:
-                _read_tensor(file, entry, index.coder)
+                _read_tensor(source, entry)
+            if progress is not None:
+                progress(entry.name, entry.nbytes)
 
 
 def inspect(path: Source, *, max_bytes: int | None = None) -> dict[str, Any]:
@@ -188,20 +323,19 @@ def inspect(path: Source, *, max_bytes: int | None = None) -> dict[str, Any]:
         format_version; file_bytes; header_bytes; dense_bytes (of the tensors, equal ones once, floats at
         most 4 bytes an element); ratio (dense_bytes / file_bytes); coder; and tensors, a list of: name;
         dtype; shape; density (share of elements that are not +0.0); distinct (values among those); bytes,
-        and their split in values, positions, codebook and table; method; same_as (the tensor whose bytes
+        and their split in values, positions, codebook and table (of adaptively coded
+        tensors the positions are among the values); method; coder; same_as (the tensor whose bytes
         serve this one, if any); entropy_bytes (order-0 entropy of the non-zero values plus n x H(density)
         for their positions).
     """
-    with _open(path) as file:
-        index = _read_index(file)
+    with _open(path) as source:
+        index = _read_index(source)
         _check_memory(index.entries, max_bytes)
-        file_bytes = file.seek(0, os.SEEK_END)
+        file_bytes = source.size()
         tensors: list[dict[str, Any]] = []
         for entry in index.entries:
             tensors.append(
-                _describe(file, entry, index.coder)
-                if entry.same_as is None
-                else _describe_equal(entry, tensors[entry.same_as])
+                _describe(source, entry) if entry.same_as is None else _describe_equal(entry, tensors[entry.same_as])
             )
     dense = sum(
         entry.elements * min(DTYPES[entry.dtype].itemsize, 4 if DTYPES[entry.dtype].floating else 16)
@@ -220,37 +354,54 @@ def inspect(path: Source, *, max_bytes: int | None = None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _open(path: Source) -> Iterator[BinaryIO]:
+def _open(path: Source) -> Iterator[_Stream]:
     """The file, opened; errors of the file system and of the format name the path."""
+    with _named(path), Path(path).open("rb") as file:
+        yield _Stream(file)
+
+
+@contextlib.contextmanager
+def _named(path: Source) -> Iterator[None]:
+    """Errors of the file system and of the format name `path`."""
     try:
-        with Path(path).open("rb") as file:
-            yield file
+        yield
     except OSError as error:
         raise InputError(f"{os.fspath(path)}: cannot be read: {error.strerror or error}") from error
     except FormatError as error:
         raise type(error)(f"{os.fspath(path)}: {error}") from error.__cause__
 
 
-def _decode(file: BinaryIO, names: Iterable[str] | None, max_bytes: int | None) -> dict[str, RawTensor]:
-    index = _read_index(file)
+def _decode(source: _Bytes, names: Iterable[str] | None, max_bytes: int | None) -> dict[str, RawTensor]:
+    index = _read_index(source)
     wanted = _select(index, names)
     _check_memory(wanted, max_bytes)
+    stored = list({id(first): first for first in (_stored(index, entry) for entry in wanted)}.values())
+    # Reading takes turns, decoding does not; large tensors are decoded by all threads themselves.
+    small = [(entry, _read_blob(source, entry)) for entry in stored if entry.elements <= blobs.CHUNK]
+    made = mapped(lambda pair: _decode_blob(pair[1], pair[0], 1)[0], small, cores())
+    bits = {pair[0].name: flat for pair, flat in zip(small, made, strict=True)}
+    for entry in stored:
+        if entry.name not in bits:
+            bits[entry.name] = _read_tensor(source, entry)[0]
     decoded: dict[str, RawTensor] = {}
+    given: set[str] = set()
     for entry in wanted:
-        source = entry if entry.same_as is None else index.entries[entry.same_as]
-        if source.name in decoded and source is not entry:
-            bits = decoded[source.name].bits.copy()
-        else:
-            bits = _read_tensor(file, source, index.coder)[0].reshape(source.shape)
-        decoded[entry.name] = RawTensor(bits, entry.dtype)
+        first = _stored(index, entry)
+        flat = bits[first.name].copy() if first.name in given else bits[first.name]
+        given.add(first.name)
+        decoded[entry.name] = RawTensor(flat.reshape(first.shape), entry.dtype)
     return decoded
 
 
-def _read_index(file: BinaryIO) -> Index:
-    file_bytes = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    prefix = file.read(format.PREFIX_BYTES)
-    index = file.read(format.read_prefix(prefix, file_bytes))
+def _stored(index: Index, entry: Entry) -> Entry:
+    """The entry whose blob holds the bits of `entry`."""
+    return entry if entry.same_as is None else index.entries[entry.same_as]
+
+
+def _read_index(source: _Bytes) -> Index:
+    file_bytes = source.size()
+    prefix = bytes(source.read_at(0, format.PREFIX_BYTES))
+    index = bytes(source.read_at(len(prefix), format.read_prefix(prefix, file_bytes)))
     return format.read_index(prefix, index, file_bytes)
 
 
@@ -265,14 +416,16 @@ def _select(index: Index, names: Iterable[str] | None) -> list[Entry]:
     return [entry for entry in index.entries if entry.name in wanted]
 
 
-def _read_tensor(file: BinaryIO, entry: Entry, coder: str) -> tuple[Bits, Sections]:
-    blob = _read_blob(file, entry)
-    return blobs.decode_tensor(blob, entry.dtype, entry.elements, entry.name, cores())
+def _read_tensor(source: _Bytes, entry: Entry) -> tuple[Bits, Sections]:
+    return _decode_blob(_read_blob(source, entry), entry, cores())
 
 
-def _read_blob(file: BinaryIO, entry: Entry) -> bytes:
-    file.seek(entry.offset)
-    blob = file.read(entry.size)
+def _decode_blob(blob: bytes | memoryview, entry: Entry, threads: int) -> tuple[Bits, Sections]:
+    return blobs.decode_tensor(blob, entry.dtype, entry.elements, entry.name, threads)
+
+
+def _read_blob(source: _Bytes, entry: Entry) -> bytes | memoryview:
+    blob = source.read_at(entry.offset, entry.size)
     if len(blob) < entry.size:
         raise TruncatedFile(f"{entry.name}: the file became shorter while it was read")
     if zlib.crc32(blob) != entry.crc:
@@ -303,10 +456,11 @@ def _available_memory() -> int:
 # ---------------------------------------------------------------- description
 
 
-def _describe(file: BinaryIO, entry: Entry, coder: str) -> dict[str, Any]:
-    blob = _read_blob(file, entry)
-    flat, sections = blobs.decode_tensor(blob, entry.dtype, entry.elements, entry.name, cores())
+def _describe(source: _Bytes, entry: Entry) -> dict[str, Any]:
+    blob = _read_blob(source, entry)
+    flat, sections = _decode_blob(blob, entry, cores())
     counts = np.unique(flat[flat != 0], return_counts=True)[1]
+    method, coder = blobs.layout(blob, entry.dtype, entry.elements)
     return {
         "name": entry.name,
         "dtype": entry.dtype,
@@ -315,7 +469,8 @@ def _describe(file: BinaryIO, entry: Entry, coder: str) -> dict[str, Any]:
         "distinct": len(counts),
         "bytes": len(blob),
         **sections._asdict(),
-        "method": blobs.layout(blob, entry.dtype, entry.elements)[0],
+        "method": method,
+        "coder": coder,
         "same_as": None,
         "entropy_bytes": _entropy_bytes(counts, flat.size),
     }

@@ -30,14 +30,18 @@ def _compiled(function: Callable[..., Any]) -> Any:
 run = _compiled(arithmetic.run)
 
 
+_intrinsic: Any = intrinsic  # typed for callers that pass the typing context themselves
+_pointer: Any = get_item_pointer
+
+
 def _element(context: Any, builder: Any, array_type: Any, array: Any, index: Any, bits: int) -> Any:
     """A pointer to `bits` bits that begin at a byte of a uint8 array, aligned or not."""
     made = context.make_array(array_type)(context, builder, array)
-    pointer = get_item_pointer(context, builder, array_type, made, [index], wraparound=False)
+    pointer = _pointer(context, builder, array_type, made, [index], wraparound=False)
     return builder.bitcast(pointer, ir.IntType(bits).as_pointer())
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic  # type: ignore[untyped-decorator]
 def _load(typing: Any, array: Any, at: Any) -> Any:
     """The 64 bits from byte `at` of a uint8 array on, lowest first (on little-endian machines)."""
 
@@ -49,7 +53,7 @@ def _load(typing: Any, array: Any, at: Any) -> Any:
     return types.uint64(array, types.int64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic  # type: ignore[untyped-decorator]
 def _store(typing: Any, array: Any, at: Any, value: Any) -> Any:
     """Write the low 32 bits of `value` to bytes `at` .. at + 3 of a uint8 array."""
 
@@ -91,7 +95,7 @@ def encode_blocks(
                 held -= np.uint64(32)
                 at += 4
         _store(out, at, pending)
-        at += np.int64((held + np.uint64(7)) >> np.uint64(3))
+        at += int((held + np.uint64(7)) >> np.uint64(3))
         sizes[i] = at - start
     return at
 

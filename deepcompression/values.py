@@ -29,7 +29,8 @@ _DEFLATED = 128
 
 def deflate(values: Bits, quick: bool = False) -> bytes:
     """The byte planes of `values` (v,), lowest first, compressed as RFC 1951 has it; `quick` without matches."""
-    planes = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<")).view(np.uint8).reshape(len(values), -1).T)
+    little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    planes = np.ascontiguousarray(little.view(np.uint8).reshape(len(values), -1).T)
     strategy = zlib.Z_HUFFMAN_ONLY if quick else zlib.Z_DEFAULT_STRATEGY
     made = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
     return made.compress(planes.data) + made.flush()
@@ -164,7 +165,7 @@ def _smallest_is_zero(book: Book, dtype: str) -> bool:
     assert book.scales is not None
     integers = book.integers(np.array([0, book.k - 1]))
     near = [1] if integers[0] <= 1 <= integers[1] else [int(integers[0])] if integers[0] > 0 else []
-    return bool(near) and not grids.product(np.int32(near), np.array([book.scales.min()]), dtype).all()
+    return bool(near) and not grids.product(np.array(near, np.int32), np.array([book.scales.min()]), dtype).all()
 
 
 # ---------------------------------------------------------------- finding them
@@ -324,8 +325,8 @@ def _group_codebooks(rows: Bits, dtype: str) -> Shared | None:
     symbols = np.zeros(rows.shape, np.uint16)
     books: list[Bits] = []
     for i, row in enumerate(rows):
-        distinct, places = np.unique(order(row, dtype), return_inverse=True)
-        values = row[np.unique(places, return_index=True)[1]]
+        _, first, places = np.unique(order(row, dtype), return_index=True, return_inverse=True)
+        values = row[first]
         if len(values) > most:
             return None
         nonzero = values != 0
