@@ -27,6 +27,7 @@ _BITMAP_TUPLE = 8
 _AT_ONCE = 16
 _SAMPLE = 1 << 18
 _SMALL = 1 << 16
+_DENSE_UP_TO = 0.95  # share of zeros beyond which nothing was ever smallest as codes of all elements
 
 
 class Sections(NamedTuple):
@@ -124,7 +125,7 @@ def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, th
     best: Written | None = None
     for way in ways:
         # Contexts may gain on order 0: by half is more than any was seen to.
-        if best is None or way.least() < best.size * (2 if coder == "adaptive" else 1):
+        if best is None or way.least(threads) < best.size * (2 if coder == "adaptive" else 1):
             best = _smaller(best, _encode_shared(way, dtype, shape, coder, threads))
     if best is None or best.size > flat.nbytes // 4 or flat.size <= _SMALL:
         best = _smaller(best, _encode_raw(flat, dtype, shape, coder, threads))
@@ -221,10 +222,10 @@ def _cut(symbols: NDArray[Any], chunk: int) -> list[NDArray[Any]]:
 def _streams(way: Shared, symbols: Symbols, mask: Masks | None, dtype: str, coder: str, threads: int) -> Written | None:
     """The smallest of dense, bitmap and gaps, each with the best streams of codes."""
     parts = _cut(symbols, CHUNK)
-    counts = np.bincount(symbols, minlength=way.book.k + 1)
+    counts = values.histogram(symbols, way.book.k + 1, threads)
     options: list[tuple[int, Callable[[], Written]]] = []
-    if mask is None or way.book.group == 0:
-        options.append(_dense_option(way, symbols, mask, dtype, coder, threads))
+    if counts[0] <= _DENSE_UP_TO * len(symbols) and (mask is None or way.book.group == 0):
+        options.append(_dense_option(way, symbols, counts, mask, dtype, coder, threads))
     if counts[0]:
         cost, stream = _plan_codes(parts, counts[1:], way.book.k, coder, threads)
         head = 2 + len(_head(dtype, 0, mask, 0, way.book)) + cost
@@ -238,17 +239,32 @@ def _streams(way: Shared, symbols: Symbols, mask: Masks | None, dtype: str, code
 
 
 def _dense_option(
-    way: Shared, symbols: Symbols, mask: Masks | None, dtype: str, coder: str, threads: int
+    way: Shared,
+    symbols: Symbols,
+    counts: NDArray[np.int64],
+    mask: Masks | None,
+    dtype: str,
+    coder: str,
+    threads: int,
 ) -> tuple[int, Callable[[], Written]]:
-    codes, book = (Shared(symbols, way.book, dtype) if mask else way).dense()
+    codes, book = _dense(way, symbols, bool(counts[0]))
     parts = _cut(codes, CHUNK)
-    cost, stream = _plan_codes(parts, np.bincount(codes, minlength=book.k), book.k, coder, threads, sparse=False)
+    total = values.histogram(codes, book.k, threads)
+    cost, stream = _plan_codes(parts, total, book.k, coder, threads, sparse=False)
     head = _head(dtype, DENSE, mask, 0, book) + stream.header()
 
     def write() -> Written:
         return Written(head, mapped(lambda part: coders.encode(part, stream), parts, threads))
 
     return len(head) - len(stream.header()) + cost, write
+
+
+def _dense(way: Shared, symbols: Symbols, some_zero: bool) -> tuple[Symbols, Book]:
+    """The codes (n,) of all elements, zeros too, and the book that has them."""
+    table, book = way.dense(some_zero)
+    if len(table) == 1:
+        return table[0][symbols], book
+    return np.take_along_axis(table, symbols.reshape(len(table), -1), axis=1).reshape(-1), book
 
 
 def _sparse_writer(
@@ -361,7 +377,7 @@ def _arithmetic(
     flags = not bool(symbols.all())
     book = way.book
     if not flags:
-        symbols, book = Shared(symbols, book, dtype).dense()
+        symbols, book = _dense(way, symbols, False)
     prior, context = _settings(symbols, columns, book.k, flags)
     parts = _cut(symbols, arithmetic.rows_a_chunk(columns) * columns)
     most = symbols.nbytes + 64

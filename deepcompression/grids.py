@@ -234,11 +234,11 @@ def _descend(spans: _Spans, start: Floats, stop: Floats, dtype: str, jumps: int)
         integers = np.floor(some.upper / scale[rows, None])
         missed = integers * scale[rows, None] < some.lower
         jump = np.divide(some.upper, integers + 1, where=missed, out=np.full(missed.shape, np.inf)).min(axis=1)
-        scale[rows] = np.nextafter(jump, 0)
-        hits = np.flatnonzero(np.isinf(jump))
+        hits = np.flatnonzero(~missed.any(axis=1))
         low, found = _bracketed(some.take(hits), integers[hits], dtype)
         scales[rows[hits]] = found
-        scale[rows[hits]] = np.where(found > 0, -1, np.nextafter(np.minimum(low, scale[rows[hits]]), 0))
+        jump[hits] = np.where(found > 0, -1, np.minimum(low, scale[rows[hits]]))
+        scale[rows] = np.nextafter(jump, 0)
     return scales, rows[scale[rows] >= stop[rows]]
 
 

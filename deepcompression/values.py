@@ -179,40 +179,45 @@ class Shared:
     book: Book
     dtype: str
 
-    def least(self) -> float:
+    def least(self, threads: int) -> float:
         """Bytes that no layout goes below: an ideal order-0 code of the stored values, and the book as it stands."""
-        counts = np.bincount(self.symbols, minlength=2)[1:]
+        counts = histogram(self.symbols, self.book.k + 1, threads)[1:]
         used = counts[counts > 0].astype(np.float64)
         ideal = float((used * np.log2(used.sum() / used)).sum()) / 8 if used.size else 0.0
         return ideal * (1 - 1e-6) + len(self.book.write(self.dtype))
 
-    def dense(self) -> tuple[Symbols, Book]:
-        """The codes (n,) of all elements, zeros too, and the book that has them."""
+    def dense(self, some_zero: bool) -> tuple[Symbols, Book]:
+        """The code of each symbol (groups or 1, k + 1) where zeros are codes too, and the book that has them.
+
+        Without zeros the book stays as it is, and the code of symbol 0 means nothing.
+        """
         if self.book.values is None:
             return self._dense_grid()
-        if self.symbols.all():
-            return symbols_of(self.symbols.astype(np.int32) - 1, self.book.k), self.book
-        return self._with_zero(self.book.values)
+        if some_zero:
+            return self._with_zero(self.book.values)
+        return symbols_of(np.maximum(np.arange(self.book.k + 1) - 1, 0)[None], self.book.k), self.book
 
     def _dense_grid(self) -> tuple[Symbols, Book]:
         integers = self.book.integers(np.arange(self.book.k))
         lowest, highest = min(int(integers[0]), 0), max(int(integers[-1]), 0)
         whole = Book(highest - lowest + 1, None, self.book.group, self.book.scales, lowest)
         table = np.concatenate([np.zeros(1, np.int32), integers]) - lowest
-        return symbols_of(table, whole.k)[self.symbols], whole
+        return symbols_of(table[None], whole.k), whole
 
     def _with_zero(self, values: Bits) -> tuple[Symbols, Book]:
         """The codebook with zero at its place among the others, group by group."""
         whole = np.concatenate([np.zeros((len(values), 1), values.dtype), values], axis=1)
         by_key = np.argsort(order(whole, self.dtype), axis=1, kind="stable")
-        place = np.argsort(by_key, axis=1)
         k = whole.shape[1]
         book = Book(k, np.take_along_axis(whole, by_key, axis=1), self.book.group)
-        table = symbols_of(place, k)
-        if len(values) == 1:
-            return table[0][self.symbols], book
-        rows = self.symbols.reshape(len(values), -1)
-        return np.take_along_axis(table, rows, axis=1).reshape(-1), book
+        return symbols_of(np.argsort(by_key, axis=1), k), book
+
+
+def histogram(symbols: Symbols, k: int, threads: int) -> NDArray[np.int64]:
+    """How often each symbol below `k` occurs (k,); in slices, since numpy counts 8 bytes wide."""
+    parts = mapped(lambda i: np.bincount(symbols[i : i + _SLICE], minlength=k), range(0, len(symbols), _SLICE), threads)
+    total: NDArray[np.int64] = np.sum(parts, axis=0) if parts else np.zeros(k, np.int64)
+    return total
 
 
 def symbols_of(numbers: NDArray[Any], k: int) -> Symbols:
