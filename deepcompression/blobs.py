@@ -27,6 +27,7 @@ _BITMAP_TUPLE = 8
 _AT_ONCE = 16
 _SAMPLE = 1 << 18
 _SMALL = 1 << 16
+_PRIORS = (6, 2, 3, 4, 5, 7, 8, 15)
 _DENSE_UP_TO = 0.95  # share of zeros beyond which nothing was ever smallest as codes of all elements
 
 
@@ -224,7 +225,9 @@ def _streams(way: Shared, symbols: Symbols, mask: Masks | None, dtype: str, code
     parts = _cut(symbols, CHUNK)
     counts = values.histogram(symbols, way.book.k + 1, threads)
     options: list[tuple[int, Callable[[], Written]]] = []
-    if counts[0] <= _DENSE_UP_TO * len(symbols) and (mask is None or way.book.group == 0):
+    # Codebooks of groups take in zero group by group, which masks tear apart.
+    torn = mask is not None and way.book.group > 0 and way.book.values is not None
+    if counts[0] <= (0 if torn else _DENSE_UP_TO * len(symbols)):
         options.append(_dense_option(way, symbols, counts, mask, dtype, coder, threads))
     if counts[0]:
         cost, stream = _plan_codes(parts, counts[1:], way.book.k, coder, threads)
@@ -407,10 +410,10 @@ def _settings(symbols: NDArray[Any], columns: int, k: int, flags: bool) -> tuple
 
     best = (0x66, 1 if flags else 0)
     if flags:
-        best = min([(a | b << 4, best[1]) for a, b in ((6, 6), (4, 5), (6, 15), (15, 6), (15, 15))], key=size)
+        best = min([(best[0] & 0xF0 | a, best[1]) for a in _PRIORS], key=size)
+        best = min([(best[0] & 0x0F | b << 4, best[1]) for b in _PRIORS], key=size)
         best = min([best, (best[0], 0), (best[0], 2)], key=size)
-        near = [(best[0] & 15) + step for step in (-1, 0, 1) if 0 <= (best[0] & 15) + step <= 15]
-        best = min([(a | best[0] & 0xF0, best[1]) for a in near], key=size)
+        best = min([best, *((best[0] & 0xF0 | a, best[1]) for a in _PRIORS)], key=size)
     if k > 1:
         best = min([best, *((best[0], best[1] & 3 | v << 2) for v in ((1, 2, 3) if flags else (2, 3)))], key=size)
     return best
@@ -475,42 +478,43 @@ def _raw(
 ) -> Written:
     """A blob of raw values, each chunk its positions `where` and the values `kept`."""
     number = 0 if stored == dtype else DTYPES[stored].number
-    raw = [part.astype(part.dtype.newbyteorder("<")).tobytes() for part in kept]
     deflated = None if coder == "packed" else _deflated(kept, threads)
-    if deflated is not None and sum(map(len, deflated)) < sum(map(len, raw)):
-        raw, number = deflated, number | 128
+    if deflated is not None:
+        number |= 128
+    raw = deflated or [part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes() for part in kept]
     head = bytes([kind]) + columns + bytes([number]) + ending
     return Written(head, [a + b for a, b in zip(where, raw, strict=True)] if where else raw)
 
 
 def _deflated(parts: list[Bits], threads: int) -> list[bytes] | None:
     """Deflated planes of each of `parts`, in the way that makes the first smallest; None where it gains nothing."""
-    sample = parts[0][: 1 << 16]
+    sample = next((part for part in parts if part.size), parts[0])[: 1 << 16]
     if not sample.size:
         return None
     whole, quick = len(values.deflate(sample)), len(values.deflate(sample, quick=True))
     if min(whole, quick) >= sample.nbytes:
         return None
     hasty = quick < whole or (quick <= whole * 1.02 and sample.size == 1 << 16)
-    return mapped(lambda part: values.deflate(part, hasty), parts, threads)
+    made = mapped(lambda part: values.deflate(part, hasty), parts, threads)
+    return made if sum(map(len, made)) < sum(part.nbytes for part in parts) else None
 
 
 # ---------------------------------------------------------------- decoding
 
 
 def decode_tensor(
-    blob: bytes | memoryview, dtype: str, count: int, name: str, threads: int = 1, into: Bits | None = None
+    blob: bytes | memoryview, dtype: str, count: int, name: str, threads: int = 1, *, split: bool = False
 ) -> tuple[Bits, Sections]:
     """The element bits (count,) of the tensor `name`, and where its bytes went; every field is checked.
 
     Args:
-        into: (count,) zeros to write to.
+        split: of an arithmetic code, which holds flags and codes, count what the flags alone would take as positions.
 
     Raises:
         MalformedFile: names the tensor and what contradicts FORMAT.md.
     """
     cursor = Cursor(blob, name)
-    flat: Bits = np.zeros(count, unsigned(dtype)) if into is None else into
+    flat: Bits = np.zeros(count, unsigned(dtype))
     if count == 0:
         cursor.end("an empty tensor")
         return flat, Sections()
@@ -522,7 +526,7 @@ def decode_tensor(
     head_bytes = cursor.at
     parts = [Cursor(cursor.take(size, "a chunk"), name) for size in sizes]
     cursor.end("the last chunk")
-    fill = _Filler(head, flat)
+    fill = _Filler(head, flat, split)
     compiled = coders.kernels(head.chunk * len(starts)) is not None or head.arithmetic
     at_once = 1 if compiled else _AT_ONCE
     batches = [(starts[i : i + at_once], parts[i : i + at_once]) for i in range(0, len(starts), at_once)]
@@ -610,8 +614,9 @@ def _decode_chunk(
 class _Filler:
     """Writes chunks to their places in a tensor."""
 
-    def __init__(self, head: Head, flat: Bits) -> None:
+    def __init__(self, head: Head, flat: Bits, split: bool) -> None:
         self.head = head
+        self.split = split
         self.flat = flat
         self.kept = head.kept
         self.rows = self.across = None
@@ -671,10 +676,16 @@ class _Filler:
         place = np.flatnonzero(found)
         if head.adaptive:
             self._put_codes(start, count, place, found[place] - found.dtype.type(1))
-            return 0
+            return self._flags_alone(found, size) if self.split else 0
         self._put_raw(start, count, place, cursor)
         cursor.end("a chunk's last value")
         return used
+
+    def _flags_alone(self, symbols: Symbols, most: int) -> int:
+        head = self.head
+        flags = (symbols != 0).astype(np.uint8)
+        code = arithmetic.encode(flags, head.width, 1, True, head.prior, head.context & 3, most)
+        return most if code is None else min(most, len(code))
 
     def _put_codes(self, start: int, count: int, place: NDArray[np.int64] | None, codes: Symbols) -> None:
         head = self.head

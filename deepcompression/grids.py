@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 LIMITS = {"float32": 65_536, "float64": 65_536, "float16": 4_096, "bfloat16": 512}
 INFINITY = {"float32": 0x7F80_0000, "float64": 0x7FF0_0000_0000_0000, "float16": 0x7C00, "bfloat16": 0x7F80}
 
-PIECE = 2**19  # elements worked on at once
+PIECE = 2**17  # elements worked on at once
 SAMPLE = 4_096  # elements of a group, and of all groups together, that are looked at first
 GROUPS = 4  # groups of the sample, at least
 JUMPS = 256  # jumps that all groups make side by side
@@ -83,7 +83,7 @@ def recognise(bits: Bits, dtype: str) -> tuple[Scales, NDArray[np.int32]] | None
     """
     if not bits.size:
         return np.ones(len(bits), _kind(dtype)), np.zeros(bits.shape, np.int32)
-    if _scales(_sample(bits), dtype) is None:
+    if bits.size > SAMPLE and _scales(_sample(bits), dtype) is None:
         return None
     scales = np.empty(len(bits), _kind(dtype))
     integers = np.empty(bits.shape, np.int32)
@@ -234,10 +234,11 @@ def _descend(spans: _Spans, start: Floats, stop: Floats, dtype: str, jumps: int)
         integers = np.floor(some.upper / scale[rows, None])
         missed = integers * scale[rows, None] < some.lower
         jump = np.divide(some.upper, integers + 1, where=missed, out=np.full(missed.shape, np.inf)).min(axis=1)
-        hits = np.flatnonzero(~missed.any(axis=1))
-        low, found = _bracketed(some.take(hits), integers[hits], dtype)
-        scales[rows[hits]] = found
-        jump[hits] = np.where(found > 0, -1, np.minimum(low, scale[rows[hits]]))
+        hits = np.flatnonzero(np.isinf(jump))
+        if hits.size:
+            low, found = _bracketed(some.take(hits), integers[hits], dtype)
+            scales[rows[hits]] = found
+            jump[hits] = np.where(found > 0, -1, np.minimum(low, scale[rows[hits]]))
         scale[rows] = np.nextafter(jump, 0)
     return scales, rows[scale[rows] >= stop[rows]]
 

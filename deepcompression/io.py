@@ -10,6 +10,7 @@ import mmap
 import os
 import shutil
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -74,13 +75,15 @@ class _Bytes(Protocol):
         """All bytes that there are."""
 
 
-@dataclass(frozen=True)
 class _Stream:
-    file: BinaryIO
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.turn = threading.Lock()
 
     def read_at(self, offset: int, size: int) -> bytes:
-        self.file.seek(offset)
-        return self.file.read(size)
+        with self.turn:
+            self.file.seek(offset)
+            return self.file.read(size)
 
     def size(self) -> int:
         return self.file.seek(0, os.SEEK_END)
@@ -316,8 +319,14 @@ def verify(path: Source, *, max_bytes: int | None = None, progress: Progress | N
                 progress(entry.name, entry.nbytes)
 
 
-def inspect(path: Source, *, max_bytes: int | None = None) -> dict[str, Any]:
+def inspect(path: Source, *, max_bytes: int | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """What is in a .dcz file and where its bytes went, ready for JSON; raises as `load` does.
+
+    One tensor at a time is in memory.
+
+    Args:
+        max_bytes: refuse to decode a tensor of more bytes; None means half of the memory that is available.
+        progress: called after each tensor with its name and its bytes decoded.
 
     Returns:
         format_version; file_bytes; header_bytes; dense_bytes (of the tensors, equal ones once, floats at
@@ -330,13 +339,16 @@ def inspect(path: Source, *, max_bytes: int | None = None) -> dict[str, Any]:
     """
     with _open(path) as source:
         index = _read_index(source)
-        _check_memory(index.entries, max_bytes)
+        for entry in index.entries:
+            _check_memory([entry], max_bytes)
         file_bytes = source.size()
         tensors: list[dict[str, Any]] = []
         for entry in index.entries:
             tensors.append(
                 _describe(source, entry) if entry.same_as is None else _describe_equal(entry, tensors[entry.same_as])
             )
+            if progress is not None:
+                progress(entry.name, entry.nbytes)
     dense = sum(
         entry.elements * min(DTYPES[entry.dtype].itemsize, 4 if DTYPES[entry.dtype].floating else 16)
         for entry in index.entries
@@ -376,10 +388,10 @@ def _decode(source: _Bytes, names: Iterable[str] | None, max_bytes: int | None) 
     wanted = _select(index, names)
     _check_memory(wanted, max_bytes)
     stored = list({id(first): first for first in (_stored(index, entry) for entry in wanted)}.values())
-    # Reading takes turns, decoding does not; large tensors are decoded by all threads themselves.
-    small = [(entry, _read_blob(source, entry)) for entry in stored if entry.elements <= blobs.CHUNK]
-    made = mapped(lambda pair: _decode_blob(pair[1], pair[0], 1)[0], small, cores())
-    bits = {pair[0].name: flat for pair, flat in zip(small, made, strict=True)}
+    # Small tensors are decoded side by side; large ones one after the other, each by all threads.
+    small = [entry for entry in stored if entry.elements <= blobs.CHUNK]
+    made = mapped(lambda entry: _decode_blob(_read_blob(source, entry), entry, 1)[0], small, cores())
+    bits = {entry.name: flat for entry, flat in zip(small, made, strict=True)}
     for entry in stored:
         if entry.name not in bits:
             bits[entry.name] = _read_tensor(source, entry)[0]
@@ -459,20 +471,24 @@ def _available_memory() -> int:
 def _describe(source: _Bytes, entry: Entry) -> dict[str, Any]:
     blob = _read_blob(source, entry)
     flat, sections = _decode_blob(blob, entry, cores())
-    counts = np.unique(flat[flat != 0], return_counts=True)[1]
+    nonzero, distinct, saved = 0, 0, 0.0
+    for counts in _counts(flat):
+        nonzero, distinct, saved = nonzero + int(counts.sum()), distinct + len(counts), saved + _repeats(counts)
+    # n log2 n - saved, and n x H(density), in which nonzero log2 nonzero cancels.
+    bits = _repeats(np.array([flat.size])) - saved - _repeats(np.array([flat.size - nonzero]))
     method, coder = blobs.layout(blob, entry.dtype, entry.elements)
     return {
         "name": entry.name,
         "dtype": entry.dtype,
         "shape": list(entry.shape),
-        "density": int(counts.sum()) / flat.size if flat.size else 1.0,
-        "distinct": len(counts),
+        "density": nonzero / flat.size if flat.size else 1.0,
+        "distinct": distinct,
         "bytes": len(blob),
         **sections._asdict(),
         "method": method,
         "coder": coder,
         "same_as": None,
-        "entropy_bytes": _entropy_bytes(counts, flat.size),
+        "entropy_bytes": max(0.0, bits) / 8,
     }
 
 
@@ -482,13 +498,30 @@ def _describe_equal(entry: Entry, first: dict[str, Any]) -> dict[str, Any]:
     return {**first, **nothing, "name": entry.name, "same_as": first["name"]}
 
 
-def _entropy_bytes(counts: NDArray[np.int64], elements: int) -> float:
-    nonzero = int(counts.sum())
-    positions = np.array([nonzero, elements - nonzero])
-    return _entropy_bits(counts) / 8 + _entropy_bits(positions) / 8
+def _counts(flat: Bits) -> Iterator[NDArray[np.int64]]:
+    """How often each value of `flat` (n,) that is not zero occurs, some of the values at a time.
+
+    Wide elements are sorted in place: that takes no memory, however many are distinct.
+    """
+    if flat.itemsize <= 2:
+        counts = np.zeros(1 << 8 * flat.itemsize, np.int64)
+        for start in range(0, flat.size, blobs.CHUNK):
+            counts += np.bincount(flat[start : start + blobs.CHUNK], minlength=len(counts))
+        yield counts[1:][counts[1:] > 0]
+        return
+    flat.sort()
+    values = flat[int(np.searchsorted(flat, flat.dtype.type(0), side="right")) :]
+    begun = 0
+    for start in range(1, len(values) + 1, blobs.CHUNK):
+        part = values[start - 1 : start + blobs.CHUNK]
+        ends = np.flatnonzero(part[1:] != part[:-1]) + start
+        if start + blobs.CHUNK > len(values):
+            ends = np.append(ends, len(values))
+        yield np.diff(ends, prepend=begun)
+        begun = int(ends[-1]) if ends.size else begun
 
 
-def _entropy_bits(counts: NDArray[np.int64]) -> float:
-    """Total bits of an ideal order-0 code for symbols that occur `counts` times."""
-    used = counts[counts > 0]
-    return float((used * np.log2(used.sum() / used)).sum()) if used.size else 0.0
+def _repeats(counts: NDArray[np.int64]) -> float:
+    """The sum of c log2 c: an ideal order-0 code of n symbols takes n log2 n bits less this."""
+    used = counts[counts > 1]
+    return float((used * np.log2(used)).sum())

@@ -30,7 +30,7 @@ _DEFLATED = 128
 def deflate(values: Bits, quick: bool = False) -> bytes:
     """The byte planes of `values` (v,), lowest first, compressed as RFC 1951 has it; `quick` without matches."""
     little = values.astype(values.dtype.newbyteorder("<"), copy=False)
-    planes = np.ascontiguousarray(little.view(np.uint8).reshape(len(values), -1).T)
+    planes = np.ascontiguousarray(little.view(np.uint8).reshape(len(values), values.itemsize).T)
     strategy = zlib.Z_HUFFMAN_ONLY if quick else zlib.Z_DEFAULT_STRATEGY
     made = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
     return made.compress(planes.data) + made.flush()
@@ -199,7 +199,9 @@ class Shared:
 
     def _dense_grid(self) -> tuple[Symbols, Book]:
         integers = self.book.integers(np.arange(self.book.k))
-        lowest, highest = min(int(integers[0]), 0), max(int(integers[-1]), 0)
+        lowest, highest = int(integers[0]), int(integers[-1])
+        if not self.symbols.all():
+            lowest, highest = min(lowest, 0), max(highest, 0)
         whole = Book(highest - lowest + 1, None, self.book.group, self.book.scales, lowest)
         table = np.concatenate([np.zeros(1, np.int32), integers]) - lowest
         return symbols_of(table[None], whole.k), whole
@@ -282,7 +284,7 @@ def _as_grid(shared: Shared) -> Shared | None:
     assert shared.book.values is not None
     found = grids.recognise(shared.book.values, shared.dtype)
     # A grid that is nearly empty would cost more in its code than the codebook that it spares.
-    if found is None or int(np.ptp(found[1])) > 4 * shared.book.k + 16:
+    if found is None or int(np.ptp(found[1])) > 4 * shared.book.k + 16 or int(np.abs(found[1]).max()) >= MOST_INTEGER:
         return None
     codes, book = _grid_codes(found[1][0], found[0], 0)
     table = np.concatenate([np.zeros(1, codes.dtype), codes])
@@ -339,6 +341,6 @@ def _group_codebooks(rows: Bits, dtype: str) -> Shared | None:
         symbols[i] = table[places]
         books.append(values[nonzero])
     k = max(1, *(len(book) for book in books))
-    values = np.stack([np.concatenate([book, np.full(k - len(book), book[-1] if len(book) else 1)]) for book in books])
-    book = Book(k, values.astype(rows.dtype), size)
+    values = np.stack([np.append(book, np.full(k - len(book), book[-1] if len(book) else 1, book.dtype)) for book in books])
+    book = Book(k, values, size)
     return Shared(symbols_of(symbols.reshape(-1), k + 1), book, dtype)

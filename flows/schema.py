@@ -161,7 +161,10 @@ class Encode(Strict):
     """The file: positions, codes and codebooks, losslessly coded."""
 
     stage: Literal["encode"]
-    coder: Literal["huffman", "packed"] = "huffman"
+    coder: Literal["huffman", "adaptive", "auto", "packed"] = Field(
+        "huffman",
+        description="huffman decodes fastest; adaptive is smallest; auto is adaptive where that decodes soon enough",
+    )
 
 
 class Custom(Strict):
