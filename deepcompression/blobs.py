@@ -160,7 +160,8 @@ def _encode_shared(way: Shared, dtype: str, shape: tuple[int, ...], coder: str, 
         found = _streams(way, symbols, mask, dtype, coder, threads)
         best = _smaller(best, found)
         if coder == "adaptive":
-            views = _views(shape) if mask is None else [int(mask.columns_kept.sum())]
+            view = columns if mask is None else int(mask.columns_kept.sum())
+            views = _views(symbols, view, way.book.k) if mask is None and not symbols.all() else [view]
             for view in views:
                 best = _smaller(best, _arithmetic(way, symbols, mask, view, dtype, threads))
     return best
@@ -171,12 +172,18 @@ def _columns(shape: tuple[int, ...]) -> int:
     return math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
 
 
-def _views(shape: tuple[int, ...]) -> list[int]:
-    """Columns worth a try: an output channel a row; of a convolution, a filter of one input channel too."""
-    views = [_columns(shape)]
-    if len(shape) > 2 and 1 < math.prod(shape[2:]) < views[0]:
-        views.append(math.prod(shape[2:]))
-    return views
+def _views(symbols: NDArray[Any], columns: int, k: int) -> list[int]:
+    """Columns worth a try: an output channel a row; and the best part of one, e.g. a row of the pixels that it sees."""
+    sample = symbols[: max(1, _SAMPLE // columns) * columns]
+    parts = [part for part in range(2, int(columns**0.5) + 1) if columns % part == 0]
+    narrower = sorted({part for pair in ((one, columns // one) for one in parts) for part in pair if part >= 4})
+
+    def size(view: int) -> int:
+        code = arithmetic.encode(sample, view, k, True, 0x66, 2, 4 * len(sample) + 64)
+        return 1 << 60 if code is None else len(code)
+
+    best = min(narrower, key=size, default=columns)
+    return [columns] if best == columns or size(columns) <= size(best) else [columns, best]
 
 
 def _masks(symbols: Symbols, columns: int) -> Masks | None:
@@ -447,8 +454,8 @@ def _encode_raw(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, thre
 def _raw_flags(
     flat: Bits, small: Bits, stored: str, dtype: str, shape: tuple[int, ...], threads: int
 ) -> Written | None:
-    columns = _columns(shape)
     present = (flat != 0).astype(np.uint8)
+    columns = _views(present, _columns(shape), 1)[-1]
     prior, context = _settings(present, columns, 1, True)
     chunk = arithmetic.rows_a_chunk(columns) * columns
 
