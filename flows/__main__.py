@@ -34,7 +34,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print results and er
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Prefect's own log, and tracebacks")]
 Uri = Annotated[
     str | None,
-    typer.Option("--tracking-uri", help="MLflow server [default: MLFLOW_TRACKING_URI, or artifacts/mlflow.db]"),
+    typer.Option("--tracking-uri", help="MLflow server (else MLFLOW_TRACKING_URI, or artifacts/mlflow.db)"),
 ]
 Runs = Annotated[str, typer.Option("--runs", help="the folder that runs lie in")]
 StoreOption = Annotated[
@@ -72,7 +72,7 @@ def run(
         words = overrides or []
         changes = recipes.parse_overrides(words)
         recipes.load(recipe, changes)  # a wrong recipe is told at once, before any server starts
-        summary = _compress(recipe, changes, f"[bold]{recipe}[/]  {' '.join(words)}")
+        summary = _compress(recipe, changes, recipe, words)
         _print(summary, as_json)
 
 
@@ -114,7 +114,7 @@ def rerun(
         ours = recipes.load(recipe) if recipe else None
         again = history.admit(found, allow or [], ours, changes)
         recipes.load(again, changes)
-        summary = _compress(again, changes, f"[bold]{found.name}[/] again  {' '.join(overrides or [])}")
+        summary = _compress(again, changes, f"{found.name} again", overrides or [])
         _print(summary, as_json)
 
 
@@ -162,8 +162,9 @@ def serve(
     \b
     Example:
       make servers                                        (in another terminal)
-      export PREFECT_API_URL=http://127.0.0.1:4200/api
       python -m flows serve conf/schedules/nightly.yaml
+
+    It finds the server of `make servers` in this clone by itself; another one is named by PREFECT_API_URL.
     """
     with _guarded(verbose, False):
         from flows import schedules as module
@@ -304,12 +305,14 @@ def _begin() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def _compress(recipe: str | dict[str, Any], overrides: dict[str, Any], title: str) -> dict[str, Any]:
+def _compress(recipe: str | dict[str, Any], overrides: dict[str, Any], title: str, words: list[str]) -> dict[str, Any]:
     _begin()
+    from rich.markup import escape
+
     from flows.compress import compress
     from tasks import console
 
-    console.say(title)
+    console.say(f"[bold]{escape(title)}[/]  {escape(' '.join(words))}".rstrip())
     result: dict[str, Any] = compress(recipe, overrides)
     return result
 

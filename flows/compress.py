@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect import Task, flow
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, State
+from rich.markup import escape
 
 from deepcompression.atomic import storage_error, written
 from deepcompression.errors import RecipeError
@@ -78,18 +79,39 @@ def compress(
         InputError: the recipe, or what it names, is wrong.
         RunError: a stage failed; finished stages are kept, and the same call goes on from there.
     """
+    with _announced():
+        summary = _run(recipe, overrides, parent)
+    if any(_refused(one) for one in summary.get("runs", [summary])):
+        return Completed(name="NotPromoted", message="A gate of promote did not pass.", data=summary)
+    return summary
+
+
+@contextlib.contextmanager
+def _announced() -> Iterator[None]:
+    """Of a deployment's run: when it began and how it ended, in a log that holds those of many nights."""
+    if deployment.id is None:
+        yield
+        return
+    name = f"{escape(str(deployment.name))}, {escape(str(flow_run.name))}"
+    say(f"[bold]{time.strftime('%F %T')}  {name} begins[/]")
+    try:
+        yield
+    except BaseException as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        say(f"[red]{time.strftime('%F %T')}  {name} failed: {escape(reason)}[/]")
+        raise
+    say(f"{time.strftime('%F %T')}  {name} ended")
+
+
+def _run(recipe: str | dict[str, Any], overrides: dict[str, Any] | None, parent: Parent | None) -> dict[str, Any]:
     parsed = recipes.load(recipe, overrides)
     stored = recipes.as_stored(parsed, recipe, overrides)
     recover(_store(parsed).place, resolve_uri(parsed.tracking.uri))
     skip_missed(flow_run.id)
     if parsed.seeds is None:
         assert parsed.seed is not None
-        summary = _run_seed(parsed, stored, parsed.seed, parent)
-    else:
-        summary = _run_seeds(parsed, stored, parsed.seeds, parent)
-    if any(_refused(one) for one in summary.get("runs", [summary])):
-        return Completed(name="NotPromoted", message="A gate of promote did not pass.", data=summary)
-    return summary
+        return _run_seed(parsed, stored, parsed.seed, parent)
+    return _run_seeds(parsed, stored, parsed.seeds, parent)
 
 
 def _refused(summary: Mapping[str, Any]) -> bool:
@@ -176,6 +198,8 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
             gates = parsed.promote.model_dump(mode="json")
             summary["promotion"] = _call(promote, run, "promote", gates, references[0], references[-1], str(path))
         _leave(run, references, summary, stored)
+    if deployment.id is not None:  # who typed a command gets a table from it
+        say(f"{sentence(summary)} {escape(summary['file'])}")
     return summary
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -125,7 +126,10 @@ def serve(schedules: Sequence[Schedule]) -> None:
         RunError: there is no server at ``PREFECT_API_URL``.
     """
     import prefect
+    from prefect.runner import Runner
 
+    # Prefect's own handler never awaits its stop: a warning, and schedules that are not paused. Ctrl-C's way is right.
+    Runner.handle_sigterm = lambda *_: signal.raise_signal(signal.SIGINT)
     os.chdir(recipes.ROOT)  # where Prefect looks for flows/compress.py
     url = _server()
     _watch_heartbeats()
@@ -145,9 +149,9 @@ def _server() -> str:
     from prefect.settings import get_current_settings
 
     url = get_current_settings().api.url
-    hint = "start one: make servers; then export PREFECT_API_URL=http://127.0.0.1:4200/api"
+    hint = "start one here: make servers; or name one: export PREFECT_API_URL=http://HOST:4200/api"
     if not url:
-        raise RunError(f"schedules need a Prefect server, and PREFECT_API_URL is not set; {hint}")
+        raise RunError(f"schedules need a Prefect server, and none of this clone is running; {hint}")
     try:
         urllib.request.urlopen(f"{url}/health", timeout=5).close()
     except (OSError, ValueError) as error:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from rich.markup import escape
 
 from deepcompression.errors import RunError
 from tasks.console import say
@@ -116,7 +117,7 @@ def run(data: Path, prefect_port: int, mlflow_port: int) -> None:
         process = psutil.Process()
         api = f"http://127.0.0.1:{prefect_port}/api"
         write_json(note, {"pid": process.pid, "started": process.create_time(), "prefect_api_url": api})
-        _tell(prefect_port, mlflow_port)
+        _tell(data, prefect_port, mlflow_port)
         while True:
             time.sleep(1)
             _keep(servers, data)
@@ -157,14 +158,19 @@ def _log(data: Path, server: Server) -> Path:
     return data / f"{server.name.lower()}-server.log"
 
 
-def _tell(prefect_port: int, mlflow_port: int) -> None:
-    say("both servers are up, on this machine only; Ctrl-C ends them, their data stays in artifacts/")
-    say(f"  Prefect   http://127.0.0.1:{prefect_port}/runs         flow runs, tasks, artifacts")
-    say(f"            http://127.0.0.1:{prefect_port}/deployments  schedules; Custom run")
-    say(f"  MLflow    http://127.0.0.1:{mlflow_port}/#/experiments   runs: tick some, Compare")
-    say(f"            http://127.0.0.1:{mlflow_port}/#/models        promoted models")
-    say("runs started from this clone use this Prefect server by themselves; elsewhere:")
-    say(f"  export PREFECT_API_URL=http://127.0.0.1:{prefect_port}/api")
+def _tell(data: Path, prefect_port: int, mlflow_port: int) -> None:
+    prefect, mlflow = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
+    say(f"both servers are up, on this machine only; Ctrl-C ends them, their data stays in {escape(str(data))}")
+    for name, page, what in (
+        ("Prefect", f"{prefect}/runs", "flow runs, tasks, artifacts"),
+        ("", f"{prefect}/deployments", "schedules; Custom run"),
+        ("MLflow", f"{mlflow}/#/experiments", "runs: tick some, Compare"),
+        ("", f"{mlflow}/#/models", "promoted models"),
+    ):
+        say(f"  {name:<8}  {page:<36}  {what}")
+    here = data == ROOT / "artifacts"
+    say("runs started from this clone use this Prefect server by themselves; elsewhere:" if here else "to use it:")
+    say(f"  export PREFECT_API_URL={prefect}/api")
 
 
 def running_prefect(data: Path) -> str | None:

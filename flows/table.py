@@ -52,12 +52,17 @@ def _verdict(console: Console, summary: Mapping[str, Any]) -> None:
     _promotion(console, summary.get("promotion"))
     if summary["mlflow_run_id"]:
         console.print(f"MLflow run {summary['mlflow_run_id']} in {summary['tracking_uri']}", soft_wrap=True)
+    else:
+        console.print(f"not in MLflow: {summary['tracking_uri']} was away; later: python -m flows sync", soft_wrap=True)
 
 
 def _promotion(console: Console, promotion: Mapping[str, Any] | None) -> None:
     if promotion is None:
         return
     name = promotion["model"]
+    if [gate["gate"] for gate in promotion["gates"]] == ["new_file"]:  # nothing was judged: it stays the champion
+        console.print(f"{name}: {promotion['gates'][0]['text']}", soft_wrap=True, markup=False)
+        return
     told = (
         f"version {promotion['version']} of {name} is the champion"
         if promotion["promoted"]
@@ -111,7 +116,7 @@ def show_sweep(result: Mapping[str, Any]) -> None:
         summary, tested = one["summary"], one["test"]
         table.add_row(
             *(str(one["parameters"].get(key)) for key in result["parameters"]),
-            str(one["number"]),
+            f"{'* ' if one['pareto'] else ''}{one['number']}",
             f"{summary['file_bytes']:,}",
             f"{summary['ratio']:.1f}x",
             f"{summary['final']['metric']:.4f}",
@@ -120,7 +125,7 @@ def show_sweep(result: Mapping[str, Any]) -> None:
         )
     console.print(table)
     console.print(
-        f"bold: Pareto front by bytes and validation (dense: {result['dense_val_metric']:.4f}); the test split was "
+        f"*: Pareto front by bytes and validation (dense: {result['dense_val_metric']:.4f}); the test split was "
         "read for the chosen ones only",
         soft_wrap=True,
     )

@@ -69,7 +69,7 @@ def sync(words: Sequence[str], runs: str, store: str, uri: str | None) -> list[s
     missing = [str(path) for path in named if not (path / tracking.JOURNAL).is_file()]
     if missing:
         raise RecipeError(f"{missing[0]}: not the folder of a run (there is no {tracking.JOURNAL})")
-    opened = _open(store)
+    opened, count = _open(store), 0
     live = {one.key.removeprefix(PREFIX) for one in leases(opened.place) if one.alive}
     with tempfile.TemporaryDirectory() as borrowed:
         known = [path.parent for path in home.glob(f"*/{tracking.JOURNAL}")]
@@ -81,8 +81,11 @@ def sync(words: Sequence[str], runs: str, store: str, uri: str | None) -> list[s
                 failures.append(str(error))
                 continue
             opened.place.clear(f"{UNSENT}/{folder.name}")
+            count += sent
             if sent:
                 say(f"{folder.name}: {sent} records sent")
+    if not count and not failures:
+        say("nothing to send: MLflow has everything of these runs")
     return failures
 
 

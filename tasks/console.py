@@ -9,8 +9,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 CALM_SECONDS = 60.0  # between two lines about one training in a log
+
+WIDE = 110  # columns that a bar needs with everything beside it
 
 console = Console(stderr=True, highlight=False)
 
@@ -48,7 +51,7 @@ def progress(label: str, metric: str) -> Iterator[Callable[[Any], None] | None]:
         def show(now: Any) -> None:
             done = (now.epoch - 1) * now.steps + now.step
             rate = done / max(time.monotonic() - started, 1e-9)
-            note = f"{_note(now, metric)}  {rate:.0f} steps/s"
+            note = _note(now, metric) + (f"  {rate:.0f} steps/s" if console.width >= WIDE else "")
             shown.update(task, total=now.epochs * now.steps, completed=done, note=note)
 
         yield show
@@ -73,13 +76,14 @@ def bar(label: str, total: int) -> Iterator[Callable[[str], None]]:
 
 
 def _bar() -> Progress:
+    whole = Column(no_wrap=True, min_width=7)  # on 80 columns the note gives way, not the time
     columns = (
         TextColumn("{task.description:<12}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
+        BarColumn(bar_width=20 if console.width >= WIDE else 6),
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        TimeElapsedColumn(table_column=whole),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=whole),
     )
     return Progress(*columns, console=console, transient=True)
 

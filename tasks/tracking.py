@@ -214,10 +214,11 @@ def runs_of_experiment(uri: str, experiment: str) -> list[str]:
         client = client_of(uri)
         found = client.get_experiment_by_name(experiment)
         runs = client.search_runs([found.experiment_id], "attributes.status = 'FINISHED'") if found else None
+        there = [] if found else [repr(one.name) for one in client.search_experiments()]
     except Exception as error:
         raise RunError(f"{masked(uri)} does not answer: {' '.join(str(error).split())[:160]}") from None
     if runs is None:
-        raise RunError(f"{masked(uri)} has no experiment {experiment!r}")
+        raise RunError(f"{masked(uri)} has no experiment {experiment!r}; there are {', '.join(there)}")
     return [str(run.info.run_id) for run in runs if "mlflow.parentRunId" not in run.data.tags]
 
 

@@ -112,6 +112,13 @@ def _flow_runs(server: str, name: str) -> list[dict[str, Any]]:
     return found
 
 
+def _paused(server: str, name: str) -> bool:
+    import urllib.request
+
+    with urllib.request.urlopen(f"{server}/deployments/name/compress/{name}", timeout=10) as answer:
+        return bool(json.load(answer)["paused"])
+
+
 def _until(what: Callable[[], Any], seconds: float = 90, log: Path | None = None) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -164,6 +171,23 @@ def test_a_schedule_fires_and_what_was_missed_is_made_up_for_once(
     states = [one["state_name"] for one in _flow_runs(scheduling_server, "missed") if one["id"] in ids]
     assert states.count("Completed") == 1, states
     assert len(list(tmp_path.glob("runs/*/model.dcz"))) == 1
+    assert f"{next(tmp_path.glob('runs/*/model.dcz'))}" in log.read_text() and " ended" in log.read_text()
+
+
+def test_what_is_served_says_that_it_failed_and_ends_in_order(
+    tiny: Tiny, tmp_path: Path, scheduling_server: str
+) -> None:
+    """The log alone tells of a failed night; a service manager's SIGTERM pauses the schedule, without a warning."""
+    weights = {**tiny(**QUICK)["model"], "weights": {"path": str(tmp_path / "none.pt")}}
+    path, log = _write(tmp_path, tiny(**QUICK, model=weights), "served", interval=10), tmp_path / "serve.log"
+    with _serving(path, scheduling_server) as process:
+        _until(lambda: log.exists() and "none.pt" in log.read_text(), log=log)
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    text = log.read_text()
+    assert "served, " in text and " begins" in text and " failed: " in text
+    assert "Warning" not in text and "Traceback" not in text
+    assert _paused(scheduling_server, "served")
 
 
 def _epochs(tmp_path: Path) -> int:

@@ -32,6 +32,16 @@ def test_terminal_shows_epochs_rate_time_left_and_metric(screen: io.StringIO) ->
     assert all(part in text for part in ("finetune", "epoch 2/3", "steps/s", "left", "accuracy 0.9", "loss 0.25"))
 
 
+def test_a_narrow_terminal_loses_the_rate_not_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 columns are what most terminals have."""
+    text = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=text, force_terminal=True, width=80, highlight=False))
+    with console.progress("finetune", "accuracy") as show:
+        assert show is not None
+        show(_now(2))
+    assert "accuracy 0.9" in text.getvalue() and "0:00:0" in text.getvalue() and "…" not in text.getvalue()
+
+
 @pytest.mark.parametrize("screen", [False], indirect=True)
 def test_logs_are_calm(screen: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no terminal is: no control character, and a line a minute at most."""
