@@ -29,11 +29,11 @@ LIMITS = {"float32": 65_536, "float64": 65_536, "float16": 4_096, "bfloat16": 51
 INFINITY = {"float32": 0x7F80_0000, "float64": 0x7FF0_0000_0000_0000, "float16": 0x7C00, "bfloat16": 0x7F80}
 
 PIECE = 2**17  # elements worked on at once
-SAMPLE = 4_096  # elements of a group, and of all groups together, that are looked at first
+SAMPLE = 2**12  # elements looked at first
 GROUPS = 4  # groups of the sample, at least
 JUMPS = 256  # jumps that all groups make side by side
-WITNESSES = 17  # magnitudes that the sieve looks at
-SIEVED = 64  # groups of a piece that MAY need more: few values far apart, a thousandth of a second each
+SIEVED = 64  # groups of a tensor that MAY need more: few values far apart, some thousandths of a second each
+WITNESSES = 16  # magnitudes that those are tried by, beside the least
 
 
 def product(integers: NDArray[np.int32], scales: Scales, dtype: str) -> Bits:
@@ -46,14 +46,18 @@ def product(integers: NDArray[np.int32], scales: Scales, dtype: str) -> Bits:
 
     Returns:
         Unsigned integers of the element's size, of the broadcast shape; 0 gives +0.0.
+
+    Raises:
+        ValueError: the dtype is none of the four.
     """
+    _check(dtype)
     with np.errstate(over="ignore", under="ignore"):
         if dtype == "float64":
             return np.asarray(np.multiply(integers, scales, dtype=np.float64)).view(np.uint64)
         values = np.asarray(np.multiply(integers, np.asarray(scales, np.float32), dtype=np.float32))
-        return (
-            _rounded_bfloat16(values) if dtype == "bfloat16" else values.astype(dtype, copy=False).view(unsigned(dtype))
-        )
+        if dtype == "bfloat16":
+            return _rounded_bfloat16(values)
+        return values.astype(dtype, copy=False).view(unsigned(dtype))
 
 
 def _rounded_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -72,7 +76,8 @@ def recognise(bits: Bits, dtype: str) -> tuple[Scales, NDArray[np.int32]] | None
 
     Of the scales that serve alike (rounding leaves several) it is the one with the fewest significant bits, which
     narrower types may hold. Nothing is found where -0.0, an infinity or a NaN occurs; where integers pass `LIMITS` or
-    are 65,536 apart; and where more than `SIEVED` of some thousand groups hold only values hundreds of scales apart.
+    are 65,536 apart; and where more than `SIEVED` groups hold but few values, hundreds of scales apart. A
+    grid of float64 with a subnormal scale may be missed.
 
     Args:
         bits: element bits (G, m), one row for each group.
@@ -80,33 +85,45 @@ def recognise(bits: Bits, dtype: str) -> tuple[Scales, NDArray[np.int32]] | None
 
     Returns:
         Scales (G,), float64 for float64, else float32, 1 for a group of zeros; integers (G, m) int32. Or None.
+
+    Raises:
+        ValueError: the dtype is none of the four.
     """
+    _check(dtype)
     if not bits.size:
         return np.ones(len(bits), _kind(dtype)), np.zeros(bits.shape, np.int32)
-    if bits.size > SAMPLE and _scales(_sample(bits), dtype) is None:
-        return None
+    for size in (SAMPLE, PIECE):
+        if bits.size > 2 * size and _scales(_sample(bits, size), dtype, SIEVED) is None:
+            return None
     scales = np.empty(len(bits), _kind(dtype))
     integers = np.empty(bits.shape, np.int32)
     rows = max(1, PIECE // bits.shape[1])
+    allowed = SIEVED
     for at in range(0, len(bits), rows):
         some = slice(at, at + rows)
-        found = _scales(bits[some], dtype)
-        if found is None or not _divide(bits[some], found, dtype, integers[some]):
+        found = _scales(bits[some], dtype, allowed)
+        if found is None or not _divide(bits[some], found[0], dtype, integers[some]):
             return None
-        scales[some] = found
+        scales[some] = found[0]
+        allowed -= found[1]
     return (scales, integers) if int(integers.max()) - int(integers.min()) < 65_536 else None
+
+
+def _check(dtype: str) -> None:
+    if dtype not in LIMITS:
+        raise ValueError(f"dtype: a grid is of {', '.join(LIMITS)}, not of {dtype}")
 
 
 def _kind(dtype: str) -> np.dtype[Any]:
     return np.dtype(np.float64 if dtype == "float64" else np.float32)
 
 
-def _sample(bits: Bits) -> Bits:
-    """A few elements (g, e) of a few groups, evenly spaced: on no grid, if these are not."""
-    groups, size = bits.shape
-    count = min(groups, max(GROUPS, SAMPLE // size))
+def _sample(bits: Bits, size: int) -> Bits:
+    """Elements (g, e) of a few groups, evenly spaced, some `size` in all: on no grid, if these are not."""
+    groups, width = bits.shape
+    count = min(groups, max(GROUPS, size // width))
     chosen = np.arange(count) * groups // count
-    sampled: Bits = bits[chosen[:, None], np.arange(0, size, -(-size // SAMPLE))]
+    sampled: Bits = bits[chosen[:, None], np.arange(0, width, -(-width * count // size))]
     return sampled
 
 
@@ -135,19 +152,23 @@ def _mend(
     return not wrong[0].size
 
 
-def _scales(bits: Bits, dtype: str) -> Scales | None:
-    """The scale (g,) of every row of `bits` (g, e), 1 for rows of zeros; None where a row has none."""
+def _scales(bits: Bits, dtype: str, allowed: int) -> tuple[Scales, int] | None:
+    """The scale (g,) of every row of `bits` (g, e), 1 for rows of zeros, and how many had to be sieved.
+
+    None where a row has no scale, or where more than `allowed` would have to be sieved.
+    """
     magnitudes = _distinct(bits, dtype)
     if magnitudes is None:
         return None
     scales: Scales = np.ones(len(bits), _kind(dtype))
     filled = np.flatnonzero(magnitudes[:, -1])
-    if filled.size:
-        found = _largest(_spans(magnitudes[filled], dtype), dtype)
-        if found is None:
-            return None
-        scales[filled] = found
-    return scales
+    if not filled.size:
+        return scales, 0
+    found = _largest(_spans(magnitudes[filled], dtype), dtype, allowed)
+    if found is None:
+        return None
+    scales[filled] = found[0]
+    return scales, found[1]
 
 
 def _distinct(bits: Bits, dtype: str) -> Bits | None:
@@ -156,9 +177,7 @@ def _distinct(bits: Bits, dtype: str) -> Bits | None:
     A row of zeros has zeros. None where an element is not finite or a row has more magnitudes than integers have.
     """
     if bits.shape[1] > PIECE:
-        parts = [_distinct(bits[:, at : at + PIECE], dtype) for at in range(0, bits.shape[1], PIECE)]
-        known = [part for part in parts if part is not None]
-        return _distinct(np.concatenate(known, axis=1), dtype) if len(known) == len(parts) else None
+        return _distinct_pieces(bits, dtype)
     ordered = bits & bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
     ordered.sort(axis=1)
     new = np.empty(ordered.shape, np.bool_)
@@ -171,6 +190,17 @@ def _distinct(bits: Bits, dtype: str) -> Bits | None:
     result = np.repeat(ordered[:, -1:], width, axis=1)
     result[np.arange(width) < counts[:, None]] = ordered[new]
     return result
+
+
+def _distinct_pieces(bits: Bits, dtype: str) -> Bits | None:
+    known = bits[:, :0]
+    for at in range(0, bits.shape[1], PIECE):
+        part = _distinct(bits[:, at : at + PIECE], dtype)
+        both = None if part is None else _distinct(np.concatenate([known, part], axis=1), dtype)
+        if both is None:
+            return None
+        known = both
+    return known
 
 
 class _Spans(NamedTuple):
@@ -187,10 +217,10 @@ class _Spans(NamedTuple):
 
 def _spans(magnitudes: Bits, dtype: str) -> _Spans:
     if dtype == "float64":  # as exact as our own arithmetic: four places more either way
-        four = np.uint64(4)
-        top = np.uint64(INFINITY[dtype] - 1)
-        lower = (magnitudes - np.minimum(magnitudes, four)).view(np.float64)
-        return _Spans(magnitudes, lower, np.minimum(magnitudes + four, top).view(np.float64))
+        one, four, top = np.uint64(1), np.uint64(4), np.uint64(INFINITY[dtype] - 1)
+        lower = magnitudes - np.minimum(magnitudes - one, four)
+        upper = np.minimum(magnitudes + four, top)
+        return _Spans(magnitudes, lower.view(np.float64), upper.view(np.float64))
     one = magnitudes.dtype.type(1)
     values, below, above = (
         to_array(near, dtype).astype(np.float64) for near in (magnitudes, magnitudes - one, magnitudes + one)
@@ -202,23 +232,28 @@ def _spans(magnitudes: Bits, dtype: str) -> _Spans:
     return _Spans(magnitudes, (values + below) / 2 * (1 - slack), (values + above) / 2 * (1 + slack))
 
 
-def _largest(spans: _Spans, dtype: str) -> Scales | None:
-    """The largest scale (g,) of every row, or None where a row has none."""
-    start = spans.upper[:, 0].copy()
-    if spans.bits.shape[1] > 1:
-        gaps = np.where(spans.bits[:, 1:] > spans.bits[:, :-1], spans.upper[:, 1:] - spans.lower[:, :-1], np.inf)
-        np.minimum(start, gaps.min(axis=1), out=start)
-    stop = spans.lower[:, -1] / LIMITS[dtype]
+def _largest(spans: _Spans, dtype: str, allowed: int) -> tuple[Scales, int] | None:
+    """The largest scale (g,) of every row, and how many were sieved; None as for `_scales`."""
+    start = _start(spans)
+    stop = np.maximum(spans.lower[:, -1] / LIMITS[dtype], np.finfo(np.float64).smallest_subnormal)
     if (start < stop).any():
         return None
     scales, undecided = _descend(spans, start, stop, dtype, JUMPS)
-    if len(undecided) > SIEVED or not (np.delete(scales, undecided) > 0).all():
+    if len(undecided) > allowed or np.count_nonzero(scales) < len(scales) - len(undecided):
         return None
     for row in undecided:
         scales[row] = _sieve(spans.take(np.array([row])), float(start[row]), float(stop[row]), dtype)
-        if not scales[row] > 0:
+        if scales[row] == 0:
             return None
-    return scales
+    return scales, len(undecided)
+
+
+def _start(spans: _Spans) -> Floats:
+    """What the scale (g,) of a row cannot exceed: its least magnitude, and the least gap between two."""
+    apart = spans.bits[:, 1:] > spans.bits[:, :-1]
+    gaps = np.subtract(spans.upper[:, 1:], spans.lower[:, :-1], where=apart, out=np.full(apart.shape, np.inf))
+    least: Floats = gaps.min(axis=1, initial=np.inf)
+    return np.minimum(spans.upper[:, 0], least)
 
 
 def _descend(spans: _Spans, start: Floats, stop: Floats, dtype: str, jumps: int) -> tuple[Scales, NDArray[np.intp]]:
@@ -289,8 +324,14 @@ def _sieve(spans: _Spans, start: float, stop: float, dtype: str) -> float:
     least, most = float(spans.lower[0, 0]), float(spans.upper[0, 0])
     divisors = np.arange(max(1.0, np.floor(least / start)), np.ceil(most / stop) + 1)
     low, high = np.maximum(least / divisors, stop), np.minimum(most / divisors, start)
-    for lower, upper in zip(spans.lower[0, 1:WITNESSES], spans.upper[0, 1:WITNESSES], strict=True):
+    for lower, upper in zip(*(ends[0, 1 : 1 + WITNESSES] for ends in (spans.lower, spans.upper)), strict=True):
         fits = np.floor(upper / low) * high >= lower
         low, high = low[fits], high[fits]
-    several = spans.take(np.zeros(len(low), np.intp))
-    return float(_descend(several, high, low, dtype, 16 * JUMPS)[0].max(initial=0))
+    several = max(1, PIECE // spans.bits.shape[1])
+    for at in range(0, len(low), several):
+        some = slice(at, at + several)
+        same = spans.take(np.zeros(len(low[some]), np.intp))
+        scale = float(_descend(same, high[some], low[some], dtype, 16 * JUMPS)[0].max())
+        if scale > 0:
+            return scale
+    return 0.0

@@ -22,8 +22,10 @@ from tasks.life import ALIVE
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
 
-SILENCE_SECONDS = 90
+SILENCE_SECONDS, PENDING_SECONDS = 90, 600
 ZOMBIES = "deep-compression: a run that is not heard of any more is Crashed"
+NEVER_BEGUN = "deep-compression: a run that was submitted and never began is Crashed"
+TAG = "deep-compression"
 INTERVAL = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -114,7 +116,7 @@ def deployment(schedule: Schedule) -> RunnerDeployment:
         concurrency_limit=limit,
         parameters={"recipe": schedule.recipe, "overrides": schedule.overrides},
         description="Deep Compression of the recipe, with the overrides. Run it once with others by Custom run.",
-        tags=["deep-compression"],
+        tags=[TAG],
     )
     return made
 
@@ -160,7 +162,15 @@ def _server() -> str:
 
 
 def _watch_heartbeats() -> None:
-    """An automation on the server: a flow run that was killed with its machine becomes Crashed, its slot is free."""
+    """Automations on the server: a run that died with its machine, or before it began, is Crashed, its slot free."""
+    _crash_silent(ZOMBIES, ALIVE, SILENCE_SECONDS, {})
+    # What a worker submits may pull an image first; and runs of other deployments are not ours to judge.
+    ours = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
+    _crash_silent(NEVER_BEGUN, "prefect.flow-run.Pending", PENDING_SECONDS, ours)
+
+
+def _crash_silent(name: str, after: str, seconds: int, related: dict[str, str]) -> None:
+    """An automation: a flow run of which nothing is heard for so long after this event becomes Crashed."""
     from prefect.automations import Automation
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import StateType
@@ -168,20 +178,20 @@ def _watch_heartbeats() -> None:
     from prefect.events.schemas.automations import EventTrigger, Posture
 
     trigger = EventTrigger(
-        after={ALIVE},
+        after={after},
         expect={ALIVE, "prefect.flow-run.*"},
         match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related=related,
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,
-        within=timedelta(seconds=SILENCE_SECONDS),
+        within=timedelta(seconds=seconds),
     )
-    crash = ChangeFlowRunState(
-        state=StateType.CRASHED, name=None, message=f"Not heard of for {SILENCE_SECONDS} s: its process is gone."
-    )
+    gone = f"Not heard of for {seconds} s: its process is gone."
+    crash = ChangeFlowRunState(state=StateType.CRASHED, name=None, message=gone)
     with get_client(sync_client=True) as client:
-        if not client.read_automations_by_name(ZOMBIES):
-            Automation(name=ZOMBIES, trigger=trigger, actions=[crash]).create()
+        if not client.read_automations_by_name(name):
+            Automation(name=name, trigger=trigger, actions=[crash]).create()
 
 
 def paths_of(words: Sequence[str]) -> list[str]:

@@ -246,3 +246,29 @@ def test_the_heartbeat_automation_is_registered_once(scheduling_server: str) -> 
         with get_client(sync_client=True) as client:
             found = client.read_automations_by_name(schedules.ZOMBIES)
     assert len(found) == 1 and found[0].enabled
+
+
+def test_a_run_that_was_submitted_and_never_began_frees_its_slot(
+    scheduling_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serving may stop between submitting a run and its start: ours becomes Crashed, another deployment's stays."""
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.states import Pending
+
+    @flow
+    def nothing() -> None: ...
+
+    monkeypatch.setattr(schedules, "NEVER_BEGUN", "never begun, of a test")
+    monkeypatch.setattr(schedules, "PENDING_SECONDS", 10)
+    with temporary_settings({PREFECT_API_URL: scheduling_server}), get_client(sync_client=True) as client:
+        schedules._watch_heartbeats()
+        time.sleep(2)  # the server's triggers learn of a new automation soon, not at once
+        ours = client.create_flow_run(nothing, tags=[schedules.TAG], state=Pending())
+        others = client.create_flow_run(nothing, tags=["somebody-else"], state=Pending())
+        deadline = time.monotonic() + 90
+        while client.read_flow_run(ours.id).state_name != "Crashed" and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert client.read_flow_run(ours.id).state_name == "Crashed"
+        assert client.read_flow_run(others.id).state_name == "Pending"
