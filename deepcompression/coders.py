@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -111,7 +112,7 @@ def lookup(lengths: Lengths) -> NDArray[np.uint32]:
 
 
 def lookup_three(table: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """(4096,) entries bits | symbols << 4 | s0 << 8 | s1 << 16 | s2 << 24: up to three symbols below 256 at once.
+    """(4096,) entries bits | symbols << 6 | s0 << 8 | s1 << 16 | s2 << 24: up to three symbols below 256 at once.
 
     Args:
         table: lookup() of a code of at most 12 bits.
@@ -125,7 +126,14 @@ def lookup_three(table: NDArray[np.uint32]) -> NDArray[np.uint32]:
         found |= np.where(open_, (entry >> np.uint32(8)) << np.uint32(8 + 8 * i), 0).astype(np.uint32)
         used += np.where(open_, entry & np.uint32(255), 0).astype(np.uint32)
         number += open_
-    return found | number << np.uint32(4) | used
+    return found | number << np.uint32(6) | used
+
+
+@lru_cache(maxsize=8)
+def _tables(lengths: bytes) -> tuple[NDArray[np.uint32], NDArray[np.uint32] | None]:
+    """lookup() of a code, and lookup_three() where its alphabet has at most 256 symbols: the same for all chunks."""
+    table = lookup(np.frombuffer(lengths, np.uint8))
+    return table, lookup_three(table) if len(lengths) <= 256 else None
 
 
 def write_lengths(lengths: Lengths) -> bytes:
@@ -377,7 +385,7 @@ def decode_blocks(
     """
     total, longest = int(sum(counts)), int(lengths.max())
     symbols: Symbols = np.zeros(total + 8, np.uint8 if len(lengths) <= 256 else np.uint16)
-    table = lookup(lengths)
+    table, threes = _tables(lengths.tobytes())
     starts = 8 * (np.cumsum(sizes, dtype=np.int64) - np.array(sizes, np.int64))
     number = np.array(counts, np.int64)
     first = np.cumsum(number) - number
@@ -386,13 +394,13 @@ def decode_blocks(
         # A damaged block may run on for BLOCK codes: zeros keep that within the array.
         padded = np.zeros(len(data) + (BLOCK * longest + 7) // 8 + 16, np.uint8)
         padded[: len(data)] = np.frombuffer(data, np.uint8)
-        if len(lengths) <= 256:
-            compiled.decode_threes(padded, starts, first, number, lookup_three(table), table, symbols)
+        if threes is not None:
+            compiled.decode_threes(padded, starts, first, number, threes, table, symbols)
         else:
             compiled.decode_blocks(padded, starts, first, number, table, symbols)
         return symbols[:total], starts
     if len(sizes) >= _LOCKSTEP:
-        _decode_lockstep(np.frombuffer(data, np.uint8), starts, first, number, table, symbols)
+        _decode_lockstep(np.frombuffer(data, np.uint8), starts, first, number, table, threes, symbols)
         return symbols[:total], starts
     ends = np.empty(len(sizes), np.int64)
     for i, (start, size, at) in enumerate(zip((starts // 8).tolist(), sizes, first.tolist(), strict=True)):
@@ -407,6 +415,7 @@ def _decode_lockstep(
     to: NDArray[np.int64],
     number: NDArray[np.int64],
     table: NDArray[np.uint32],
+    threes: NDArray[np.uint32] | None,
     symbols: Symbols,
 ) -> None:
     """Fill `symbols` from many blocks at once, a step of each at a time; `at` (blocks,) bits move to their ends."""
@@ -414,10 +423,8 @@ def _decode_lockstep(
     beyond = 8 * len(data) + 31
     ends = to + number
     to = to.copy()
-    small = len(table) <= 4096 and symbols.dtype == np.uint8
-    threes = lookup_three(table) if small else table
-    mask = np.uint32(len(threes) - 1)
-    while small:
+    mask = np.uint32(4095)
+    while threes is not None:
         live = np.flatnonzero(to <= ends - 3)
         if 4 * len(live) < len(to) or not len(live):
             break
@@ -428,8 +435,8 @@ def _decode_lockstep(
             symbols[q] = entry >> np.uint32(8)
             symbols[q + 1] = entry >> np.uint32(16)
             symbols[q + 2] = entry >> np.uint32(24)
-            q += (entry >> np.uint32(4)) & np.uint32(15)
-            p += entry & np.uint32(15)
+            q += (entry >> np.uint32(6)) & np.uint32(3)
+            p += entry & np.uint32(63)
             np.minimum(p, beyond, out=p)
             if (q > last).any():
                 break

@@ -101,6 +101,32 @@ def encode_blocks(
 
 
 @_compiled
+def _finish(
+    data: NDArray[np.uint8],
+    at: int,
+    to: int,
+    end: int,
+    threes: NDArray[np.uint32],
+    table: NDArray[np.uint32],
+    symbols: NDArray[np.uint8],
+) -> int:
+    """Decode one block alone, from bit `at` and symbol `to` to symbol `end`; the bit where it ends."""
+    low = np.uint64(4095)
+    used = np.uint64(63)
+    mask = np.uint64(len(table) - 1)
+    while to <= end - 4:
+        e = np.uint64(threes[(_load(data, at >> 3) >> np.uint64(at & 7)) & low])
+        _store(symbols, to, e >> np.uint64(8))
+        at += int(e & used)
+        to += int((e >> np.uint64(6)) & np.uint64(3))
+    for k in range(to, end):
+        e = np.uint64(table[(_load(data, at >> 3) >> np.uint64(at & 7)) & mask])
+        symbols[k] = e >> np.uint64(8)
+        at += int(e & np.uint64(255))
+    return at
+
+
+@_compiled
 def decode_threes(
     data: NDArray[np.uint8],
     at: NDArray[np.int64],
@@ -119,10 +145,11 @@ def decode_threes(
         symbols: eight longer than what is filled.
     """
     low = np.uint64(4095)
-    used = np.uint64(15)
-    four = np.uint64(4)
+    byte = np.uint64(255)
+    used = np.uint64(63)
+    six = np.uint64(6)
     eight = np.uint64(8)
-    mask = np.uint64(len(table) - 1)
+    nothing = np.uint64(0)
     whole = len(at) // 4 * 4
     # Four blocks at a time keep four chains of dependent look-ups in flight.
     for i in range(0, whole, 4):
@@ -138,57 +165,41 @@ def decode_threes(
             w = _load(data, b >> 3) >> np.uint64(b & 7)
             x = _load(data, c >> 3) >> np.uint64(c & 7)
             y = _load(data, d >> 3) >> np.uint64(d & 7)
+            # Bits used in the low six, symbols above them: four look-ups add up without meeting.
+            j = k = m = n = nothing
             for _ in range(4):
                 e = np.uint64(threes[v & low])
                 f = np.uint64(threes[w & low])
                 g = np.uint64(threes[x & low])
                 h = np.uint64(threes[y & low])
-                _store(symbols, p, e >> eight)
-                _store(symbols, q, f >> eight)
-                _store(symbols, r, g >> eight)
-                _store(symbols, s, h >> eight)
+                _store(symbols, p + np.int64(j >> six), e >> eight)
+                _store(symbols, q + np.int64(k >> six), f >> eight)
+                _store(symbols, r + np.int64(m >> six), g >> eight)
+                _store(symbols, s + np.int64(n >> six), h >> eight)
                 v >>= e & used
                 w >>= f & used
                 x >>= g & used
                 y >>= h & used
-                a += np.int64(e & used)
-                b += np.int64(f & used)
-                c += np.int64(g & used)
-                d += np.int64(h & used)
-                p += np.int64((e >> four) & used)
-                q += np.int64((f >> four) & used)
-                r += np.int64((g >> four) & used)
-                s += np.int64((h >> four) & used)
+                j += e & byte
+                k += f & byte
+                m += g & byte
+                n += h & byte
+            a += np.int64(j & used)
+            b += np.int64(k & used)
+            c += np.int64(m & used)
+            d += np.int64(n & used)
+            p += np.int64(j >> six)
+            q += np.int64(k >> six)
+            r += np.int64(m >> six)
+            s += np.int64(n >> six)
         at[i], at[i + 1], at[i + 2], at[i + 3] = a, b, c, d
         done = (p, q, r, s)
-        for j in range(4):
-            to = done[j]
-            end = first[i + j] + number[i + j]
-            a = at[i + j]
-            while to <= end - 4:
-                e = np.uint64(threes[(_load(data, a >> 3) >> np.uint64(a & 7)) & low])
-                _store(symbols, to, e >> eight)
-                a += np.int64(e & used)
-                to += np.int64((e >> four) & used)
-            for k in range(to, end):
-                e = np.uint64(table[(_load(data, a >> 3) >> np.uint64(a & 7)) & mask])
-                symbols[k] = e >> eight
-                a += np.int64(e & np.uint64(255))
-            at[i + j] = a
+        for lane in range(4):
+            at[i + lane] = _finish(
+                data, at[i + lane], done[lane], first[i + lane] + number[i + lane], threes, table, symbols
+            )
     for i in range(whole, len(at)):
-        to = first[i]
-        end = to + number[i]
-        a = at[i]
-        while to <= end - 4:
-            e = np.uint64(threes[(_load(data, a >> 3) >> np.uint64(a & 7)) & low])
-            _store(symbols, to, e >> eight)
-            a += np.int64(e & used)
-            to += np.int64((e >> four) & used)
-        for k in range(to, end):
-            e = np.uint64(table[(_load(data, a >> 3) >> np.uint64(a & 7)) & mask])
-            symbols[k] = e >> eight
-            a += np.int64(e & np.uint64(255))
-        at[i] = a
+        at[i] = _finish(data, at[i], first[i], first[i] + number[i], threes, table, symbols)
 
 
 @_compiled
