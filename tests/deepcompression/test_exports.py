@@ -11,7 +11,7 @@ import pytest
 import deepcompression
 from deepcompression import errors
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "v0-huffman.dcz"
+GOLDEN = Path(__file__).parent.parent / "golden" / "v1-huffman.dcz"
 
 
 def modules_after(code: str) -> set[str]:

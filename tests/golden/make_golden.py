@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deepcompression.dtypes import DTYPES, unsigned
 from deepcompression.io import RawTensor, save
 
 HERE = Path(__file__).parent
@@ -17,24 +18,60 @@ HERE = Path(__file__).parent
 def tensors() -> dict[str, np.ndarray | RawTensor]:
     """One tensor for every method, made of integers alone so that no machine rounds differently."""
     i = np.arange(40_000)
-    book = ((np.arange(16) - 8) * 2 + 1).astype(np.float32) / 64
-    skewed = book[np.minimum(i * 7919 % 256 // 8 % 23, 15)]
+    mixed = _scrambled(i)  # 16 bits that look random
+    book = ((np.arange(16) - 8) * 2 + 1).astype(np.float32) ** 3 / 64
+    skewed = book[np.minimum(mixed % 256 // 8 * 7 % 23, 15)]
+    sparse = np.where(mixed % 1000 < 80, skewed, 0).astype(np.float32)
+    dead = sparse.reshape(200, 200).copy()
+    dead[mixed[:200] % 3 == 0] = 0
+    dead[:, mixed[200:400] % 4 == 0] = 0
+    huge = np.zeros((1 << 20) + 100, np.float32)
+    huge[(i[:600] * 1753) % huge.size] = book[mixed[:600] % 5]
+    scales = (1 + np.arange(64, dtype=np.float32)[:, None]) / 4096
+    rows = np.sort(mixed[:1024].reshape(64, 16), axis=1).astype(np.int64) * 4099
     return {
-        "gap.weight": np.where(i * i % 10007 < 800, skewed, 0).astype(np.float32).reshape(200, 200),
-        "bitmap.weight": np.where(i[:3000] * 31 % 7 < 4, i[:3000] * 16807 % 2147483647, 0).astype(np.int32),
+        "gaps.weight": sparse.reshape(200, 200),
+        "masks.weight": dead,
+        "bitmap.weight": np.where(mixed[:3000] % 7 < 4, i[:3000] * 16807 % 2147483647, 0).astype(np.int32),
+        "half.weight": np.where(mixed % 2 == 0, skewed, 0).astype(np.float32).reshape(50, 20, 40),
         "dense.weight": skewed.reshape(4, 100, 100),
         "dense.tied": skewed.reshape(4, 100, 100),
+        "ternary.weight": np.where(mixed % 9 < 4, np.sign(mixed - 20000), 0).astype(np.int8),
+        "chunks.weight": huge,
+        "grid.weight": ((mixed[:8192] % 255).astype(np.float32) - 127).reshape(64, 128) / 128,
+        "grid.rows": ((mixed[:8192] % 255).astype(np.float32) - 127).reshape(64, 128) * scales,
+        "grid.sparse": np.where(mixed[:8192] % 8 < 2, mixed[:8192] % 31 - 15, 0).astype(np.float32).reshape(64, 128)
+        * scales,
+        "book.rows": np.take_along_axis(rows, mixed[:16384].reshape(64, 256) % 16, axis=1),
         "narrow.bias": (np.arange(20) - 10).astype(np.float32) / 8,
+        "wide.bias": (np.arange(20) * 2.0**100 + 2.0**98).astype(np.float32),
+        "double": (np.arange(9) - 4) / 1024 + 2.0**-40,
         "raw.bias": np.array([np.nan, -0.0, np.inf, 1e-45, -1 / 3], np.float32),
-        "brain": RawTensor((np.arange(12) * 257).astype(np.uint16).reshape(3, 4), "bfloat16"),
-        "float8": RawTensor(np.arange(256).astype(np.uint8), "float8_e4m3fn"),
-        "counter": np.array(12345),
-        "mask": np.arange(50) % 3 == 0,
+        "deflated.bias": (1 + mixed[:2000] / 65536).astype(np.float32) + np.float32(2.0**-20),
+        "position_ids": np.arange(512)[None],
+        "one.weight": np.full((7, 9), 0.5, np.float32),
+        "bool": mixed[:500] % 3 == 0,
+        "scalar": np.array(12345),
         "empty": np.zeros((0, 3), np.float16),
         "zeros": np.zeros(1000, np.float32),
+        **{f"dtype.{name}": _all_bits(name) for name in DTYPES},
     }
 
 
+def _scrambled(i: np.ndarray) -> np.ndarray:
+    """Sixteen bits for each of `i`, by splitmix64."""
+    x = i.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ x >> np.uint64(shift)) * np.uint64(factor)
+    return (x >> np.uint64(48)).astype(np.int64)
+
+
+def _all_bits(name: str) -> RawTensor:
+    patterns = np.arange(30, dtype=np.uint64) ** np.uint64(5)
+    bits = (patterns % 2 if name == "bool" else patterns).astype(unsigned(name))
+    return RawTensor(bits.reshape(5, 6), name)
+
+
 if __name__ == "__main__":
-    for coder in ("packed", "huffman"):
-        save(tensors(), HERE / f"v0-{coder}.dcz", coder=coder)
+    for coder in ("packed", "huffman", "adaptive"):
+        save(tensors(), HERE / f"v1-{coder}.dcz", coder=coder)
