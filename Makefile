@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RECIPE ?= conf/digits.yaml
 ARGS ?=
 
-.PHONY: help run servers test style quality bench schema clean
+.PHONY: help run servers test fuzz style quality bench schema clean
 .DEFAULT_GOAL := help
 
 help:  ## list these verbs
@@ -25,6 +25,9 @@ servers: $(VENV)/.installed  ## set up, then Prefect's and MLflow's servers on t
 
 test: $(VENV)/.installed  ## set up, then all tests: make test [ARGS="-k huffman"]
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+fuzz: $(VENV)/.installed  ## set up, then a million broken files against the decoder: make fuzz [ARGS="--cases 10000"]
+	PYTHONPATH=. $(BIN)/python tests/fuzz.py $(ARGS)
 
 style: $(VENV)/.installed  ## format and mend what can be mended
 	$(BIN)/ruff format .

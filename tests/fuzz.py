@@ -1,0 +1,241 @@
+"""A fuzzer that knows the format: broken files whose checksums are right, so that they reach the decoders.
+
+`python tests/fuzz.py --cases 1000000 --processes 2`. Every case is a file made from valid ones, by its number and the
+seed alone: fields of the index and of blobs are changed, cut, spliced, and all checksums are repaired; some files are
+damaged without.
+Decoding one must give tensors of the declared sizes, or raise a FormatError: nothing else, within a second, and without
+memory beyond what is declared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import tracemalloc
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+from deepcompression import arithmetic, blobs, coders, format, io
+from deepcompression.bits import varint
+from deepcompression.dtypes import DTYPES, unsigned
+from deepcompression.errors import FormatError
+
+MOST_BYTES = 1 << 16
+MOST_SECONDS = 1.0
+MOST_MEMORY = 24 << 20
+TRACED_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor's record in an index, every field free to lie; `same_as` makes it a reference."""
+
+    name: bytes
+    dtype: int
+    shape: tuple[int, ...]
+    blob: bytes
+    same_as: int | None = None
+    size: int | None = None
+
+
+def build(tensors: list[Tensor], coder: int = 1, count: int | None = None, behind: bytes = b"") -> bytes:
+    """A file of these records, all checksums right."""
+    index = varint(len(tensors) if count is None else count)
+    for tensor in tensors:
+        index += varint(0) + varint(len(tensor.name)) + tensor.name
+        if tensor.same_as is not None:
+            index += b"\0" + varint(tensor.same_as)
+            continue
+        index += bytes([tensor.dtype]) + varint(len(tensor.shape)) + b"".join(map(varint, tensor.shape))
+        index += varint(len(tensor.blob) if tensor.size is None else tensor.size)
+        index += zlib.crc32(tensor.blob).to_bytes(4, "little")
+    index += behind
+    prefix = format.MAGIC + bytes([format.VERSION, coder]) + len(index).to_bytes(4, "little")
+    head = prefix + zlib.crc32(prefix + index).to_bytes(4, "little") + index
+    return head + b"".join(tensor.blob for tensor in tensors if tensor.same_as is None)
+
+
+def _values(random: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Element bits as networks have them: shared, sparse, on a grid, in rows, or anything."""
+    kind = unsigned(dtype)
+    top = 2 if dtype == "bool" else 2 ** (8 * kind.itemsize)
+    bits = random.integers(0, top, shape, dtype=np.uint64).astype(kind)
+    how = random.integers(5)
+    if how < 3:
+        book = random.integers(0, top, int(random.choice([1, 2, 3, 16])), dtype=np.uint64).astype(kind)
+        bits = book[np.minimum(random.geometric(0.3, shape) - 1, len(book) - 1)]
+    elif how == 3 and dtype in {"float32", "float64"} and len(shape) == 2:
+        scales = random.random((shape[0], 1)) if random.random() < 0.5 else 0.125
+        bits = (random.integers(-7, 8, shape) * scales).astype(dtype).view(kind)
+    bits = np.where(random.random(shape) < random.choice([0.05, 0.3, 1.0]), bits, 0).astype(kind)
+    if len(shape) == 2 and random.random() < 0.4:
+        bits[random.random(shape[0]) < 0.3] = 0
+        bits[:, random.random(shape[1]) < 0.3] = 0
+    return bits
+
+
+@cache
+def valid(seed: int) -> tuple[tuple[Tensor, ...], ...]:
+    """A few hundred valid files, as records."""
+    random = np.random.default_rng((seed, 1 << 40))
+    files = []
+    names = [*DTYPES, *["float32"] * 20]
+    for number in range(240):
+        tensors = []
+        for place in range(int(random.integers(1, 4))):
+            dtype = str(random.choice(names))
+            shape = [(), (40,), (9, 16), (16, 32), (4, 3, 2, 2), (0, 3), (200,)][random.integers(7)]
+            bits = _values(random, dtype, shape)
+            blob = blobs.encode_tensor(bits.reshape(-1), dtype, shape, format.CODERS[number % 3])
+            tensors.append(Tensor(f"t{place}".encode(), DTYPES[dtype].number, shape, blob))
+        files.append(tuple(tensors))
+    return tuple(files)
+
+
+def _bytes(random: np.random.Generator, blob: bytes, other: bytes) -> bytes:
+    """A blob with a few bytes changed, cut, repeated or taken from another."""
+    data = bytearray(blob)
+    for _ in range(int(random.integers(1, 4))):
+        at = int(random.integers(len(data) + 1))
+        how = random.integers(8)
+        if how < 3 and at < len(data):
+            data[at] = int(random.choice([0, 1, 127, 128, 255, data[at] ^ 1 << random.integers(8)]))
+        elif how == 3:
+            del data[at : at + int(random.integers(1, 9))]
+        elif how == 4:
+            data[at:at] = random.bytes(int(random.integers(1, 9)))
+        elif how == 5:
+            data[at : at + 1] = varint(int(random.choice([0, 1, 255, 65_535, 65_536, 2**31, 2**62, 2**63])))
+        elif how == 6:
+            data = data[:at]
+        else:
+            start = int(random.integers(len(other) + 1))
+            data[at:] = other[start:]
+    return bytes(data)
+
+
+def _record(random: np.random.Generator, tensor: Tensor) -> Tensor:
+    """A record with one field that lies."""
+    how = random.integers(6)
+    if how == 0:
+        return replace(tensor, dtype=int(random.integers(0, 256)))
+    if how == 1:
+        big = [0, 1, 2, 255, 4096, 2**20, 2**31, 2**62, 2**63]
+        shape = tuple(int(random.choice([n, n + 1, *big])) for n in tensor.shape)
+        return replace(tensor, shape=shape)
+    if how == 2:
+        return replace(tensor, shape=(*tensor.shape, *[int(random.integers(0, 3))] * int(random.choice([1, 63, 65]))))
+    if how == 3:
+        return replace(tensor, size=int(random.choice([0, 1, len(tensor.blob) + 1, 2**40])))
+    if how == 4:
+        return replace(tensor, name=random.bytes(int(random.integers(0, 5))))
+    return replace(tensor, same_as=int(random.integers(0, 4)))
+
+
+def made(seed: int, number: int) -> bytes:
+    """The file of a case."""
+    random = np.random.default_rng((seed, number))
+    files = valid(seed)
+    tensors = list(files[random.integers(len(files))])
+    others = files[random.integers(len(files))]
+    place = int(random.integers(len(tensors)))
+    how = random.integers(20)
+    if how < 14:
+        other = others[int(random.integers(len(others)))].blob
+        tensors[place] = replace(tensors[place], blob=_bytes(random, tensors[place].blob, other))
+    elif how < 17:
+        tensors[place] = _record(random, tensors[place])
+    elif how == 17:
+        tensors[place] = replace(tensors[place], blob=others[0].blob)
+    elif how == 18:
+        behind = b"".join(varint(int(random.integers(0, 300))) for _ in range(int(random.integers(1, 5))))
+        return build(tensors, int(random.integers(256)), int(random.integers(6)), behind)
+    file = build(tensors, int(random.integers(5)))
+    return file if how < 19 else _bytes(random, file, build(list(others)))
+
+
+def check(file: bytes, traced: bool = False) -> str:
+    """What came of decoding: "tensors" or the error's name; AssertionError where that is not allowed."""
+    if traced:
+        tracemalloc.start()
+    start = time.perf_counter()
+    try:
+        found = io.decode(file, max_bytes=MOST_BYTES)
+        assert sum(tensor.bits.nbytes for tensor in found.values()) <= MOST_BYTES
+        outcome = "tensors"
+    except FormatError as error:
+        assert "\n" not in str(error)
+        outcome = type(error).__name__
+    spent = time.perf_counter() - start
+    if traced:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < MOST_MEMORY, f"{peak} bytes of memory"
+    assert traced or spent < MOST_SECONDS, f"{spent:.1f} s"
+    return outcome
+
+
+def small_chunks(setting: Callable[[object, str, int], None]) -> None:
+    """Let chunks and blocks be of a few elements, so that small files have many."""
+    for module, name, value in (
+        (blobs, "CHUNK", 64),
+        (coders, "BLOCK", 16),
+        (arithmetic, "MOST_ROWS_ELEMENTS", 64),
+    ):
+        setting(module, name, value)
+
+
+def run(seed: int, numbers: range) -> Counter[str]:
+    """Outcomes of these cases; the first failure is raised with its number."""
+    outcomes: Counter[str] = Counter()
+    for number in numbers:
+        try:
+            outcomes[check(made(seed, number), number % TRACED_EVERY == 0)] += 1
+        except Exception as error:
+            again = f"python tests/fuzz.py --seed {seed} --first {number} --cases 1"
+            raise AssertionError(f"case {number} of seed {seed}: {error!r}; again: {again}") from error
+    return outcomes
+
+
+def _worker(seed: int, numbers: range) -> Counter[str]:
+    os.environ["DEEPCOMPRESSION_THREADS"] = "1"
+    if seed % 2:
+        small_chunks(setattr)
+    return run(seed, numbers)
+
+
+def main() -> None:
+    """Run so many cases, half of them with tiny chunks, and print what came of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=1_000_000)
+    parser.add_argument(
+        "--seed", type=int, default=None, help="one seed alone (odd ones have tiny chunks); default: 0 and 1"
+    )
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    seeds = [options.seed] if options.seed is not None else [0, 1]
+    each = -(-options.cases // len(seeds))
+    step = min(each, 5_000)
+    last = options.first + each
+    tasks = [(seed, range(i, min(i + step, last))) for i in range(options.first, last, step) for seed in seeds]
+    total: Counter[str] = Counter()
+    start = time.perf_counter()
+    with ProcessPoolExecutor(options.processes, max_tasks_per_child=1 if len(seeds) > 1 else None) as pool:
+        for outcomes in pool.map(_worker, *zip(*tasks, strict=True)):
+            total += outcomes
+            done = sum(total.values())
+            print(f"{done} cases, {done / (time.perf_counter() - start):.0f} a second", file=sys.stderr, flush=True)
+    print(f"{sum(total.values())} cases, no failure: " + ", ".join(f"{n} {name}" for name, n in total.most_common()))
+
+
+if __name__ == "__main__":
+    main()

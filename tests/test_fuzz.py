@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import fuzz
+import pytest
+
+
+@pytest.mark.parametrize("tiny_chunks", [False, True])
+def test_broken_files_with_right_checksums(tiny_chunks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand broken files: each gives tensors or a FormatError, in time and within the memory it declares."""
+    monkeypatch.setenv("DEEPCOMPRESSION_THREADS", "1")
+    if tiny_chunks:
+        fuzz.small_chunks(monkeypatch.setattr)
+    outcomes = fuzz.run(int(tiny_chunks), range(10_000))
+    assert outcomes["MalformedFile"] > 5_000 and outcomes["tensors"] > 100
