@@ -13,15 +13,23 @@ from torch import Tensor
 from deepcompression.errors import InputError, WeightsError
 
 
-def read_state(path: str | Path, *, key: str | None = None, strip: Sequence[str] = ()) -> dict[str, Tensor]:
+def read_state(
+    path: str | Path,
+    *,
+    key: str | None = None,
+    strip: Sequence[str] = (),
+    merge: bool = True,
+    setting: str = "model.weights.key",
+) -> dict[str, Tensor]:
     """The tensors of a checkpoint.
-
-    Pairs of ``weight_orig`` and ``weight_mask``, as ``torch.nn.utils.prune`` leaves them, become ``weight``.
 
     Args:
         path: .safetensors, .dcz, or a file of ``torch.save`` (opened with ``weights_only``).
         key: where in the file the state_dict lies, such as ``state_dict`` or ``model.weights``.
         strip: prefixes removed from tensor names, each at most once, in this order.
+        merge: whether pairs of ``weight_orig`` and ``weight_mask``, as ``torch.nn.utils.prune`` leaves them, become
+            ``weight``.
+        setting: what users set ``key`` by, for the error that they need it.
 
     Raises:
         WeightsError: missing, unreadable, contains code, no such key, not a mapping of tensors.
@@ -37,12 +45,12 @@ def read_state(path: str | Path, *, key: str | None = None, strip: Sequence[str]
         content = content[part]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         inside = [str(k) for k, v in content.items() if isinstance(v, Mapping)] if isinstance(content, Mapping) else []
-        hint = f"; set model.weights.key, perhaps to {' or '.join(inside)}" if inside else ""
+        hint = f"; set {setting}, perhaps to {' or '.join(inside)}" if inside else ""
         raise WeightsError(f"weights {path}: expected a mapping of names to tensors{hint}")
     state = {_stripped(str(name), strip): tensor for name, tensor in content.items()}
     if len(state) < len(content):
         raise WeightsError(f"weights {path}: after stripping {list(strip)} two tensors have the same name")
-    return _merge_masks(state)
+    return _merge_masks(state) if merge else state
 
 
 def _read(path: Path) -> Any:

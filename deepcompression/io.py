@@ -162,8 +162,8 @@ def _encode_blobs(
         raise InputError(f"coder is one of {', '.join(format.CODERS)}, not {coder!r}")
     entries: list[Entry] = []
     seen: dict[tuple[str, tuple[int, ...], bytes], int] = {}
-    for place, (name, tensor) in enumerate(tensors.items()):
-        raw = _raw(name, tensor)
+    for place, name in enumerate(tensors):
+        raw = _raw(name, tensors[name])
         flat = np.ascontiguousarray(raw.bits).reshape(-1)
         blob = blobs.encode_tensor(flat, raw.dtype, raw.bits.shape, coder, threads or cores())
         # Equal tensors have equal blobs, and the other way round.
@@ -175,6 +175,7 @@ def _encode_blobs(
             entries.append(Entry(name, raw.dtype, raw.bits.shape, known, 0, 0, 0))
         if progress is not None:
             progress(name, flat.nbytes)
+        del raw, flat, blob  # before the next tensor is made
     return entries
 
 
@@ -298,7 +299,9 @@ class File(Mapping[str, NDArray[Any]]):
         """Unmap the file; arrays that were decoded stay."""
         self._source.view.release()
         if self._map is not None:
-            self._map.close()
+            # A thread that still decodes, or the traceback of an error, holds pages: they go with it.
+            with contextlib.suppress(BufferError):
+                self._map.close()
 
     def __enter__(self) -> File:
         return self
@@ -474,7 +477,7 @@ def _describe(source: _Bytes, entry: Entry) -> dict[str, Any]:
     nonzero, distinct, saved = 0, 0, 0.0
     for counts in _counts(flat):
         nonzero, distinct, saved = nonzero + int(counts.sum()), distinct + len(counts), saved + _repeats(counts)
-    # n log2 n - saved, and n x H(density), in which nonzero log2 nonzero cancels.
+    # The entropy of the values and n x H(density) together are that of all elements, zeros being a value.
     bits = _repeats(np.array([flat.size])) - saved - _repeats(np.array([flat.size - nonzero]))
     method, coder = blobs.layout(blob, entry.dtype, entry.elements)
     return {
