@@ -266,8 +266,9 @@ def _run(
     last = np.full(columns, k >> 1, np.int64)
     shares = (1 << 32) // (np.arange(columns, dtype=np.int64) + (1 << (prior >> 4)))
     tables = [fresh_cells(k), stored, last, shares, LOG, RATE]
-    # An encoder tries a dozen settings: compiled code repays its import sooner.
-    compiled = coders.kernels(rows * columns, 1 << 11, 1 << 18 if decoding else 1 << 14)
+    # An encoder tries a hundred settings: compiled code repays its import sooner.
+    worth = (1 << 11, 1 << 18) if decoding else (1 << 6, 1 << 12)
+    compiled = coders.kernels(rows * columns, *worth)
     settings = rows, columns, k, flags, prior, context
     if compiled is not None:
         return int(compiled.run(decoding, data, size, symbols, *settings, *tables))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deepcompression import arithmetic, coders, values
 from deepcompression.bits import Cursor, varint
 from deepcompression.coders import Stream, Symbols
-from deepcompression.dtypes import DTYPES, Bits, narrow, unsigned, widen
+from deepcompression.dtypes import DTYPES, Bits, narrow, unsigned
 from deepcompression.errors import MalformedFile
 from deepcompression.parallel import mapped
 from deepcompression.values import Book, Shared
@@ -27,6 +27,7 @@ _BITMAP_TUPLE = 8
 _AT_ONCE = 16
 _SAMPLE = 1 << 18
 _SMALL = 1 << 16
+_PIECE = 1 << 18
 _PRIORS = (6, 2, 3, 4, 5, 7, 8, 15)
 _DENSE_UP_TO = 0.95  # share of zeros beyond which nothing was ever smallest as codes of all elements
 
@@ -174,21 +175,25 @@ def _columns(shape: tuple[int, ...]) -> int:
 
 def _views(symbols: NDArray[Any], columns: int, k: int) -> list[int]:
     """Columns worth a try: an output channel a row; and the best part of one, e.g. a row of the pixels that it sees."""
-    sample = symbols[: max(1, _SAMPLE // columns) * columns]
-    parts = [part for part in range(2, int(columns**0.5) + 1) if columns % part == 0]
-    narrower = sorted({part for pair in ((one, columns // one) for one in parts) for part in pair if part >= 4})
+    parts = [part for part in range(2, math.isqrt(columns) + 1) if columns % part == 0]
+    narrower = sorted({part for one in parts for part in (one, columns // one) if 4 <= part <= _SAMPLE})
 
-    def size(view: int) -> int:
+    def size(view: int) -> float:
+        sample = symbols[: max(1, _SAMPLE // view) * view]
         code = arithmetic.encode(sample, view, k, True, 0x66, 2, 4 * len(sample) + 64)
-        return 1 << 60 if code is None else len(code)
+        return math.inf if code is None else len(code) / len(sample)
 
     best = min(narrower, key=size, default=columns)
+    if columns > _SAMPLE:
+        return [best]
     return [columns] if best == columns or size(columns) <= size(best) else [columns, best]
 
 
 def _masks(symbols: Symbols, columns: int) -> Masks | None:
     """What is left where all rows and columns of zeros are dropped; None where nothing is to drop, or all."""
     matrix = symbols.reshape(-1, columns)
+    if 1 in matrix.shape:  # a mask would be its flags, not better coded
+        return None
     rows: NDArray[np.bool_] = np.asarray(matrix.any(axis=1))
     across: NDArray[np.bool_] = np.asarray(matrix.any(axis=0))
     return None if (rows.all() and across.all()) or not rows.any() else Masks(columns, rows, across)
@@ -538,8 +543,6 @@ def decode_tensor(
     at_once = 1 if compiled else _AT_ONCE
     batches = [(starts[i : i + at_once], parts[i : i + at_once]) for i in range(0, len(starts), at_once)]
     position_bytes = sum(mapped(lambda batch: fill(*batch), batches, threads))
-    if dtype == "bool" and int(flat.max()) > 1:
-        raise cursor.fail("a bool is neither 0 nor 1")
     table = head_bytes - codebook_bytes
     return flat, Sections(len(cursor.buffer) - head_bytes - position_bytes, position_bytes, codebook_bytes, table)
 
@@ -680,11 +683,13 @@ class _Filler:
         if not flags:
             self._put_codes(start, count, None, found)
             return 0
-        place = np.flatnonzero(found)
         if head.adaptive:
-            self._put_codes(start, count, place, found[place] - found.dtype.type(1))
+            for at in range(0, count, _PIECE):
+                part = found[at : at + _PIECE]
+                place = np.flatnonzero(part)
+                self._put_codes(start + at, count, place, part[place] - found.dtype.type(1))
             return self._flags_alone(found, size) if self.split else 0
-        self._put_raw(start, count, place, cursor)
+        self._put_raw(start, count, np.flatnonzero(found), cursor)
         cursor.end("a chunk's last value")
         return used
 
@@ -697,12 +702,17 @@ class _Filler:
     def _put_codes(self, start: int, count: int, place: NDArray[np.int64] | None, codes: Symbols) -> None:
         head = self.head
         assert head.book is not None
-        where = self._where(start, count, place)
-        groups = None
-        if head.book.group:
-            elements = np.arange(where.start, where.stop) if isinstance(where, slice) else where
-            groups = elements // head.book.group
-        self.flat[where] = head.book.bits(codes, head.dtype, groups)
+        for at in range(0, len(codes), _PIECE):
+            part = codes[at : at + _PIECE]
+            if place is None:
+                where = self._where(start + at, len(part), None)
+            else:
+                where = self._where(start, count, place[at : at + _PIECE])
+            groups = None
+            if head.book.group:
+                elements = np.arange(where.start, where.stop) if isinstance(where, slice) else where
+                groups = elements // head.book.group
+            self.flat[where] = head.book.bits(part, head.dtype, groups)
 
     def _put_raw(self, start: int, count: int, place: NDArray[np.int64] | None, cursor: Cursor) -> None:
         head = self.head
@@ -713,7 +723,7 @@ class _Filler:
         else:
             raw = cursor.take(m * kind.itemsize, f"{m} values of type {head.stored}")
             small = np.frombuffer(raw, kind.newbyteorder("<")).astype(kind)
-        found = widen(small, head.stored, head.dtype)
+        found = values.widened(small, head.stored, head.dtype, cursor)
         if place is not None and not found.all():
             raise cursor.fail("a zero is stored among the non-zero values")
         self.flat[self._where(start, count, place)] = found

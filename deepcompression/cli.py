@@ -208,9 +208,8 @@ def inspect(
     distinct     values among them
     bits/w       bits in the file for an element, zeros included
     bytes        in the file: the sum of values, positions, codebook and table;
-                 of adaptively coded tensors, flags (which elements are not
-                 zero) and values are one arithmetic code: all stands under
-                 values, and positions is - (in JSON 0)
+                 of an arithmetic code, which holds both, positions is what
+                 the flags alone would take, and values the rest
     table        how codes are written: code lengths, layout, lengths of parts
     bound        entropy of order 0 in bytes: places and values of non-zeros,
                  each coded ideally by its frequency; codebooks not counted

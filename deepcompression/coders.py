@@ -27,6 +27,7 @@ BLOCK = 1 << 14
 MOST_TUPLES = 1 << 12
 _TUPLES_TRIED = 1 << 10
 _LOCKSTEP = 48
+_LARGE = 1 << 10
 _STEP = re.compile(rb"((?:10)*|(?:11)*)0")
 
 Lengths = NDArray[np.uint8]
@@ -50,11 +51,14 @@ def code_lengths(counts: NDArray[np.int64]) -> Lengths:
     """Huffman code lengths (k,) of symbols that occur `counts` (k,) times, k >= 2, none longer than limit(k).
 
     dahuffman builds the tree. Where it is deeper than the limit, package-merge (Larmore and Hirschberg 1990)
-    gives the best code within it. Symbols that do not occur count as occurring once: every symbol has a code.
+    gives the best code within it; and at once where the alphabet is so large that dahuffman takes
+    seconds. Symbols that do not occur count as occurring once: every symbol has a code.
     """
     from dahuffman import HuffmanCodec
 
     frequencies = np.maximum(counts, 1)
+    if len(counts) > _LARGE:
+        return package_merge(frequencies, limit(len(counts))).astype(np.uint8)
     # An end marker that is itself a symbol keeps dahuffman from adding one of its own.
     table = HuffmanCodec.from_frequencies(dict(enumerate(frequencies.tolist())), eof=0).get_code_table()
     lengths = np.array([table[symbol][0] for symbol in range(len(counts))])

@@ -1,4 +1,4 @@
-/* dcz.c reads .dcz files of format version 1 (FORMAT.md beside it) where there is no Python: C99 and its library, no more.
+/* dcz.c reads .dcz files of format version 1 (FORMAT.md beside it) where there is no Python: C99 and its library alone.
  *
  * As a program:
  *
@@ -6,9 +6,9 @@
  *     dcz-decode IN.dcz OUT.safetensors      decodes
  *     dcz-decode IN.dcz                      verifies: decodes all and writes nothing
  *
- * `--max-bytes N` refuses a file whose tensors take more than N bytes together (4 GiB where not given). It exits with 0;
- * with 2 and one line on stderr where the file is not sound or too large; with 1 where this machine fails it (memory,
- * disk, arguments).
+ * `--max-bytes N` refuses a file whose tensors take more than N bytes together (4 GiB where not given). It exits with
+ * 0; with 2 and one line on stderr where the file is not sound or too large; with 1 where this machine fails it
+ * (memory, disk, arguments).
  *
  * As a library: include it once, with DCZ_NO_MAIN defined.
  *
@@ -70,7 +70,7 @@ enum {
     FAST_BITS = 10,
     MAX_VALUES = 65536,
     BLOCK = 16384,                 /* tuples of a Huffman-coded stream */
-    MAX_NAMES = 100 * 1000 * 1000, /* safetensors allows no longer header; a few bytes of index can ask for any length */
+    MAX_NAMES = 100 * 1000 * 1000, /* as much as a safetensors header; a short index can ask for any length */
     MAX_HELD = 24
 };
 
@@ -129,6 +129,7 @@ struct dcz {
     size_t cells_room;
     uint32_t epoch;
     struct huffman literals, distances;
+    int fixed; /* these are the codes of RFC 1951, 3.2.6 */
     uint16_t literal_symbols[288], distance_symbols[32];
     void *held[MAX_HELD];
     unsigned holding;
@@ -148,26 +149,27 @@ static void say(dcz_error *error, dcz_status status, const char *text) {
 static void fail(dcz *d, dcz_status status, const char *field, const char *what) {
     char name[64] = "", text[256];
     if (d->at == NO_TENSOR) {
-        (void)snprintf(text, sizeof text, "%s %s", field, what);
+        (void)snprintf(text, sizeof text, "%s: %s", field, what);
     } else {
         const struct tensor *tensor = &d->tensors[d->at];
         for (size_t i = 0; i < tensor->name_length && i + 1 < sizeof name; i++) {
             char c = d->names[tensor->name + i];
             name[i] = ' ' <= c && c <= '~' ? c : '?';
         }
-        (void)snprintf(text, sizeof text, "tensor %td '%s': %s %s", d->at, name, field, what);
+        (void)snprintf(text, sizeof text, "tensor %td '%s': %s: %s", d->at, name, field, what);
     }
     say(d->error, status, text);
     longjmp(d->escape, 1);
 }
 
-static void bad(dcz *d, const char *field, const char *what) {
-    fail(d, DCZ_MALFORMED, field, what);
+static void must(dcz *d, int holds, const char *field, const char *or_else) {
+    if (!holds)
+        fail(d, DCZ_MALFORMED, field, or_else);
 }
 
 static void *checked(dcz *d, void *memory) {
     if (memory == NULL)
-        fail(d, DCZ_NO_MEMORY, "memory:", "there is not enough");
+        fail(d, DCZ_NO_MEMORY, "memory", "not enough");
     return memory;
 }
 
@@ -184,7 +186,7 @@ static void release(dcz *d, unsigned down_to) {
         free(d->held[--d->holding]);
 }
 
-/* ---- Bytes -------------------------------------------------------------------------------------------------------- */
+/* ---- Bytes ------------------------------------------------------------------------------------------------------- */
 
 static size_t left(struct span in) {
     return (size_t)(in.end - in.at);
@@ -192,8 +194,7 @@ static size_t left(struct span in) {
 
 static struct span part(dcz *d, struct span *in, uint64_t length, const char *field) {
     struct span found = {in->at, in->at};
-    if (length > left(*in))
-        bad(d, field, "ends early");
+    must(d, length <= left(*in), field, "cut short");
     found.end = in->at += (size_t)length;
     return found;
 }
@@ -218,8 +219,8 @@ static uint64_t varint(dcz *d, struct span *in, const char *field) {
     uint64_t value = 0;
     for (unsigned shift = 0;; shift += 7) {
         unsigned byte = u8(d, in, field);
-        if ((shift == 63 && byte > 1) || (shift > 0 && byte == 0))
-            bad(d, field, "is not a varint in its shortest form below 2^64");
+        int shortest = shift == 0 || byte > 0, below = shift < 63 || byte <= 1;
+        must(d, shortest && below, field, "not a varint in its shortest form below 2^64");
         value |= (uint64_t)(byte & 127) << shift;
         if (byte < 128)
             return value;
@@ -228,8 +229,7 @@ static uint64_t varint(dcz *d, struct span *in, const char *field) {
 
 static size_t number(dcz *d, struct span *in, uint64_t least, uint64_t most, const char *field) {
     uint64_t value = varint(d, in, field);
-    if (value < least || value > most)
-        bad(d, field, "is out of range");
+    must(d, value >= least && value <= most, field, "out of range");
     return (size_t)value;
 }
 
@@ -272,7 +272,7 @@ static unsigned width(size_t k) {
     return k < 2 ? 0 : top_bit(k - 1) + 1;
 }
 
-/* ---- Bits and canonical Huffman codes ----------------------------------------------------------------------------- */
+/* ---- Bits and canonical Huffman codes ---------------------------------------------------------------------------- */
 
 struct bits {
     struct span in;
@@ -294,8 +294,7 @@ static void refill(struct bits *b) {
 }
 
 static void drop(dcz *d, struct bits *b, unsigned count) {
-    if (count > b->count)
-        bad(d, b->field, "ends early");
+    must(d, count <= b->count, b->field, "cut short");
     b->ahead >>= count;
     b->count -= count;
 }
@@ -314,14 +313,12 @@ static struct span behind(const struct bits *b) {
 }
 
 static struct span end_padded(dcz *d, const struct bits *b) {
-    if (b->ahead & ((1u << b->count % 8) - 1))
-        bad(d, b->field, "has padding that is not zero");
+    must(d, !(b->ahead & ((1u << b->count % 8) - 1)), b->field, "padding is not zero");
     return behind(b);
 }
 
 static void end_exactly(dcz *d, const struct bits *b) {
-    if (left(end_padded(d, b)) > 0)
-        bad(d, b->field, "ends before its last byte");
+    must(d, left(end_padded(d, b)) == 0, b->field, "ends before its last byte");
 }
 
 static uint32_t mirrored(uint32_t code, unsigned length) {
@@ -376,11 +373,11 @@ static unsigned symbol(dcz *d, const struct huffman *h, struct bits *b) {
         first += h->count[length];
         at += h->count[length];
     }
-    bad(d, b->field, "has bits that are no code");
+    must(d, 0, b->field, "bits that are no code");
     return 0;
 }
 
-/* ---- Inflate (RFC 1951) -------------------------------------------------------------------------------------------- */
+/* ---- Inflate (RFC 1951) ------------------------------------------------------------------------------------------ */
 
 struct window {
     uint8_t *bytes;
@@ -391,8 +388,8 @@ static void inflate_stored(dcz *d, struct bits *b, struct window *out) {
     struct span rest = behind(b);
     uint64_t length = get_le(part(d, &rest, 2, b->field).at, 2), inverse = get_le(part(d, &rest, 2, b->field).at, 2);
     struct span from = part(d, &rest, length, b->field);
-    if ((length ^ inverse) != 0xFFFF || length > out->room - out->used)
-        bad(d, b->field, "has a stored block of a wrong length");
+    must(d, (length ^ inverse) == 0xFFFF, b->field, "deflate: a stored block of a wrong length");
+    must(d, length <= out->room - out->used, b->field, "deflate: more bytes than the values have");
     if (length > 0)
         memcpy(out->bytes + out->used, from.at, (size_t)length);
     out->used += (size_t)length;
@@ -405,16 +402,14 @@ static void inflate_copy(dcz *d, struct bits *b, struct window *out, unsigned co
     static const uint16_t DISTANCE[30] = {1,    2,    3,    4,    5,    7,    9,    13,   17,    25,
                                           33,   49,   65,   97,   129,  193,  257,  385,  513,   769,
                                           1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
-    if (code > 285)
-        bad(d, b->field, "has a length that is none");
+    must(d, code <= 285, b->field, "deflate: a length that is none");
     code -= 257;
     size_t length = LENGTH[code] + (code < 4 || code == 28 ? 0u : take(d, b, code / 4 - 1));
     unsigned far = symbol(d, &d->distances, b);
-    if (far > 29)
-        bad(d, b->field, "has a distance that is none");
+    must(d, far <= 29, b->field, "deflate: a distance that is none");
     size_t distance = DISTANCE[far] + (far < 2 ? 0u : take(d, b, far / 2 - 1));
-    if (distance > out->used || length > out->room - out->used)
-        bad(d, b->field, "copies from before its start or past its end");
+    must(d, distance <= out->used, b->field, "deflate: a distance from before the start");
+    must(d, length <= out->room - out->used, b->field, "deflate: more bytes than the values have");
     for (uint8_t *to = out->bytes + out->used, *end = to + length; to < end; to++)
         *to = *(to - distance);
     out->used += length;
@@ -429,19 +424,21 @@ static void inflate_coded(dcz *d, struct bits *b, struct window *out) {
             inflate_copy(d, b, out, code);
             continue;
         }
-        if (out->used == out->room)
-            bad(d, b->field, "is deflated from more bytes than its values have");
+        must(d, out->used < out->room, b->field, "deflate: more bytes than the values have");
         out->bytes[out->used++] = (uint8_t)code;
     }
 }
 
 static void fixed_codes(dcz *d) {
     uint8_t length[288];
+    if (d->fixed)
+        return;
     for (unsigned i = 0; i < 288; i++)
         length[i] = i < 144 ? 8 : i < 256 ? 9 : i < 280 ? 7 : 8;
     (void)build(&d->literals, length, 288);
     memset(length, 5, 32);
     (void)build(&d->distances, length, 32);
+    d->fixed = 1;
 }
 
 /* As zlib has it, a code may be incomplete where it is a single one, of one bit, or none. */
@@ -453,22 +450,23 @@ static void own_codes(dcz *d, struct bits *b) {
     static const uint8_t ORDER[19] = {16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15};
     uint8_t length[288 + 32] = {0}, of_lengths[19] = {0};
     unsigned literals = 257 + take(d, b, 5), all = literals + 1 + take(d, b, 5), given = 4 + take(d, b, 4);
+    d->fixed = 0;
     for (unsigned i = 0; i < given; i++)
         of_lengths[ORDER[i]] = (uint8_t)take(d, b, 3);
-    if (literals > 286 || all > literals + 30 || build(&d->literals, of_lengths, 19) != 0)
-        bad(d, b->field, "has a table of codes that is none");
+    must(d, literals <= 286 && all <= literals + 30, b->field, "deflate: more codes than there are");
+    must(d, build(&d->literals, of_lengths, 19) == 0, b->field, "deflate: a table of codes that is none");
     for (unsigned i = 0; i < all;) {
         unsigned code = symbol(d, &d->literals, b), times = 1;
         if (code >= 16)
             times = code == 16 ? 3 + take(d, b, 2) : code == 17 ? 3 + take(d, b, 3) : 11 + take(d, b, 7);
-        if ((code == 16 && i == 0) || times > all - i)
-            bad(d, b->field, "has a table of codes that is none");
+        must(d, (code != 16 || i > 0) && times <= all - i, b->field, "deflate: a table of codes that is none");
         memset(length + i, code < 16 ? (int)code : code == 16 ? length[i - 1] : 0, times);
         i += times;
     }
-    int32_t room = build(&d->literals, length, literals), room_far = build(&d->distances, length + literals, all - literals);
-    if (length[256] == 0 || !usable(&d->literals, room) || !usable(&d->distances, room_far))
-        bad(d, b->field, "has a table of codes that is none");
+    int32_t room = build(&d->literals, length, literals);
+    int32_t room_far = build(&d->distances, length + literals, all - literals);
+    int sound = length[256] > 0 && usable(&d->literals, room) && usable(&d->distances, room_far);
+    must(d, sound, b->field, "deflate: a table of codes that is none");
 }
 
 static void inflate(dcz *d, struct span in, uint8_t *bytes, size_t size, const char *field) {
@@ -479,8 +477,7 @@ static void inflate(dcz *d, struct span in, uint8_t *bytes, size_t size, const c
     for (unsigned last = 0; !last;) {
         last = take(d, &b, 1);
         unsigned how = take(d, &b, 2);
-        if (how == 3)
-            bad(d, field, "has a deflated block of an unknown type");
+        must(d, how < 3, field, "deflate: a block of an unknown type");
         if (how == 1)
             fixed_codes(d);
         else if (how == 2)
@@ -490,11 +487,10 @@ static void inflate(dcz *d, struct span in, uint8_t *bytes, size_t size, const c
         else
             inflate_coded(d, &b, &out);
     }
-    if (left(behind(&b)) > 0 || out.used < size)
-        bad(d, field, "is deflated from fewer bytes than its values have, or not to the end of its own");
+    must(d, left(behind(&b)) == 0 && out.used == size, field, "deflate: ends before the bytes or the values do");
 }
 
-/* ---- Arithmetic code ----------------------------------------------------------------------------------------------- */
+/* ---- Arithmetic code --------------------------------------------------------------------------------------------- */
 
 struct arithmetic {
     uint64_t range, code;
@@ -513,17 +509,14 @@ static void next_bytes(struct arithmetic *a, unsigned count) {
 
 static struct arithmetic begin_arithmetic(dcz *d, struct span in, const char *field) {
     struct arithmetic a = {((uint64_t)1 << 48) - 1, 0, in, field};
-    if (left(in) > 0 && in.end[-1] == 0)
-        bad(d, field, "has arithmetic code that ends in a byte of zero");
+    must(d, left(in) == 0 || in.end[-1] > 0, field, "arithmetic code ends in a byte of zero");
     next_bytes(&a, 6);
-    if (a.code == a.range)
-        bad(d, field, "has arithmetic code that begins with six bytes FF");
+    must(d, a.code < a.range, field, "arithmetic code begins with six bytes FF");
     return a;
 }
 
 static void end_arithmetic(dcz *d, const struct arithmetic *a) {
-    if (left(a->in) > 0)
-        bad(d, a->field, "has arithmetic code that nothing asks for");
+    must(d, left(a->in) == 0, a->field, "arithmetic code goes on behind its end");
 }
 
 static unsigned decide(const dcz *d, struct arithmetic *a, uint32_t *cell) {
@@ -546,14 +539,14 @@ static unsigned decide(const dcz *d, struct arithmetic *a, uint32_t *cell) {
     return bit;
 }
 
-/* ---- The arithmetic code's model of flags -------------------------------------------------------------------------- */
+/* ---- The arithmetic code's model of flags ------------------------------------------------------------------------ */
 
 enum { LEVELS = 33, NEIGHBOURS = 16 };
 
 struct flags {
     uint8_t *flag; /* of the whole chunk, 1 is stored */
     size_t columns, row, stored_before, stored; /* in the rows above, and in all so far */
-    uint32_t *stored_above;                     /* t_j */
+    uint32_t *stored_above;                     /* t_j; NULL where there is one row */
     unsigned prior_column, prior_row, near;     /* a, b and n */
     uint64_t all, row_share;                    /* G, 2^32 // (i + A) */
     int32_t log_all, likely;                    /* log(G), L */
@@ -575,7 +568,7 @@ static void begin_row(struct flags *f, size_t row) {
     f->log_all = logarithm(f->all);
 }
 
-static struct flags *begin_flags(dcz *d, uint8_t *flag, size_t columns, unsigned prior, unsigned near) {
+static struct flags *begin_flags(dcz *d, uint8_t *flag, size_t rows, size_t columns, unsigned prior, unsigned near) {
     struct flags *f = hold(d, 1, sizeof *f);
     memset(f, 0, sizeof *f);
     f->flag = flag;
@@ -583,8 +576,10 @@ static struct flags *begin_flags(dcz *d, uint8_t *flag, size_t columns, unsigned
     f->prior_column = prior & 15;
     f->prior_row = prior >> 4;
     f->near = near;
-    f->stored_above = hold(d, columns, sizeof *f->stored_above);
-    memset(f->stored_above, 0, columns * sizeof *f->stored_above);
+    if (rows > 1) {
+        f->stored_above = hold(d, columns, sizeof *f->stored_above);
+        memset(f->stored_above, 0, columns * sizeof *f->stored_above);
+    }
     for (unsigned i = 0; i < LEVELS * NEIGHBOURS; i++) {
         uint32_t x = 8 * (i / NEIGHBOURS) + 4, p = (16 + x % 16) << (x / 16 + 2), most = (1u << 22) - (1u << 16);
         f->cells[i] = CELL(p < most ? p : most, 4);
@@ -607,19 +602,21 @@ static unsigned neighbours(const struct flags *f, size_t column) {
 
 static unsigned read_flag(dcz *d, struct arithmetic *a, struct flags *f, size_t column) {
     uint64_t column_share = ((uint64_t)1 << 32) / (column + ((uint64_t)1 << f->prior_row));
-    uint64_t in_column = ((uint64_t)f->stored_above[column] << 16) + (f->all << f->prior_column);
+    uint64_t above = f->stored_above != NULL ? f->stored_above[column] : 0;
+    uint64_t in_column = (above << 16) + (f->all << f->prior_column);
     uint64_t in_row = ((uint64_t)(f->stored - f->stored_before) << 16) + (f->all << f->prior_row);
     uint64_t x = in_column * f->row_share >> 32, y = in_row * column_share >> 32;
     f->likely = logarithm(x > 0 ? x : 1) + logarithm(y > 0 ? y : 1) - f->log_all;
     int32_t level = (f->likely < 0 ? 0 : f->likely > 263 ? 263 : f->likely) >> 3;
     unsigned stored = decide(d, a, &f->cells[(unsigned)level * NEIGHBOURS + neighbours(f, column)]);
     f->flag[f->row * f->columns + column] = (uint8_t)stored;
-    f->stored_above[column] += stored;
     f->stored += stored;
+    if (f->stored_above != NULL)
+        f->stored_above[column] += stored;
     return stored;
 }
 
-/* ---- Values -------------------------------------------------------------------------------------------------------- */
+/* ---- Values ------------------------------------------------------------------------------------------------------ */
 
 /* A float as sign, and fraction * 2^exponent. */
 struct real {
@@ -677,15 +674,13 @@ static uint64_t times(uint64_t bits, int32_t integer, const struct dtype *type) 
 
 static uint64_t widened(dcz *d, uint64_t bits, const struct dtype *from, const struct dtype *to, const char *field) {
     uint64_t top = (uint64_t)1 << (8 * from->size - 1), infinity = ((uint64_t)1 << from->exponent) - 1;
-    if (to->kind == 'b' && bits > 1)
-        bad(d, field, "has a bool that is neither 0 nor 1");
+    must(d, to->kind != 'b' || bits <= 1, field, "a bool is neither 0 nor 1");
     if (from == to)
         return bits;
     if (from == BFLOAT16 && to == FLOAT32)
         return bits << 16;
     if (from->kind == 'f') {
-        if ((bits & (top - 1)) > infinity << from->mantissa)
-            bad(d, field, "has a narrowed NaN");
+        must(d, (bits & (top - 1)) <= infinity << from->mantissa, field, "a narrowed NaN");
         return rounded(taken_apart(bits, from), to);
     }
     if (from->kind == 'i')
@@ -714,8 +709,7 @@ static const struct dtype *stored_type(dcz *d, unsigned type, const struct dtype
     const struct dtype *from = &DTYPES[type < 20 ? type : 0];
     int floats = from->kind == 'f' && (to == FLOAT32 || to == FLOAT64);
     int integers = (from->kind == 'i' || from->kind == 'u') && (to->kind == 'i' || to->kind == 'u');
-    if (!(floats || integers) || from->size >= to->size)
-        bad(d, field, "has a type that is not widened to its dtype");
+    must(d, (floats || integers) && from->size < to->size, field, "of a type that is not widened to the dtype");
     return from;
 }
 
@@ -723,8 +717,7 @@ static const struct dtype *stored_type(dcz *d, unsigned type, const struct dtype
 static struct values read_planes(dcz *d, struct span in, size_t count, const struct dtype *from, const char *field) {
     struct values v = {in.at, 1, count, from, from, field};
     /* Deflate makes at most 258 bytes of two bits. */
-    if (count > SIZE_MAX / 16 || count * from->size / 1032 > left(in))
-        bad(d, field, "is deflated to fewer bytes than can be");
+    must(d, count <= SIZE_MAX / 16 && count * from->size / 1032 <= left(in), field, "deflate: fewer bytes than can be");
     uint8_t *planes = hold(d, count, from->size);
     inflate(d, in, planes, count * from->size, field);
     v.bytes = planes;
@@ -736,7 +729,7 @@ static uint8_t *read_array(dcz *d, struct span *in, uint64_t count, const struct
     unsigned type = u8(d, in, field);
     const struct dtype *from = stored_type(d, type & 127, to, field);
     if (count > d->max_bytes / to->size)
-        fail(d, DCZ_TOO_LARGE, field, "is too large: it has more than the bytes allowed");
+        fail(d, DCZ_TOO_LARGE, field, "too large: more than the bytes allowed");
     struct values v = {in->at, from->size, 1, from, to, field};
     if (type & 128) {
         v = read_planes(d, counted(d, in, field), (size_t)count, from, field);
@@ -750,7 +743,7 @@ static uint8_t *read_array(dcz *d, struct span *in, uint64_t count, const struct
     return array;
 }
 
-/* ---- Streams of symbols -------------------------------------------------------------------------------------------- */
+/* ---- Streams of symbols ------------------------------------------------------------------------------------------ */
 
 struct stream {
     uint32_t k, t, tuples; /* symbols, symbols a tuple, K */
@@ -766,12 +759,10 @@ static unsigned next_length(dcz *d, struct bits *b, unsigned length, unsigned lo
     unsigned shorter = take(d, b, 1);
     for (;;) {
         length = shorter ? length - 1 : length + 1;
-        if (length < 1 || length > longest)
-            bad(d, b->field, "has code lengths that are out of range");
+        must(d, length >= 1 && length <= longest, b->field, "a code length is out of range");
         if (!take(d, b, 1))
             return length;
-        if (take(d, b, 1) != shorter)
-            bad(d, b->field, "has code lengths that go up and down at once");
+        must(d, take(d, b, 1) == shorter, b->field, "a code length goes up and down");
     }
 }
 
@@ -779,14 +770,12 @@ static void read_table(dcz *d, struct span *in, struct stream *s) {
     struct bits b = begin_bits(*in, s->field);
     unsigned longest = s->width + 3 > 12 ? s->width + 3 : 12, length = take(d, &b, 5);
     uint8_t *lengths = hold(d, s->tuples, 1);
-    if (length < 1 || length > longest)
-        bad(d, s->field, "has code lengths that are out of range");
+    must(d, length >= 1 && length <= longest, s->field, "a code length is out of range");
     for (uint32_t i = 0; i < s->tuples; i++)
         lengths[i] = (uint8_t)(length = i > 0 ? next_length(d, &b, length, longest) : length);
     *in = end_padded(d, &b);
     s->table.symbol = hold(d, s->tuples, sizeof *s->table.symbol);
-    if (build(&s->table, lengths, s->tuples) != 0)
-        bad(d, s->field, "has code lengths that do not fill the code");
+    must(d, build(&s->table, lengths, s->tuples) == 0, s->field, "the code lengths make no whole code");
 }
 
 static void read_header(dcz *d, struct span *in, size_t k, struct stream *s, const char *field) {
@@ -798,12 +787,10 @@ static void read_header(dcz *d, struct span *in, size_t k, struct stream *s, con
     unsigned how = u8(d, in, field);
     s->t = how & 31;
     s->coded = how >> 7;
-    if (s->t == 0 || how & 0x60)
-        bad(d, field, "has a header that is none");
+    must(d, s->t > 0 && !(how & 0x60), field, "unknown");
     for (unsigned i = 0; i < s->t; i++) {
         s->tuples *= s->k;
-        if (s->t > 1 && s->tuples > 4096)
-            bad(d, field, "has more than 4,096 tuples");
+        must(d, s->t == 1 || s->tuples <= 4096, field, "more than 4,096 tuples");
     }
     s->width = width(s->tuples);
     if (s->coded)
@@ -814,12 +801,10 @@ static void read_tuples(dcz *d, const struct stream *s, struct span in, uint16_t
     struct bits b = begin_bits(in, s->field);
     for (size_t i = 0; i < count;) {
         uint32_t tuple = s->coded ? symbol(d, &s->table, &b) : take(d, &b, s->width);
-        if (tuple >= s->tuples)
-            bad(d, s->field, "has a symbol that is none");
+        must(d, tuple < s->tuples, s->field, "a tuple that is none");
         for (uint32_t j = 0; j < s->t && i < count; j++, tuple /= s->k)
             out[i++] = (uint16_t)(tuple % s->k);
-        if (tuple > 0)
-            bad(d, s->field, "does not fill up its last tuple with zeros");
+        must(d, tuple == 0, s->field, "the last tuple is not filled up with zeros");
     }
     end_exactly(d, &b);
 }
@@ -842,7 +827,7 @@ static void read_stream(dcz *d, const struct stream *s, struct span *in, uint16_
                     block < count - i ? block : count - i);
 }
 
-/* ---- A blob's head ------------------------------------------------------------------------------------------------- */
+/* ---- A blob's head ----------------------------------------------------------------------------------------------- */
 
 enum { DENSE, BITMAP, GAPS, FLAGS };
 enum { RAW, CODEBOOK, GRID };
@@ -866,6 +851,7 @@ struct blob {
 
 static uint8_t *read_mask(dcz *d, struct span *in, size_t count, size_t *kept) {
     unsigned how = u8(d, in, "mask");
+    must(d, how <= 2, "mask", "of an unknown kind");
     uint8_t *keep = hold(d, count, 1);
     memset(keep, 1, count);
     if (how == 1) {
@@ -876,19 +862,16 @@ static uint8_t *read_mask(dcz *d, struct span *in, size_t count, size_t *kept) {
     } else if (how == 2) {
         struct arithmetic a = begin_arithmetic(d, counted(d, in, "mask"), "mask");
         unsigned mark = d->holding;
-        struct flags *f = begin_flags(d, keep, count, 0, 1);
+        struct flags *f = begin_flags(d, keep, 1, count, 0, 1);
         for (size_t i = 0; i < count; i++)
             (void)read_flag(d, &a, f, i);
         end_arithmetic(d, &a);
         release(d, mark);
-    } else if (how > 2) {
-        bad(d, "mask", "is of an unknown kind");
     }
     *kept = 0;
     for (size_t i = 0; i < count; i++)
         *kept += keep[i];
-    if (*kept == 0)
-        bad(d, "mask", "keeps nothing");
+    must(d, *kept > 0, "mask", "keeps nothing");
     return keep;
 }
 
@@ -921,9 +904,8 @@ static void read_columns(dcz *d, struct span *in, struct blob *b) {
     b->kept = b->elements;
     if (b->positions != FLAGS && !b->adaptive && !b->masked)
         return;
-    b->columns = b->kept_columns = number(d, in, 1, b->elements, "columns:");
-    if (b->elements % b->columns)
-        bad(d, "columns:", "their number does not divide the elements'");
+    b->columns = b->kept_columns = number(d, in, 1, b->elements, "columns");
+    must(d, b->elements % b->columns == 0, "columns", "do not divide the elements");
     if (b->masked) {
         b->rows_kept = read_mask(d, in, b->elements / b->columns, &rows);
         b->columns_kept = read_mask(d, in, b->columns, &b->kept_columns);
@@ -941,15 +923,14 @@ static uint64_t key(uint64_t bits, const struct dtype *dtype) {
 
 static void read_codebook(dcz *d, struct span *in, struct blob *b) {
     unsigned size = b->dtype->size;
-    b->k = (uint32_t)number(d, in, 0, MAX_VALUES - 1, "codebook: number of values") + 1;
+    /* More values than elements in a group, FORMAT.md does not say it, would be a book without bounds. */
+    b->k = (uint32_t)number(d, in, 0, b->group < MAX_VALUES ? b->group - 1 : MAX_VALUES - 1, "codebook size") + 1;
     b->book = read_array(d, in, (uint64_t)b->groups * b->k, b->dtype, "codebook");
     uint64_t before = 0;
     for (size_t i = 0; i < b->groups * b->k; i++) {
         uint64_t bits = get_le(b->book + i * size, size), now = key(bits, b->dtype);
-        if (bits == 0 && b->positions != DENSE)
-            bad(d, "codebook", "holds zero, which positions leave out");
-        if (i % b->k > 0 && (before > now || (before == now && !b->grouped)))
-            bad(d, "codebook", "does not ascend");
+        must(d, bits > 0 || b->positions == DENSE, "codebook", "holds zero, which positions leave out");
+        must(d, i % b->k == 0 || before < now || (before == now && b->grouped), "codebook", "does not ascend");
         before = now;
     }
 }
@@ -972,21 +953,18 @@ static int32_t grid_integer(const struct blob *b, uint32_t code) {
 static void read_grid(dcz *d, struct span *in, struct blob *b) {
     const struct dtype *type = scale_type(b);
     uint64_t infinity = (((uint64_t)1 << type->exponent) - 1) << type->mantissa;
-    if (b->dtype->kind != 'f')
-        bad(d, "grid", "is of a dtype that has none");
-    int32_t z = (int32_t)number(d, in, 0, 2 * 65536, "grid: lowest integer");
+    must(d, b->dtype->kind == 'f', "grid", "of a dtype that has none");
+    int32_t z = (int32_t)number(d, in, 0, 2 * 65536, "grid's lowest integer");
     b->lowest = z % 2 ? -(z + 1) / 2 : z / 2;
-    b->k = (uint32_t)number(d, in, 0, MAX_VALUES - 1, "grid: number of values") + 1;
+    b->k = (uint32_t)number(d, in, 0, MAX_VALUES - 1, "grid size") + 1;
     int32_t highest = grid_integer(b, b->k - 1), least = b->lowest > 0 ? b->lowest : 1;
-    if (highest > 65536)
-        bad(d, "grid", "goes beyond 65,536");
+    must(d, highest <= 65536, "grid", "goes beyond 65,536");
     b->book = read_array(d, in, b->groups, type, "grid");
     for (size_t i = 0; i < b->groups; i++) {
         uint64_t bits = get_le(b->book + i * type->size, type->size);
-        if (bits == 0 || bits >= infinity)
-            bad(d, "grid", "has a scale that is not finite and above 0");
-        if (b->positions != DENSE && highest >= least && grid_value(b, i, least) == 0)
-            bad(d, "grid", "holds zero, which positions leave out");
+        must(d, bits > 0 && bits < infinity, "grid", "a scale is not finite and above 0");
+        int zero = highest >= least && grid_value(b, i, least) == 0;
+        must(d, b->positions == DENSE || !zero, "grid", "holds zero, which positions leave out");
     }
 }
 
@@ -997,14 +975,11 @@ static void read_form(dcz *d, struct span *in, struct blob *b) {
     b->adaptive = form >> 4 & 1;
     b->masked = form >> 5 & 1;
     b->grouped = form >> 6 & 1;
-    if (form >> 7 || b->values == 3)
-        bad(d, "form", "is unknown");
-    if (b->adaptive && (b->values == RAW || b->positions == BITMAP || b->positions == GAPS))
-        bad(d, "form", "has adaptive codes of raw values or beside a bitmap or gaps");
-    if (b->positions == FLAGS && b->values != RAW && !b->adaptive)
-        bad(d, "form", "has flags, but codes that are not adaptive");
-    if (b->grouped && b->values == RAW)
-        bad(d, "form", "has groups of raw values");
+    must(d, form >> 7 == 0 && b->values < 3, "form", "unknown");
+    must(d, !b->adaptive || b->values != RAW, "form", "adaptive codes of raw values");
+    must(d, !b->adaptive || b->positions == DENSE || b->positions == FLAGS, "form", "adaptive codes, not flags");
+    must(d, b->adaptive || b->positions != FLAGS || b->values == RAW, "form", "flags beside other codes");
+    must(d, !b->grouped || b->values != RAW, "form", "groups of raw values");
 }
 
 static void read_contexts(dcz *d, struct span *in, struct blob *b) {
@@ -1012,15 +987,16 @@ static void read_contexts(dcz *d, struct span *in, struct blob *b) {
     unsigned both = u8(d, in, "context");
     b->near = both & 3;
     b->context = both >> 2;
-    if (b->near > 2 || b->context > 3 || (b->near > 0 && b->positions != FLAGS) || (b->context > 0 && !b->adaptive) ||
-        (b->context == 1 && b->positions != FLAGS))
-        bad(d, "context", "does not fit the form");
+    int flags = b->positions == FLAGS;
+    must(d, b->near <= 2 && b->context <= 3, "context", "unknown");
+    must(d, flags || (b->near == 0 && b->context != 1), "context", "of flags, without flags");
+    must(d, b->adaptive || b->context == 0, "context", "of adaptive codes, without adaptive codes");
 }
 
 static void read_head(dcz *d, struct span *in, struct blob *b) {
     read_form(d, in, b);
     read_columns(d, in, b);
-    b->group = b->grouped ? number(d, in, 1, b->elements - 1, "elements a group:") : b->elements;
+    b->group = b->grouped ? number(d, in, 1, b->elements - 1, "elements a group") : b->elements;
     b->groups = (b->elements - 1) / b->group + 1;
     if (b->values == RAW)
         (void)stored_type(d, (b->raw = u8(d, in, "raw values")) & 127, b->dtype, "raw values");
@@ -1038,7 +1014,7 @@ static void read_head(dcz *d, struct span *in, struct blob *b) {
         read_contexts(d, in, b);
 }
 
-/* ---- Chunks -------------------------------------------------------------------------------------------------------- */
+/* ---- Chunks ------------------------------------------------------------------------------------------------------ */
 
 static void put(struct blob *b, uint64_t bits) {
     put_le(b->out + b->at * b->dtype->size, bits, b->dtype->size);
@@ -1052,19 +1028,18 @@ static void put_code(struct blob *b, uint32_t code) {
         put(b, grid_value(b, group, grid_integer(b, code)));
 }
 
-static void read_gaps(dcz *d, const struct blob *b, struct span *in, uint16_t *symbols, uint8_t *flag, size_t elements) {
+static void read_gaps(dcz *d, const struct blob *b, struct span *in, uint16_t *symbols, uint8_t *flag,
+                      size_t elements) {
     size_t count = number(d, in, 0, elements, "gaps"), at = 0;
     read_stream(d, &b->places, in, symbols, count);
     memset(flag, 0, elements);
     for (size_t i = 0; i < count; i++) {
-        size_t stored = symbols[i] < b->longest_gap;
-        if (symbols[i] + stored > elements - at)
-            bad(d, "gaps", "pass the end");
+        unsigned stored = symbols[i] < b->longest_gap;
+        must(d, symbols[i] + stored <= elements - at, "gaps", "pass the end");
         at += symbols[i];
+        must(d, stored || i + 1 < count, "gaps", "the last stores nothing");
         if (stored)
             flag[at++] = 1;
-        else if (i + 1 == count)
-            bad(d, "gaps", "end in one that stores nothing");
     }
 }
 
@@ -1114,20 +1089,21 @@ static uint32_t code_context(const struct blob *b, const struct flags *f, uint32
 /* Flags, codes or both of a chunk, row by row; codes go to where they belong, flags into `flag`. */
 static void read_rows(dcz *d, struct blob *b, struct span in, uint8_t *flag, size_t elements) {
     struct arithmetic a = begin_arithmetic(d, in, b->adaptive ? "flags and codes" : "flags");
-    struct flags *f = flag != NULL ? begin_flags(d, flag, b->kept_columns, b->prior, b->near) : NULL;
+    size_t columns = b->kept_columns, rows = elements / columns;
+    struct flags *f = flag != NULL ? begin_flags(d, flag, rows, columns, b->prior, b->near) : NULL;
     uint16_t *code_above = NULL;
     uint32_t last = b->k / 2;
     if (b->adaptive)
         begin_codes(d, b);
     if (b->context == 2) {
-        code_above = hold(d, b->kept_columns, sizeof *code_above);
-        for (size_t j = 0; j < b->kept_columns; j++)
+        code_above = hold(d, columns, sizeof *code_above);
+        for (size_t j = 0; j < columns; j++)
             code_above[j] = (uint16_t)last;
     }
-    for (size_t row = 0; row < elements / b->kept_columns; row++) {
+    for (size_t row = 0; row < rows; row++) {
         if (f != NULL)
             begin_row(f, row);
-        for (size_t j = 0; j < b->kept_columns; j++) {
+        for (size_t j = 0; j < columns; j++) {
             unsigned stored = f == NULL || read_flag(d, &a, f, j);
             if (!b->adaptive)
                 continue;
@@ -1148,15 +1124,14 @@ static void read_raw(dcz *d, struct blob *b, struct span in, const uint8_t *flag
     struct values v = {in.at, from->size, 1, from, b->dtype, "raw values"};
     if (b->raw & 128)
         v = read_planes(d, in, count, from, "raw values");
-    else if (left(in) != count * from->size)
-        bad(d, "raw values", "are too few or too many");
+    else
+        must(d, left(in) == count * from->size, "raw values", "too few or too many bytes");
     v.to = b->dtype;
     for (size_t i = 0, next = 0; i < elements; i++, advance(b)) {
         if (flag != NULL && !flag[i])
             continue;
         uint64_t bits = value_at(d, &v, next++);
-        if (bits == 0 && flag != NULL)
-            bad(d, "raw values", "hold zero, which positions leave out");
+        must(d, bits > 0 || flag == NULL, "raw values", "zero, which positions leave out");
         put(b, bits);
     }
 }
@@ -1164,8 +1139,7 @@ static void read_raw(dcz *d, struct blob *b, struct span in, const uint8_t *flag
 static void read_codes(dcz *d, struct blob *b, struct span in, const uint8_t *flag, size_t elements, size_t count) {
     uint16_t *codes = hold(d, count, sizeof *codes);
     read_stream(d, &b->codes, &in, codes, count);
-    if (left(in) > 0)
-        bad(d, "chunk", "has bytes behind its end");
+    must(d, left(in) == 0, "chunk", "bytes behind its end");
     for (size_t i = 0, next = 0; i < elements; i++, advance(b))
         if (flag == NULL || flag[i])
             put_code(b, codes[next++]);
@@ -1226,11 +1200,10 @@ static void read_blob(dcz *d, struct blob *b, struct span in) {
         uint64_t size = chunks > 1 ? varint(d, &sizes, "chunk") : left(in);
         read_chunk(d, b, part(d, &in, size, "chunk"), most < b->kept - done ? most : b->kept - done);
     }
-    if (left(in) > 0)
-        bad(d, "blob", "has bytes behind its last chunk");
+    must(d, left(in) == 0, "blob", "bytes behind its last chunk");
 }
 
-/* ---- The index ----------------------------------------------------------------------------------------------------- */
+/* ---- The index --------------------------------------------------------------------------------------------------- */
 
 static int is_utf8(struct span text) {
     static const uint32_t LEAST[4] = {0, 0x80, 0x800, 0x10000};
@@ -1252,11 +1225,11 @@ static int is_utf8(struct span text) {
 }
 
 static void read_name(dcz *d, struct span *in, struct tensor *tensor, const struct tensor *before) {
-    size_t shared = number(d, in, 0, before != NULL ? before->name_length : 0, "name: shared bytes");
+    size_t shared = number(d, in, 0, before != NULL ? before->name_length : 0, "name");
     struct span own = counted(d, in, "name");
     size_t length = shared + left(own), needed = d->names_used + length + 1;
     if (length >= MAX_NAMES || needed > MAX_NAMES)
-        fail(d, DCZ_TOO_LARGE, "name", "is too large: all names together have more than 100,000,000 bytes");
+        fail(d, DCZ_TOO_LARGE, "name", "too large: more than 100,000,000 bytes of names");
     if (needed > d->names_room) {
         d->names = checked(d, realloc(d->names, 2 * needed));
         d->names_room = 2 * needed;
@@ -1271,32 +1244,30 @@ static void read_name(dcz *d, struct span *in, struct tensor *tensor, const stru
     tensor->name_length = length;
     d->names_used = needed;
     struct span text = {(const uint8_t *)name, (const uint8_t *)name + length};
-    if (!is_utf8(text))
-        bad(d, "name", "is not UTF-8");
+    must(d, is_utf8(text), "name", "not UTF-8");
 }
 
 static void read_shape(dcz *d, struct span *in, struct tensor *tensor) {
     uint64_t most = ((uint64_t)1 << 62) / tensor->dtype->size, product = 1;
     int empty = 0;
-    tensor->dimensions = (unsigned)number(d, in, 0, DCZ_MAX_DIMENSIONS, "dimensions:");
+    tensor->dimensions = (unsigned)number(d, in, 0, DCZ_MAX_DIMENSIONS, "dimensions");
     tensor->shape = in->at;
     for (unsigned i = 0; i < tensor->dimensions; i++) {
         uint64_t dimension = varint(d, in, "shape");
         empty |= dimension == 0;
-        if (dimension > most / product)
-            bad(d, "shape", "has more than 2^62 bytes");
+        must(d, dimension <= most / product, "shape", "more than 2^62 bytes");
         product *= dimension > 0 ? dimension : 1;
     }
     if (!empty && product > d->max_bytes / tensor->dtype->size)
-        fail(d, DCZ_TOO_LARGE, "shape", "is too large: it has more than the bytes allowed");
+        fail(d, DCZ_TOO_LARGE, "shape", "too large: more than the bytes allowed");
     tensor->elements = empty ? 0 : (size_t)product;
 }
 
 static void read_reference(dcz *d, struct span *in, struct tensor *tensor, size_t place) {
     struct tensor own = *tensor;
     size_t earlier = (size_t)varint(d, in, "reference");
-    if (earlier >= place || d->tensors[earlier].same_as != earlier)
-        bad(d, "reference", "is not to an earlier tensor that is none itself");
+    must(d, earlier < place, "reference", "to no earlier tensor");
+    must(d, d->tensors[earlier].same_as == earlier, "reference", "to a tensor that is one itself");
     *tensor = d->tensors[earlier];
     tensor->name = own.name;
     tensor->name_length = own.name_length;
@@ -1310,17 +1281,15 @@ static void read_tensor(dcz *d, struct span *in, size_t place, struct span *blob
         read_reference(d, in, tensor, place);
         return;
     }
-    if (dtype > 19 || DTYPES[dtype].size == 0)
-        bad(d, "dtype", "is unknown");
+    must(d, dtype < 20 && DTYPES[dtype].size > 0, "dtype", "unknown");
     tensor->dtype = &DTYPES[dtype];
     tensor->same_as = place;
     read_shape(d, in, tensor);
     uint64_t size = varint(d, in, "blob");
     tensor->crc = (uint32_t)get_le(part(d, in, 4, "blob").at, 4);
-    if (tensor->elements == 0 && size > 0)
-        bad(d, "blob", "of no elements is not empty");
+    must(d, tensor->elements > 0 || size == 0, "blob", "not empty, and the tensor is");
     if (size > left(*blobs))
-        fail(d, DCZ_TRUNCATED, "blob", "is not all there: the file is truncated");
+        fail(d, DCZ_TRUNCATED, "blob", "truncated: the file ends before it");
     tensor->blob = part(d, blobs, size, "blob");
 }
 
@@ -1334,7 +1303,7 @@ static void read_tensors(dcz *d, struct span *in, struct span *blobs) {
         d->at = (ptrdiff_t)i;
         read_tensor(d, in, i, blobs);
         if (dcz_bytes(d, i) > room)
-            fail(d, DCZ_TOO_LARGE, "shape", "is too large: all tensors together have more than the bytes allowed");
+            fail(d, DCZ_TOO_LARGE, "shape", "too large: more than the bytes allowed");
         room -= dcz_bytes(d, i);
     }
     d->at = NO_TENSOR;
@@ -1345,10 +1314,8 @@ static void skip_extensions(dcz *d, struct span *in) {
     while (left(*in) > 0) {
         uint64_t tag = varint(d, in, "extension");
         (void)counted(d, in, "extension");
-        if (tag < least)
-            bad(d, "extension", "has a tag that does not ascend");
-        if (tag % 2 > 0)
-            bad(d, "extension", "has an odd tag, which must be known, and is not");
+        must(d, tag >= least, "extension", "tags do not ascend");
+        must(d, tag % 2 == 0, "extension", "an odd tag, which is not known");
         least = tag + 1;
     }
 }
@@ -1371,10 +1338,8 @@ static void check_names_differ(dcz *d) {
             high = run < d->count - middle ? middle + run : d->count;
             for (size_t a = low, b = middle, at = low; at < high; at++) {
                 int order = a == middle ? 1 : b == high ? -1 : compare_names(d, from[a], from[b]);
-                if (order == 0) {
-                    d->at = (ptrdiff_t)(from[a] > from[b] ? from[a] : from[b]);
-                    bad(d, "name", "is that of another tensor too");
-                }
+                d->at = (ptrdiff_t)from[b < high ? b : a];
+                must(d, order != 0, "name", "that of another tensor too");
                 to[at] = from[order < 0 ? a++ : b++];
             }
         }
@@ -1382,30 +1347,31 @@ static void check_names_differ(dcz *d) {
         to = from;
         from = sorted;
     }
+    d->at = NO_TENSOR;
 }
 
 static void read_file(dcz *d, struct span in) {
     static const uint8_t MAGIC[4] = {0x89, 'D', 'C', 'Z'};
     const uint8_t *start = in.at;
-    if (left(in) < 4 || memcmp(start, MAGIC, 4) != 0)
-        fail(d, DCZ_NOT_DCZ, "this", "is not a .dcz file");
+    if (left(in) == 0 || memcmp(start, MAGIC, left(in) < 4 ? left(in) : 4) != 0)
+        fail(d, DCZ_NOT_DCZ, "magic", "not a .dcz file");
     if (left(in) > 4 && start[4] != 1)
-        fail(d, DCZ_VERSION, "version", "is unknown: only version 1 is read here");
+        fail(d, DCZ_VERSION, "version", "unknown: only 1 is read here");
     if (left(in) < 14 || get_le(start + 6, 4) > left(in) - 14)
-        fail(d, DCZ_TRUNCATED, "index", "is not all there: the file is truncated");
+        fail(d, DCZ_TRUNCATED, "index", "truncated: the file ends before it");
     struct span prefix = part(d, &in, 10, "prefix");
     uint64_t crc = get_le(part(d, &in, 4, "prefix").at, 4);
     struct span index = part(d, &in, get_le(start + 6, 4), "index");
     if (crc32(d, crc32(d, 0, prefix), index) != crc)
-        fail(d, DCZ_CHECKSUM, "index", "does not match its checksum");
+        fail(d, DCZ_CHECKSUM, "index", "checksum does not match");
+    must(d, start[5] <= 3, "coder", "above 3");
     read_tensors(d, &index, &in);
     skip_extensions(d, &index);
-    if (left(in) > 0)
-        bad(d, "file", "has bytes behind its last blob");
+    must(d, left(in) == 0, "file", "bytes behind its last blob");
     check_names_differ(d);
 }
 
-/* ---- The library --------------------------------------------------------------------------------------------------- */
+/* ---- The library ------------------------------------------------------------------------------------------------- */
 
 struct work {
     size_t tensor;
@@ -1415,7 +1381,7 @@ struct work {
 static void decode(dcz *d, const struct work *work) {
     const struct tensor *tensor = &d->tensors[work->tensor];
     if (crc32(d, 0, tensor->blob) != tensor->crc)
-        fail(d, DCZ_CHECKSUM, "blob", "does not match its checksum");
+        fail(d, DCZ_CHECKSUM, "blob", "checksum does not match");
     if (tensor->elements == 0)
         return;
     struct blob *blob = hold(d, 1, sizeof *blob);
@@ -1446,7 +1412,7 @@ dcz *dcz_open(const void *bytes, size_t size, uint64_t max_bytes, dcz_error *err
     struct span file = {bytes, (const uint8_t *)bytes + size};
     dcz *d = calloc(1, sizeof *d);
     if (d == NULL) {
-        say(error, DCZ_NO_MEMORY, "memory: there is not enough");
+        say(error, DCZ_NO_MEMORY, "memory: not enough");
         return NULL;
     }
     fill_tables(d);
@@ -1505,7 +1471,7 @@ void dcz_close(dcz *file) {
     free(file);
 }
 
-/* ---- The program --------------------------------------------------------------------------------------------------- */
+/* ---- The program ------------------------------------------------------------------------------------------------- */
 
 #ifndef DCZ_NO_MAIN
 
@@ -1580,7 +1546,7 @@ static struct text safetensors_head(const dcz *file) {
     return t;
 }
 
-/* Decodes all and, where there is `out`, writes it. A tensor that others equal stays in memory until the last of them. */
+/* Decodes all and, if there is `out`, writes it. A tensor that others equal stays in memory until the last of them. */
 static int write_tensors(dcz *file, const char *path, FILE *out, const char *out_path, void **kept, size_t *last_use) {
     dcz_error error;
     for (size_t i = 0; i < dcz_count(file); i++)
@@ -1590,7 +1556,7 @@ static int write_tensors(dcz *file, const char *path, FILE *out, const char *out
         if (from == i) {
             kept[i] = malloc(bytes > 0 ? bytes : 1);
             if (kept[i] == NULL)
-                return complain(NO_LUCK, path, "memory: there is not enough");
+                return complain(NO_LUCK, path, "memory: not enough");
             if (dcz_decode(file, i, kept[i], &error) != DCZ_OK)
                 return complain(error.status == DCZ_NO_MEMORY ? NO_LUCK : UNSOUND, path, error.text);
         }
@@ -1609,7 +1575,7 @@ static int decode_all(dcz *file, const char *path, FILE *out, const char *out_pa
     void **kept = calloc(count + 1, sizeof *kept);
     size_t *last_use = calloc(count + 1, sizeof *last_use);
     int code = kept != NULL && last_use != NULL ? write_tensors(file, path, out, out_path, kept, last_use)
-                                                : complain(NO_LUCK, path, "memory: there is not enough");
+                                                : complain(NO_LUCK, path, "memory: not enough");
     for (size_t i = 0; kept != NULL && i < count; i++)
         free(kept[i]);
     free(kept);
@@ -1627,7 +1593,7 @@ static int write_safetensors(dcz *file, const char *path, const char *out_path) 
     if (head.failed || part_path == NULL) {
         free(head.bytes);
         free(part_path);
-        return complain(NO_LUCK, path, "memory: there is not enough");
+        return complain(NO_LUCK, path, "memory: not enough");
     }
     (void)snprintf(part_path, size, "%s.part", out_path);
     FILE *out = fopen(part_path, "wb");

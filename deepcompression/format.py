@@ -24,6 +24,7 @@ CODERS = ("packed", "huffman", "adaptive", "auto")
 PREFIX_BYTES = 14
 MOST_DIMENSIONS = 64
 MOST_BYTES = 1 << 62
+MOST_NAME_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,12 @@ def read_index(prefix: bytes, index: bytes, file_bytes: int) -> Index:
         raise cursor.fail(f"coder {prefix[5]} does not exist")
     entries: list[Entry] = []
     offset, previous, names = PREFIX_BYTES + len(index), b"", set[str]()
+    name_bytes = 0
     for _ in range(cursor.varint("the number of tensors", most=len(index))):
         name, previous = _read_name(cursor, previous, names)
+        name_bytes += len(previous)
+        if name_bytes > MOST_NAME_BYTES:
+            raise cursor.fail(f"the names have more than {MOST_NAME_BYTES} bytes")
         entries.append(_read_entry(cursor, name, offset, entries))
         offset += entries[-1].size
     _skip_extensions(cursor)

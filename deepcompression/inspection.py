@@ -39,15 +39,6 @@ def _bits(one: dict[str, Any]) -> str:
     return f"{8 * one['bytes'] / count:.2f}" if count else "-"
 
 
-def _positions(one: dict[str, Any]) -> str:
-    return "-" if _inseparable(one) else f"{one['positions']:,}"
-
-
-def _inseparable(one: dict[str, Any]) -> bool:
-    """Whether flags and codes are one arithmetic code."""
-    return bool(one["method"].startswith("flags") and one["positions"] == 0)
-
-
 COLUMNS = (
     Column("dtype", 8, lambda one: one["dtype"]),
     Column("shape", 2, lambda one: "x".join(map(str, one["shape"])) or "scalar"),
@@ -56,7 +47,7 @@ COLUMNS = (
     Column("bits/w", 3, _bits),
     Column("bytes", 0, lambda one: f"{one['bytes']:,}"),
     Column("values", 6, lambda one: f"{one['values']:,}"),
-    Column("positions", 6, _positions),
+    Column("positions", 6, lambda one: f"{one['positions']:,}"),
     Column("codebook", 9, lambda one: f"{one['codebook']:,}"),
     Column("table", 9, lambda one: f"{one['table']:,}"),
     Column("bound", 11, lambda one: f"{one['entropy_bytes']:,.0f}"),
@@ -156,8 +147,6 @@ def _width(column: Column, tensors: list[dict[str, Any]]) -> int:
 
 def _notes(path: str, report: dict[str, Any], columns: list[Column]) -> list[str]:
     lines = []
-    if any(column.title == "positions" for column in columns) and any(map(_inseparable, report["tensors"])):
-        lines.append("positions -: flags and values are one arithmetic code, all of which stands under values")
     hidden = [column.title for column in COLUMNS if column not in columns]
     if hidden:
         lines.append(f"no room for {', '.join(hidden)}: a wider window, a pipe and --json have them")

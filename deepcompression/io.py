@@ -311,10 +311,14 @@ class File(Mapping[str, NDArray[Any]]):
 
 
 def verify(path: Source, *, max_bytes: int | None = None, progress: Progress | None = None) -> None:
-    """Decode every tensor of a .dcz file, one at a time, and return if all is well, else raise as `load` does."""
+    """Decode every tensor of a .dcz file, one at a time, and return if all is well, else raise as `load` does.
+
+    `max_bytes` is of a tensor here, as in `inspect`.
+    """
     with _open(path) as source:
         index = _read_index(source)
-        _check_memory(index.entries, max_bytes)
+        for entry in index.entries:
+            _check_memory([entry], max_bytes)
         for entry in index.entries:
             if entry.same_as is None:
                 _read_tensor(source, entry)
@@ -335,8 +339,8 @@ def inspect(path: Source, *, max_bytes: int | None = None, progress: Progress | 
         format_version; file_bytes; header_bytes; dense_bytes (of the tensors, equal ones once, floats at
         most 4 bytes an element); ratio (dense_bytes / file_bytes); coder; and tensors, a list of: name;
         dtype; shape; density (share of elements that are not +0.0); distinct (values among those); bytes,
-        and their split in values, positions, codebook and table (of adaptively coded
-        tensors the positions are among the values); method; coder; same_as (the tensor whose bytes
+        and their split in values, positions, codebook and table (of an arithmetic
+        code, positions is what its flags alone would take); method; coder; same_as (the tensor whose bytes
         serve this one, if any); entropy_bytes (order-0 entropy of the non-zero values plus n x H(density)
         for their positions).
     """
@@ -473,7 +477,7 @@ def _available_memory() -> int:
 
 def _describe(source: _Bytes, entry: Entry) -> dict[str, Any]:
     blob = _read_blob(source, entry)
-    flat, sections = _decode_blob(blob, entry, cores())
+    flat, sections = blobs.decode_tensor(blob, entry.dtype, entry.elements, entry.name, cores(), split=True)
     nonzero, distinct, saved = 0, 0, 0.0
     for counts in _counts(flat):
         nonzero, distinct, saved = nonzero + int(counts.sum()), distinct + len(counts), saved + _repeats(counts)

@@ -140,3 +140,4 @@ def write_each(
         for name, _, _ in ordered:
             bits = np.ascontiguousarray(tensor(name).bits)
             file.write(bits.astype(bits.dtype.newbyteorder("<"), copy=False).data.cast("B") if bits.size else b"")
+            del bits  # before the next tensor is made

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression import io
+from deepcompression.dtypes import DTYPES
 from deepcompression.errors import WeightsError
 from deepcompression.structure import bake, hold
 
@@ -86,10 +87,8 @@ def to_raw_state(state: Mapping[str, Tensor]) -> dict[str, io.RawTensor]:
     raws = {}
     for name, tensor in state.items():
         dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_quantized
-        if not dense or tensor.element_size() not in _NUMPY_OF_SIZE:
-            raise WeightsError(
-                f"{name}: only dense tensors of at most 8 bytes an element can be saved, got {_kind(tensor)}"
-            )
+        if not dense or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
+            raise WeightsError(f"{name}: only dense tensors of {', '.join(DTYPES)} can be saved, got {_kind(tensor)}")
         raws[name] = made.setdefault(id(tensor), to_raw(tensor))
     return raws
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from deepcompression import grids
 from deepcompression.bits import Cursor, varint
 from deepcompression.coders import Symbols
-from deepcompression.dtypes import DTYPES, NAMES, Bits, narrow, narrower, order, unsigned, widen
+from deepcompression.dtypes import DTYPES, NAMES, Bits, narrow, narrower, order, to_array, unsigned, widen
 from deepcompression.parallel import mapped
 
 MOST_DISTINCT = 1 << 16
@@ -77,9 +77,19 @@ def read_array(cursor: Cursor, count: int, dtype: str) -> Bits:
         data = cursor.take(cursor.varint("the length of deflated values"), "deflated values")
         if count * kind.itemsize > 1100 * len(data) + 100:
             raise cursor.fail(f"{count} values cannot be in {len(data)} deflated bytes")
-        return widen(inflate(data, count, kind, cursor), stored, dtype)
+        return widened(inflate(data, count, kind, cursor), stored, dtype, cursor)
     raw = cursor.take(count * kind.itemsize, f"{count} values of type {stored}")
-    return widen(np.frombuffer(raw, kind.newbyteorder("<")).astype(kind), stored, dtype)
+    return widened(np.frombuffer(raw, kind.newbyteorder("<")).astype(kind), stored, dtype, cursor)
+
+
+def widened(small: Bits, stored: str, dtype: str, cursor: Cursor) -> Bits:
+    """Bits of type `stored` as bits of type `dtype`; MalformedFile for a NaN that no writer narrows, or a bool of 2."""
+    if dtype == "bool" and small.size and int(small.max()) > 1:
+        raise cursor.fail("a bool is neither 0 nor 1")
+    narrowed = stored != dtype and DTYPES[dtype].floating and (stored, dtype) != ("bfloat16", "float32")
+    if narrowed and np.isnan(to_array(small, stored)).any():
+        raise cursor.fail(f"a NaN of {dtype} is stored as {stored}")
+    return widen(small, stored, dtype)
 
 
 # ---------------------------------------------------------------- books
@@ -192,15 +202,15 @@ class Shared:
         Without zeros the book stays as it is, and the code of symbol 0 means nothing.
         """
         if self.book.values is None:
-            return self._dense_grid()
+            return self._dense_grid(some_zero)
         if some_zero:
             return self._with_zero(self.book.values)
         return symbols_of(np.maximum(np.arange(self.book.k + 1) - 1, 0)[None], self.book.k), self.book
 
-    def _dense_grid(self) -> tuple[Symbols, Book]:
+    def _dense_grid(self, some_zero: bool) -> tuple[Symbols, Book]:
         integers = self.book.integers(np.arange(self.book.k))
         lowest, highest = int(integers[0]), int(integers[-1])
-        if not self.symbols.all():
+        if some_zero:
             lowest, highest = min(lowest, 0), max(highest, 0)
         whole = Book(highest - lowest + 1, None, self.book.group, self.book.scales, lowest)
         table = np.concatenate([np.zeros(1, np.int32), integers]) - lowest
@@ -341,6 +351,8 @@ def _group_codebooks(rows: Bits, dtype: str) -> Shared | None:
         symbols[i] = table[places]
         books.append(values[nonzero])
     k = max(1, *(len(book) for book in books))
-    values = np.stack([np.append(book, np.full(k - len(book), book[-1] if len(book) else 1, book.dtype)) for book in books])
+    values = np.stack(
+        [np.append(book, np.full(k - len(book), book[-1] if len(book) else 1, book.dtype)) for book in books]
+    )
     book = Book(k, values, size)
     return Shared(symbols_of(symbols.reshape(-1), k + 1), book, dtype)

@@ -1,10 +1,10 @@
 """A fuzzer that knows the format: broken files whose checksums are right, so that they reach the decoders.
 
 `python tests/fuzz.py --cases 1000000 --processes 2`. Every case is a file made from valid ones, by its number and the
-seed alone: fields of the index and of blobs are changed, cut, spliced, and all checksums are repaired; some files are
-damaged without.
+seed alone: fields of the index and of blobs are changed, cut, spliced, and all checksums (and mostly lengths) are
+repaired; some files are damaged without. The valid ones have any layout that a writer weighs, not just the smallest.
 Decoding one must give tensors of the declared sizes, or raise a FormatError: nothing else, within a second, and without
-memory beyond what is declared.
+memory beyond what is declared; and numba must make of it what numpy makes.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ import time
 import tracemalloc
 import zlib
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from random import Random
+from unittest.mock import patch
 
 import numpy as np
+from forged import deflated, small_chunks, wild
 
-from deepcompression import arithmetic, blobs, coders, format, io
-from deepcompression.bits import varint
+from deepcompression import blobs, coders, format, io
+from deepcompression.bits import Cursor, varint
 from deepcompression.dtypes import DTYPES, unsigned
 from deepcompression.errors import FormatError
 
@@ -32,6 +36,22 @@ MOST_BYTES = 1 << 16
 MOST_SECONDS = 1.0
 MOST_MEMORY = 24 << 20
 TRACED_EVERY = 50
+COMPILED_EVERY = 10
+LOT = 2_500
+CHUNK = 64
+NUMBERS = (0, 1, 2, 3, 7, 8, 15, 16, 31, 127, 128, 255, 256, 1023, 4096, 65_534, 65_535, 65_536, 131_071, 131_072)
+NUMBERS += tuple((1 << power) + more for power in (20, 22, 31, 32, 53, 62, 63, 64) for more in (-1, 0))[:-1]
+FLOATS = np.array([0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 1e-45, 1e-8, 3.4e38], np.float32)
+
+
+@dataclass
+class Field:
+    """What a reader takes from a blob at once: its place, what the reader calls it, whether it is a varint."""
+
+    start: int
+    size: int
+    what: str
+    number: bool
 
 
 @dataclass(frozen=True)
@@ -44,6 +64,7 @@ class Tensor:
     blob: bytes
     same_as: int | None = None
     size: int | None = None
+    fields: tuple[Field, ...] = ()
 
 
 def build(tensors: list[Tensor], coder: int = 1, count: int | None = None, behind: bytes = b"") -> bytes:
@@ -82,22 +103,111 @@ def _values(random: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> 
     return bits
 
 
-@cache
-def valid(seed: int) -> tuple[tuple[Tensor, ...], ...]:
-    """A few hundred valid files, as records."""
-    random = np.random.default_rng((seed, 1 << 40))
+@lru_cache(2)
+def valid(seed: int, lot: int) -> tuple[tuple[Tensor, ...], ...]:
+    """A hundred valid files, as records."""
+    random = np.random.default_rng((seed, lot, 1 << 40))
     files = []
     names = [*DTYPES, *["float32"] * 20]
-    for number in range(240):
+    for number in range(100):
         tensors = []
         for place in range(int(random.integers(1, 4))):
             dtype = str(random.choice(names))
             shape = [(), (40,), (9, 16), (16, 32), (4, 3, 2, 2), (0, 3), (200,)][random.integers(7)]
             bits = _values(random, dtype, shape)
-            blob = blobs.encode_tensor(bits.reshape(-1), dtype, shape, format.CODERS[number % 3])
-            tensors.append(Tensor(f"t{place}".encode(), DTYPES[dtype].number, shape, blob))
+            with wild(Random(int(random.integers(1 << 32)))):
+                blob = blobs.encode_tensor(bits.reshape(-1), dtype, shape, format.CODERS[number % 3])
+            fields = fields_of(blob, dtype, bits)
+            tensors.append(Tensor(f"t{place}".encode(), DTYPES[dtype].number, shape, blob, fields=fields))
         files.append(tuple(tensors))
     return tuple(files)
+
+
+def fields_of(blob: bytes, dtype: str, bits: np.ndarray) -> tuple[Field, ...]:
+    """The fields of a valid blob, in order, as our reader takes them; it must give `bits`."""
+    whole = np.frombuffer(blob, np.uint8).__array_interface__["data"][0]
+    found: dict[int, Field] = {}
+
+    class Watched(Cursor):
+        def take(self, count: int, what: str) -> memoryview:
+            taken = super().take(count, what)
+            self.note(taken, what, number=False)
+            return taken
+
+        def varint(self, what: str, most: int = 2**64 - 1) -> int:
+            start = self.at
+            value = super().varint(what, most)
+            self.note(self.buffer[start : self.at], what, number=True)
+            return value
+
+        def note(self, taken: memoryview, what: str, number: bool) -> None:
+            if len(taken):
+                start = np.frombuffer(taken, np.uint8).__array_interface__["data"][0] - whole
+                # What lies within a chunk is taken after it, and a varint after its bytes.
+                for inner in [at for at in found if start <= at < start + len(taken)]:
+                    del found[inner]
+                found[start] = Field(start, len(taken), what, number)
+
+    with patch.object(blobs, "Cursor", Watched):
+        decoded, _ = blobs.decode_tensor(blob, dtype, bits.size, "valid")
+    assert np.array_equal(decoded, bits.reshape(-1))
+    return tuple(found[start] for start in sorted(found))
+
+
+def _field(random: np.random.Generator, tensor: Tensor, other: Tensor) -> bytes:
+    """A blob with one field that lies: another number, other bytes, or the like field of another blob."""
+    if not tensor.fields:
+        return _bytes(random, tensor.blob, other.blob)
+    place = int(random.integers(len(tensor.fields)))
+    field = tensor.fields[place]
+    old = tensor.blob[field.start : field.start + field.size]
+    alike = [one for one in other.fields if one.what == field.what]
+    if alike and random.random() < 0.2:
+        one = alike[int(random.integers(len(alike)))]
+        new = other.blob[one.start : one.start + one.size]
+    elif field.number:
+        value = sum((byte & 127) << 7 * i for i, byte in enumerate(old))
+        near = [max(0, value - 1), value + 1, 2 * value, value // 2]
+        new = varint(int(random.choice(near)) if random.random() < 0.5 else NUMBERS[random.integers(len(NUMBERS))])
+        if random.random() < 0.03:
+            new = new[:-1] + bytes([new[-1] | 128]) + b"\0"
+    else:
+        new = _other_bytes(random, old)
+    blob = tensor.blob[: field.start] + new + tensor.blob[field.start + field.size :]
+    # The number before it is often its length.
+    before = tensor.fields[place - 1]
+    if (
+        place
+        and before.number
+        and varint(len(old)) == tensor.blob[before.start : field.start]
+        and random.random() < 0.8
+    ):
+        blob = blob[: before.start] + varint(len(new)) + blob[field.start :]
+    return blob
+
+
+def _other_bytes(random: np.random.Generator, old: bytes) -> bytes:
+    how = random.integers(9)
+    at = int(random.integers(len(old)))
+    if how < 2:
+        return old[:at] + bytes([old[at] ^ 1 << int(random.integers(8))]) + old[at + 1 :]
+    if how == 2:
+        return bytes([int(random.choice([0, 1, 255, random.integers(256)]))]) * len(old)
+    if how == 3:
+        return old[:at]
+    if how == 4:
+        return old + (b"\0", b"\xff", random.bytes(3))[random.integers(3)]
+    if how == 5:
+        return random.bytes(len(old))
+    if how == 6:
+        return (b"\xff" * 6 + old[6:])[: max(6, len(old))]
+    if how == 7:
+        small = FLOATS[random.integers(len(FLOATS))]
+        with np.errstate(over="ignore"):
+            small = small.astype(np.dtype(("f2", "f4", "f8")[random.integers(3)])).tobytes()
+        at -= at % len(small)
+        return (old[:at] + small + old[at + len(small) :])[: max(len(old), len(small))]
+    return deflated(bytes(int(random.choice([0, len(old), 4 * len(old), 1 << 20]))))
 
 
 def _bytes(random: np.random.Generator, blob: bytes, other: bytes) -> bytes:
@@ -143,14 +253,17 @@ def _record(random: np.random.Generator, tensor: Tensor) -> Tensor:
 def made(seed: int, number: int) -> bytes:
     """The file of a case."""
     random = np.random.default_rng((seed, number))
-    files = valid(seed)
+    files = valid(seed, number // LOT)
     tensors = list(files[random.integers(len(files))])
     others = files[random.integers(len(files))]
     place = int(random.integers(len(tensors)))
     how = random.integers(20)
     if how < 14:
-        other = others[int(random.integers(len(others)))].blob
-        tensors[place] = replace(tensors[place], blob=_bytes(random, tensors[place].blob, other))
+        other = others[int(random.integers(len(others)))]
+        blob = _field(random, tensors[place], other) if how < 9 else _bytes(random, tensors[place].blob, other.blob)
+        if how == 0:
+            blob = _bytes(random, blob, other.blob)
+        tensors[place] = replace(tensors[place], blob=blob)
     elif how < 17:
         tensors[place] = _record(random, tensors[place])
     elif how == 17:
@@ -183,22 +296,29 @@ def check(file: bytes, traced: bool = False) -> str:
     return outcome
 
 
-def small_chunks(setting: Callable[[object, str, int], None]) -> None:
-    """Let chunks and blocks be of a few elements, so that small files have many."""
-    for module, name, value in (
-        (blobs, "CHUNK", 64),
-        (coders, "BLOCK", 16),
-        (arithmetic, "MOST_ROWS_ELEMENTS", 64),
-    ):
-        setting(module, name, value)
+def compiled_agrees(file: bytes) -> bool:
+    """Whether numba, for however few symbols, and numpy alone give the same tensors or the same error."""
+    results: list[object] = []
+    for module in (None, import_module("deepcompression.kernels")):
+        with patch.object(coders, "kernels", lambda *_, module=module: module):
+            try:
+                found = io.decode(file, max_bytes=MOST_BYTES)
+                results.append({name: tensor.bits.tobytes() for name, tensor in found.items()})
+            except FormatError as error:
+                results.append(type(error))
+    return results[0] == results[1]
 
 
 def run(seed: int, numbers: range) -> Counter[str]:
     """Outcomes of these cases; the first failure is raised with its number."""
     outcomes: Counter[str] = Counter()
+    compiled = find_spec("numba") is not None
     for number in numbers:
         try:
-            outcomes[check(made(seed, number), number % TRACED_EVERY == 0)] += 1
+            file = made(seed, number)
+            outcomes[check(file, number % TRACED_EVERY == 0)] += 1
+            if compiled and number % COMPILED_EVERY == 0:
+                assert compiled_agrees(file), "numba and numpy differ"
         except Exception as error:
             again = f"python tests/fuzz.py --seed {seed} --first {number} --cases 1"
             raise AssertionError(f"case {number} of seed {seed}: {error!r}; again: {again}") from error
@@ -208,7 +328,7 @@ def run(seed: int, numbers: range) -> Counter[str]:
 def _worker(seed: int, numbers: range) -> Counter[str]:
     os.environ["DEEPCOMPRESSION_THREADS"] = "1"
     if seed % 2:
-        small_chunks(setattr)
+        small_chunks(setattr, CHUNK)
     return run(seed, numbers)
 
 

@@ -60,8 +60,46 @@ def arrays(draw: st.DrawFn) -> np.ndarray:
 def streams(draw: st.DrawFn) -> tuple[np.ndarray, int]:
     """Symbols (n,) of an alphabet of k >= 2, from flat to so skewed that the code must be limited; and k."""
     k = draw(st.sampled_from([2, 3, 16, 32, 255, 256, 257, 700]))
-    n = draw(st.sampled_from([1, 2, 100, 16_383, 16_384, 16_385, 40_000, 5 * 16_384 + 7]))
+    n = draw(st.sampled_from([0, 1, 2, 100, 16_383, 16_384, 16_385, 40_000, 5 * 16_384 + 7]))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     weights = np.exp2(-draw(st.sampled_from([0.0, 0.1, 0.7, 1.5])) * np.arange(k))
     symbols = random.choice(k, n, p=weights / weights.sum())
     return symbols.astype(np.uint8 if k <= 256 else np.uint16), k
+
+
+def on_grid(integers: np.ndarray, scales: np.ndarray, dtype: str) -> RawTensor:
+    """The tensor of integers (rows, columns) times scales (rows, 1), rounded as FORMAT.md has it."""
+    wide = integers * scales if dtype == "float64" else (integers * scales).astype(np.float32)
+    if dtype != "bfloat16":
+        return RawTensor(wide.astype(dtype).view(unsigned(dtype)), dtype)
+    bits = wide.view(np.uint32).astype(np.uint64)
+    return RawTensor(((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16), dtype)
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> RawTensor:
+    """A matrix as quantizers and pruners leave it: on a grid or a codebook, of the tensor, of rows or of groups; sparse
+    or not; with dead rows and columns or not."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rows, groups = draw(st.sampled_from([(1, 3), (6, 1), (5, 2), (40, 1), (12, 4)]))
+    size = draw(st.sampled_from([32, 64, 100, 160]))
+    dtype = draw(st.sampled_from(["float32", "float16", "bfloat16", "float64", "int64", "uint64", "int16"]))
+    shared = draw(st.sampled_from(["tensor", "row", "group"]))
+    each = {"tensor": rows * groups, "row": groups, "group": 1}[shared]
+    shape = rows * groups // each, each * size
+    if DTYPES[dtype].floating and draw(st.booleans()):
+        lowest, highest = draw(st.sampled_from([(-8, 7), (-7, 7), (0, 15), (1, 15), (-127, 127), (-3, -1), (200, 455)]))
+        scales = random.uniform(0.5, 2, (shape[0], 1)) * draw(st.sampled_from([1e-3, 1.0]))
+        scales = scales if dtype == "float64" else scales.astype(np.float32)
+        bits = on_grid(random.integers(lowest, highest + 1, shape), scales, dtype).bits
+    else:
+        k = draw(st.sampled_from([1, 2, 7, 16, 40]))
+        books = random.integers(0, 2 ** (8 * unsigned(dtype).itemsize), (shape[0], k), dtype=np.uint64)
+        bits = np.take_along_axis(books, random.integers(0, k, shape), axis=1).astype(unsigned(dtype))
+    bits = bits.reshape(rows, groups * size).copy()
+    bits[random.random(bits.shape) >= draw(st.sampled_from([0.1, 0.5, 1.0]))] = 0
+    if draw(st.booleans()):
+        bits[random.random(rows) < 0.5] = 0
+    if draw(st.booleans()):
+        bits[:, random.random(groups * size) < 0.5] = 0
+    return RawTensor(bits, dtype)

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CODEC = ("cli", "tensorfile", "io", "format", "blobs", "coders", "kernels", "bits", "dtypes", "atomic", "errors")
+CODEC = (
+    *("cli", "inspection", "terminal", "weights", "tensorfile", "io", "format", "blobs", "values", "grids"),
+    *("arithmetic", "coders", "kernels", "parallel", "bits", "dtypes", "atomic", "errors"),
+)
 
 
 def _imports(path: Path) -> set[str]:

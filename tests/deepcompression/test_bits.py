@@ -9,19 +9,23 @@ from deepcompression import bits
 from deepcompression.errors import MalformedFile
 
 
-def as_text(values: list[int], widths: list[int]) -> bytes:
-    """The oracle: binary digits, written one after the other and padded."""
-    text = "".join(f"{value:0{width}b}" for value, width in zip(values, widths, strict=True))
+def digits(value: int, width: int) -> str:
+    """The lowest `width` bits, lowest first."""
+    return f"{value:0{width}b}"[::-1]
+
+
+def as_bytes(text: str) -> bytes:
+    """The oracle: binary digits, the first of each eight the lowest bit of a byte, padded with zeros."""
     text += "0" * (-len(text) % 8)
-    return bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
+    return bytes(int(text[i : i + 8][::-1], 2) for i in range(0, len(text), 8))
 
 
 @given(st.integers(1, 16), st.lists(st.integers(0, 2**16 - 1), max_size=70))
 def test_pack_writes_binary_digits(width: int, values: list[int]) -> None:
-    """Fixed-width fields lie most significant bit first, as FORMAT.md says, and come back."""
+    """Fixed-width fields lie least significant bit first, as FORMAT.md says, and come back."""
     values = [value % 2**width for value in values]
     packed = bits.pack(np.array(values, np.uint16), width)
-    assert packed == as_text(values, [width] * len(values))
+    assert packed == as_bytes("".join(digits(value, width) for value in values))
     assert len(packed) == bits.packed_size(len(values), width)
     assert bits.unpack(packed, len(values), width).tolist() == values
 
@@ -33,20 +37,29 @@ def test_pack_across_chunks(width: int) -> None:
     assert np.array_equal(bits.unpack(bits.pack(values, width), len(values), width), values)
 
 
+@given(st.binary(min_size=1, max_size=4), st.integers(0, 32))
+def test_padding_is_looked_at(buffer: bytes, used: int) -> None:
+    """Padding is zero exactly where all digits behind the used ones are."""
+    used = max(8 * len(buffer) - 7, min(used, 8 * len(buffer)))
+    text = "".join(digits(byte, 8) for byte in buffer)
+    assert bits.padding_is_zero(buffer, used) == ("1" not in text[used:])
+    assert bits.padding_is_zero(b"", 0)
+
+
 @given(st.lists(st.tuples(st.integers(1, 32), st.integers(0, 2**32 - 1)), min_size=1, max_size=80))
 def test_concatenate_writes_binary_digits(fields: list[tuple[int, int]]) -> None:
     """Codes of any mix of lengths are laid end to end."""
     widths = [width for width, _ in fields]
     values = [value % 2**width for width, value in fields]
-    assert bits.concatenate(np.array(values, np.uint64), np.array(widths)) == as_text(values, widths)
+    expected = as_bytes("".join(map(digits, values, widths)))
+    assert bits.concatenate(np.array(values, np.uint64), np.array(widths)) == expected
 
 
-@given(st.binary(max_size=30), st.integers(1, 24))
-def test_windows_read_at_each_bit(buffer: bytes, width: int) -> None:
-    """The window at bit i is what the binary digits from i on say, with zeros behind the end."""
-    text = "".join(f"{byte:08b}" for byte in buffer) + "0" * width
-    expected = [int(text[i : i + width], 2) for i in range(8 * len(buffer))]
-    assert bits.windows(buffer, width).tolist() == expected
+@given(st.binary(max_size=30))
+def test_windows_read_at_each_byte(buffer: bytes) -> None:
+    """The window at byte i is the number that the four bytes from i on spell, with zeros behind the end."""
+    expected = [int.from_bytes((buffer + bytes(4))[i : i + 4], "little") for i in range(len(buffer))]
+    assert bits.windows(np.frombuffer(buffer, np.uint8)).tolist() == expected
 
 
 @given(st.integers(0, 2**64 - 1))

@@ -14,7 +14,7 @@ from deepcompression import torch as bridge
 from deepcompression.errors import WeightsError
 from deepcompression.structure import bits_of
 
-FLOATS = ["float32", "float16", "bfloat16", "float64", "complex64", "float8_e4m3fn", "float8_e5m2"]
+FLOATS = ["float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2"]
 INTEGERS = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
 DTYPES = [getattr(torch, name) for name in FLOATS + INTEGERS]
 

@@ -13,6 +13,7 @@ from deepcompression.dtypes import DTYPES, unsigned
 from deepcompression.io import RawTensor, save
 
 HERE = Path(__file__).parent
+ZLIB = "1.2.13"  # by which they were written: another one may deflate in other bytes
 
 
 def tensors() -> dict[str, np.ndarray | RawTensor]:
@@ -25,24 +26,41 @@ def tensors() -> dict[str, np.ndarray | RawTensor]:
     dead = sparse.reshape(200, 200).copy()
     dead[mixed[:200] % 3 == 0] = 0
     dead[:, mixed[200:400] % 4 == 0] = 0
-    huge = np.zeros((1 << 20) + 100, np.float32)
-    huge[(i[:600] * 1753) % huge.size] = book[mixed[:600] % 5]
+    huge = np.zeros((2050, 2050), np.float32)
+    huge[:, :6] = book[mixed[:2050] % 2, None]
+    huge[i[:2050], i[:2050] * 977 % 2050] = book[mixed[:2050] % 5]
+    raw = np.zeros(((1 << 20) + 100, 1), np.float32)
+    raw.reshape(-1)[(i[:60] * 1753 * 11) % raw.size] = i[:60] * np.float32(2.0**-7) + np.float32(2.0**-20)
+    by_column = np.minimum(i[:6400] % 80 // 5, 15)
+    near = np.cumsum(mixed[:6400] % 3 - 1) % 16
+    crowd = (mixed[:100, None] % 2 + mixed[100:200] % 2).reshape(-1)  # of 100 rows and columns, 0 to 2
+    crowded = np.where(mixed[:10_000] % 32 < 2 * 4**crowd, book[4 * crowd + mixed[:10_000] // 32 % 4], 0)
+    patches = (i[:6400] // 80 + i[:6400] % 80) // 3 % 4 == 0
+    groups = 1 + i[:256].astype(np.float32).repeat(32) / 512
     scales = (1 + np.arange(64, dtype=np.float32)[:, None]) / 4096
     rows = np.sort(mixed[:1024].reshape(64, 16), axis=1).astype(np.int64) * 4099
     return {
         "gaps.weight": sparse.reshape(200, 200),
         "masks.weight": dead,
         "bitmap.weight": np.where(mixed[:3000] % 7 < 4, i[:3000] * 16807 % 2147483647, 0).astype(np.int32),
-        "half.weight": np.where(mixed % 2 == 0, skewed, 0).astype(np.float32).reshape(50, 20, 40),
+        "half.weight": np.where(mixed % 2 == 0, skewed, 0)[:8000].astype(np.float32).reshape(10, 20, 40),
         "dense.weight": skewed.reshape(4, 100, 100),
         "dense.tied": skewed.reshape(4, 100, 100),
         "ternary.weight": np.where(mixed % 9 < 4, np.sign(mixed - 20000), 0).astype(np.int8),
         "chunks.weight": huge,
+        "chunks.raw": raw,
         "grid.weight": ((mixed[:8192] % 255).astype(np.float32) - 127).reshape(64, 128) / 128,
         "grid.rows": ((mixed[:8192] % 255).astype(np.float32) - 127).reshape(64, 128) * scales,
         "grid.sparse": np.where(mixed[:8192] % 8 < 2, mixed[:8192] % 31 - 15, 0).astype(np.float32).reshape(64, 128)
         * scales,
-        "book.rows": np.take_along_axis(rows, mixed[:16384].reshape(64, 256) % 16, axis=1),
+        "grid.groups": ((mixed[:8192] % 15).astype(np.float32) - 7).reshape(32, 256) * groups.reshape(32, 256),
+        "context.column": book[np.where(mixed[:6400] % 8, by_column, mixed[:6400] % 16)].reshape(80, 80),
+        "context.last": book[near].reshape(80, 80),
+        "context.size": crowded.astype(np.float32).reshape(100, 100),
+        "context.near": np.where(patches & (mixed[:6400] % 16 > 0), skewed[:6400], 0)
+        .astype(np.float32)
+        .reshape(80, 80),
+        "book.rows": np.take_along_axis(rows, mixed[:8192].reshape(64, 128) % 16, axis=1),
         "narrow.bias": (np.arange(20) - 10).astype(np.float32) / 8,
         "wide.bias": (np.arange(20) * 2.0**100 + 2.0**98).astype(np.float32),
         "double": (np.arange(9) - 4) / 1024 + 2.0**-40,
