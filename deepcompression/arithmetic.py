@@ -17,6 +17,7 @@ from deepcompression.errors import MalformedFile
 
 Symbols = NDArray[np.unsignedinteger[Any]]
 MOST_ROWS_ELEMENTS = 1 << 22
+MOST_COLUMNS = 1 << 22
 _SPAN = 1 << 48
 _LEVELS, _FLAG_CELLS = 33, 33 * 16
 _x = np.arange(65_537)

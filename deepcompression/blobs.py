@@ -220,6 +220,8 @@ def _write_mask(kept: NDArray[np.bool_]) -> bytes:
     if kept.all():
         return b"\0"
     plain = b"\1" + np.packbits(kept, bitorder="little").tobytes()
+    if len(kept) > arithmetic.MOST_COLUMNS:
+        return plain
     code = arithmetic.encode(kept.astype(np.uint8), len(kept), 1, True, 0, 1, len(plain))
     coded = plain if code is None else b"\2" + varint(len(code)) + code
     return coded if len(coded) < len(plain) else plain
@@ -388,7 +390,9 @@ def _gap_symbols(gaps: NDArray[np.int64], escape: int) -> Symbols:
 def _arithmetic(
     way: Shared, symbols: Symbols, mask: Masks | None, columns: int, dtype: str, threads: int
 ) -> Written | None:
-    """Flags and codes in one arithmetic code; without zeros, codes alone."""
+    """Flags and codes in one arithmetic code; without zeros, codes alone. None for rows that are too long."""
+    if columns > arithmetic.MOST_COLUMNS:
+        return None
     flags = not bool(symbols.all())
     book = way.book
     if not flags:
@@ -461,6 +465,8 @@ def _raw_flags(
 ) -> Written | None:
     present = (flat != 0).astype(np.uint8)
     columns = _views(present, _columns(shape), 1)[-1]
+    if columns > arithmetic.MOST_COLUMNS:
+        return None
     prior, context = _settings(present, columns, 1, True)
     chunk = arithmetic.rows_a_chunk(columns) * columns
 
@@ -589,6 +595,8 @@ def read_head(cursor: Cursor, dtype: str, count: int) -> tuple[Head, int]:
         if n > 2 or v > 3 or (n and positions != FLAGS) or (v and not adaptive) or (v == 1 and positions != FLAGS):
             raise cursor.fail(f"the context {found['context']} is not possible")
     head = Head(count, dtype, positions, kind, adaptive, columns, rows_kept, columns_kept, **found)
+    if head.arithmetic and head.width > arithmetic.MOST_COLUMNS:
+        raise cursor.fail(f"arithmetic code has {head.width} columns, at most {arithmetic.MOST_COLUMNS} are allowed")
     return head, codebook
 
 
@@ -602,11 +610,11 @@ def _read_mask(cursor: Cursor, count: int) -> NDArray[np.bool_]:
         if unpacked[count:].any():
             raise cursor.fail("the padding of a mask is not zero")
         kept: NDArray[np.bool_] = unpacked[:count].astype(bool)
-    elif kind == 2:
+    elif kind == 2 and count <= arithmetic.MOST_COLUMNS:
         code = cursor.take(cursor.varint("the length of a mask"), "a mask")
         kept = _decode_chunk(cursor, code, 1, count, 1, True, 0, 1) != 0
     else:
-        raise cursor.fail(f"a mask of kind {kind}")
+        raise cursor.fail(f"a mask of kind {kind} for {count} flags")
     if not kept.any():
         raise cursor.fail("a mask keeps nothing")
     return kept

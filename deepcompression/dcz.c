@@ -69,6 +69,7 @@ enum {
     MAX_BITS = 19, /* of a Huffman code: width(65,536) + 3 */
     FAST_BITS = 10,
     MAX_VALUES = 65536,
+    MAX_COLUMNS = 1 << 22, /* of arithmetic code */
     BLOCK = 16384,                 /* tuples of a Huffman-coded stream */
     MAX_NAMES = 100 * 1000 * 1000, /* as much as a safetensors header; a short index can ask for any length */
     MAX_HELD = 24
@@ -860,6 +861,7 @@ static uint8_t *read_mask(dcz *d, struct span *in, size_t count, size_t *kept) {
             keep[i] = (uint8_t)take(d, &b, 1);
         end_exactly(d, &b);
     } else if (how == 2) {
+        must(d, count <= MAX_COLUMNS, "mask", "too long for its kind");
         struct arithmetic a = begin_arithmetic(d, counted(d, in, "mask"), "mask");
         unsigned mark = d->holding;
         struct flags *f = begin_flags(d, keep, 1, count, 0, 1);
@@ -912,6 +914,7 @@ static void read_columns(dcz *d, struct span *in, struct blob *b) {
         b->kept = rows * b->kept_columns;
         settle(b);
     }
+    must(d, (b->positions != FLAGS && !b->adaptive) || b->kept_columns <= MAX_COLUMNS, "columns", "too many");
 }
 
 static uint64_t key(uint64_t bits, const struct dtype *dtype) {
@@ -923,7 +926,6 @@ static uint64_t key(uint64_t bits, const struct dtype *dtype) {
 
 static void read_codebook(dcz *d, struct span *in, struct blob *b) {
     unsigned size = b->dtype->size;
-    /* More values than elements in a group, FORMAT.md does not say it, would be a book without bounds. */
     b->k = (uint32_t)number(d, in, 0, b->group < MAX_VALUES ? b->group - 1 : MAX_VALUES - 1, "codebook size") + 1;
     b->book = read_array(d, in, (uint64_t)b->groups * b->k, b->dtype, "codebook");
     uint64_t before = 0;

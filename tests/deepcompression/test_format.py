@@ -241,3 +241,17 @@ def test_bomb_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
     with pytest.raises(TooLarge, match="1600 bytes, allowed are 1599"):
         decode(two, max_bytes=1599)
     assert set(decode(two, max_bytes=1600)) == {"a", "b"}
+
+
+def test_arithmetic_code_of_too_many_columns() -> None:
+    """A row so long that the decoder's counters would take more than the tensor is refused, in a mask too."""
+    columns = (1 << 22) + 1
+    flags = bytes([3]) + varint(columns) + b"\x00\x00\x01"
+    with pytest.raises(MalformedFile, match="4194305 columns, at most 4194304"):
+        decode(one(flags + b"\x00", (columns,), "uint8"))
+    mask = bytes([0x20]) + varint(columns) + b"\x00\x02\x01\x55" + b"\x00"
+    with pytest.raises(MalformedFile, match="a mask of kind 2 for 4194305 flags"):
+        decode(one(mask, (columns,), "uint8"))
+    ones = np.ones(columns, np.uint8)
+    ones[::7] = 0
+    assert np.array_equal(decode(encode({"w": ones}, "adaptive"))["w"].bits, ones)

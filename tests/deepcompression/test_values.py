@@ -117,7 +117,7 @@ def test_nan_and_bool(dtype: str, number: int, bits: np.ndarray, sound: bool) ->
     if sound:
         values.read_array(cursor, 1, dtype)
         return
-    with pytest.raises(MalformedFile, match="w: a (NaN of|bool is)"):
+    with pytest.raises(MalformedFile, match=r"w: a (NaN of|bool is)"):
         values.read_array(cursor, 1, dtype)
 
 
