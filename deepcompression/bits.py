@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,11 +86,21 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+class Remote(Protocol):
+    """Bytes that are read when they are sliced."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, place: slice, /) -> bytes | memoryview:
+        """Those at `place`, which lies within."""
+
+
 class Cursor:
     """Reads `buffer` front to back; a read past the end raises MalformedFile, which names `where`."""
 
-    def __init__(self, buffer: bytes | memoryview, where: str) -> None:
-        self.buffer = memoryview(buffer)
+    def __init__(self, buffer: bytes | memoryview | Remote, where: str) -> None:
+        self.buffer = memoryview(buffer) if isinstance(buffer, bytes | memoryview) else buffer
         self.where = where
         self.at = 0
 
@@ -103,12 +113,16 @@ class Cursor:
         """The error to raise: `what`, with the place."""
         return MalformedFile(f"{self.where}: {what}")
 
-    def take(self, count: int, what: str) -> memoryview:
-        """The next `count` bytes, which are called `what` in the error."""
+    def skip(self, count: int, what: str) -> slice:
+        """Where in the buffer the next `count` bytes are, which are called `what` in the error."""
         if count > self.left:
             raise self.fail(f"{what} needs {count} bytes, {self.left} are left")
         self.at += count
-        return self.buffer[self.at - count : self.at]
+        return slice(self.at - count, self.at)
+
+    def take(self, count: int, what: str) -> memoryview:
+        """The next `count` bytes."""
+        return memoryview(self.buffer[self.skip(count, what)])
 
     def varint(self, what: str, most: int = 2**64 - 1) -> int:
         """The next LEB128 number: at most `most`, in as few bytes as it can be written."""

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcompression import blobs, format
+from deepcompression import blobs, format, layouts
 from deepcompression.atomic import written
 from deepcompression.blobs import Sections
 from deepcompression.dtypes import DTYPES, FOREIGN, Bits, to_array, unsigned
@@ -38,6 +38,7 @@ __all__ = ["CODERS", "File", "RawTensor", "decode", "encode", "inspect", "load",
 
 CODERS = format.CODERS
 _IN_MEMORY = 64 << 20
+_NEAR = 4 << 20  # bytes of a blob that is read at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,23 @@ class _Map:
 
     def size(self) -> int:
         return len(self.view)
+
+
+@dataclass(frozen=True)
+class _Far:
+    """The bytes of a blob, read when they are sliced."""
+
+    source: _Bytes
+    entry: Entry
+
+    def __len__(self) -> int:
+        return self.entry.size
+
+    def __getitem__(self, place: slice) -> bytes | memoryview:
+        found = self.source.read_at(self.entry.offset + place.start, place.stop - place.start)
+        if len(found) < place.stop - place.start:
+            raise TruncatedFile(f"{self.entry.name}: the file became shorter while it was read")
+        return found
 
 
 # ---------------------------------------------------------------- writing
@@ -165,7 +183,7 @@ def _encode_blobs(
     for place, name in enumerate(tensors):
         raw = _raw(name, tensors[name])
         flat = np.ascontiguousarray(raw.bits).reshape(-1)
-        blob = blobs.encode_tensor(flat, raw.dtype, raw.bits.shape, coder, threads or cores())
+        blob = layouts.encode_tensor(flat, raw.dtype, raw.bits.shape, coder, threads or cores())
         # Equal tensors have equal blobs, and the other way round.
         known = seen.setdefault((raw.dtype, raw.bits.shape, hashlib.sha256(blob).digest()), place)
         if known == place:
@@ -439,15 +457,22 @@ def _read_tensor(source: _Bytes, entry: Entry) -> tuple[Bits, Sections]:
     return _decode_blob(_read_blob(source, entry), entry, cores())
 
 
-def _decode_blob(blob: bytes | memoryview, entry: Entry, threads: int) -> tuple[Bits, Sections]:
+def _decode_blob(blob: bytes | memoryview | _Far, entry: Entry, threads: int) -> tuple[Bits, Sections]:
     return blobs.decode_tensor(blob, entry.dtype, entry.elements, entry.name, threads)
 
 
-def _read_blob(source: _Bytes, entry: Entry) -> bytes | memoryview:
-    blob = source.read_at(entry.offset, entry.size)
-    if len(blob) < entry.size:
-        raise TruncatedFile(f"{entry.name}: the file became shorter while it was read")
-    if zlib.crc32(blob) != entry.crc:
+def _read_blob(source: _Bytes, entry: Entry) -> bytes | memoryview | _Far:
+    """The blob, its checksum checked; a large one stays where it is, to be read again chunk by chunk."""
+    far = _Far(source, entry)
+    blob: bytes | memoryview | _Far
+    if entry.size <= _NEAR:
+        blob = far[0 : entry.size]
+        crc = zlib.crc32(blob)
+    else:
+        blob, crc = far, 0
+        for at in range(0, entry.size, _NEAR):
+            crc = zlib.crc32(far[at : min(at + _NEAR, entry.size)], crc)
+    if crc != entry.crc:
         raise ChecksumMismatch(f"{entry.name}: its checksum does not match: the file was damaged")
     return blob
 

@@ -38,16 +38,22 @@ def deflate(values: Bits, quick: bool = False) -> bytes:
 
 def inflate(data: memoryview, count: int, kind: np.dtype[Any], cursor: Cursor) -> Bits:
     """The inverse of `deflate`: (count,) of type `kind`; MalformedFile, named by `cursor`, for anything else."""
-    size = count * kind.itemsize
     reader = zlib.decompressobj(-15)
+    found: Bits = np.empty(count, kind.newbyteorder("<"))
+    planes = found.view(np.uint8).reshape(count, kind.itemsize)
+    size = 0
     try:
-        planes = reader.decompress(data, size + 1)
+        for i in range(kind.itemsize if count else 0):
+            plane = reader.decompress(reader.unconsumed_tail if i else data, count)
+            size += len(plane)
+            if len(plane) == count:
+                planes[:, i] = np.frombuffer(plane, np.uint8)
+        size += len(reader.decompress(reader.unconsumed_tail if count else data, 1))
     except zlib.error as error:
         raise cursor.fail(f"the deflated values are damaged: {error}") from None
-    if len(planes) != size or not reader.eof or reader.unused_data:
-        raise cursor.fail(f"the deflated values are not the {size} bytes that they must be")
-    rows = np.frombuffer(planes, np.uint8).reshape(kind.itemsize, count)
-    return np.ascontiguousarray(rows.T).view(kind.newbyteorder("<")).reshape(count).astype(kind)
+    if size != found.nbytes or not reader.eof or reader.unused_data:
+        raise cursor.fail(f"the deflated values are not the {found.nbytes} bytes that they must be")
+    return found.astype(kind, copy=False)
 
 
 def write_array(values: Bits, dtype: str) -> bytes:
@@ -298,18 +304,20 @@ def _as_grid(shared: Shared) -> Shared | None:
         return None
     codes, book = _grid_codes(found[1][0], found[0], 0)
     table = np.concatenate([np.zeros(1, codes.dtype), codes])
-    return Shared(symbols_of(table, book.k + 1)[shared.symbols], book, shared.dtype)
+    return Shared(table[shared.symbols], book, shared.dtype)
 
 
-def _grid_codes(integers: NDArray[np.int32], scales: NDArray[Any], group: int) -> tuple[NDArray[np.int32], Book]:
-    """Symbols (0 for the integer 0, else code + 1) of `integers`, and their book."""
-    used = integers[integers != 0]
-    lowest, highest = (int(used.min()), int(used.max())) if used.size else (1, 1)
+def _grid_codes(integers: NDArray[np.int32], scales: NDArray[Any], group: int) -> tuple[Symbols, Book]:
+    """Symbols (0 for the integer 0, else code + 1) of `integers` (n,), and their book; in slices, to save memory."""
+    starts = range(0, len(integers), _SLICE)
+    pieces = [integers[at : at + _SLICE] for at in starts]
+    ends = [(int(used.min()), int(used.max())) for piece in pieces if (used := piece[piece != 0]).size]
+    lowest, highest = min((low for low, _ in ends), default=1), max((high for _, high in ends), default=1)
     k = highest - lowest + 1 - (lowest < 0 < highest)
-    symbols = integers - np.int32(lowest - 1)
-    if lowest < 0:
-        symbols -= integers > 0
-    symbols[integers == 0] = 0
+    symbols: Symbols = np.empty(len(integers), symbols_of(np.empty(0), k + 1).dtype)
+    for at, piece in zip(starts, pieces, strict=True):
+        codes = piece - np.int32(lowest - 1) - ((piece > 0) & (lowest < 0))
+        symbols[at : at + _SLICE] = np.where(piece == 0, 0, codes)
     return symbols, Book(k, None, group, scales, lowest, skips_zero=True)
 
 
@@ -325,7 +333,7 @@ def _in_groups(flat: Bits, dtype: str, shape: tuple[int, ...]) -> list[Shared]:
         found = grids.recognise(rows, dtype) if dtype in GRID_DTYPES else None
         if found is not None and int(np.ptp(found[1])) < _MOST_GROUPED:
             symbols, book = _grid_codes(found[1].reshape(-1), found[0], size)
-            return [Shared(symbols_of(symbols, book.k + 1), book, dtype)]
+            return [Shared(symbols, book, dtype)]
         shared = _group_codebooks(rows, dtype)
         if shared is not None:
             return [shared]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deepcompression import arithmetic, blobs, coders, format
+from deepcompression import arithmetic, blobs, coders, format, layouts
 from deepcompression.bits import varint
 from deepcompression.dtypes import DTYPES
 
@@ -83,8 +83,8 @@ def wild(random: Random, chunk: int | None = None) -> Iterator[None]:
         return 0, coders.Stream(k, size, lengths)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blobs, "_smaller", smaller)
-        patch.setattr(blobs, "min", least, raising=False)
+        patch.setattr(layouts, "_smaller", smaller)
+        patch.setattr(layouts, "min", least, raising=False)
         patch.setattr(coders, "plan", plan)
         if chunk is not None:
             small_chunks(patch.setattr, chunk)

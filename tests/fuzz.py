@@ -27,7 +27,7 @@ from unittest.mock import patch
 import numpy as np
 from forged import deflated, small_chunks, wild
 
-from deepcompression import blobs, coders, format, io
+from deepcompression import blobs, coders, format, io, layouts
 from deepcompression.bits import Cursor, varint
 from deepcompression.dtypes import DTYPES, unsigned
 from deepcompression.errors import FormatError
@@ -116,7 +116,7 @@ def valid(seed: int, lot: int) -> tuple[tuple[Tensor, ...], ...]:
             shape = [(), (40,), (9, 16), (16, 32), (4, 3, 2, 2), (0, 3), (200,)][random.integers(7)]
             bits = _values(random, dtype, shape)
             with wild(Random(int(random.integers(1 << 32)))):
-                blob = blobs.encode_tensor(bits.reshape(-1), dtype, shape, format.CODERS[number % 3])
+                blob = layouts.encode_tensor(bits.reshape(-1), dtype, shape, format.CODERS[number % 3])
             fields = fields_of(blob, dtype, bits)
             tensors.append(Tensor(f"t{place}".encode(), DTYPES[dtype].number, shape, blob, fields=fields))
         files.append(tuple(tensors))

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CODEC = (
-    *("cli", "inspection", "terminal", "weights", "tensorfile", "io", "format", "blobs", "values", "grids"),
-    *("arithmetic", "coders", "kernels", "parallel", "bits", "dtypes", "atomic", "errors"),
+    *("cli", "inspection", "terminal", "weights", "tensorfile", "io", "layouts", "format", "blobs", "positions"),
+    *("values", "grids", "arithmetic", "coders", "kernels", "parallel", "bits", "dtypes", "atomic", "errors"),
 )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcompression import blobs, coders, io
+from deepcompression import blobs, coders, io, layouts
 from deepcompression.bits import Cursor
 from deepcompression.kmeans import kmeans1d
 
@@ -63,7 +63,7 @@ def made(shape: tuple[int, ...], density: float, k: int, seed: int = 0) -> np.nd
 
 def blob_of(weights: np.ndarray, coder: str, threads: int = 1) -> bytes:
     """The bytes of one tensor in a file."""
-    return blobs.encode_tensor(weights.reshape(-1).view(np.uint32), "float32", weights.shape, coder, threads)
+    return layouts.encode_tensor(weights.reshape(-1).view(np.uint32), "float32", weights.shape, coder, threads)
 
 
 def book_bytes(blob: bytes, weights: np.ndarray) -> int:

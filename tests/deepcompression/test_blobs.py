@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from strategies import bit_tensors, layers, on_grid
 
 import deepcompression
-from deepcompression import blobs, coders
+from deepcompression import blobs, coders, layouts
 from deepcompression.errors import MalformedFile
 from deepcompression.format import CODERS
 from deepcompression.io import RawTensor, decode, encode
@@ -45,7 +45,7 @@ def there_and_back(tensor: RawTensor, coder: str, threads: int = 1) -> bytes:
     """The blob of a tensor, which gives its bits back, by numba and without, and whose bytes are all accounted for."""
     flat = tensor.bits.reshape(-1)
     with by(compiled=True):
-        blob = blobs.encode_tensor(flat, tensor.dtype, tensor.bits.shape, coder, threads)
+        blob = layouts.encode_tensor(flat, tensor.dtype, tensor.bits.shape, coder, threads)
     for compiled in (True, False):
         with by(compiled):
             decoded, sections = blobs.decode_tensor(blob, tensor.dtype, flat.size, "w", threads)
@@ -95,7 +95,7 @@ def test_compiled_equals_numpy(tensor: RawTensor, coder: str, chunk: int) -> Non
     written = []
     for compiled in (False, True):
         with chunks_of(chunk), by(compiled):
-            written.append(blobs.encode_tensor(flat, tensor.dtype, flat.shape, coder))
+            written.append(layouts.encode_tensor(flat, tensor.dtype, flat.shape, coder))
     assert written[0] == written[1]
 
 
@@ -151,12 +151,12 @@ def test_layout(tensor: np.ndarray, coder: str, layout: str) -> None:
 
 def test_auto_decodes_soon_enough() -> None:
     """`auto` is adaptive for tensors that decode in time by the table of costs, and Huffman for larger ones."""
-    limit = int(blobs.AUTO_LIMIT / blobs.DECODE_COST["adaptive"])
+    limit = int(layouts.AUTO_LIMIT / layouts.DECODE_COST["adaptive"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blobs, "AUTO_LIMIT", blobs.AUTO_LIMIT // (limit // 2000))
+        patch.setattr(layouts, "AUTO_LIMIT", layouts.AUTO_LIMIT // (limit // 2000))
         for rows, coder in ((190, "adaptive"), (210, "huffman")):
             flat = np.tile(np.eye(10, dtype=np.float32).reshape(-1), 21)[: 10 * rows].view(np.uint32)
-            auto, named = (blobs.encode_tensor(flat, "float32", (rows, 10), one) for one in ("auto", coder))
+            auto, named = (layouts.encode_tensor(flat, "float32", (rows, 10), one) for one in ("auto", coder))
             assert auto == named
             assert (blobs.layout(auto, "float32", flat.size)[1] == "adaptive") == (coder == "adaptive")
 
@@ -383,7 +383,7 @@ def test_damage_is_safe(tensor: RawTensor, coder: str, chunk: int, data: st.Data
     """Damage that no checksum tells gives an error or a tensor of the right size; nothing else."""
     with chunks_of(chunk):
         with by(compiled=True):
-            blob = bytearray(blobs.encode_tensor(tensor.bits.reshape(-1), tensor.dtype, tensor.bits.shape, coder))
+            blob = bytearray(layouts.encode_tensor(tensor.bits.reshape(-1), tensor.dtype, tensor.bits.shape, coder))
         for _ in range(data.draw(st.integers(1, 4))):
             if blob:
                 blob[data.draw(st.integers(0, min(len(blob) - 1, 60)))] = data.draw(st.integers(0, 255))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forged import small_chunks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import arrays, bit_tensors
@@ -409,6 +410,32 @@ def test_file_is_bounded_tensor_by_tensor(tmp_path: Path) -> None:
             file["tied"]
 
 
+@pytest.mark.parametrize("coder", ["huffman", "adaptive"])
+def test_large_tensors_are_read_chunk_by_chunk(tmp_path: Path, coder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blob beyond a few megabytes is never in memory as a whole, its checksum is checked, and cutting it noticed."""
+    small_chunks(monkeypatch.setattr, 500)
+    monkeypatch.setattr(dcz, "_NEAR", 700)
+    random = np.random.default_rng(0)
+    tensors = {"w": random.normal(size=(83, 61)), "p": np.where(random.random((83, 61)) < 0.3, 1.5, 0)}
+    deepcompression.save(tensors, path := tmp_path / "a.dcz", coder=coder)
+    sizes: list[int] = []
+    read_at = dcz._Stream.read_at
+
+    def watched(self: Any, offset: int, size: int) -> bytes:
+        sizes.append(size)
+        return read_at(self, offset, size)
+
+    monkeypatch.setattr(dcz._Stream, "read_at", watched)
+    loaded = deepcompression.load(path)
+    assert all(np.array_equal(loaded[name], tensors[name]) for name in tensors)
+    assert max(sizes) < 500 * 8 + 200 < path.stat().st_size
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ChecksumMismatch, match="checksum"):
+        deepcompression.load(path)
+
+
 def test_file_that_cannot_be_opened(tmp_path: Path) -> None:
     """A missing, empty, alien or cut file is refused when it is opened, and let go of."""
     saved(path := tmp_path / "a.dcz")
@@ -433,7 +460,7 @@ from deepcompression import coders, io
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-path, coder, what = sys.argv[1:]
+path, coder, kind, what = sys.argv[1:]
 kernels = coders.kernels
 try:
     coders.kernels = lambda *_: import_module("deepcompression.kernels")
@@ -446,9 +473,12 @@ if what == "load":
     io.load(path)
 else:
     random = np.random.default_rng(0)
-    w = np.zeros((5000, 8000), np.float32)
+    w = np.zeros((5000, 8000), np.float32) if kind == "shared" else random.standard_normal((5000, 8000), np.float32)
+    if kind == "grids":
+        w = np.rint(w) * random.random((5000, 1), np.float32)
+        w[w == 0] = 0
     book = random.normal(size=32).astype(np.float32)
-    for rows in np.split(w, 100):
+    for rows in np.split(w, 100) if kind == "shared" else []:
         stored = random.random(rows.shape, np.float32) < 0.1
         rows[stored] = book[np.minimum(random.geometric(0.15, int(stored.sum())) - 1, 31)]
     before = peak() - w.nbytes
@@ -458,11 +488,12 @@ print(peak() - before)
 
 
 @pytest.mark.parametrize("coder", ["huffman", "adaptive"])
-def test_peak_memory(tmp_path: Path, coder: str) -> None:
-    """A pruned and shared layer of 160 MB is saved in twice its memory and 256 MB, and loaded in 64 MB more than it."""
+@pytest.mark.parametrize("kind", ["shared", "normal", "grids"])
+def test_peak_memory(tmp_path: Path, coder: str, kind: str) -> None:
+    """A layer of 160 MB, compressible or not, is saved in twice its memory and 256 MB, loaded in it and 64 MB."""
     peaks = {}
     for what in ("save", "load"):
-        command = [sys.executable, "-c", PEAK, str(tmp_path / "a.dcz"), coder, what]
+        command = [sys.executable, "-c", PEAK, str(tmp_path / "a.dcz"), coder, kind, what]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks[what] = int(done.stdout)
     assert peaks["save"] <= 2 * 160_000_000 + (256 << 20)

@@ -57,7 +57,10 @@ def test_summary_tells_the_file_as_it_is(finished: dict[str, Any]) -> None:
         "encode",
     ]
     sizes = [row["size_bytes"] for row in summary["stages"]]
-    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == summary["file_bytes"]
+    # Fine-tuning keeps the structure: a bias that compresses a little better or worse is all that may change.
+    assert sizes[2] == pytest.approx(sizes[1], rel=0.01) and sizes[-1] == summary["file_bytes"]
+    del sizes[2]
+    assert sizes == sorted(sizes, reverse=True)
     for end in ("baseline", "final"):
         assert summary[end]["total"] == 360 and summary[end]["error"] < 0.12
         assert summary[end]["correct"] == round(summary[end]["accuracy"] * 360)
