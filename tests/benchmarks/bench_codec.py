@@ -20,10 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dahuffman import HuffmanCodec
 
 from deepcompression import blobs, coders, io, layouts
 from deepcompression.bits import Cursor
 from deepcompression.kmeans import kmeans1d
+
+try:
+    import zstandard
+except ImportError:
+    zstandard = None
 
 
 def seconds(call: Callable[[], Any], runs: int = 5) -> float:
@@ -201,44 +207,43 @@ def _net(name: str, tensors: list[np.ndarray], codec: Any) -> None:
 
 def speed() -> None:
     """Huffman coding against zstd -19 and dahuffman, adaptive decoding at 10 % density; one core."""
-    try:
-        import zstandard
-    except ImportError:
-        zstandard = None
-        print("speed: zstandard is not installed, its column is left out")
-    n = 10_000_000
-    for k in (16, 32):
-        random = np.random.default_rng(0)
-        symbols = np.clip(np.rint(random.laplace(scale=k / 10, size=n) + k / 2), 0, k - 1).astype(np.uint8)
-        stream = coders.plan(np.bincount(symbols, minlength=k), k, 1, "huffman")[1]
-        coded = coders.encode(symbols, stream)
-        assert np.array_equal(coders.decode([Cursor(coded, "bench")], [n], stream)[0], symbols)
-        encode = seconds(lambda symbols=symbols, stream=stream: coders.encode(symbols, stream))
-        line = f"huffman k={k}: {len(coded)} bytes, encode {n / encode / 1e6:.0f} Msym/s"
-
-        def decode(coded: bytes = coded, stream: Any = stream) -> Any:
-            return coders.decode([Cursor(coded, "bench")], [n], stream)
-
-        if zstandard is None:
-            print(f"{line}, decode {n / seconds(decode) / 1e6:.0f}")
-            continue
-        packed = zstandard.ZstdCompressor(level=19).compress(symbols.tobytes())
-        reader = zstandard.ZstdDecompressor()
-        ratios, ours, theirs = [], [], []
-        for _ in range(9):  # taking turns, so that noise meets both
-            ours.append(seconds(decode, 1))
-            theirs.append(seconds(lambda packed=packed, reader=reader: reader.decompress(packed), 1))
-            ratios.append(theirs[-1] / ours[-1])
-        speeds = n / statistics.median(ours) / 1e6, n / statistics.median(theirs) / 1e6
-        print(
-            f"{line}, decode {speeds[0]:.0f} against zstd -19 {speeds[1]:.0f} ({len(packed)} bytes): "
-            f"{statistics.median(ratios):.2f}x"
-        )
+    for k in (16, 32, 256):
+        _huffman(k, 10_000_000, 1_000_000)
     weights = made((2048, 4096), 0.1, 32)
     blob = blob_of(weights, "adaptive")
     spent = seconds(lambda: blobs.decode_tensor(blob, "float32", weights.size, "w"), 3)
     rate = weights.size / spent / 1e6
     print(f"adaptive, 8.4M weights, 10 % dense: {rate:.0f} million weights decoded a second, one core")
+
+
+def _huffman(k: int, n: int, slow: int) -> None:
+    """Lines for `n` symbols of an alphabet of `k`, as frequent as k-means leaves them; dahuffman has `slow` of them."""
+    random = np.random.default_rng(0)
+    symbols = np.clip(np.rint(random.laplace(scale=k / 10, size=n) + k / 2), 0, k - 1).astype(np.uint8)
+    stream = coders.plan(np.bincount(symbols, minlength=k), k, 1, "huffman")[1]
+    coded = coders.encode(symbols, stream)
+
+    def decode() -> Any:
+        return coders.decode([Cursor(coded, "bench")], [n], stream)
+
+    assert np.array_equal(decode()[0], symbols)
+    encode_s, decode_s = seconds(lambda: coders.encode(symbols, stream)), seconds(decode)
+    speeds = f"encode {n / encode_s / 1e6:.0f}, decode {n / decode_s / 1e6:.0f} million symbols a second"
+    print(f"huffman k={k}: {len(coded)} bytes, {speeds}")
+    part = symbols[:slow].tolist()
+    codec = HuffmanCodec.from_frequencies(dict(enumerate(np.bincount(symbols, minlength=k).tolist())))
+    theirs = codec.encode(part)
+    ratios = [seconds(lambda: codec.encode(part), 1) / encode_s, seconds(lambda: codec.decode(theirs), 1) / decode_s]
+    size = len(coders.encode(symbols[:slow], stream)) / len(theirs)
+    print(f"  dahuffman: encode {ratios[0] * n / slow:.0f}x, decode {ratios[1] * n / slow:.0f}x, bytes {size:.4f}x")
+    if zstandard is None:
+        print("  zstandard is not installed, its line is left out")
+        return
+    packed, reader = zstandard.ZstdCompressor(level=19).compress(symbols.tobytes()), zstandard.ZstdDecompressor()
+    pairs = [(seconds(decode, 1), seconds(lambda: reader.decompress(packed), 1)) for _ in range(9)]  # in turns
+    rate = n / statistics.median(theirs for _, theirs in pairs) / 1e6
+    ratio = statistics.median(theirs / ours for ours, theirs in pairs)
+    print(f"  zstd -19: decode {rate:.0f} million symbols a second, {len(packed)} bytes: {ratio:.2f}x")
 
 
 VGG = [(64, 3, 3, 3), (64, 64, 3, 3), (128, 64, 3, 3), (128, 128, 3, 3), (256, 128, 3, 3), (256, 256, 3, 3)]
@@ -289,8 +294,10 @@ def load() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"sizes": sizes, "nets": nets, "speed": speed, "vgg": vgg, "load": load}
-    parser.add_argument("part", nargs="*", choices=[*parts, []], default=list(parts))
+    parser.add_argument("part", nargs="*", metavar="PART", default=list(parts))
     parser.add_argument("--file", type=Path, action="append", default=[], help="a .dcz file for `nets`")
     options = parser.parse_args()
+    if unknown := set(options.part) - set(parts):
+        parser.error(f"no part is called {', '.join(unknown)}; there are {', '.join(parts)}")
     for part in options.part:
         parts[part](options.file) if part == "nets" else parts[part]()
