@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from deepcompression.errors import StructureError
 from deepcompression.selection import Holder, first_names, is_held, join, parameters, prunable
 
 Use = tuple[nn.Module, str]
+Part = TypeVar("Part", bound=Holder)
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,32 @@ def hold(model: nn.Module, names: Sequence[str] | None = None, *, shared: Sequen
     """
     shared = _known(model, shared)
     zeros = _known(model, [*(_partly_zero(model) if names is None else names), *shared])
-    places = {name: _uses(model, name) for name in zeros}
-    for name, uses in places.items():
-        weight = getattr(*uses[0]).detach()
-        _hold_one(uses, SharedWeights(weight) if name in shared else ZeroMask(weight != 0))
+    hold_by(model, {name: SharedWeights if name in shared else _zero_mask for name in zeros})
     return Held(zeros, shared)
+
+
+def hold_by(model: nn.Module, makes: Mapping[str, Callable[[Tensor], Holder]]) -> None:
+    """Holds each named tensor by what is made of its weight; as ``hold``, which makes masks and codebooks.
+
+    Raises:
+        StructureError: as ``hold``; nothing is held then.
+    """
+    makes = {_known(model, [name])[0]: make for name, make in makes.items()}
+    places = {name: _uses(model, name) for name in makes}
+    for name, uses in places.items():
+        _hold_one(uses, makes[name](getattr(*uses[0]).detach()))
+
+
+def held_by(model: nn.Module, kind: type[Part]) -> dict[str, tuple[Part, Tensor]]:
+    """What holds a tensor, of one kind, and what is trained behind it, by the tensor's name; tied ones once."""
+    found: dict[int, tuple[str, tuple[Part, Tensor]]] = {}
+    for prefix, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            for attribute, parts in module.parametrizations.items():
+                if isinstance(parts[0], kind):
+                    behind = _original(module, attribute)
+                    found.setdefault(id(parts[0]), (join(prefix, attribute), (parts[0], behind)))
+    return dict(found.values())
 
 
 def bake(model: nn.Module) -> nn.Module:
@@ -77,6 +99,10 @@ class ZeroMask(Holder):
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What is trained: the weight itself."""
         return weight
+
+
+def _zero_mask(weight: Tensor) -> ZeroMask:
+    return ZeroMask(weight != 0)
 
 
 class SharedWeights(Holder):
@@ -128,13 +154,7 @@ class _Spread(torch.autograd.Function):
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """The live masks of a held model by tensor name, tied once; writing into one changes what is held."""
-    found: dict[int, tuple[str, Tensor]] = {}
-    for prefix, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            for attribute, parts in module.parametrizations.items():
-                if isinstance(parts[0], ZeroMask):
-                    found.setdefault(id(parts[0]), (join(prefix, attribute), parts[0].mask))
-    return dict(found.values())
+    return {name: part.mask for name, (part, _) in held_by(model, ZeroMask).items()}
 
 
 def held_state(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, th
     """The blob of a tensor with the element bits `flat` (n,), in the smallest layout that `coder` has."""
     if flat.size == 0:
         return b""
-    coder = _auto(flat.size) if coder == "auto" else coder
+    coder = settled(coder, flat.size)
     ways = values.find(flat, dtype, shape, threads)
     best: Written | None = None
     for way in ways:
@@ -74,8 +74,10 @@ DECODE_COST = {"packed": 1.0, "huffman": 1.5, "adaptive": 12.0}
 AUTO_LIMIT = 50_000_000
 
 
-def _auto(elements: int) -> str:
-    """The smallest coder that decodes so many elements within AUTO_LIMIT nanoseconds, by DECODE_COST."""
+def settled(coder: str, elements: int) -> str:
+    """The coder; for `auto` the smallest that decodes so many elements within AUTO_LIMIT, by DECODE_COST."""
+    if coder != "auto":
+        return coder
     return "adaptive" if elements * DECODE_COST["adaptive"] <= AUTO_LIMIT else "huffman"
 
 

@@ -99,7 +99,10 @@ def metric_of(spec: Mapping[str, Any] | None) -> Any:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is learnt from what: splits, the step (model, batch) -> (loss, outputs, targets), the metric."""
+    """What is learnt from what: splits, the step (model, batch) -> (loss, outputs, targets), the metric.
+
+    ``train_step`` is for training alone, where its loss is another than the one that is validated.
+    """
 
     train: Any
     validation: Any
@@ -107,6 +110,7 @@ class Problem:
     metric: Any = field(default_factory=Accuracy)
     augment: Callable[[Any, torch.Generator], Any] | None = None
     batch_size: int = 128
+    train_step: Step | None = None
 
 
 @dataclass(frozen=True)

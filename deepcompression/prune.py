@@ -105,6 +105,7 @@ def prune_gradually(
     *,
     zeros: Sequence[str] = (),
     shared: Sequence[str] = (),
+    scope: str = "layer",
     start: float = 1.0,
     ramp: float = 0.7,
     score: Score | None = None,
@@ -123,6 +124,7 @@ def prune_gradually(
         density: tensor name -> final density.
         zeros: further tensors whose zeros stay.
         shared: tensors whose sharing stays; none of them can be pruned here.
+        scope: as for ``prune``.
         start: density at the first step.
         ramp: fraction of the steps in which the density falls.
         score: as for ``prune``.
@@ -139,7 +141,7 @@ def prune_gradually(
         raise StructureError(f"{both[0]}: is shared already; gradual pruning goes before share")
     before = structure.plain_state(model)
     padding = structure.padding_rows(model)
-    prune(before, density, score=score, padding=padding)  # refuses what is impossible before any training
+    prune(before, density, scope=scope, score=score, padding=padding)  # refuses what is impossible before any training
     rates = dropout_rates(model, dropout or {})
     structure.hold(model, [*zeros, *density], shared=shared)
     corrected = False
@@ -150,7 +152,7 @@ def prune_gradually(
         due = step <= falling and (step % max(falling // MASK_UPDATES, 1) == 0 or step == falling)
         if due:
             now = {name: max(cubic_density(step, falling, start, final), final) for name, final in density.items()}
-            _tighten(model, now, score, padding)
+            _tighten(model, now, scope, score, padding)
         if due or not corrected:  # a resumed loop has masks already
             densities = structure.held_state(model, {rate.tensor for rate in rates.values()})
             set_dropout(model, rates, {name: structure.density(densities, [name]) for name in densities})
@@ -165,7 +167,7 @@ def prune_gradually(
         structure.bake(model)
     state = structure.plain_state(model)
     layers = [_account(name, before[name], state[name], state[name].abs().reshape(-1)) for name in density]
-    for layer in layers:
+    for layer in layers if scope == "layer" else ():
         if layer.name not in padding and layer.nonzero > _count(state[layer.name].reshape(-1), density[layer.name]):
             raise InvariantError(f"{layer.name}: density {layer.density:.4g}, asked for {density[layer.name]}")
     return Pruned(state, layers, done)
@@ -174,6 +176,7 @@ def prune_gradually(
 def _tighten(
     model: nn.Module,
     density: Mapping[str, float],
+    scope: str,
     score: Score | None,
     padding: Mapping[str, int],
 ) -> None:
@@ -182,7 +185,7 @@ def _tighten(
     state = structure.held_state(model, density)
     if not all(bool(torch.isfinite(weight).all()) for weight in state.values()):
         return  # training diverged: its own check says so at the end of the epoch
-    for name, weight in prune(state, density, score=score, padding=padding).state.items():
+    for name, weight in prune(state, density, scope=scope, score=score, padding=padding).state.items():
         masks[name].copy_(weight != 0)
 
 

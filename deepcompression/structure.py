@@ -138,10 +138,12 @@ def _new_zeros(name: str, was: Tensor, now: Tensor) -> int:
 
 
 def _merged_groups(name: str, before: Tensor, after: Tensor) -> int:
-    """How many groups of equal weights joined others; each group must still be one value."""
+    """How many groups of equal weights joined others; each group must still be one value, but for those now zero."""
     groups, index = torch.unique(before.reshape(-1), return_inverse=True)
     now = after.reshape(-1)
-    leader = now.new_empty(len(groups))
+    stays = (now != 0) | (before.reshape(-1) == 0)
+    index, now = index[stays], now[stays]
+    leader = now.new_zeros(len(groups))
     leader[index] = now
     if not torch.equal(leader[index], now):
         raise InvariantError(f"{name}: weights that shared a value no longer do")

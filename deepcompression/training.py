@@ -159,7 +159,7 @@ class _Loop:
 
     def _step(self, batch: Any) -> Tensor:
         with self.compute.autocast():
-            loss, _, _ = stepped(self.problem.step, self.model, batch)
+            loss, _, _ = stepped(self.problem.train_step or self.problem.step, self.model, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.gradient_clip is not None:

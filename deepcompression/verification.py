@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcompression import io, tensorfile
+from deepcompression import io, significance, tensorfile
 from deepcompression.io import RawTensor
 
 
@@ -26,7 +26,7 @@ def verify(request: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         ``identical``, ``differs`` (a tensor's name or None), and, where there is data, ``baseline`` and ``final``:
         each ``metric``, ``loss``, ``total``, ``higher_is_better``; where scores are 0/1, ``correct``, ``accuracy``,
-        ``error``.
+        ``error``; and ``comparison``: a significance.Comparison and its ``sentence``, or None (`_comparison`).
     """
     differs = difference(io.load(request["file"], raw=True), tensorfile.read(Path(request["reference"])))
     answer: dict[str, Any] = {"identical": differs is None, "differs": differs}
@@ -58,10 +58,32 @@ def _evaluations(request: Mapping[str, Any]) -> dict[str, Any]:
     made = factory.build(request["data"]["factory"], request["data"]["kwargs"])
     test = made[2] if isinstance(made, tuple) else made.test
     ends = {"baseline": load_file(request["baseline"]), "final": files.load(request["file"])}
-    return {name: _evaluation(request, state, test) for name, state in ends.items()}
+    results = {name: _evaluation(request, state, test) for name, state in ends.items()}
+    found: dict[str, Any] = {name: numbers for name, (numbers, _) in results.items()}
+    return found | {"comparison": _comparison(*results.values()) if _in_order(test) else None}
 
 
-def _evaluation(request: Mapping[str, Any], state: Mapping[str, Any], test: Any) -> dict[str, Any]:
+def _comparison(baseline: tuple[Mapping[str, Any], Any], final: tuple[Mapping[str, Any], Any]) -> dict[str, Any] | None:
+    """The paired test of two (numbers, scores); None where scores are not whether each sample is right."""
+    if any(numbers["correct"] is None or not numbers["higher_is_better"] for numbers, _ in (baseline, final)):
+        return None
+    compared = significance.compare(baseline[1].numpy(), final[1].numpy())
+    return {**asdict(compared), "sentence": significance.sentence(compared)}
+
+
+def _in_order(test: Any) -> bool:
+    """Whether both models saw the samples in one order: a DataLoader of the user's may shuffle or stream."""
+    from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+    if not isinstance(test, DataLoader):
+        return True
+    batches = test.batch_sampler
+    sampler = batches.sampler if type(batches) is BatchSampler else test.sampler if batches is None else None
+    return isinstance(sampler, SequentialSampler)
+
+
+def _evaluation(request: Mapping[str, Any], state: Mapping[str, Any], test: Any) -> tuple[dict[str, Any], Any]:
+    """The numbers, and the scores of each sample or None."""
     from deepcompression import factory
     from deepcompression import torch as files
     from deepcompression.problem import Compute, evaluate, metric_of, step_of
@@ -75,7 +97,7 @@ def _evaluation(request: Mapping[str, Any], state: Mapping[str, Any], test: Any)
     if result.correct is not None:
         accuracy = result.correct / result.total
         found |= {"accuracy": accuracy, "error": (result.total - result.correct) / result.total}
-    return found
+    return found, result.scores
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FOLD = 20
 IN_PRINT = frozenset(
     {"run", "file_bytes", "file_bytes_worst", "ratio", "bits_per_weight", "density"}
-    | {"score", "dense_score", "file_score", "file_score_worst", "change"}
+    | {"score", "dense_score", "file_score", "file_score_worst", "change", "p_value"}
 )
 SIGNS = {
     **{sign: f"\\{sign}" for sign in "{}$&#_%"},

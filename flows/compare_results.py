@@ -18,6 +18,7 @@ RESULTS: dict[str, bool | None] = {
     "dense_score": None,
     "file_score": None,
     "change": None,
+    "p_value": None,
     "seconds": None,
 }
 
@@ -105,13 +106,14 @@ def measure_of(run: Mapping[str, Any]) -> Measure:
 
 
 def results_of(runs: Sequence[Mapping[str, Any]], measure: Measure) -> dict[str, Statistic | None]:
-    """Each of RESULTS over the runs; None where no run has it."""
+    """Each of RESULTS over the runs; None where no run has it. A p is of one run: no mean of several says anything."""
     numbers = [_numbers(run, measure) for run in runs]
     found: dict[str, Statistic | None] = {}
     for name, higher in RESULTS.items():
         direction = measure.higher_is_better if name in ("dense_score", "file_score", "change") else higher
         values = tuple(value for value in (one[name] for one in numbers) if value is not None)
-        found[name] = Statistic(values, direction) if values else None
+        told = bool(values) and not (name == "p_value" and len(runs) > 1)
+        found[name] = Statistic(values, direction) if told else None
     return found
 
 
@@ -138,6 +140,7 @@ def _numbers(run: Mapping[str, Any], measure: Measure) -> dict[str, float | None
         "dense_score": dense,
         "file_score": file,
         "change": None if dense is None or file is None else file - dense,
+        "p_value": _number(_mapping(run.get("comparison")).get("p_value")),
         "seconds": sum(seconds) if seconds else None,
     }
 

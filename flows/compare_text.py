@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from deepcompression.significance import probability
 from flows.compare_recipes import ABSENT, value_text
 from flows.compare_results import RESULTS, Measure, Statistic
 
@@ -51,6 +52,7 @@ UNITS = {
     "ratio": Unit(1, "x"),
     "bits_per_weight": Unit(2),
     "density": Unit(1, " %", 100),
+    "p_value": Unit(4),
     "seconds": Unit(1),
 }
 LABELS = {"dense_bytes": "dense bytes", "file_bytes": "file bytes", "bits_per_weight": "bits per weight"}
@@ -96,7 +98,8 @@ def columns(comparison: Comparison) -> list[Column]:
     if len({group.measure.label for group in groups}) > 1:
         found.append(Column("score", "score", tuple(Cell(group.measure.label) for group in groups)))
     for key in RESULTS:
-        found += _result(key, groups)
+        if key != "p_value" or _tested(groups):
+            found += _result(key, groups)
     found.append(Column("reused", "reused stages", tuple(Cell(_reused(group)) for group in groups)))
     return found
 
@@ -114,9 +117,17 @@ def notes(groups: Sequence[Group]) -> tuple[str, ...]:
         found.append("± is the sample standard deviation over seeds (n runs); worst is over the same seeds.")
     if len({frozenset(group.seeds) for group in groups}) > 1:
         found.append("Not all rows have the same seeds: a part of a difference may be the seeds'.")
+    if _tested(groups):
+        found.append(
+            "p is of a file's change against its own dense model, on the same samples (McNemar, exact; one run only)."
+        )
     if any(group.reused for group in groups):
         found.append("Seconds are what a run itself took; a reused stage was computed by an earlier run.")
     return tuple(found)
+
+
+def _tested(groups: Sequence[Group]) -> bool:
+    return any(group.results["p_value"] for group in groups)
 
 
 def joined(parts: Sequence[str]) -> str:
@@ -154,6 +165,8 @@ def _unit(key: str, measure: Measure) -> Unit:
 def _text(key: str, statistic: Statistic | None, unit: Unit) -> str:
     if statistic and key == "dense_bytes" and statistic.sd == 0:  # no measurement: the same by construction
         return unit.one(statistic.mean)
+    if statistic and key == "p_value":
+        return probability(statistic.mean).removeprefix("= ")
     return unit.text(statistic)
 
 
@@ -161,6 +174,7 @@ def _label(key: str, groups: Sequence[Group]) -> str:
     labels = {group.measure.label for group in groups}
     score = labels.pop() if len(labels) == 1 else "score"
     names = {"dense_score": f"{score}, dense", "file_score": f"{score}, file", "change": f"{score}, change"}
+    names["p_value"] = f"{names['change']}, p"
     return names.get(key) or LABELS.get(key, key)
 
 

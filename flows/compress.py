@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from deepcompression.atomic import storage_error, written
 from deepcompression.errors import RecipeError
 from flows import recipe as recipes
 from flows.missed import skip_missed
-from flows.schema import Recipe
+from flows.schema import Recipe, Training
 from tasks.baseline import baseline
 from tasks.check import check
 from tasks.console import say
@@ -38,7 +39,7 @@ from tasks.prune import prune
 from tasks.quantize import quantize
 from tasks.recalibrate import recalibrate
 from tasks.registry import example_of
-from tasks.report import sentence, write_report
+from tasks.report import difference, sentence, write_report
 from tasks.run import Reference, Run
 from tasks.share import share
 from tasks.store import UNSENT, Store, publish, write_json
@@ -181,13 +182,19 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
     folder = _new_folder(parsed, stored)
     with _living(parsed, stored, folder, parent) as tracker:
         run, stages = _run_of(parsed, seed, folder, tracker), recipes.expand(parsed)
-        weights = run.model["weights"]
-        start = {"weights": weights} if weights else {"train": parsed.train.model_dump(mode="json")}
+        start = _start(run.model, parsed.train)
         _no_secret_promoted(parsed, stored)
         check(run, [("train", start), *stages])
         if parsed.promote:
             example_of(run, parsed.promote.inputs)  # what would stop a promotion is told before anything trains
+        if parsed.teacher:
+            taught = replace(run, model=run.teacher)
+            run = replace(
+                run, taught_by=_call(baseline, taught, "teacher", None, _start(taught.model, parsed.teacher.train))
+            )
         references = [_call(baseline, run, "baseline", 0, start)]
+        if not parsed.teacher:
+            run = replace(run, taught_by=references[0])
         for number, (label, config) in enumerate(stages, 1):
             stage = STAGES.get(config["stage"], custom)
             references.append(_call(stage, run, label, number, config, references[-1]))
@@ -201,6 +208,11 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
     if deployment.id is not None:  # who typed a command gets a table from it
         say(f"{sentence(summary)} {escape(summary['file'])}")
     return summary
+
+
+def _start(model: Mapping[str, Any], train: Training) -> dict[str, Any]:
+    """What the baseline task needs: a checkpoint, or how to train."""
+    return {"weights": model["weights"]} if model["weights"] else {"train": train.model_dump(mode="json")}
 
 
 def _no_secret_promoted(parsed: Recipe, stored: Mapping[str, Any]) -> None:
@@ -246,8 +258,9 @@ def _below_root(path: str) -> Path:
 
 def _run_of(parsed: Recipe, seed: int, folder: Path, tracker: Tracker) -> Run:
     dumped = parsed.model_dump(mode="json")
-    if dumped["model"]["weights"]:
-        dumped["model"]["weights"]["path"] = str(_below_root(dumped["model"]["weights"]["path"]))
+    for model in (dumped["model"], dumped["teacher"]):
+        if model and model["weights"]:
+            model["weights"]["path"] = str(_below_root(model["weights"]["path"]))
     return Run(
         name=parsed.name,
         seed=seed,
@@ -264,6 +277,7 @@ def _run_of(parsed: Recipe, seed: int, folder: Path, tracker: Tracker) -> Run:
         threads=parsed.threads,
         python_path=tuple(str(_below_root(one)) for one in parsed.python_path),
         tracker=tracker,
+        teacher=dumped["teacher"],
     )
 
 
@@ -326,6 +340,7 @@ def _summary(run: Run, references: Sequence[Reference], verified: Verified, path
         "data_digest": run.data_digest(),
         "baseline": verified.baseline,
         "final": verified.final,
+        "comparison": verified.comparison,
         "stages": [
             {**{name: reference.numbers[name] for name in names}, "key": reference.key} for reference in references
         ],
@@ -353,6 +368,9 @@ def _leave(run: Run, references: Sequence[Reference], summary: dict[str, Any], s
         prefix += "test" if end["split"] == "test" else "val"
         numbers[f"{prefix}_{name}"] = end["metric"]
         numbers |= {f"{prefix}_{key}": end[key] for key in ("error", "correct") if end.get(key) is not None}
+    if compared := summary["comparison"]:
+        numbers |= {f"test_{key}": compared[key] for key in ("difference", "p_value", "broken", "mended")}
+        numbers |= {f"test_difference_{key}": compared[key] for key in ("low", "high")}
     run.tracker.metrics({key: value for key, value in numbers.items() if math.isfinite(value)})
     run.tracker.tags({"mlflow.note.content": sentence(summary)})
     for path in (file, folder / "summary.json", folder / "report.html"):
@@ -390,6 +408,8 @@ def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
 |---|---|---|
 | bytes | {summary["dense_bytes"]:,} | {summary["file_bytes"]:,} |
 | {summary["final"]["split"]} {metric} | {summary["baseline"]["metric"]:.4f} | {summary["final"]["metric"]:.4f} |
+
+{f"Compared with the dense model, sample by sample: {told}." if (told := difference(summary)) else ""}
 
 `{summary["file"]}` was decoded in a fresh process, is bit for bit what was encoded, and was measured there.
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 Density = Annotated[float, Field(gt=0, le=1)]
 Quality = Annotated[float, Field(gt=0)]
 Bits = Annotated[int, Field(ge=1, le=16)]
+Rate = Annotated[float, Field(ge=0)]
 Precision = Literal["float32", "float16", "bfloat16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]  # a folder's name, never a path
 Spec = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="package.module:callable")]
@@ -56,6 +57,16 @@ class Data(Factory):
         return value
 
 
+class Distil(Strict):
+    """Distillation (Hinton 2015): the loss is part that of the labels, part that of a teacher's opinion of each sample.
+
+    The teacher is the recipe's ``teacher`` where there is one, else the run's own dense model.
+    """
+
+    temperature: float = Field(4.0, gt=0, description="softens both opinions; 1 to 10 are usual")
+    weight: float = Field(0.5, ge=0, le=1, description="the teacher's part of the loss")
+
+
 class Training(Strict):
     """One training loop: how long, with which optimizer, at what rate."""
 
@@ -67,6 +78,7 @@ class Training(Strict):
     warmup: float = Field(0, ge=0, description="epochs of rising learning rate at the start")
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better validation")
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
+    distil: Distil | None = Field(None, description="learn from a teacher too")
 
     @model_validator(mode="after")
     def _one_rate(self) -> Training:
@@ -109,8 +121,8 @@ class Prune(Strict):
             raise ValueError("expected exactly one of density and quality")
         if self.scope == "global" and not isinstance(self.density, float):
             raise ValueError("scope: global takes one density for all selected layers, such as density: 0.1")
-        if self.gradual and (self.rounds > 1 or self.quality is not None or self.scope == "global"):
-            raise ValueError("gradual goes with scope: layer, density and rounds: 1")
+        if self.gradual and (self.rounds > 1 or self.quality is not None):
+            raise ValueError("gradual goes with density and rounds: 1")
         if self.dropout and not self.gradual:
             raise ValueError("dropout belongs to the finetune stage, or to gradual pruning")
         return self
@@ -125,12 +137,26 @@ class Finetune(Training):
     dropout: dict[str, str] = Field({}, description="dropout module -> the layer whose sparsity corrects its rate")
 
 
+class Reassign(Training):
+    """Training while weights share: codes are drawn anew as weights move (straight-through), then stay."""
+
+    epochs: int = Field(10, ge=1)
+    lr: float = Field(5e-4, gt=0)
+    settle: float = Field(0.5, gt=0, lt=1, description="fraction of the epochs in which codes change")
+
+
 class Share(Strict):
     """Weight sharing: 1-D k-means over each layer's non-zero weights (section 3)."""
 
     stage: Literal["share"]
     bits: Bits | dict[str, Bits] = 5
     init: Literal["linear", "density", "random", "optimal"] = "linear"
+    rate: Rate | dict[str, Rate] = Field(
+        0.0,
+        description="what a coded bit is worth, as a fraction of the weights' mean square: 0 is plain k-means; 0.01 to "
+        "0.1 make the file smaller, and prune further, at some error",
+    )
+    train: Reassign | None = Field(None, description="train meanwhile; else weights are shared as they are")
 
 
 class CentroidTraining(Training):
@@ -200,6 +226,18 @@ Stage = Annotated[
 ]
 
 
+class Teacher(Model):
+    """Another, larger model to learn from: a checkpoint, or trained here before the dense one."""
+
+    train: Training = Training()
+
+    @model_validator(mode="after")
+    def _untaught(self) -> Teacher:
+        if self.train.distil:
+            raise ValueError("the teacher itself learns from labels: remove teacher.train.distil")
+        return self
+
+
 class Tracking(Strict):
     """Where MLflow keeps the run. A tracking server that is away never sinks a run."""
 
@@ -245,6 +283,7 @@ class Recipe(Strict):
     data: Data
     step: Factory | None = Field(None, description="returns (model, batch) -> (loss, outputs, targets)")
     metric: Factory | None = Field(None, description="has name, higher_is_better; (outputs, targets) -> scores")
+    teacher: Teacher | None = Field(None, description="what stages with distil learn from; default: the dense model")
     train: Training = Training()
     hold: Hold = Hold()
     stages: list[Stage] = Field(min_length=1)
@@ -284,6 +323,12 @@ class Recipe(Strict):
         return value
 
     @model_validator(mode="after")
+    def _taught_by_itself(self) -> Recipe:
+        if self.train.distil and not self.teacher:
+            raise ValueError("train.distil needs a teacher: the dense model cannot learn from itself")
+        return self
+
+    @model_validator(mode="after")
     def _seed_or_seeds(self) -> Recipe:
         if self.seed is not None and self.seeds is not None:
             raise ValueError("seed and seeds are both given: keep one")
@@ -296,5 +341,5 @@ def _trains(stage: Any) -> bool:
     return (
         stage.stage == "finetune"
         or getattr(stage, "gradual", None) is not None
-        or (stage.stage == "quantize" and stage.train is not None)
+        or (stage.stage in ("share", "quantize") and stage.train is not None)
     )

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.console import size
+from tasks.report import difference
 
 
 def show(summary: Mapping[str, Any]) -> None:
@@ -48,6 +49,8 @@ def _verdict(console: Console, summary: Mapping[str, Any]) -> None:
         _result(summary[end]) + name for end, name in (("baseline", " dense"), ("final", " decoded file"))
     )
     console.print(f"{summary['final']['split']} {summary['metric']}: {ends}", soft_wrap=True)
+    if told := difference(summary):
+        console.print(f"compared with the dense model: {told}", soft_wrap=True)
     console.print(f"file: {summary['file']}", soft_wrap=True)
     _promotion(console, summary.get("promotion"))
     if summary["mlflow_run_id"]:

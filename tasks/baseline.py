@@ -13,7 +13,7 @@ from tasks.store import file_digest
 
 
 @task(name="baseline", **TASK)
-def baseline(run: Run, label: str, number: int, config: dict[str, Any]) -> State[Reference] | Reference:
+def baseline(run: Run, label: str, number: int | None, config: dict[str, Any]) -> State[Reference] | Reference:
     """The dense model's reference. ``config`` holds the recipe's ``train``, or its ``model.weights``."""
     weights = config.get("weights")
     work = _load if weights else _train
@@ -30,9 +30,7 @@ def _train(bench: Bench, config: dict[str, Any]) -> Product:
 
     model = bench.run.blank_model()
     with shown(bench.run, bench.label) as show:
-        fitted = fit(
-            model, bench.run.problem(config["train"]["batch_size"]), **bench.fit_arguments(config["train"], show)
-        )
+        fitted = fit(model, bench.problem(config["train"]), **bench.fit_arguments(config["train"], show))
     return Product(structure.plain_state(model), history=fitted.history, report={"best_epoch": fitted.best_epoch})
 
 

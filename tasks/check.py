@@ -29,6 +29,8 @@ def check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     if weights and not Path(weights["path"]).is_file():
         raise WeightsError(f"model.weights.path {weights['path']}: no such file")
     model = run.blank_model()
+    if run.teacher:
+        factory.load(run.teacher["factory"])
     run.problem()
     _match(model, {"zeros": run.hold["zeros"] or [], "shared": run.hold["shared"]})
     for label, config in stages:
@@ -46,8 +48,8 @@ def _match(model: Any, config: Mapping[str, Any]) -> None:
     from deepcompression import structure
     from deepcompression.finetune import dropout_rates
 
-    for key in ("density", "quality", "bits"):
-        if config.get(key) is not None:
+    for key in ("density", "quality", "bits", "rate"):
+        if config.get(key):
             structure.resolve(model, table_of(config[key]))
     for key in ("zeros", "shared"):
         structure.select(model, config.get(key) or [])

@@ -29,7 +29,7 @@ def train(bench: Bench, config: dict[str, Any]) -> Product:
     with shown(bench.run, bench.label) as show:
         tuned = library.finetune(
             model,
-            bench.run.problem(config["batch_size"]),
+            bench.problem(config),
             zeros=bench.input.zeros,
             shared=bench.input.shared,
             dropout=config.get("dropout") or {},

@@ -52,10 +52,11 @@ def _gradual(bench: Bench, config: dict[str, Any]) -> Product:
     with shown(bench.run, bench.label) as show:
         pruned = library.prune_gradually(
             model,
-            bench.run.problem(gradual["batch_size"]),
+            bench.problem(gradual),
             structure.resolve(model, table_of(config["density"])),
             zeros=bench.input.zeros,
             shared=bench.input.shared,
+            scope=config["scope"],
             start=gradual["start"],
             ramp=gradual["ramp"],
             score=_score(config),

@@ -9,12 +9,14 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
+from deepcompression import significance
 from deepcompression.atomic import written
+from deepcompression.significance import Comparison
 from tasks import figures
 from tasks.console import size
 from tasks.run import Reference, Run
@@ -90,6 +92,7 @@ def write_report(
         final=_end(summary["final"]),
         split=summary["final"].get("split", "test"),
         sentence=sentence(summary),
+        comparison=comparison_of(summary),
         bits_per_weight=references[-1].numbers["bits_per_weight"],
         stages=stages,
         longest=max(stage["worked"] or 0 for stage in stages) or 1,
@@ -121,10 +124,25 @@ def sentence(summary: Mapping[str, Any]) -> str:
     if not _counts(dense) or not _counts(final) or dense["total"] != final["total"]:
         return f"{_metrics(dense['metric'], final, str(summary['metric']))}, {share}."
     was, now, total = _errors(dense), _errors(final), final["total"]
+    compared = comparison_of(summary)
     if was == now:
-        return f"Exactly as many errors as the dense model ({now:,} in {total:,}), {share}."
+        hidden = f"; {significance.exchanged(compared)}" if compared and compared.broken else ""
+        return f"Exactly as many errors as the dense model ({now:,} in {total:,}{hidden}), {share}."
     many = f"{abs(now - was):,} {'more' if now > was else 'fewer'} error{'s' if abs(now - was) > 1 else ''}"
-    return f"{many} in {total:,} than the dense model ({now:,} instead of {was:,}), {share}."
+    chance = f"; {significance.chance(compared.p_value)}" if compared else ""
+    return f"{many} in {total:,} than the dense model ({now:,} instead of {was:,}{chance}), {share}."
+
+
+def difference(summary: Mapping[str, Any]) -> str | None:
+    """The paired comparison in words and percentage points; None where there is none."""
+    compared = comparison_of(summary)
+    return f"{significance.sentence(compared)} ({significance.interval(compared)})" if compared else None
+
+
+def comparison_of(summary: Mapping[str, Any]) -> Comparison | None:
+    """A summary's paired comparison; None where scores are not 0/1, and in summaries of older releases."""
+    found = summary.get("comparison")
+    return Comparison(**{field.name: found[field.name] for field in fields(Comparison)}) if found else None
 
 
 def _metrics(was: float, final: Mapping[str, Any], name: str) -> str:
@@ -352,7 +370,7 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for one in (size, number, percent, bits, times, sortable):
+    for one in (size, number, percent, significance.points, bits, times, sortable):
         environment.filters[one.__name__] = one
     return environment
 

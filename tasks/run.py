@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ class Run:
     threads: int | None
     python_path: tuple[str, ...]
     tracker: Tracker
+    teacher: Mapping[str, Any] | None = None  # factory and kwargs of the model that stages with distil learn from
+    taught_by: Reference | None = None
 
     @property
     def store(self) -> Store:
@@ -125,6 +127,14 @@ class Run:
             augment=factory.function(augment["factory"], augment["kwargs"]) if augment else None,
             batch_size=batch_size,
         )
+
+    def distilled(self, problem: Problem, distil: Mapping[str, Any]) -> Problem:
+        """``problem``, learnt from the teacher too."""
+        from deepcompression import distil as library
+
+        assert self.taught_by is not None
+        teacher = replace(self, model=self.teacher or self.model).model_with(self.taught_by)
+        return library.distilled(problem, teacher, compute=self.compute(), **distil)
 
     def metric_object(self) -> Any:
         """What has ``name``, ``higher_is_better``, and scores outputs against targets."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from prefect import task
@@ -9,7 +11,7 @@ from prefect.states import State
 
 from tasks.prune import table_of
 from tasks.run import Reference, Run
-from tasks.stage import TASK, Bench, Product, perform
+from tasks.stage import TASK, Bench, Product, perform, shown
 
 
 @task(name="share", **TASK)
@@ -21,25 +23,60 @@ def share(run: Run, label: str, number: int, config: dict[str, Any], source: Ref
         number,
         config,
         source,
-        lambda bench: _work(bench, config),
-        code=["share"],
-        draws=config["init"] == "random",
+        lambda bench: (_trained if config["train"] else _at_once)(bench, config),
+        code=["reassign" if config["train"] else "share"],
+        draws=bool(config["train"]) or config["init"] == "random",
     )
 
 
-def _work(bench: Bench, config: dict[str, Any]) -> Product:
+def _trained(bench: Bench, config: dict[str, Any]) -> Product:
+    from deepcompression import reassign as library
+    from deepcompression import structure
+
+    assert bench.input is not None
+    model, train = bench.model(), config["train"]
+    bits = structure.resolve(model, table_of(config["bits"]))
+    with shown(bench.run, bench.label) as show:
+        made = library.share_training(
+            model,
+            bench.problem(train),
+            bits,
+            rate=_rates(model, config, bits),
+            zeros=bench.input.zeros,
+            shared=[name for name in bench.input.shared if name not in bits],
+            settle=train["settle"],
+            **bench.fit_arguments(train, show),
+        )
+    return replace(_product(bench, made), regrouped=list(bits), history=made.fit.history)
+
+
+def _at_once(bench: Bench, config: dict[str, Any]) -> Product:
     from deepcompression import share as library
     from deepcompression import structure
 
     assert bench.input is not None
     model = bench.model()
+    bits = structure.resolve(model, table_of(config["bits"]))
     made = library.share(
         structure.plain_state(model),
-        structure.resolve(model, table_of(config["bits"])),
+        bits,
         init=config["init"],
+        rate=_rates(model, config, bits),
         seed=bench.seed,
         padding=structure.padding_rows(model),
     )
+    return _product(bench, made)
+
+
+def _rates(model: Any, config: dict[str, Any], bits: Mapping[str, int]) -> dict[str, float]:
+    from deepcompression import structure
+
+    rates = structure.resolve(model, table_of(config["rate"])) if config["rate"] else {}
+    return {name: rates.get(name, 0.0) for name in bits}
+
+
+def _product(bench: Bench, made: Any) -> Product:
+    assert bench.input is not None
     names = [layer.name for layer in made.layers]
     return Product(
         made.state,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
+from rich.markup import escape
 
 from deepcompression.atomic import written
 from tasks.console import progress, say, size
@@ -20,6 +21,9 @@ from tasks.store import key_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from deepcompression.problem import Problem
+    from deepcompression.structure import Coarsened
 
 # Every stage is one Prefect task with these settings: the store resumes, Prefect's cache cannot (its keys differ
 # between equal tensors, and it returns results whose file is gone).
@@ -55,6 +59,11 @@ class Bench:
         assert self.input is not None
         return self.run.model_with(self.input)
 
+    def problem(self, config: Mapping[str, Any]) -> Problem:
+        """What a training learns, with the recipe's keys of that training."""
+        problem = self.run.problem(config["batch_size"])
+        return self.run.distilled(problem, config["distil"]) if config["distil"] else problem
+
     def fit_arguments(self, config: Mapping[str, Any], show: Any) -> dict[str, Any]:
         """A recipe's training keys as the keyword arguments of ``deepcompression.training.fit``."""
         optimizer = config["optimizer"]
@@ -83,6 +92,8 @@ class Product:
     file: Path | None = None
     zeros: Sequence[str] = ()
     shared: Sequence[str] = ()
+    regrouped: Sequence[str] = ()  # shared tensors whose weights did not stay with those that they were equal to
+    compared: Mapping[str, Tensor] | None = None  # the input, arranged as ``state`` is, where units changed places
     report: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
@@ -91,7 +102,7 @@ class Product:
 def perform(
     run: Run,
     label: str,
-    number: int,
+    number: int | None,
     config: Mapping[str, Any],
     source: Reference | None,
     work: Callable[[Bench], Product],
@@ -106,7 +117,7 @@ def perform(
     Args:
         run: the run.
         label: the stage's unique label.
-        number: its place, MLflow's step.
+        number: its place, MLflow's step; None for what is no stage of the chain.
         config: the stage's keys of the recipe.
         source: the stage before, or None.
         work: makes the product.
@@ -191,8 +202,26 @@ def _key(
             "precision": [run.precision, run.channels_last],
             "threads": torch.get_num_threads(),
             "also": also,
+            "teacher": _teacher(run) if _learns(config) else None,
         }
     )
+
+
+def _learns(config: Mapping[str, Any]) -> bool:
+    """Whether some training in a stage's keys learns from the teacher."""
+    return bool(config.get("distil")) or any(_learns(one) for one in config.values() if isinstance(one, Mapping))
+
+
+def _teacher(run: Run) -> Any:
+    assert run.taught_by is not None
+    model = run.teacher or run.model
+    return [
+        run.taught_by.object,
+        model["factory"],
+        model["kwargs"],
+        library_digest("distil"),
+        factory_digest(model["factory"]),
+    ]
 
 
 def factories_in(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -224,7 +253,8 @@ def _measuring_code() -> str:
 
 def _store(run: Run, key: str, label: str, bench: Bench, product: Product, started: float) -> dict[str, Any]:
     """Checks, measures and stores what a stage made."""
-    numbers, seconds = _measure(run, bench.input, product), time.perf_counter() - started
+    numbers = {"coarsened": plain(_coarsened(bench, product)), **_measure(run, bench.input, product)}
+    seconds = time.perf_counter() - started
     part = product.file
     if part is None:
         from safetensors.torch import save
@@ -235,7 +265,7 @@ def _store(run: Run, key: str, label: str, bench: Bench, product: Product, start
             # a tied tensor is one object under two names, which safetensors refuses
             file.write(save({name: tensor.clone() for name, tensor in product.state.items()}))
     for note in product.notes:
-        say(f"{label}: {note}")
+        say(f"{label}: {escape(note)}")
     return run.store.commit(
         key,
         {
@@ -254,8 +284,22 @@ def _store(run: Run, key: str, label: str, bench: Bench, product: Product, start
     )
 
 
+def _coarsened(bench: Bench, product: Product) -> Coarsened | None:
+    """How structure grew; InvariantError where some was lost."""
+    from deepcompression import structure
+
+    source = bench.input
+    if source is None or product.state is None:
+        return None
+    # What this stage pruned or shared counts too: there, all that was zero or equal before must still be so.
+    zeros, shared = ({*old, *new} for old, new in ((source.zeros, product.zeros), (source.shared, product.shared)))
+    shared -= {*product.regrouped}
+    before = bench.state() if product.compared is None else product.compared
+    return structure.check(before, product.state, zeros=sorted(zeros), shared=sorted(shared))
+
+
 def _measure(run: Run, source: Reference | None, product: Product) -> dict[str, Any]:
-    """Bytes as really encoded, metric on validation, density, structure kept."""
+    """Bytes as really encoded, metric on validation, density."""
     from deepcompression import structure
     from deepcompression import torch as files
     from deepcompression.problem import evaluate
@@ -264,13 +308,7 @@ def _measure(run: Run, source: Reference | None, product: Product) -> dict[str, 
         assert source is not None and product.file is not None
         return {**_inherited(source), **_sizes(product.file.stat().st_size, source.numbers)}
     model = run.blank_model()
-    if source is not None:
-        # What this stage pruned or shared counts too: there, all that was zero or equal before must still be so.
-        zeros, shared = ({*old, *new} for old, new in ((source.zeros, product.zeros), (source.shared, product.shared)))
-        counts = structure.check(run.state(source), product.state, zeros=sorted(zeros), shared=sorted(shared))
-        base = source.numbers
-    else:
-        counts, base = None, {"dense_bytes": structure.dense_bytes(model), "weights": _weights(model)}
+    base = source.numbers if source else {"dense_bytes": structure.dense_bytes(model), "weights": _weights(model)}
     model.load_state_dict(dict(product.state))
     problem = run.problem()
     result = evaluate(model, problem.validation, problem.step, problem.metric, run.compute())
@@ -284,7 +322,6 @@ def _measure(run: Run, source: Reference | None, product: Product) -> dict[str, 
         "val_loss": result.loss,
         "val_correct": result.correct,
         "val_total": result.total,
-        "coarsened": plain(counts),
     }
 
 
@@ -309,7 +346,7 @@ def _weights(model: nn.Module) -> int:
 def _log(
     run: Run,
     label: str,
-    number: int,
+    number: int | None,
     config: Mapping[str, Any],
     numbers: Mapping[str, Any],
     entry: Mapping[str, Any],
@@ -328,7 +365,8 @@ def _log(
     }
     logged |= numbers.get("coarsened") or {}
     logged = {name: value for name, value in logged.items() if value is not None}
-    run.tracker.metrics({**logged, **{f"{name}/{stage}": value for name, value in logged.items()}}, step=number)
+    named = {f"{name}/{stage}": value for name, value in logged.items()}
+    run.tracker.metrics({**named, **(logged if number is not None else {})}, step=number or 0)
     if entry["history"]:
         run.tracker.curve(label, entry["history"])
     reused = "reused" if numbers["cached"] else f"{numbers['seconds']:.1f} s"

@@ -19,10 +19,15 @@ from tasks.stage import TASK
 
 @dataclass(frozen=True)
 class Verified:
-    """Results of the dense baseline and of the decoded file, and on which split: ``test`` or ``validation``."""
+    """Results of the dense baseline and of the decoded file, and on which split: ``test`` or ``validation``.
+
+    ``comparison``: whether the file's errors differ from the baseline's by more than chance; None where scores are
+    not 0/1 or the test split was not read.
+    """
 
     baseline: dict[str, Any]
     final: dict[str, Any]
+    comparison: dict[str, Any] | None = None
 
 
 @task(name="verify", **TASK)
@@ -65,7 +70,8 @@ def verify(
         raise InvariantError(f"{path}: tensor {answer['differs']} decodes to other bits than were encoded")
     if not test:
         return Verified(_validated(run, baseline), _validated(run, source))
-    return Verified(*({**answer[end], "split": "test"} for end in ("baseline", "final")))
+    told = {part: answer[part] for part in ("baseline", "final", "comparison")}
+    return Verified(**{part: {"split": "test", **one} if one else None for part, one in told.items()})
 
 
 def _validated(run: Run, reference: Reference) -> dict[str, Any]:

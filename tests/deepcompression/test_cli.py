@@ -479,7 +479,7 @@ def test_stopped(tmp_path: Path, number: signal.Signals, code: int) -> None:
     while not list(tmp_path.glob(".*.part")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(number)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=200)
     assert child.returncode == code
     assert out == "" and err == ("dcz: interrupted; nothing was left behind\n" if code == 130 else "")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

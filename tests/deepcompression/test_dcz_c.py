@@ -73,7 +73,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=200)
 
 
 def check(program: Path, file: Path, expected: dict[str, RawTensor]) -> None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
-from deepcompression import models
+from deepcompression import factory, models, significance
 from deepcompression import torch as files
 from deepcompression.data import digits
 from deepcompression.io import RawTensor
+from deepcompression.problem import Accuracy
 from deepcompression.verification import difference, verify
 
 
@@ -70,6 +74,74 @@ def test_one_changed_bit_is_found_by_name(tmp_path: Path):
     save_file(changed, tmp_path / "reference")
     answer = verify(request)
     assert (answer["identical"], answer["differs"]) == (False, name)
+
+
+def _right(state: dict[str, Tensor]) -> Any:
+    model = models.digits_net()
+    model.load_state_dict(state)
+    x, y = digits().test
+    with torch.no_grad():
+        return (model.eval()(x).argmax(1) == y).numpy()
+
+
+def test_baseline_and_file_are_compared_sample_by_sample(tmp_path: Path):
+    """Which samples broke and which were mended is counted where both models were run, and survives as JSON."""
+    state, request = prepared(tmp_path)
+    answer = json.loads(json.dumps(verify(request)))
+    expected = significance.compare(_right(load_file(tmp_path / "baseline")), _right(state))
+    assert expected.broken + expected.mended > 0
+    assert answer["comparison"] == {**asdict(expected), "sentence": significance.sentence(expected)}
+
+
+def test_a_file_equal_to_its_baseline_has_as_many_errors(tmp_path: Path):
+    """Nothing changed, nothing is said to have."""
+    _, request = prepared(tmp_path)
+    told = verify({**request, "baseline": request["reference"]})["comparison"]
+    assert (told["broken"], told["mended"], told["p_value"]) == (0, 0, 1.0)
+    assert told["sentence"] == "as many errors as before" and told["low"] < 0 < told["high"]
+
+
+class Soft(Accuracy):
+    """One number a sample that is no yes or no."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().__call__(outputs, targets).float()
+
+
+class Wrong(Accuracy):
+    """A yes that is bad."""
+
+    higher_is_better = False
+
+
+@pytest.mark.parametrize("metric", [Soft, Wrong])
+def test_what_counts_no_right_answers_is_not_compared(
+    metric: type[Accuracy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """McNemar's test is of right and wrong: other scores have a metric and no comparison."""
+    _, request = prepared(tmp_path)
+    monkeypatch.setattr("deepcompression.problem.metric_of", lambda _: metric())
+    answer = verify(request)
+    assert answer["comparison"] is None and answer["final"]["total"] == 360
+
+
+@pytest.mark.parametrize(
+    ("options", "paired"),
+    [
+        ({"batch_size": 90}, True),
+        ({"batch_size": 90, "shuffle": True}, False),
+        ({"batch_sampler": [[3, 1], [0, 2]]}, False),
+    ],
+)
+def test_only_samples_in_one_order_are_paired(
+    options: dict[str, Any], paired: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A loader that shuffles gives the two models the samples in two orders: no test of pairs that are none."""
+    _, request = prepared(tmp_path)
+    made = SimpleNamespace(test=DataLoader(TensorDataset(*digits().test), **options))
+    build = factory.build
+    monkeypatch.setattr(factory, "build", lambda spec, kwargs: made if spec.endswith("digits") else build(spec, kwargs))
+    assert (verify(request)["comparison"] is not None) is paired
 
 
 @pytest.mark.parametrize(

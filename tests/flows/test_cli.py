@@ -131,7 +131,7 @@ def test_killed_run_goes_on_and_ends_in_the_same_bytes(
         process = _start(words, env=environment, start_new_session=True)
         wait_for_epochs(tmp_path / "store", epochs, process)
         process.send_signal(how)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=200)
         assert process.returncode not in (0, 2), err
         if how != signal.SIGKILL:
             assert process.returncode == 1 and "start the same command again" in err.strip().splitlines()[-1]
@@ -179,7 +179,7 @@ def test_orphaned_temporary_servers_are_ended_and_others_left(monkeypatch: pytes
     ours, other = orphan("ours"), orphan("theirs")
     try:
         _end_orphans()
-        _, alive = psutil.wait_procs([ours], timeout=10)
+        _, alive = psutil.wait_procs([ours], timeout=60)
         assert not alive and other.is_running() and child.poll() is None
     finally:
         child.kill()

@@ -132,6 +132,21 @@ def test_difference_below_the_spread_is_said() -> None:
     assert compare(entries).sentences[1].endswith("less than the spread over seeds.")
 
 
+def test_p_of_single_runs_is_shown_and_no_mean_of_it() -> None:
+    """Each run's own paired test has a column; over seeds, and in summaries of older releases, there is none."""
+    runs = [run_of(f"a{seed}", seed=seed, comparison={"p_value": p}) for seed, p in enumerate((0.2123, 1e-9, 0.5))]
+    single = compare([entry_of(run["folder"], run) for run in runs[:2]], group=False)
+    assert [row["p_value"] for row in csv_rows(single)] == ["0.2123", "1e-09"]
+    table = render(single, "table")
+    assert "test error, change, p" in table and "0.21" in table and "< 0.0001" in table and "McNemar" in table
+    for entries in (
+        [entry_of(run["folder"], run) for run in runs],
+        [entry_of("old"), entry_of("older", run_of("older"))],
+    ):
+        found = compare(entries)
+        assert csv_rows(found)[0]["p_value"] == "" and "change, p" not in render(found, "table")
+
+
 @pytest.mark.parametrize(
     ("summary", "changes", "reason", "sizes"),
     [

@@ -78,6 +78,26 @@ def test_the_file_alone_has_the_measured_accuracy(finished: dict[str, Any]) -> N
         assert int((model(images).argmax(1) == labels).sum()) == summary["final"]["correct"]
 
 
+def test_file_and_dense_model_are_compared_on_the_same_samples(
+    finished: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The paired comparison agrees with the errors, and stands in summary, MLflow, its note, and the closing words."""
+    from flows.table import show
+
+    summary = finished["summary"]
+    found, errors = summary["comparison"], summary["baseline"]["correct"] - summary["final"]["correct"]
+    assert (found["split"], found["total"]) == ("test", 360) and found["broken"] - found["mended"] == errors
+    assert found["difference"] == pytest.approx(errors / 360) and found["low"] < errors / 360 < found["high"]
+    run = MlflowClient(tracking_uri=finished["overrides"]["tracking.uri"]).get_run(summary["mlflow_run_id"])
+    for key in ("difference", "p_value", "broken", "mended"):
+        assert run.data.metrics[f"test_{key}"] == pytest.approx(found[key])
+    assert run.data.metrics["test_difference_low"] < run.data.metrics["test_difference_high"]
+    told = found["sentence"].partition("; ")[2]
+    assert told in run.data.tags["mlflow.note.content"]
+    show(summary)
+    assert f"compared with the dense model: {found['sentence']}" in capsys.readouterr().out
+
+
 def test_mlflow_has_every_stage_and_the_artifacts(finished: dict[str, Any]) -> None:
     """Read back from MLflow: a value a stage under its name and as steps, params, results, tags, files."""
     summary, uri = finished["summary"], finished["overrides"]["tracking.uri"]
@@ -114,6 +134,8 @@ def test_prefect_has_the_tasks_and_the_artifacts(finished: dict[str, Any]) -> No
         )
         assert client.read_flow_run(run_id).state.is_completed()
     assert {"stages", "result"} <= {one.key for one in artifacts}
+    told = next(one.data for one in artifacts if one.key == "result")
+    assert f"sample by sample: {finished['summary']['comparison']['sentence']} (" in told
     # Task runs reach the server by way of events, which may be a moment late.
     assert {task.name for task in tasks} <= {*(r["stage"] for r in finished["summary"]["stages"]), "verify"}
 

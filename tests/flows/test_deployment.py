@@ -47,7 +47,7 @@ def _ended(home: Path) -> Iterator[None]:
 
 def _deploy() -> None:
     words = [sys.executable, "-m", "prefect", "deploy", "--all", "--no-prompt"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

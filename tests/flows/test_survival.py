@@ -293,5 +293,5 @@ def test_signals_of_servers_end_both(tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         _finish(process, 60)
-    _, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert process.returncode == 0 and not alive and servers.running_prefect(tmp_path) is None

@@ -4,22 +4,25 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
 from torch import nn
 
 import deepcompression
+from deepcompression import significance
 from deepcompression import torch as files
 from deepcompression.problem import Compute
 from flows import compress as flow
 from tasks import figures
-from tasks.report import layer_table, loading, sentence, wilson, write_report
+from tasks.report import difference, layer_table, loading, sentence, wilson, write_report
 from tasks.run import Reference, Run
 
 NASTY = "<img src=http://x.invalid/a onerror=alert(1)>&\"'</script>$x$"
@@ -345,6 +348,44 @@ def test_sentence_counts_errors(was: int, now: int, told: str) -> None:
     ends = [{"metric": 1.0, "total": 10_000, "correct": 10_000 - errors} for errors in (was, now)]
     summary = {"baseline": ends[0], "final": ends[1], "dense_bytes": 1000, "file_bytes": 20, "metric": "accuracy"}
     assert sentence(summary) == told
+
+
+def compared(broken: int, mended: int, total: int = 10_000) -> dict[str, Any]:
+    """A summary's comparison of so many samples."""
+    before, after = np.ones(total, bool), np.ones(total, bool)
+    before[:mended], after[mended : mended + broken] = False, False
+    found = significance.compare(before, after)
+    return {"split": "test", **asdict(found), "sentence": significance.sentence(found)}
+
+
+@pytest.mark.parametrize(
+    ("broken", "mended", "told"),
+    [
+        (32, 20, "12 more errors in 10,000 than the dense model (71 instead of 59; could be chance, p = 0.13), in"),
+        (20, 40, "20 fewer errors in 10,000 than the dense model (39 instead of 59; hardly chance, p = 0.013), in"),
+        (4, 4, "Exactly as many errors as the dense model (59 in 10,000; 4 new ones, 4 old ones gone), in"),
+        (0, 0, "Exactly as many errors as the dense model (59 in 10,000), in"),
+    ],
+)
+def test_sentence_says_what_chance_can_do(broken: int, mended: int, told: str) -> None:
+    """Report, MLflow, Prefect and log share one sentence; it says whether the difference means anything."""
+    ends = [{"metric": 1.0, "total": 10_000, "correct": 10_000 - errors} for errors in (59, 59 + broken - mended)]
+    summary = {"baseline": ends[0], "final": ends[1], "dense_bytes": 1000, "file_bytes": 20, "metric": "accuracy"}
+    assert sentence({**summary, "comparison": compared(broken, mended)}).startswith(told)
+    assert difference(summary) is None and difference({**summary, "comparison": None}) is None
+
+
+def test_difference_and_its_interval_are_told(tmp_path: Path) -> None:
+    """The page's head has the difference in percentage points, its interval, the words, and what hides in a net sum."""
+    ends = [{"metric": 1.0, "total": 10_000, "correct": 10_000 - errors, "split": "test"} for errors in (59, 71)]
+    comparison = compared(32, 20)
+    text = written(tmp_path, *made(tmp_path, quantized(), ends=ends, comparison=comparison)).text
+    assert "Difference, test split +0.12 points of error 95 % interval -0.02 to +0.27 percentage points" in text
+    assert "12 more errors in 10,000; could be chance, p = 0.13" in text
+    assert "right before, wrong now: 32; wrong before, right now: 20" in text and "McNemar's exact p" in text
+    assert difference({"comparison": comparison}) == (
+        "12 more errors in 10,000; could be chance, p = 0.13 (+0.12 points, 95 % interval -0.02 to +0.27)"
+    )
 
 
 @pytest.mark.parametrize(("higher", "word"), [(True, "worse"), (False, "better")])

@@ -1,0 +1,139 @@
+"""A budget: how much of the metric may be lost, or how large the file may be; and where to look for it next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepcompression.errors import BudgetError
+
+FIRST_RATIO = 16.0
+FASTEST = 2.0  # how many times smaller the next step may be
+CLOSE = 1.08  # what is between a result that is kept and one that is not, so near that a step would gain nothing
+LEAST_SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a file must keep to. Exactly one of ``metric_loss`` and ``most_bytes`` is given.
+
+    Attributes:
+        metric_loss: most by which the metric may be worse than the dense model's, on validation; percentage points
+            where samples are right or wrong, else the metric's own unit.
+        most_bytes: of the file.
+        margin: of ``metric_loss``, kept back: the best of many candidates looks better than it is.
+    """
+
+    metric_loss: float | None = None
+    most_bytes: int | None = None
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One file that was made: its bytes, by how much its metric is worse than the dense model's, and what it kept to."""
+
+    file_bytes: int
+    loss: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Next:
+    """How large the next candidate should be, and from which earlier one (its place) it goes on; None is the dense."""
+
+    target_bytes: int
+    start: int | None
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why no further candidate is worth its time."""
+
+    reason: str
+
+
+def loss_of(metric: float, dense: float, *, higher_is_better: bool, in_points: bool) -> float:
+    """By how much ``metric`` is worse than ``dense``; percentage points where samples are right or wrong."""
+    worse = dense - metric if higher_is_better else metric - dense
+    return 100 * worse if in_points else worse
+
+
+def margin_of(metric_loss: float, correct: int | None, total: int) -> float:
+    """What is kept back of a loss, unless the user says: one standard error of the dense metric, at most half of it.
+
+    Raises:
+        BudgetError: the loss is less than two samples of the validation split; the smallest usable one is told.
+    """
+    if correct is None:
+        return metric_loss / 4
+    if metric_loss * total / 100 < LEAST_SAMPLES * (1 - 1e-9):
+        raise BudgetError(
+            f"budget.metric_loss {metric_loss:g} points are {metric_loss * total / 100:.2g} of {total:,} validation "
+            f"samples, too few to be told from chance; the smallest usable is {math.ceil(2e4 / total) / 100:g}"
+        )
+    error = 1 - correct / total
+    return min(metric_loss / 2, 100 * math.sqrt(max(error * (1 - error), 1 / total) / total))
+
+
+def keeps(budget: Budget, file_bytes: int, loss: float) -> bool:
+    """Whether a candidate keeps to the budget."""
+    if budget.metric_loss is not None:
+        return loss <= budget.metric_loss - budget.margin + 1e-9
+    return file_bytes <= (budget.most_bytes or 0)
+
+
+def best_of(budget: Budget, candidates: Sequence[Candidate]) -> int:
+    """The place of the best candidate: of those that keep to the budget the smallest, or the one of least loss where
+    bytes are what is given; of none that does the one that comes nearest.
+    """
+    kept = [place for place, one in enumerate(candidates) if one.kept]
+    if budget.metric_loss is not None:
+        if kept:
+            return min(kept, key=lambda place: (candidates[place].file_bytes, candidates[place].loss))
+        return min(range(len(candidates)), key=lambda place: (candidates[place].loss, candidates[place].file_bytes))
+    if kept:
+        return min(kept, key=lambda place: (candidates[place].loss, candidates[place].file_bytes))
+    return min(range(len(candidates)), key=lambda place: candidates[place].file_bytes)
+
+
+def next_step(budget: Budget, candidates: Sequence[Candidate], dense_bytes: int, most_steps: int) -> Next | Stop:
+    """Where to go from all candidates so far: smaller by a factor of 2 at most, then between what is kept and what not.
+
+    Args:
+        budget: what to keep to.
+        candidates: in the order in which they were made.
+        dense_bytes: of the dense model.
+        most_steps: candidates at most.
+    """
+    if len(candidates) >= most_steps:
+        return Stop(f"all {most_steps} steps are done")
+    if budget.metric_loss is None:
+        return _towards_bytes(budget.most_bytes or 0, candidates, dense_bytes)
+    return _towards_loss(candidates, dense_bytes)
+
+
+def _towards_loss(candidates: Sequence[Candidate], dense_bytes: int) -> Next | Stop:
+    kept = [place for place, one in enumerate(candidates) if one.kept]
+    lost = [one.file_bytes for one in candidates if not one.kept]
+    if not kept:
+        target = (min(lost, default=0) and max(lost) * FASTEST) or dense_bytes / FIRST_RATIO
+        return Next(int(target), None) if target < dense_bytes else Stop("no candidate kept to the budget")
+    start = min(kept, key=lambda place: candidates[place].file_bytes)
+    smallest = candidates[start].file_bytes
+    worse = [size for size in lost if size < smallest]
+    if not worse:
+        return Next(int(smallest / FASTEST), start)
+    if smallest / max(worse) < CLOSE:
+        return Stop(f"between {max(worse):,} bytes, too many lost, and {smallest:,}, kept, is nothing left to gain")
+    return Next(int(math.sqrt(smallest * max(worse))), start)
+
+
+def _towards_bytes(most: int, candidates: Sequence[Candidate], dense_bytes: int) -> Next | Stop:
+    if any(one.kept for one in candidates):
+        return Stop(f"a candidate has {min(one.file_bytes for one in candidates if one.kept):,} bytes of {most:,}")
+    if not candidates:
+        return Next(int(max(most, dense_bytes / FIRST_RATIO)), None)
+    start = min(range(len(candidates)), key=lambda place: candidates[place].file_bytes)
+    return Next(int(max(most, candidates[start].file_bytes / FASTEST)), start)

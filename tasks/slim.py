@@ -1,0 +1,57 @@
+"""Clean-up of dead units, one tracked task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.states import State
+
+from tasks.prune import table_of
+from tasks.run import Reference, Run
+from tasks.stage import TASK, Bench, Product, perform
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SAMPLES = 64  # whose outputs are compared
+
+
+@task(name="slim", **TASK)
+def slim(run: Run, label: str, number: int, config: dict[str, Any], source: Reference) -> State[Reference] | Reference:
+    """``source`` without dead units, the others in the order that codes smallest."""
+    return perform(run, label, number, config, source, lambda bench: _work(bench, config), code=["slim"], draws=False)
+
+
+def _work(bench: Bench, config: dict[str, Any]) -> Product:
+    from deepcompression import slim as library
+    from deepcompression import structure
+
+    assert bench.input is not None
+    model = bench.model()
+    made = library.slim(
+        model,
+        units=None if config["units"] is None else table_of(config["units"]),
+        reorder=config["reorder"],
+        outputs=lambda model: _outputs(bench.run, model),
+    )
+    return Product(
+        structure.plain_state(model),
+        zeros=list(dict.fromkeys([*bench.input.zeros, *made.zeroed])),
+        shared=bench.input.shared,
+        compared=made.arranged,
+        report={"layers": made.layers, "left": made.left},
+        notes=made.notes,
+    )
+
+
+def _outputs(run: Run, model: nn.Module) -> Tensor:
+    """What the model gives for some samples of the validation split, where it is; its loss if that is no tensor."""
+    import torch
+
+    from deepcompression.problem import Batches, Compute, stepped
+
+    problem = run.problem()
+    torch.manual_seed(0)
+    loss, outputs, _ = stepped(problem.step, model, next(iter(Batches(problem.validation, SAMPLES, Compute("cpu")))))
+    return outputs if isinstance(outputs, torch.Tensor) else loss
