@@ -32,7 +32,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One file that was made: its bytes, by how much its metric is worse than the dense model's, and what it kept to."""
+    """One file: its bytes, by how much its metric is worse than the dense model's, whether it keeps to the budget."""
 
     file_bytes: int
     loss: float

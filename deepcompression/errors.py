@@ -7,6 +7,7 @@
      │   ├─ DataError                     data folder missing, file truncated, offline, impossible split
      │   ├─ WeightsError                  weights file missing, not fitting, or a pickle with code
      │   ├─ StructureError                a pattern that matches nothing, impossible density or bits
+     │   ├─ BudgetError                   a budget that cannot be measured, or is out of reach from the start
      │   └─ FormatError                   anything wrong with a .dcz file
      │       ├─ NotADczFile               the first bytes are not those of a .dcz file
      │       ├─ UnsupportedVersion        a version of the format that this reader does not know
@@ -51,6 +52,10 @@ class WeightsError(InputError):
 
 class StructureError(InputError):
     """Pruning, sharing or rounding was asked for something impossible."""
+
+
+class BudgetError(InputError):
+    """A budget is too small to be measured, or larger than the model."""
 
 
 class FormatError(InputError):

@@ -75,6 +75,8 @@ def sensitivity(
     names: Sequence[str],
     *,
     densities: Sequence[float] | None = None,
+    points: int = STEPS,
+    down_to: float = LOWEST,
     bits: Sequence[int] = BITS,
     compute: Compute | None = None,
     score: Score | None = None,
@@ -90,9 +92,10 @@ def sensitivity(
         model: with ordinary parameters; afterwards as it was, though on ``compute``'s device.
         problem: validation split, step and metric.
         names: tensors; a tied one under any of its names is one, under the first. All-zero ones are skipped.
-        densities: fractions of a tensor's weights, those below its present density are tried; default: ten, by equal
-            factors down to 0.3 % of it, fewer where that leaves the same number of weights. Points tell the density
+        densities: fractions of a tensor's weights, those below its present density are tried. Points tell the density
             that results.
+        points: without ``densities``: so many, by equal factors, fewer where that leaves the same number of weights.
+        down_to: the lowest of them, as a fraction of a tensor's present density.
         bits: tried with ``share(init="optimal")``, which keeps zeros and equal weights.
         compute: where and how the model is evaluated.
         score: as for ``prune``; default: magnitude.
@@ -102,7 +105,7 @@ def sensitivity(
     Raises:
         StructureError: no such tensor, an impossible density or number of bits, a tensor that cannot be shared.
     """
-    _check(densities)
+    _check(densities if densities is not None else [down_to])
     compute = compute or Compute()
     compute.place(model)
     chosen = _first(model, names)
@@ -110,7 +113,7 @@ def sensitivity(
     split = _cut(problem.validation, most_samples, compute)
     whole = evaluate(model, split, problem.step, problem.metric, compute)
     base = Result(whole.metric, whole.loss)
-    grids = {name: _falling(state[name], densities) for name in chosen if bool(state[name].any())}
+    grids = {name: _falling(state[name], densities, points, down_to) for name in chosen if bool(state[name].any())}
     done, total = 0, sum(len(grid) + len(set(bits)) for grid in grids.values())
 
     def result(name: str, trial: Tensor) -> Result:
@@ -186,11 +189,11 @@ def _cut(split: Any, most: int | None, compute: Compute) -> Any:
     return split
 
 
-def _falling(weight: Tensor, densities: Sequence[float] | None) -> list[float]:
+def _falling(weight: Tensor, densities: Sequence[float] | None, points: int, down_to: float) -> list[float]:
     """Densities below the present one, falling, each of another number of weights."""
     elements, alive = weight.numel(), int((weight != 0).sum())
     if densities is None:
-        counts = [round(alive * LOWEST ** (step / STEPS)) for step in range(1, STEPS + 1)]
+        counts = [round(alive * down_to ** (step / points)) for step in range(1, points + 1)]
     else:
         counts = [round(density * elements) for density in densities]
     return [count / elements for count in sorted({max(one, 1) for one in counts}, reverse=True) if count < alive]

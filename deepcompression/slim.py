@@ -15,7 +15,7 @@ from deepcompression.ordering import Ordering, best_order
 from deepcompression.units import Chain, chains, resting, wanted
 
 State = Mapping[str, Tensor]
-NARROWER = (torch.float16, torch.bfloat16, torch.float32)
+NARROWER = (torch.float16, torch.bfloat16)
 TOLERANCE = 0.05  # of the outputs' norm: units in wrong places are far beyond it, the rounding of a bias far below
 
 

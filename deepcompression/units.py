@@ -377,7 +377,7 @@ def _flattens(node: fx.Node, module: nn.Module | None) -> bool:
         return (module.start_dim, module.end_dim) == (1, -1)
     if node.target in _FLATTEN_CALLS:
         given = {**dict(zip(("start_dim", "end_dim"), arguments, strict=False)), **node.kwargs}
-        return given.get("start_dim", 0) == 1 and given.get("end_dim", -1) == -1
+        return (given.get("start_dim", 0), given.get("end_dim", -1)) == (1, -1)
     if node.target in _RESHAPE_CALLS and not node.kwargs:
         shape = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else arguments
         return len(shape) == 2 and (_is_batch(shape[0]) or shape[0] == -1) and isinstance(shape[1], int)
@@ -389,7 +389,9 @@ def _is_batch(node: object) -> bool:
     if not isinstance(node, fx.Node) or node.args[1:] != (0,):
         return False
     of = node.args[0]
-    return node.target == "size" or (node.target is operator.getitem and isinstance(of, fx.Node) and _reads_shape(of))
+    if node.target is operator.getitem:
+        return isinstance(of, fx.Node) and _reads_shape(of)
+    return node.op == "call_method" and bool(node.target == "size")
 
 
 def _reads_shape(node: fx.Node) -> bool:

@@ -23,6 +23,7 @@ from rich.markup import escape
 from deepcompression.atomic import storage_error, written
 from deepcompression.errors import RecipeError
 from flows import recipe as recipes
+from flows.budget import search
 from flows.missed import skip_missed
 from flows.schema import Recipe, Training
 from tasks.baseline import baseline
@@ -42,6 +43,7 @@ from tasks.registry import example_of
 from tasks.report import difference, sentence, write_report
 from tasks.run import Reference, Run
 from tasks.share import share
+from tasks.slim import slim
 from tasks.store import UNSENT, Store, publish, write_json
 from tasks.tracking import Parent, Tracker, masked, resolve_uri
 from tasks.verify import Verified, verify
@@ -52,6 +54,7 @@ STAGES: dict[str, Task[..., Any]] = {
     "share": share,
     "quantize": quantize,
     "recalibrate": recalibrate,
+    "slim": slim,
     "encode": encode,
 }
 SUMMARY_VERSION = 1
@@ -195,12 +198,15 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         references = [_call(baseline, run, "baseline", 0, start)]
         if not parsed.teacher:
             run = replace(run, taught_by=references[0])
+        outcome = None
+        if parsed.budget:
+            references, outcome = search(run, parsed, references[0], _call)
         for number, (label, config) in enumerate(stages, 1):
             stage = STAGES.get(config["stage"], custom)
             references.append(_call(stage, run, label, number, config, references[-1]))
         path = folder / "model.dcz"
         verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path), parsed.test)
-        summary = _summary(run, references, verified, path)
+        summary = {**_summary(run, references, verified, path), **({"budget": outcome} if outcome else {})}
         if parsed.promote:
             gates = parsed.promote.model_dump(mode="json")
             summary["promotion"] = _call(promote, run, "promote", gates, references[0], references[-1], str(path))

@@ -183,6 +183,23 @@ class Recalibrate(Strict):
     batch_size: int = Field(128, ge=1)
 
 
+Units = Annotated[int, Field(ge=1)] | Density
+
+
+class Slim(Strict):
+    """Clean-up that keeps what the model computes: dead units (channels, rows) are removed throughout, others change
+    places so that the file is smaller. It does not train and may stand anywhere, also after quantize.
+    """
+
+    stage: Literal["slim"]
+    units: Units | dict[str, Units] | None = Field(
+        None,
+        description="how many units of a layer stay (a count, or a fraction), those of the largest norms; accuracy "
+        "suffers: let a finetune or gradual pruning follow",
+    )
+    reorder: bool = Field(True, description="put units in the order that codes smallest")
+
+
 class Encode(Strict):
     """The file: positions, codes and codebooks, losslessly coded."""
 
@@ -200,7 +217,7 @@ class Custom(Strict):
     stage: Spec
 
 
-BUILT_IN = ("prune", "finetune", "share", "quantize", "recalibrate", "encode")
+BUILT_IN = ("prune", "finetune", "share", "quantize", "recalibrate", "slim", "encode")
 
 
 def _stage_kind(value: Any) -> str | None:
@@ -216,6 +233,7 @@ Stage = Annotated[
     | Annotated[Share, Tag("share")]
     | Annotated[Quantize, Tag("quantize")]
     | Annotated[Recalibrate, Tag("recalibrate")]
+    | Annotated[Slim, Tag("slim")]
     | Annotated[Encode, Tag("encode")]
     | Annotated[Custom, Tag("custom")],
     Discriminator(
@@ -235,6 +253,45 @@ class Teacher(Model):
     def _untaught(self) -> Teacher:
         if self.train.distil:
             raise ValueError("the teacher itself learns from labels: remove teacher.train.distil")
+        return self
+
+
+class Budget(Strict):
+    """What may be lost, or how large the file may be: density and bits of every layer are found by the run itself.
+
+    It stands in place of ``stages``. Exactly one of metric_loss, file_bytes and ratio is given.
+    """
+
+    metric_loss: float | None = Field(
+        None,
+        gt=0,
+        description="how much worse than the dense model, on validation: points of accuracy, or the metric's own unit",
+    )
+    file_bytes: int | None = Field(None, ge=100, description="bytes of the file at most")
+    ratio: float | None = Field(None, gt=1, description="how many times smaller than the dense model at least")
+    margin: float | None = Field(
+        None,
+        ge=0,
+        description="of metric_loss, kept back, since the best of many looks better than it is; default: one standard "
+        "error of the dense metric, at most half of metric_loss",
+    )
+    time_limit: float | None = Field(None, gt=0, description="minutes of work for the whole run, baseline included")
+    steps: int = Field(12, ge=1, description="files that are made and measured at most")
+    epochs: int | None = Field(
+        None, ge=1, description="of each step's pruning; default: what time_limit allows, else 20"
+    )
+    train: Training | None = Field(None, description="how each step trains; default: as the dense model")
+    distil: Distil | None = Field(Distil(), description="steps learn from the dense model (or teacher) too")
+    rate: Rate = Field(0.02, description="what a coded bit is worth, see share.rate")
+    coder: Literal["huffman", "adaptive", "auto", "packed"] = "adaptive"
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Budget:
+        given = [name for name in ("metric_loss", "file_bytes", "ratio") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected exactly one of metric_loss, file_bytes and ratio, got {given or 'none'}")
+        if self.margin is not None and (self.metric_loss is None or self.margin >= self.metric_loss):
+            raise ValueError("margin goes with metric_loss, and is less than it")
         return self
 
 
@@ -286,7 +343,10 @@ class Recipe(Strict):
     teacher: Teacher | None = Field(None, description="what stages with distil learn from; default: the dense model")
     train: Training = Training()
     hold: Hold = Hold()
-    stages: list[Stage] = Field(min_length=1)
+    stages: list[Stage] = []
+    budget: Budget | None = Field(
+        None, description="in place of stages: what may be lost, or how large the file may be"
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of training; evaluation is float32")
     channels_last: bool = False
@@ -301,7 +361,7 @@ class Recipe(Strict):
     @classmethod
     def _order(cls, stages: list[Any]) -> list[Any]:
         """The file comes last, once; rounding is not undone by later training."""
-        if stages[-1].stage != "encode":
+        if stages and stages[-1].stage != "encode":
             stages = [*stages, Encode(stage="encode")]
         quantized = False
         for number, stage in enumerate(stages):
@@ -321,6 +381,12 @@ class Recipe(Strict):
         if isinstance(value, Mapping) and value.get("seed") is None and value.get("seeds") is None:
             return {**value, "seed": 0}
         return value
+
+    @model_validator(mode="after")
+    def _stages_or_budget(self) -> Recipe:
+        if bool(self.stages) == bool(self.budget):
+            raise ValueError("expected either stages, with at least one, or budget")
+        return self
 
     @model_validator(mode="after")
     def _taught_by_itself(self) -> Recipe:

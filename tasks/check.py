@@ -45,12 +45,14 @@ def check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
 
 
 def _match(model: Any, config: Mapping[str, Any]) -> None:
-    from deepcompression import structure
+    from deepcompression import structure, units
     from deepcompression.finetune import dropout_rates
 
     for key in ("density", "quality", "bits", "rate"):
         if config.get(key):
             structure.resolve(model, table_of(config[key]))
+    if config.get("units") is not None:
+        units.wanted(model, table_of(config["units"]))
     for key in ("zeros", "shared"):
         structure.select(model, config.get(key) or [])
     dropout_rates(model, config.get("dropout") or {})

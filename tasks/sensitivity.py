@@ -33,7 +33,7 @@ def sensitivity(
         label: unique in the run.
         number: None, unless it is to be a step of the run.
         config: ``layers`` (patterns; None: what is pruned by default), ``densities`` (None: by equal factors),
-            ``bits``, ``most_samples``, ``score``; what is left out has the library's default.
+            ``points``, ``down_to``, ``bits``, ``most_samples``, ``score``; what is left out has the library's default.
         source: the stage whose weights are tried.
     """
     code = ["sensitivity"]
@@ -86,6 +86,8 @@ def _one(bench: Bench, config: dict[str, Any], model: Any, name: str, kept: Path
         bench.run.problem(),
         [name],
         densities=config.get("densities"),
+        points=config.get("points") or library.STEPS,
+        down_to=config.get("down_to") or library.LOWEST,
         bits=config.get("bits") or library.BITS,
         compute=bench.run.compute(),
         score=factory.function(score["factory"], score["kwargs"]) if score else None,

@@ -46,7 +46,7 @@ def test_tasks_know_no_flows_and_few_know_mlflow(path: Path) -> None:
 
 def test_stages_do_not_know_each_other() -> None:
     """What stages share is a helper below them; fine-tuning is the one that pruning's dropout correction uses."""
-    stages = {"prune", "share", "quantize", "recalibrate", "finetune"}
+    stages = {"prune", "share", "quantize", "recalibrate", "slim", "finetune"}
     for stage in sorted(stages):
         others = {
             name.removeprefix("deepcompression.") for name in _imports(ROOT / "deepcompression" / f"{stage}.py")

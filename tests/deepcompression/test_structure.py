@@ -231,6 +231,17 @@ def test_check_counts_merged_groups_and_refuses_split_ones():
         check(before, {"a": torch.tensor([0.0, 1.0, 1.5, 2.0, 3.0])}, zeros=[], shared=["a"])
 
 
+def test_members_of_a_group_may_be_pruned_while_the_rest_stays_equal():
+    """Pruning what is shared takes single weights out of their groups; what is left must still be one value."""
+    before = {"a": torch.tensor([0.0, 1.0, 1.0, 1.0, 2.0, 2.0])}
+    after = {"a": torch.tensor([0.0, 5.0, 0.0, 5.0, 0.0, 0.0])}
+    assert check(before, after, zeros=["a"], shared=["a"]) == structure.Coarsened(3, 1)
+    with pytest.raises(InvariantError, match="a: weights that shared"):
+        check(before, {"a": torch.tensor([0.0, 5.0, 0.0, 6.0, 0.0, 0.0])}, zeros=["a"], shared=["a"])
+    with pytest.raises(InvariantError, match="a: weights that shared"):
+        check({"a": torch.tensor([0.0, 0.0, 1.0])}, {"a": torch.tensor([0.0, 1.0, 1.0])}, zeros=[], shared=["a"])
+
+
 def test_normalising_turns_negative_zero_into_zero_in_named_tensors_alone():
     """-0.0 is no pruned weight in the file, and other tensors keep every bit."""
     state = {"a": torch.tensor([-0.0, 1.0]), "b": torch.tensor([-0.0])}

@@ -84,3 +84,20 @@ def test_bytes_by_stage_is_a_file_of_its_own(tmp_path: Path) -> None:
         figures.bytes_by_stage(STAGES[:1], INSPECTION, tmp_path / "new" / name)
     one, two = ((tmp_path / "new" / name).read_bytes() for name in ("one.svg", "two.svg"))
     assert one == two and one.startswith(b"<?xml")
+
+
+def test_sensitivity_tells_tensors_apart(tmp_path: Path) -> None:
+    """Every named tensor has a look of its own and stands in the legend; many more than that are drawn too."""
+    tensor = {"weights": 9, "density": 1.0, "by_bits": [{"bits": 2, "metric": 0.4, "loss": 1.0}]}
+    tensor["by_density"] = [{"density": 0.1, "metric": 0.5, "loss": 1.0}]
+    for count in (0, 1, 28, 60):
+        tensors = [{**tensor, "name": f"t{number}$<", "weights": number} for number in range(count)]
+        curves = {"base": {"metric": 0.9, "loss": 0.1}, "samples": 10, "tensors": tensors}
+        for name in ("one.svg", "two.svg"):
+            figures.sensitivity(curves, "accuracy", tmp_path / name)
+        picture = (tmp_path / "one.svg").read_bytes()
+        assert picture == (tmp_path / "two.svg").read_bytes()
+        texts = re.findall(r"<!-- (.*?) -->", picture.decode())  # text is drawn as shapes; matplotlib tells it beside
+        shown = {one for one in texts if one.startswith("t") and one.endswith("$&lt;")}
+        assert shown == {f"t{number}$&lt;" for number in range(max(count - 28, 0), count)} and "unchanged" in texts
+    assert len(figures.LINES) == len(set(figures.LINES)) and len(figures.LINES) * len(figures.MARKERS) == 28

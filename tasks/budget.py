@@ -1,0 +1,66 @@
+"""What budget mode needs of a run's stages: the options of each tensor, and what a search leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.pareto import Point, front, picture
+from tasks.run import Reference, Run
+from tasks.sensitivity import curves
+from tasks.store import write_json
+
+if TYPE_CHECKING:
+    from deepcompression.allocation import TensorCurves
+
+SMALLEST_SHARED = 32  # elements of a bias or a normalisation that are worth a codebook
+
+
+def options(run: Run, tried: Reference, coder: str) -> tuple[list[TensorCurves], int]:
+    """What each tensor may be pruned and shared to, with measured bytes and losses; and the bytes of all the rest.
+
+    Args:
+        run: the run.
+        tried: what the sensitivity task made; its weights are those that it tried.
+        coder: that of the file.
+    """
+    from deepcompression import torch as files
+    from deepcompression.allocation import curves_of
+    from deepcompression.quantize import round_precision
+
+    state, measured = run.state(tried), curves(run, tried)
+    tensors = [one for one in measured.tensors if one.by_density and one.by_bits]
+    found = [curves_of(one, measured.base.loss, state[one.name].float().numpy(), coder) for one in tensors]
+    priced = {one.name for one in tensors}
+    rest = round_precision({name: tensor for name, tensor in state.items() if name not in priced}, rest="bfloat16")
+    return found, len(files.encode(rest.state, coder))
+
+
+def worth_sharing(run: Run) -> list[str]:
+    """Biases and normalisations (what is not pruned) that are long enough for a codebook."""
+    from deepcompression import selection
+
+    model = run.blank_model()
+    known, weights = selection.parameters(model), set(selection.prunable(model))
+    names = dict.fromkeys(selection.first_names(model).values())
+    return [name for name in names if name not in weights and known[name].numel() >= SMALLEST_SHARED]
+
+
+def leave(run: Run, outcome: Mapping[str, Any]) -> None:
+    """The search as a table and as a picture: in the run's folder and in MLflow.
+
+    Args:
+        run: the run.
+        outcome: ``steps`` (each with ``number``, ``file_bytes``, ``val_metric``), ``higher_is_better`` and what
+            ``pareto.picture`` needs.
+    """
+    folder = Path(run.folder)
+    points = [Point(one["number"], one["file_bytes"], one["val_metric"]) for one in outcome["steps"]]
+    best = front(points, higher=outcome["higher_is_better"])
+    for step in outcome["steps"]:
+        step["pareto"] = step["number"] in {point.number for point in best}
+    write_json(folder / "budget.json", dict(outcome))
+    picture(points, best, {}, outcome, folder / "figures" / "pareto.svg")
+    run.tracker.artifact(folder / "budget.json")
+    run.tracker.artifact(folder / "figures" / "pareto.svg", "figures")
