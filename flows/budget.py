@@ -105,7 +105,7 @@ def search(run: Run, recipe: schema.Recipe, dense: Reference, call: Call) -> tup
             now.steps.append(_step(now, following))
             _tell(now, now.steps[-1])
     chosen = library.best_of(now.budget, [step.result for step in now.steps])
-    say(f"[bold]budget[/]       step {chosen + 1} of {len(now.steps)} is taken; stopped since {reason}")
+    say(f"[bold]budget[/]       step {chosen + 1} of {len(now.steps)} is taken; no further: {reason}")
     outcome = _outcome(now, chosen, reason)
     task_budget.leave(run, outcome)
     return _chain(now, chosen), outcome
@@ -212,7 +212,7 @@ def _affordable(now: Search, recipe: schema.Recipe) -> int:
 def _late(now: Search) -> str:
     """Why there is no time for another step; empty where there is."""
     longest = max((step.seconds for step in now.steps), default=0.0)
-    if now.plan.time_limit is None or now.spent + 1.1 * longest <= 60 * now.plan.time_limit:
+    if not now.steps or now.plan.time_limit is None or now.spent + 1.1 * longest <= 60 * now.plan.time_limit:
         return ""
     return f"{now.spent / 60:.1f} of {now.plan.time_limit:g} minutes are spent and a step takes {longest / 60:.1f}"
 

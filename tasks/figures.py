@@ -184,6 +184,37 @@ def sensitivity(curves: Mapping[str, Any], metric: str, path: Path) -> None:
 # ---------------------------------------------------------------- which weights
 
 
+def tradeoff(key: str, outcome: Mapping[str, Any]) -> str:
+    """An inline SVG: every file that a budget's search made, by bytes and validation metric, and which one was taken.
+
+    Args:
+        key: begins every id in the picture; unique in its page.
+        outcome: a search's, as ``flows.budget.search`` gives it.
+    """
+    steps, dense = outcome["steps"], outcome["dense_val_metric"]
+    chosen = steps[outcome["chosen"] - 1]
+    with _style(INK):
+        figure, axes = _figure(5.2, 3.2)
+        axes.axhline(dense, color=INK, linewidth=0.8, linestyle=":")
+        axes.annotate("dense", (0.01, dense), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points")
+        for kept, colour, text in ((True, BLUE, "keeps to the budget"), (False, VERMILION, "does not")):
+            some = [step for step in steps if step["kept"] == kept]
+            points = [step["file_bytes"] for step in some], [step["val_metric"] for step in some]
+            axes.plot(*points, "o" if kept else "x", color=colour, label=text)
+        axes.plot(
+            chosen["file_bytes"], chosen["val_metric"], "o", color=INK, fillstyle="none", markersize=13, label="taken"
+        )
+        for step in steps:
+            place = step["file_bytes"], step["val_metric"]
+            axes.annotate(str(step["number"]), place, (5, 5), textcoords="offset points")
+        sizes = [step["file_bytes"] for step in steps]
+        _bytes_axis(axes, min(sizes), max(sizes))
+        axes.set_xlabel("bytes of the file")
+        axes.set_ylabel(f"val {_printable(outcome['metric'])}")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        return _inline(figure, key, f"Bytes and validation {outcome['metric']} of {len(steps)} files")
+
+
 def histograms(run: Run, references: Sequence[Reference], inspection: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The biggest layers: weights before they were shared, centroids then and in the file.
 

@@ -104,6 +104,8 @@ def write_report(
         histograms=histograms,
         shared=moments,
         curves=_curves(stages, str(summary["metric"])),
+        budget=summary.get("budget"),
+        tradeoff=figures.tradeoff("tradeoff", summary["budget"]) if summary.get("budget") else "",
         promotion=summary.get("promotion"),
         recipe=_yaml(recipe),
         facts=_facts(run, summary),

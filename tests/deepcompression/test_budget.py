@@ -1,0 +1,128 @@
+"""Where a budget's search goes next, and what it keeps to."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepcompression.budget import (
+    Budget,
+    Candidate,
+    Next,
+    Stop,
+    best_of,
+    keeps,
+    loss_of,
+    margin_of,
+    next_step,
+)
+from deepcompression.errors import BudgetError
+
+DENSE = 1_000_000
+
+
+def test_losses_are_in_the_metrics_unit():
+    """Points of accuracy where samples are right or wrong; the metric's own unit, with its sign, elsewhere."""
+    assert loss_of(0.97, 0.98, higher_is_better=True, in_points=True) == pytest.approx(1.0)
+    assert loss_of(3.5, 3.0, higher_is_better=False, in_points=False) == pytest.approx(0.5)
+    assert loss_of(0.99, 0.98, higher_is_better=True, in_points=True) == pytest.approx(-1.0)
+
+
+def test_a_budget_of_less_than_two_samples_is_refused():
+    """It could not be told from chance; the message has the smallest usable one, which is usable."""
+    with pytest.raises(BudgetError, match=r"0\.02 points are 1 of 5,000 .* smallest usable is 0\.04"):
+        margin_of(0.02, 4900, 5000)
+    assert 0 < margin_of(0.04, 4900, 5000) <= 0.02
+    for total in (7, 215, 333, 5000, 59_999):
+        with pytest.raises(BudgetError) as caught:
+            margin_of(1e-3, total - 1, total)
+        smallest = float(str(caught.value).rpartition(" ")[2])
+        assert margin_of(smallest, total - 1, total) > 0
+
+
+def test_the_margin_is_a_standard_error_or_half():
+    """One standard error of the dense metric is kept back, at most half of what may be lost."""
+    assert margin_of(1.0, 4900, 5000) == pytest.approx(100 * math.sqrt(0.02 * 0.98 / 5000))
+    assert margin_of(0.1, 4900, 5000) == pytest.approx(0.05)
+    assert margin_of(0.2, None, 5000) == pytest.approx(0.05)
+
+
+def test_what_is_kept_to():
+    """A loss up to the budget less its margin; bytes up to the limit."""
+    assert keeps(Budget(metric_loss=0.5, margin=0.2), 10**9, 0.3)
+    assert not keeps(Budget(metric_loss=0.5, margin=0.2), 1, 0.31)
+    assert keeps(Budget(most_bytes=100), 100, 99.0) and not keeps(Budget(most_bytes=100), 101, -1.0)
+
+
+def of(*points: tuple[int, float, bool]) -> list[Candidate]:
+    return [Candidate(*point) for point in points]
+
+
+def test_the_best_is_smallest_or_least_lost():
+    """The smallest that is kept; where bytes are given the best within them; of none the nearest."""
+    some = of((500, 0.1, True), (300, 0.4, True), (200, 0.9, False))
+    assert best_of(Budget(metric_loss=0.5), some) == 1
+    assert best_of(Budget(metric_loss=0.01), of((500, 0.1, False), (300, 0.4, False))) == 0
+    assert best_of(Budget(most_bytes=500), some) == 0
+    assert best_of(Budget(most_bytes=100), of((500, 0.1, False), (300, 0.4, False))) == 1
+
+
+def test_steps_get_smaller_then_closer():
+    """By a factor of two while losses are kept; then the geometric middle, from the smallest that is kept."""
+    budget = Budget(metric_loss=1.0)
+    first = next_step(budget, [], DENSE, 10)
+    assert first == Next(DENSE // 16, None)
+    assert next_step(budget, of((60_000, 0.0, True)), DENSE, 10) == Next(30_000, 0)
+    middle = next_step(budget, of((60_000, 0.0, True), (30_000, 2.0, False)), DENSE, 10)
+    assert middle == Next(int(math.sqrt(60_000 * 30_000)), 0)
+    near = next_step(budget, of((60_000, 0.0, True), (57_000, 2.0, False)), DENSE, 10)
+    assert isinstance(near, Stop) and "57,000" in near.reason and "60,000" in near.reason
+    lucky = of((60_000, 0.0, True), (30_000, 2.0, False), (20_000, 0.5, True))
+    assert next_step(budget, lucky, DENSE, 10) == Next(10_000, 2)
+
+
+def test_where_the_first_steps_lose_too_much_they_become_larger():
+    """Until one is kept, or nothing smaller than the model is left."""
+    budget, candidates = Budget(metric_loss=0.1), []
+    for _ in range(10):
+        step = next_step(budget, candidates, DENSE, 20)
+        if isinstance(step, Stop):
+            break
+        assert step.start is None
+        candidates.append(Candidate(step.target_bytes, 5.0, False))
+    assert isinstance(step, Stop) and [one.file_bytes for one in candidates] == [62_500, 125_000, 250_000, 500_000]
+
+
+def test_bytes_are_gone_towards_and_then_it_stops():
+    """A small file is reached in steps of two at most, the last at what is asked for."""
+    budget = Budget(most_bytes=10_000)
+    assert next_step(budget, [], DENSE, 10) == Next(62_500, None)
+    assert next_step(budget, of((60_000, 0.0, False)), DENSE, 10) == Next(30_000, 0)
+    assert next_step(budget, of((60_000, 0.0, False), (15_000, 0.0, False)), DENSE, 10) == Next(10_000, 1)
+    done = next_step(budget, of((60_000, 0.0, False), (9_900, 0.0, True)), DENSE, 10)
+    assert isinstance(done, Stop) and "9,900" in done.reason
+    assert next_step(Budget(most_bytes=900_000), [], DENSE, 10) == Next(900_000, None)
+
+
+@given(
+    st.floats(0.05, 5.0),
+    st.lists(st.tuples(st.floats(0.6, 1.4), st.floats(-0.3, 0.3)), min_size=30, max_size=30),
+    st.booleans(),
+)
+def test_every_search_ends(limit: float, noise: list[tuple[float, float]], by_bytes: bool):
+    """Whatever files and losses come out, each step is possible and the search stops by itself or by its steps."""
+    budget = Budget(most_bytes=20_000) if by_bytes else Budget(metric_loss=limit)
+    candidates: list[Candidate] = []
+    for scale, error in noise:
+        step = next_step(budget, candidates, DENSE, 25)
+        if isinstance(step, Stop):
+            break
+        assert 0 < step.target_bytes <= DENSE and (step.start is None or candidates[step.start])
+        made = max(int(step.target_bytes * scale), 200)
+        loss = 20_000 / made + error
+        candidates.append(Candidate(made, loss, keeps(budget, made, loss)))
+    assert isinstance(step, Stop)
+    assert 0 <= best_of(budget, candidates) < len(candidates)

@@ -1,0 +1,126 @@
+"""Budget mode, whole: from a recipe without stages to a file that keeps to what was asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from deepcompression.errors import BudgetError, RecipeError
+from flows import recipe as recipes
+from flows.compress import compress
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+Tiny = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory, tiny_in: Tiny) -> dict[str, Any]:
+    """A recipe that wants a file 25 times smaller, in short trainings."""
+    return tiny_in(
+        tmp_path_factory.mktemp("budget"), train={"epochs": 4}, stages=[], budget={"ratio": 25, "epochs": 2, "steps": 4}
+    )
+
+
+@pytest.fixture(scope="module")
+def found(asked: dict[str, Any], prefect_server: str) -> dict[str, Any]:
+    """Its summary."""
+    summary = compress(asked)
+    assert isinstance(summary, dict)
+    return summary
+
+
+def test_the_file_keeps_to_its_bytes(found: dict[str, Any]) -> None:
+    """The file is as small as was asked for, and is that of the step that was chosen."""
+    outcome = found["budget"]
+    chosen = outcome["steps"][outcome["chosen"] - 1]
+    assert found["ratio"] >= 25 and outcome["kept"] and chosen["kept"]
+    assert chosen["file_bytes"] == found["file_bytes"] == Path(found["file"]).stat().st_size
+    assert chosen["val_metric"] == found["stages"][-1]["val_metric"]
+    assert f"{chosen['file_bytes']:,} bytes" in outcome["stopped"]
+
+
+def test_the_chain_leads_from_the_dense_model_to_the_file(found: dict[str, Any]) -> None:
+    """Stages of the summary are those whose work is in the file, in order; every step says what each layer got."""
+    outcome = found["budget"]
+    labels = [row["stage"] for row in found["stages"]]
+    last = str(outcome["chosen"])
+    assert labels[0] == "baseline" and labels[-1] == f"encode-{last}"
+    assert labels[-5:-3] == [f"prune-{last}", f"slim-{last}"]
+    densities = [row["density"] for row in found["stages"]]
+    assert densities == sorted(densities, reverse=True)
+    for step in outcome["steps"]:
+        assert set(step["density"]) == set(step["bits"]) == {f"{n}.weight" for n in ("conv1", "conv2", "fc1", "fc2")}
+
+
+def test_the_search_is_left_for_people(found: dict[str, Any]) -> None:
+    """Table, Pareto picture and sensitivity curves lie in the folder and in MLflow, the report tells of the budget."""
+    folder = Path(found["folder"])
+    assert json.loads((folder / "budget.json").read_text())["steps"][0]["pareto"] in (True, False)
+    client = MlflowClient(found["tracking_uri"])
+    names = {one.path for one in client.list_artifacts(found["mlflow_run_id"], "figures")}
+    assert {"figures/pareto.svg", "figures/sensitivity.svg", "figures/sensitivity.json"} <= names
+    assert "budget.json" in {one.path for one in client.list_artifacts(found["mlflow_run_id"])}
+    page = (folder / "report.html").read_text()
+    assert "The budget, and what was tried for it" in page and 'id="budget-table"' in page
+
+
+def test_started_again_it_goes_on(asked: dict[str, Any], found: dict[str, Any]) -> None:
+    """With more asked for, every step that was made before is reused, and the search goes on from there."""
+    again = compress({**asked, "budget": {**asked["budget"], "ratio": 26}})
+    assert isinstance(again, dict)
+    assert set(again["reused"]) >= {"baseline", "prune-1", "slim-1"}
+    assert again["budget"]["steps"][0] == found["budget"]["steps"][0]
+    same = compress(asked)
+    assert isinstance(same, dict)
+    assert Path(same["file"]).read_bytes() == Path(found["file"]).read_bytes()
+    assert len(same["reused"]) == len(same["stages"])
+
+
+def test_a_loss_is_kept_or_the_nearest_is_taken(tiny: Tiny) -> None:
+    """Without a step that keeps to the loss, the one of least loss is taken, and the outcome says so."""
+    summary = compress(tiny(train={"epochs": 4}, stages=[], budget={"metric_loss": 1.0, "epochs": 1, "steps": 1}))
+    assert isinstance(summary, dict)
+    outcome = summary["budget"]
+    assert outcome["kept"] == (outcome["steps"][0]["loss"] <= 1.0 - outcome["margin"])
+    assert outcome["chosen"] == 1 and outcome["stopped"] == "all 1 steps are done"
+    assert 0 < outcome["margin"] <= 0.5
+
+
+def test_a_time_limit_ends_the_search(tiny: Tiny) -> None:
+    """After the first step there is no time for another; a file is there nevertheless."""
+    summary = compress(
+        tiny(train={"epochs": 4}, stages=[], budget={"metric_loss": 50, "epochs": 1, "time_limit": 0.01})
+    )
+    assert isinstance(summary, dict)
+    assert len(summary["budget"]["steps"]) == 1 and "minutes are spent" in summary["budget"]["stopped"]
+    assert Path(summary["file"]).exists()
+
+
+def test_budgets_that_cannot_be_measured_are_refused(tiny: Tiny) -> None:
+    """Less than two validation samples, and more bytes than the dense model has, are errors before any step."""
+    with pytest.raises(BudgetError, match="smallest usable is"):
+        compress(tiny(train={"epochs": 1}, stages=[], budget={"metric_loss": 0.1}))
+    with pytest.raises(BudgetError, match="has 212,008 bytes already"):
+        compress(tiny(train={"epochs": 1}, stages=[], budget={"file_bytes": 300_000}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": {"ratio": 20}}, "either stages, with at least one, or budget"),
+        ({"stages": []}, "either stages, with at least one, or budget"),
+        ({"stages": [], "budget": {}}, "exactly one of metric_loss, file_bytes and ratio"),
+        ({"stages": [], "budget": {"ratio": 20, "file_bytes": 500}}, "exactly one of"),
+        ({"stages": [], "budget": {"ratio": 20, "margin": 0.1}}, "margin goes with metric_loss"),
+        ({"stages": [], "budget": {"metric_loss": 0.1, "margin": 0.1}}, "margin goes with metric_loss"),
+    ],
+)
+def test_recipes_say_one_thing(tiny: Tiny, changes: dict[str, Any], message: str) -> None:
+    """Stages or a budget, and one limit: anything else is refused by name."""
+    with pytest.raises(RecipeError, match=message):
+        recipes.load(tiny(**changes))
