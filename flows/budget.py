@@ -122,7 +122,8 @@ def _step(now: Search, following: Next) -> Step:
     gradual = schema.Gradual(**_training(now, now.epochs, 1.0), ramp=0.6)
     sparse = schema.Prune(stage="prune", density=dict(allocation.density), gradual=gradual)
     pruned = now.made(prune, f"prune-{name}", sparse.model_dump(mode="json"), source)
-    clean = now.made(slim, f"slim-{name}", schema.Slim(stage="slim").model_dump(mode="json"), pruned)
+    dead = schema.Slim(stage="slim", reorder=False)
+    clean = now.made(slim, f"slim-{name}", dead.model_dump(mode="json"), pruned)
     reassign = schema.Reassign(**_training(now, max(2, round(now.epochs * SHARING)), RATE_OF_SHARING))
     sharing = schema.Share(
         stage="share",
@@ -133,8 +134,9 @@ def _step(now: Search, following: Next) -> Step:
     shared = now.made(share, f"share-{name}", sharing.model_dump(mode="json"), clean)
     rounding = schema.Quantize(stage="quantize", codebook="float16", rest="bfloat16")
     rounded = now.made(quantize, f"quantize-{name}", rounding.model_dump(mode="json"), shared)
+    tidy = now.made(slim, f"order-{name}", schema.Slim(stage="slim").model_dump(mode="json"), rounded)
     coding = schema.Encode(stage="encode", coder=now.plan.coder)
-    encoded = now.made(encode, f"encode-{name}", coding.model_dump(mode="json"), rounded)
+    encoded = now.made(encode, f"encode-{name}", coding.model_dump(mode="json"), tidy)
     return Step(
         following.target_bytes,
         following.start,
@@ -142,7 +144,7 @@ def _step(now: Search, following: Next) -> Step:
         allocation.bits,
         allocation.size,
         (pruned, clean),
-        (shared, rounded, encoded),
+        (shared, rounded, tidy, encoded),
         _measured(now, encoded),
     )
 
