@@ -37,6 +37,7 @@ class Candidate:
     file_bytes: int
     loss: float
     kept: bool
+    expected: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,26 @@ def loss_of(metric: float, dense: float, *, higher_is_better: bool, in_points: b
     return 100 * worse if in_points else worse
 
 
+def expected_loss(
+    observed: float, *, wrong_before: int, wrong_after: int, total: int, loss_before: float, loss_after: float
+) -> float:
+    """By how many points accuracy is likely to be worse on new samples: what was observed, and what the loss says.
+
+    A few hundred samples say little by right and wrong alone, while their loss rises long before they turn wrong. As
+    the loss grows by a factor, so do errors, roughly: half of that estimate is taken as its standard error. Both are
+    weighted by their precision, so that of many samples it is the observed loss that counts.
+
+    Args:
+        observed: points of accuracy lost on these samples.
+        wrong_before: by the dense model, of ``total``; wrong_after: by the candidate.
+        loss_before: mean training loss (such as cross-entropy) of the dense model; loss_after: of the candidate.
+    """
+    by_loss = 100 * (wrong_before + 1) / (total + 2) * (loss_after / max(loss_before, 1e-12) - 1)
+    by_count = (100 / total) ** 2 * max(wrong_before + wrong_after, 1)
+    weights = 1 / by_count, 1 / max((by_loss / 2) ** 2, by_count / 100)
+    return (weights[0] * observed + weights[1] * by_loss) / sum(weights)
+
+
 def margin_of(metric_loss: float, correct: int | None, total: int) -> float:
     """What is kept back of a loss, unless the user says: one standard error of the dense metric, at most half of it.
 
@@ -77,10 +98,10 @@ def margin_of(metric_loss: float, correct: int | None, total: int) -> float:
     return min(metric_loss / 2, 100 * math.sqrt(max(error * (1 - error), 1 / total) / total))
 
 
-def keeps(budget: Budget, file_bytes: int, loss: float) -> bool:
-    """Whether a candidate keeps to the budget."""
+def keeps(budget: Budget, file_bytes: int, loss: float, expected: float | None = None) -> bool:
+    """Whether a candidate keeps to the budget, by its loss and by the one that is expected on new samples."""
     if budget.metric_loss is not None:
-        return loss <= budget.metric_loss - budget.margin + 1e-9
+        return max(loss, loss if expected is None else expected) <= budget.metric_loss - budget.margin + 1e-9
     return file_bytes <= (budget.most_bytes or 0)
 
 

@@ -25,7 +25,7 @@ PLANNED_STEPS = 8  # among which a time limit is divided
 EPOCHS, FEWEST, MOST = 20, 4, 60  # of a step's pruning: without a time limit; with one, at least and at most
 SHARING = 0.5  # epochs of a step's sharing, to those of its pruning
 RATE_OF_SHARING = 0.25  # learning rate of a step's sharing, to that of its pruning
-REST_BITS = 5  # of biases and normalisations
+REST_BITS = 3  # of biases and normalisations
 # What pruning does to the loss without training is known no further than this share of a layer's present weights.
 TRIED = {"points": 7, "down_to": 0.2, "bits": [2, 3, 4, 5, 6], "most_samples": 2000}
 
@@ -125,10 +125,11 @@ def _step(now: Search, following: Next) -> Step:
     dead = schema.Slim(stage="slim", reorder=False)
     clean = now.made(slim, f"slim-{name}", dead.model_dump(mode="json"), pruned)
     reassign = schema.Reassign(**_training(now, max(2, round(now.epochs * SHARING)), RATE_OF_SHARING))
+    rest = task_budget.worth_sharing(now.run, source)
     sharing = schema.Share(
         stage="share",
-        bits={**allocation.bits, **dict.fromkeys(task_budget.worth_sharing(now.run), REST_BITS)},
-        rate=dict.fromkeys(allocation.bits, now.plan.rate),
+        bits={**allocation.bits, **dict.fromkeys(rest, REST_BITS)},
+        rate=dict.fromkeys([*allocation.bits, *rest], now.plan.rate),
         train=reassign,
     )
     shared = now.made(share, f"share-{name}", sharing.model_dump(mode="json"), clean)
@@ -183,8 +184,17 @@ def _measured(now: Search, encoded: Reference) -> Candidate:
         higher_is_better=higher,
         in_points=dense["val_correct"] is not None,
     )
-    count = int(numbers["size_bytes"])
-    return Candidate(count, loss, library.keeps(now.budget, count, loss))
+    count, total, expected = int(numbers["size_bytes"]), numbers["val_total"], None
+    if dense["val_correct"] is not None:
+        expected = library.expected_loss(
+            loss,
+            wrong_before=total - dense["val_correct"],
+            wrong_after=total - numbers["val_correct"],
+            total=total,
+            loss_before=dense["val_loss"],
+            loss_after=numbers["val_loss"],
+        )
+    return Candidate(count, loss, library.keeps(now.budget, count, loss, expected), expected)
 
 
 # ---------------------------------------------------------------- limits
@@ -269,6 +279,7 @@ def _outcome(now: Search, chosen: int, reason: str) -> dict[str, Any]:
                 "ratio": numbers["dense_bytes"] / step.result.file_bytes,
                 "val_metric": step.sharing[-1].numbers["val_metric"],
                 "loss": step.result.loss,
+                "expected_loss": step.result.expected,
                 "kept": step.result.kept,
                 "seconds": step.seconds,
                 "density": dict(step.density),

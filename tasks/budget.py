@@ -14,7 +14,7 @@ from tasks.store import write_json
 if TYPE_CHECKING:
     from deepcompression.allocation import TensorCurves
 
-SMALLEST_SHARED = 32  # elements of a bias or a normalisation that are worth a codebook
+SMALLEST_SHARED = 16  # elements of a bias or a normalisation that are worth a codebook
 
 
 def options(run: Run, tried: Reference, coder: str) -> tuple[list[TensorCurves], int]:
@@ -37,14 +37,14 @@ def options(run: Run, tried: Reference, coder: str) -> tuple[list[TensorCurves],
     return found, len(files.encode(rest.state, coder))
 
 
-def worth_sharing(run: Run) -> list[str]:
-    """Biases and normalisations (what is not pruned) that are long enough for a codebook."""
+def worth_sharing(run: Run, reference: Reference) -> list[str]:
+    """Biases and normalisations (what is not pruned) that are long enough for a codebook, and not all zero."""
     from deepcompression import selection
 
-    model = run.blank_model()
+    model = run.model_with(reference)
     known, weights = selection.parameters(model), set(selection.prunable(model))
-    names = dict.fromkeys(selection.first_names(model).values())
-    return [name for name in names if name not in weights and known[name].numel() >= SMALLEST_SHARED]
+    names = [name for name in dict.fromkeys(selection.first_names(model).values()) if name not in weights]
+    return [name for name in names if known[name].numel() >= SMALLEST_SHARED and bool(known[name].any())]
 
 
 def leave(run: Run, outcome: Mapping[str, Any]) -> None:

@@ -204,15 +204,24 @@ def tradeoff(key: str, outcome: Mapping[str, Any]) -> str:
         axes.plot(
             chosen["file_bytes"], chosen["val_metric"], "o", color=INK, fillstyle="none", markersize=13, label="taken"
         )
-        for step in steps:
+        for step in steps if len(steps) < 9 else [chosen]:
             place = step["file_bytes"], step["val_metric"]
             axes.annotate(str(step["number"]), place, (5, 5), textcoords="offset points")
+        axes.set_ylim(*_focus([dense, chosen["val_metric"], *(step["val_metric"] for step in steps)]))
         sizes = [step["file_bytes"] for step in steps]
         _bytes_axis(axes, min(sizes), max(sizes))
         axes.set_xlabel("bytes of the file")
         axes.set_ylabel(f"val {_printable(outcome['metric'])}")
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
         return _inline(figure, key, f"Bytes and validation {outcome['metric']} of {len(steps)} files")
+
+
+def _focus(values: Sequence[float]) -> tuple[float, float]:
+    """Limits that show the middle half of ``values``, and twice as much on either side, not one that is far away."""
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
+    around = max(2 * (high - low), abs(values[0] - values[1]) * 1.5, 1e-3 * abs(high), 1e-9)
+    return max(ordered[0], low - around) - around / 10, min(ordered[-1], high + around) + around / 10
 
 
 def histograms(run: Run, references: Sequence[Reference], inspection: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -14,6 +14,7 @@ from deepcompression.budget import (
     Next,
     Stop,
     best_of,
+    expected_loss,
     keeps,
     loss_of,
     margin_of,
@@ -126,3 +127,20 @@ def test_every_search_ends(limit: float, noise: list[tuple[float, float]], by_by
         candidates.append(Candidate(made, loss, keeps(budget, made, loss)))
     assert isinstance(step, Stop)
     assert 0 <= best_of(budget, candidates) < len(candidates)
+
+
+def test_the_loss_is_a_second_opinion():
+    """Of few samples the loss decides, of many what was observed; a loss that says nothing changes nothing."""
+    few = {"wrong_before": 1, "wrong_after": 1, "total": 200, "loss_before": 0.02}
+    assert expected_loss(0.0, **few, loss_after=0.02) == pytest.approx(0.0)
+    assert expected_loss(0.0, **few, loss_after=0.03) > 0.3
+    many = {"wrong_before": 500, "wrong_after": 500, "total": 100_000, "loss_before": 0.02}
+    assert abs(expected_loss(0.0, **many, loss_after=0.04)) < 0.1
+    assert expected_loss(1.0, **few, loss_after=1e6) < 1.1
+    assert expected_loss(0.5, **few | {"loss_before": 0.0}, loss_after=0.1) == pytest.approx(0.5, abs=0.01)
+
+
+def test_both_opinions_are_kept_to():
+    """A candidate that lost nothing yet, but is expected to, does not keep to the budget."""
+    budget = Budget(metric_loss=0.5, margin=0.1)
+    assert keeps(budget, 1, 0.0, 0.3) and not keeps(budget, 1, 0.0, 0.45) and not keeps(budget, 1, 0.45, 0.0)
