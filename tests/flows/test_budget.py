@@ -22,7 +22,10 @@ Tiny = Callable[..., dict[str, Any]]
 def asked(tmp_path_factory: pytest.TempPathFactory, tiny_in: Tiny) -> dict[str, Any]:
     """A recipe that wants a file 25 times smaller, in short trainings."""
     return tiny_in(
-        tmp_path_factory.mktemp("budget"), train={"epochs": 4}, stages=[], budget={"ratio": 25, "epochs": 2, "steps": 4}
+        tmp_path_factory.mktemp("budget"),
+        train={"epochs": 4},
+        stages=[],
+        budget={"ratio": 25, "epochs": 2, "steps": 4, "coder": "huffman"},
     )
 
 
