@@ -1,0 +1,73 @@
+"""Stages that learn from a teacher, and weights that share while they train, in whole runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from deepcompression import torch as files
+from deepcompression.errors import RecipeError
+from flows import recipe as recipes
+from flows.compress import compress
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+Tiny = Callable[..., dict[str, Any]]
+
+GRADUAL = {"epochs": 2, "batch_size": 64}
+STAGES = [
+    {"stage": "prune", "density": 0.2, "scope": "global", "gradual": {**GRADUAL, "distil": {"temperature": 2}}},
+    {"stage": "share", "bits": {"default": 3, "fc1.bias": 3}, "rate": 0.05, "train": {**GRADUAL, "distil": {}}},
+    {"stage": "quantize", "codebook": "float16", "rest": "bfloat16"},
+    {"stage": "encode", "coder": "adaptive"},
+]
+
+
+def test_a_recipe_learns_from_its_dense_model(tiny: Tiny) -> None:
+    """Pruned over all layers together, shared while training: few values are left, fewer weights than pruning left."""
+    summary = compress(tiny(stages=STAGES))
+    assert isinstance(summary, dict)
+    rows = {row["stage"]: row for row in summary["stages"]}
+    assert rows["prune"]["density"] == pytest.approx(0.2, abs=1e-3)
+    assert rows["share"]["density"] < rows["prune"]["density"]
+    state = files.load(summary["file"])
+    for name in ("conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight", "fc1.bias"):
+        assert len(torch.unique(state[name][state[name] != 0])) <= 8
+    assert summary["final"]["accuracy"] > 0.5
+    again = compress(tiny(stages=STAGES))
+    assert isinstance(again, dict) and len(again["reused"]) == 5
+
+
+def test_another_teacher_is_trained_once_and_counts(tiny: Tiny) -> None:
+    """A teacher of the recipe's own is a task that is reused; what learns from another teacher is made anew."""
+    teacher = {"factory": "deepcompression.models:digits_net", "train": {"epochs": 1, "batch_size": 64}}
+    plain = compress(tiny(stages=STAGES))
+    first = compress(tiny(stages=STAGES, teacher=teacher))
+    assert isinstance(plain, dict) and isinstance(first, dict)
+    assert first["reused"] == ["baseline"]
+    assert [row["stage"] for row in first["stages"]] == [row["stage"] for row in plain["stages"]]
+    again = compress(tiny(stages=STAGES, teacher=teacher))
+    assert isinstance(again, dict) and len(again["reused"]) == 5
+    metrics = MlflowClient(first["tracking_uri"]).get_run(first["mlflow_run_id"]).data.metrics
+    assert metrics["size_bytes/teacher"] > 200_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"epochs": 1, "distil": {}}}, "train.distil needs a teacher"),
+        (
+            {"teacher": {"factory": "deepcompression.models:digits_net", "train": {"distil": {}}}},
+            "the teacher itself learns from labels",
+        ),
+        ({"stages": [{"stage": "quantize"}, STAGES[1]]}, "trains after quantize"),
+        ({"stages": [{"stage": "share", "bits": 3, "rate": -1}]}, "rate"),
+    ],
+)
+def test_what_cannot_be_is_refused(tiny: Tiny, changes: dict[str, Any], message: str) -> None:
+    """A dense model cannot learn from itself, a teacher has no teacher, sharing that trains stands before rounding."""
+    with pytest.raises(RecipeError, match=message):
+        recipes.load(tiny(**changes))
