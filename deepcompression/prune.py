@@ -127,7 +127,7 @@ def prune_gradually(
         scope: as for ``prune``.
         start: density at the first step.
         ramp: fraction of the steps in which the density falls.
-        score: as for ``prune``.
+        score: as for ``prune``; one with a method ``refresh`` gets the model before masks are drawn anew.
         dropout: dropout module -> the layer whose sparsity corrects its rate, recomputed with the masks.
         epochs: of the whole training.
         **fit_arguments: of ``training.fit``.
@@ -141,6 +141,7 @@ def prune_gradually(
         raise StructureError(f"{both[0]}: is shared already; gradual pruning goes before share")
     before = structure.plain_state(model)
     padding = structure.padding_rows(model)
+    _refresh(score, model)
     prune(before, density, scope=scope, score=score, padding=padding)  # refuses what is impossible before any training
     rates = dropout_rates(model, dropout or {})
     structure.hold(model, [*zeros, *density], shared=shared)
@@ -181,12 +182,19 @@ def _tighten(
     padding: Mapping[str, int],
 ) -> None:
     """Masks of the present weights at ``density``; what is masked already stays so."""
+    _refresh(score, model)
     masks = structure.masks(model)  # looked up anew: moving a model to a device or memory format replaces them
     state = structure.held_state(model, density)
     if not all(bool(torch.isfinite(weight).all()) for weight in state.values()):
         return  # training diverged: its own check says so at the end of the epoch
     for name, weight in prune(state, density, scope=scope, score=score, padding=padding).state.items():
         masks[name].copy_(weight != 0)
+
+
+def _refresh(score: Score | None, model: nn.Module) -> None:
+    refresh = getattr(score, "refresh", None)
+    if refresh is not None:
+        refresh(model)
 
 
 def _check_numbers(density: Mapping[str, float] | None, quality: Mapping[str, float] | None) -> None:

@@ -26,8 +26,9 @@ EPOCHS, FEWEST, MOST = 20, 4, 60  # of a step's pruning: without a time limit; w
 SHARING = 0.5  # epochs of a step's sharing, to those of its pruning
 RATE_OF_SHARING = 0.25  # learning rate of a step's sharing, to that of its pruning
 REST_BITS = 3  # of biases and normalisations
+CRITERION = "wanda"
 # What pruning does to the loss without training is known no further than this share of a layer's present weights.
-TRIED = {"points": 7, "down_to": 0.2, "bits": [2, 3, 4, 5, 6], "most_samples": 2000}
+TRIED = {"points": 7, "down_to": 0.2, "bits": [2, 3, 4, 5, 6], "most_samples": 2000, "criterion": CRITERION}
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _step(now: Search, following: Next) -> Step:
     name = str(len(now.steps) + 1)
     allocation = _allocated(now, source, following.target_bytes, name)
     gradual = schema.Gradual(**_training(now, now.epochs, 1.0), ramp=0.6)
-    sparse = schema.Prune(stage="prune", density=dict(allocation.density), gradual=gradual)
+    sparse = schema.Prune(stage="prune", density=dict(allocation.density), criterion=CRITERION, gradual=gradual)
     pruned = now.made(prune, f"prune-{name}", sparse.model_dump(mode="json"), source)
     dead = schema.Slim(stage="slim", reorder=False)
     clean = now.made(slim, f"slim-{name}", dead.model_dump(mode="json"), pruned)

@@ -112,7 +112,10 @@ class Prune(Strict):
     scope: Literal["layer", "global"] = "layer"
     rounds: int = Field(1, ge=1, description="prune and the finetune that follows, alternating so many times")
     gradual: Gradual | None = None
-    score: Factory | None = Field(None, description="returns (name, weight) -> importance; default magnitude")
+    criterion: Literal["magnitude", "wanda"] = Field(
+        "magnitude", description="what makes a weight important; wanda: its magnitude times the size of its input"
+    )
+    score: Factory | None = Field(None, description="a criterion of yours: returns (name, weight) -> importance")
     dropout: dict[str, str] = Field({}, description="gradual only: dropout module -> the layer it feeds")
 
     @model_validator(mode="after")
@@ -123,6 +126,8 @@ class Prune(Strict):
             raise ValueError("scope: global takes one density for all selected layers, such as density: 0.1")
         if self.gradual and (self.rounds > 1 or self.quality is not None):
             raise ValueError("gradual goes with density and rounds: 1")
+        if self.criterion != "magnitude" and (self.score or self.quality is not None):
+            raise ValueError(f"criterion: {self.criterion} goes with density, and without a score of yours")
         if self.dropout and not self.gradual:
             raise ValueError("dropout belongs to the finetune stage, or to gradual pruning")
         return self

@@ -23,7 +23,7 @@ def prune(run: Run, label: str, number: int, config: dict[str, Any], source: Ref
         config,
         source,
         lambda bench: work(bench, config),
-        code=["prune"],
+        code=["prune", "saliency"],
         draws=bool(config["gradual"]),
     )
 
@@ -37,7 +37,7 @@ def _one_shot(bench: Bench, config: dict[str, Any]) -> Product:
         structure.plain_state(model),
         **{name: structure.resolve(model, table_of(config[name]))},
         scope=config["scope"],
-        score=_score(config),
+        score=score_of(bench, config, model),
         padding=structure.padding_rows(model),
     )
     return _product(bench, pruned)
@@ -59,7 +59,7 @@ def _gradual(bench: Bench, config: dict[str, Any]) -> Product:
             scope=config["scope"],
             start=gradual["start"],
             ramp=gradual["ramp"],
-            score=_score(config),
+            score=score_of(bench, config),
             dropout=config["dropout"],
             **bench.fit_arguments(gradual, show),
         )
@@ -78,11 +78,20 @@ def _product(bench: Bench, pruned: Any) -> Product:
     )
 
 
-def _score(config: dict[str, Any]) -> Any:
+def score_of(bench: Bench, config: Mapping[str, Any], model: Any = None) -> Any:
+    """What the criterion, or the user's score, makes of weights; measured for ``model``, where one is given."""
     from deepcompression import factory
+    from deepcompression.saliency import Wanda
 
-    score = config["score"]
-    return factory.function(score["factory"], score["kwargs"]) if score else None
+    score = config.get("score")
+    if score:
+        return factory.function(score["factory"], score["kwargs"])
+    if config.get("criterion", "magnitude") == "magnitude":
+        return None
+    wanda = Wanda(bench.run.problem(), bench.run.compute())
+    if model is not None:
+        wanda.refresh(model)
+    return wanda
 
 
 def table_of(value: Any) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from prefect.states import State
 
 from tasks.console import bar
 from tasks.figures import sensitivity as picture
+from tasks.prune import score_of
 from tasks.run import Reference, Run
 from tasks.stage import TASK, Bench, Product, perform
 from tasks.store import write_json
@@ -33,10 +34,11 @@ def sensitivity(
         label: unique in the run.
         number: None, unless it is to be a step of the run.
         config: ``layers`` (patterns; None: what is pruned by default), ``densities`` (None: by equal factors),
-            ``points``, ``down_to``, ``bits``, ``most_samples``, ``score``; what is left out has the library's default.
+            ``points``, ``down_to``, ``bits``, ``most_samples``, ``criterion``, ``score``; what is left out has the
+            library's default.
         source: the stage whose weights are tried.
     """
-    code = ["sensitivity"]
+    code = ["sensitivity", "saliency"]
     answer = perform(run, label, number, config, source, lambda bench: _work(bench, config), code=code, draws=False)
     _leave(run, answer if isinstance(answer, Reference) else answer.data)
     return answer
@@ -75,12 +77,10 @@ def _work(bench: Bench, config: dict[str, Any]) -> Product:
 
 
 def _one(bench: Bench, config: dict[str, Any], model: Any, name: str, kept: Path) -> Sensitivity:
-    from deepcompression import factory
     from deepcompression import sensitivity as library
 
     if kept.exists():
         return library.restored(json.loads(kept.read_text()))
-    score = config.get("score")
     found = library.sensitivity(
         model,
         bench.run.problem(),
@@ -90,7 +90,7 @@ def _one(bench: Bench, config: dict[str, Any], model: Any, name: str, kept: Path
         down_to=config.get("down_to") or library.LOWEST,
         bits=config.get("bits") or library.BITS,
         compute=bench.run.compute(),
-        score=factory.function(score["factory"], score["kwargs"]) if score else None,
+        score=score_of(bench, config, model),
         most_samples=config.get("most_samples"),
     )
     write_json(kept, dataclasses.asdict(found))
