@@ -6,12 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcompression.errors import StructureError
-from deepcompression.structure import normalised, replaced
+from deepcompression.problem import Compute, Problem, evaluate
+from deepcompression.structure import normalised, plain_state, replaced
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+INT8 = "int8"
+BY_EFFECT = (INT8, "bfloat16", "float16")  # from the fewest bytes on
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -39,19 +43,24 @@ def round_precision(
         state: tensors by name; not changed. Integers and float64 stay.
         shared: tensors whose values are centroids.
         codebook: float32, float16 or bfloat16, for the shared tensors.
-        rest: the same, for every other float32 (or narrower) tensor.
+        rest: the same, for every other float32 (or narrower) tensor; or int8: multiples of a 127th of the largest
+            magnitude, which the file stores as integers and a scale.
 
     Raises:
         StructureError: an unknown precision, a shared tensor that is missing or not finite.
     """
-    for precision in (codebook, rest):
-        if precision not in PRECISIONS:
-            raise StructureError(f"quantize: precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    for precision, known in ((codebook, [*PRECISIONS]), (rest, [*PRECISIONS, INT8])):
+        if precision not in known:
+            raise StructureError(f"quantize: precision {precision!r}; expected one of {', '.join(known)}")
     shared = list(shared)
     clean, kept, merged = normalised(state, shared), {}, {}
     books = {id(clean[name]) for name in shared}  # by object: tied names are one codebook
     changed = {}
     for name, tensor in clean.items():
+        if rest == INT8 and id(tensor) not in books:
+            if tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all()):
+                changed[name] = on_grid(tensor)
+            continue
         target = PRECISIONS[codebook if id(tensor) in books else rest]
         if not _narrows(tensor, target):
             continue
@@ -64,6 +73,67 @@ def round_precision(
         if name in shared and not reason:
             merged[name] = len(torch.unique(tensor)) - len(torch.unique(rounded))
     return Rounded(replaced(clean, changed), kept, merged)
+
+
+def on_grid(tensor: Tensor) -> Tensor:
+    """The nearest multiples of a 127th of the largest magnitude; zeros stay, and +0.0 is what rounds to zero."""
+    scale = tensor.abs().max() / 127 if tensor.numel() else tensor.new_ones(())
+    integers = torch.round(tensor / scale) if bool(scale > 0) else torch.zeros_like(tensor)
+    return torch.where(integers == 0, torch.zeros_like(tensor), integers * scale)
+
+
+def round_by_effect(
+    model: nn.Module,
+    problem: Problem,
+    *,
+    shared: Iterable[str] = (),
+    codebook: str = "float32",
+    tolerance: float = TOLERANCE,
+    compute: Compute | None = None,
+) -> tuple[Rounded, dict[str, str]]:
+    """As ``round_precision``, each of the other tensors at the precision of fewest bytes that the model does not feel.
+
+    Tensor by tensor, int8, bfloat16 and float16 are tried, in this order, on all that was rounded before; the first at
+    which the loss on validation is at most ``tolerance`` (a fraction) above that before any rounding stays.
+
+    Args:
+        model: left with the rounded weights.
+        problem: its validation split and step.
+        shared: tensors whose values are centroids; they get ``codebook`` first.
+        codebook: float32, float16 or bfloat16.
+        tolerance: 0 or more.
+        compute: where the model is evaluated.
+
+    Returns:
+        The rounded state, and each other tensor's precision by name.
+
+    Raises:
+        StructureError: as ``round_precision``.
+    """
+    shared, chosen = set(shared), {}
+
+    def loss() -> float:
+        return evaluate(model, problem.validation, problem.step, problem.metric, compute).loss
+
+    most = loss() * (1 + tolerance)
+    rounded = round_precision(plain_state(model), shared=shared, codebook=codebook)
+    model.load_state_dict(rounded.state)
+    state, kept = rounded.state, dict(rounded.kept)
+    books = {id(state[name]) for name in shared}
+    for name, tensor in list(state.items()):
+        if id(tensor) in books or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+            continue
+        for precision in BY_EFFECT:
+            tried = round_precision({name: tensor}, rest=precision)
+            trial = replaced(state, {name: tried.state[name]})
+            model.load_state_dict(trial)
+            if not tried.kept and loss() <= most:
+                state, chosen[name] = trial, precision
+                break
+        else:
+            model.load_state_dict(state)
+            kept[name] = "its rounding is felt"
+    return Rounded(state, kept, rounded.merged), chosen
 
 
 def _narrows(tensor: Tensor, target: torch.dtype) -> bool:

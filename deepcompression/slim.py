@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,7 @@ def slim(
     *,
     units: Mapping[str, int | float] | None = None,
     reorder: bool = True,
+    shared: Collection[str] = (),
     outputs: Callable[[nn.Module], Tensor] | None = None,
 ) -> Slimmed:
     """Removes dead units from ``model``, in place, and puts the rest in a good order; shapes and outputs stay.
@@ -77,6 +78,7 @@ def slim(
             largest product of the norms of row and columns. This alone does change outputs; ``default`` is for all
             layers that have units to remove.
         reorder: whether units may change places.
+        shared: tensors whose equal values stay equal: such a bias takes no constants in.
         outputs: what the model gives for some samples; compared before and after, once units are cut.
 
     Raises:
@@ -85,6 +87,7 @@ def slim(
     """
     counts = wanted(model, units) if units else {}
     found, left = chains(model)
+    found = [replace(chain, bias=None) if chain.bias in shared else chain for chain in found]
     arranged = structure.plain_state(model)
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with resting(model), torch.no_grad():

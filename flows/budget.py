@@ -134,11 +134,11 @@ def _step(now: Search, following: Next) -> Step:
         train=reassign,
     )
     shared = now.made(share, f"share-{name}", sharing.model_dump(mode="json"), clean)
-    rounding = schema.Quantize(stage="quantize", codebook="float16", rest="bfloat16")
-    rounded = now.made(quantize, f"quantize-{name}", rounding.model_dump(mode="json"), shared)
-    tidy = now.made(slim, f"order-{name}", schema.Slim(stage="slim").model_dump(mode="json"), rounded)
+    rounding = schema.Quantize(stage="quantize", codebook="float16", rest="auto")
+    tidy = now.made(slim, f"order-{name}", schema.Slim(stage="slim").model_dump(mode="json"), shared)
+    rounded = now.made(quantize, f"quantize-{name}", rounding.model_dump(mode="json"), tidy)
     coding = schema.Encode(stage="encode", coder=now.plan.coder)
-    encoded = now.made(encode, f"encode-{name}", coding.model_dump(mode="json"), tidy)
+    encoded = now.made(encode, f"encode-{name}", coding.model_dump(mode="json"), rounded)
     return Step(
         following.target_bytes,
         following.start,
@@ -146,7 +146,7 @@ def _step(now: Search, following: Next) -> Step:
         allocation.bits,
         allocation.size,
         (pruned, clean),
-        (shared, rounded, tidy, encoded),
+        (shared, tidy, rounded, encoded),
         _measured(now, encoded),
     )
 

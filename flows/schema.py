@@ -177,7 +177,11 @@ class Quantize(Strict):
     stage: Literal["quantize"]
     train: CentroidTraining | None = None
     codebook: Precision = "float32"
-    rest: Precision = "float32"
+    rest: Precision | Literal["int8", "auto"] = Field(
+        "float32",
+        description="of what is not shared, such as biases; int8 is integers and a scale; auto tries int8, bfloat16 "
+        "and float16 on each tensor and takes the smallest that the validation loss does not feel",
+    )
 
 
 class Recalibrate(Strict):

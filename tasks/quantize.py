@@ -34,8 +34,21 @@ def _work(bench: Bench, config: dict[str, Any]) -> Product:
         structure.plain_state(bench.model()), zeros=bench.input.zeros, shared=bench.input.shared
     )
     assert product.state is not None
-    rounded = library.round_precision(
-        product.state, shared=bench.input.shared, codebook=config["codebook"], rest=config["rest"]
-    )
+    precisions: dict[str, str] = {}
+    if config["rest"] == "auto":
+        model = bench.run.blank_model()
+        model.load_state_dict(dict(product.state))
+        rounded, precisions = library.round_by_effect(
+            model,
+            bench.run.problem(),
+            shared=bench.input.shared,
+            codebook=config["codebook"],
+            compute=bench.run.compute(),
+        )
+    else:
+        rounded = library.round_precision(
+            product.state, shared=bench.input.shared, codebook=config["codebook"], rest=config["rest"]
+        )
     notes = [f"{name} keeps its precision: {reason}" for name, reason in rounded.kept.items()]
-    return replace(product, state=rounded.state, notes=notes, report={**product.report, "kept": rounded.kept})
+    report = {**product.report, "kept": rounded.kept, "precisions": precisions}
+    return replace(product, state=rounded.state, notes=notes, report=report)

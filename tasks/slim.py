@@ -33,6 +33,7 @@ def _work(bench: Bench, config: dict[str, Any]) -> Product:
         model,
         units=None if config["units"] is None else table_of(config["units"]),
         reorder=config["reorder"],
+        shared=bench.input.shared,
         outputs=lambda model: _outputs(bench.run, model),
     )
     return Product(

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from deepcompression.errors import StructureError
-from deepcompression.quantize import round_precision
+from deepcompression.problem import Problem, evaluate
+from deepcompression.quantize import round_by_effect, round_precision
+from deepcompression.structure import plain_state
 
 
 def weights(seed: int, *shape: int) -> Tensor:
@@ -88,3 +90,35 @@ def test_an_unknown_precision_is_refused():
     """A typing error must not leave the file at full precision."""
     with pytest.raises(StructureError, match="'float8'; expected one of float32, float16, bfloat16"):
         round_precision({}, rest="float8")
+
+
+def test_int8_is_a_grid_that_the_codec_finds():
+    """Multiples of one scale, at most 127 of it: a file stores them as integers, smaller than 16-bit floats."""
+    state = {"w": torch.randn(400, generator=torch.Generator().manual_seed(0)), "n": torch.arange(3)}
+    rounded = round_precision(state, rest="int8").state
+    step = state["w"].abs().max() / 127
+    assert float((rounded["w"] - state["w"]).abs().max()) <= float(step) * 0.501
+    assert len(torch.unique(rounded["w"])) <= 255 and torch.equal(rounded["n"], state["n"])
+    assert not bool((torch.signbit(rounded["w"]) & (rounded["w"] == 0)).any())
+    from deepcompression import torch as files
+
+    sizes = [len(files.encode({"w": one}, "huffman")) for one in (rounded["w"], state["w"].half().float())]
+    assert sizes[0] < 0.7 * sizes[1]
+    assert torch.equal(round_precision({"z": torch.zeros(4)}, rest="int8").state["z"], torch.zeros(4))
+
+
+def test_precision_by_effect_is_what_the_loss_allows():
+    """With a tolerance everything is int8; with hardly any, the loss stays; codebooks are rounded anyway."""
+    x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    problem = Problem((x, x[:, :3].argmax(1)), (x, x[:, :3].argmax(1)))
+    torch.manual_seed(0)
+    start = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    state = plain_state(start)
+    rounded, chosen = round_by_effect(start, problem, shared=["0.weight"], codebook="float16", tolerance=10.0)
+    assert chosen == {"0.bias": "int8", "2.weight": "int8", "2.bias": "int8"} and not rounded.kept
+    assert torch.equal(rounded.state["0.weight"], state["0.weight"].half().float())
+    assert all(torch.equal(start.state_dict()[name], tensor) for name, tensor in rounded.state.items())
+    before = evaluate(start, problem.validation, problem.step, problem.metric).loss
+    some, taken = round_by_effect(start, problem, tolerance=1e-4)
+    after = evaluate(start, problem.validation, problem.step, problem.metric).loss
+    assert after <= before * (1 + 1e-4) and set(taken) | set(some.kept) == set(state)

@@ -408,3 +408,19 @@ def test_any_small_net_with_any_zeros_computes_what_it_did(drawn: tuple[nn.Modul
     made = checked(model, x)
     for layer in made.layers:
         assert layer.dead_before <= layer.dead <= layer.units and layer.cut == 0
+
+
+def test_a_shared_bias_takes_no_constants_in() -> None:
+    """Its equal values stay equal: the unit that would have been folded stays, and outputs are what they were."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
+    with torch.no_grad():
+        net[0].weight[2] = 0.0
+        net[0].bias[2] = 1.0
+        net[2].bias.copy_(torch.tensor([0.5, 0.5, -0.5, -0.5]))
+    x = torch.randn(8, 4)
+    before = net(x)
+    made = slim(net, shared=["2.bias"], reorder=False)
+    assert sum(layer.folded for layer in made.layers) == 0
+    assert torch.equal(net(x), before) and len(torch.unique(net[2].bias)) == 2
+    assert sum(layer.folded for layer in slim(net, reorder=False).layers) == 1

@@ -53,7 +53,7 @@ def test_the_chain_leads_from_the_dense_model_to_the_file(found: dict[str, Any])
     labels = [row["stage"] for row in found["stages"]]
     last = str(outcome["chosen"])
     assert labels[0] == "baseline" and labels[-1] == f"encode-{last}"
-    assert labels[-6:] == [f"{stage}-{last}" for stage in ("prune", "slim", "share", "quantize", "order", "encode")]
+    assert labels[-6:] == [f"{stage}-{last}" for stage in ("prune", "slim", "share", "order", "quantize", "encode")]
     densities = [row["density"] for row in found["stages"]]
     assert densities == sorted(densities, reverse=True)
     for step in outcome["steps"]:
