@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepcompression import layouts
+from deepcompression import arithmetic, layouts
 from deepcompression import torch as files
 
 MEASURED_WHOLE = 2_000_000  # weights up to which the values are measured too, not only where they are
+USUAL = 0x66  # adaptive code's prior
 COMPARED = 4096  # units up to which each is compared with each
 
 
@@ -49,12 +50,13 @@ def best_order(rows: Tensor, columns: Tensor) -> Ordering:
     def size(order: Tensor) -> int:
         return _coded(measured[0][order]) + _coded(measured[1][:, order])
 
+    def estimate(order: Tensor) -> int:
+        return _positions(alive[0][order]) + _positions(alive[1][:, order])
+
+    # Values cost nearly the same in any order: positions alone choose which two to measure.
     before = size(present)
-    sizes = [size(order) for order in others]
-    least = min(sizes)
-    if least >= before:
-        return Ordering(present, before, before)
-    return Ordering(others[sizes.index(least)], before, least)
+    least, _, best = min((size(order), place, order) for place, order in enumerate(sorted(others, key=estimate)[:2]))
+    return Ordering(present, before, before) if least >= before else Ordering(best, before, least)
 
 
 def _orders(rows: Tensor, columns: Tensor, likeness: bool) -> Iterator[Tensor]:
@@ -82,6 +84,15 @@ def _by_likeness(common: Tensor) -> Tensor:
         alike[:, order[-1]] = -2
         order.append(int(alike[order[-1]].argmax()))
     return torch.tensor(order, device=common.device)
+
+
+def _positions(alive: Tensor) -> int:
+    """Bytes of where a weight is not zero, bool (rows, ...), in adaptive code of usual settings."""
+    flags = alive.flatten(1).byte().cpu().numpy()
+    columns = min(flags.shape[1], arithmetic.MOST_COLUMNS)
+    flat = flags.reshape(-1)[: flags.size // columns * columns]
+    code = arithmetic.encode(flat, columns, 1, True, USUAL, 2, 4 * len(flat) + 64)
+    return len(flat) if code is None else len(code)
 
 
 def _coded(weight: Tensor) -> int:
