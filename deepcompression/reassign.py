@@ -40,7 +40,7 @@ def share_training(
     rate: Mapping[str, float] | float = 0.0,
     zeros: Sequence[str] = (),
     shared: Sequence[str] = (),
-    settle: float = 0.5,
+    settle: float = 0.8,
     epochs: int,
     **fit_arguments: Any,
 ) -> SharedTraining:

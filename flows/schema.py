@@ -147,7 +147,7 @@ class Reassign(Training):
 
     epochs: int = Field(10, ge=1)
     lr: float = Field(5e-4, gt=0)
-    settle: float = Field(0.5, gt=0, lt=1, description="fraction of the epochs in which codes change")
+    settle: float = Field(0.8, gt=0, lt=1, description="fraction of the epochs in which codes change")
 
 
 class Share(Strict):
