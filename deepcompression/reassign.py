@@ -21,6 +21,7 @@ from deepcompression.share import LayerSharing, account, check_bits, rates_of
 from deepcompression.training import Fit, fit
 
 UPDATES = 200
+RISE = 2.0  # the rate has risen to what is asked for after one part in so many of the steps in which codes change
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ def share_training(
 
     Weights train on, unshared, beneath their values (straight-through). Codebooks follow up to 200 times: centroids
     become the means of their weights, and each weight takes the one for which squared error + lambda x coded bits is
-    least, so that weights may become zero, and come back. The rate rises from nothing to what is asked for in the
-    first ``settle`` of the steps. From then on codes stay, and centroids are trained by the gradient of all their
-    weights (section 3.3). The best state is tracked from there.
+    least, so that weights may become zero, and come back. After ``settle`` of the steps codes stay, and weights that
+    share move together, as centroids do (section 3.3); the best state is tracked from there. The rate rises from
+    nothing in the first half of the time before, so that what it prunes can be made up for.
 
     Args:
         model: changed in place, baked at the end.
@@ -82,7 +83,7 @@ def share_training(
         last = min(int(total * settle), total - 1)
         if step <= last and (step % max(last // UPDATES, 1) == 0 or step == last):
             for name, (part, weights) in held_by(model, Reassigned).items():
-                part.follow(weights, rates[name] * step / max(last, 1), settled=step == last)
+                part.follow(weights, rates[name] * min(RISE * step / max(last, 1), 1.0), settled=step == last)
 
     try:
         first = min(int(epochs * settle + 1e-6) + 1, epochs)
@@ -158,9 +159,9 @@ class Reassigned(Holder):
     def _means(self, weights: Tensor) -> Tensor:
         """The mean weight of each level (k + 1,), zero for what is zero.
 
-        Each weight has the gradient of its level, the sum over all that share it: the level moves as a centroid would.
+        Each weight has the mean gradient of all that share its level, so that they move together. Not the sum, which is
+        the centroid's own: an optimizer that has adapted to the gradients of single weights would leap.
         """
         counts = torch.bincount(self.codes, minlength=len(self.levels)).clamp(min=1)
         sums = weights.new_zeros(len(self.levels)).index_add(0, self.codes, weights)
-        means = (sums / counts).detach() + (sums - sums.detach())
-        return torch.where(self.levels != 0, means, 0)
+        return torch.where(self.levels != 0, sums / counts, 0)

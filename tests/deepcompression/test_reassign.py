@@ -88,7 +88,7 @@ def test_codes_move_and_then_stay():
     part(trained)[0, 1].backward()
     same = part.codes == part.codes[0]
     assert trained.grad is not None
-    assert bool((trained.grad[same] == 1).all()) and bool((trained.grad[~same] == 0).all())
+    assert bool((trained.grad[same] * int(same.sum()) == 1).all()) and bool((trained.grad[~same] == 0).all())
 
 
 def test_gradients_go_straight_through():
@@ -149,3 +149,20 @@ def test_bad_settings_are_named(bits: dict[str, int], rate: float, message: str)
     """Bits and rates out of range are refused before anything trains."""
     with pytest.raises(StructureError, match=message):
         train(pruned_net(), bits=bits, rate=rate)
+
+
+def test_the_rate_is_full_long_before_codes_settle(monkeypatch: pytest.MonkeyPatch):
+    """What the rate prunes can be made up for: it rises in the first half of the steps in which codes change."""
+    rates: list[tuple[float, bool]] = []
+    follow = Reassigned.follow
+
+    def watched(self: Reassigned, weights: Tensor, rate: float, *, settled: bool) -> None:
+        rates.append((rate, settled))
+        follow(self, weights, rate, settled=settled)
+
+    monkeypatch.setattr(Reassigned, "follow", watched)
+    train(pruned_net(), bits={"0.weight": 2}, rate=0.04, epochs=10, settle=0.5)
+    values = [rate for rate, _ in rates]
+    assert values[0] == 0 and values == sorted(values) and rates[-1] == (0.04, True)
+    assert sum(value == 0.04 for value in values) == pytest.approx(len(values) / 2, abs=2)
+    assert [settled for _, settled in rates] == [False] * (len(rates) - 1) + [True]
