@@ -24,7 +24,7 @@ servers: $(VENV)/.installed  ## set up, then Prefect's and MLflow's servers on t
 	$(BIN)/python -m flows servers $(ARGS)
 
 test: $(VENV)/.installed  ## set up, then all tests: make test [ARGS="-k huffman"]
-	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 fuzz: $(VENV)/.installed  ## set up, then a million broken files against the decoder: make fuzz [ARGS="--cases 10000"]
 	PYTHONPATH=. $(BIN)/python tests/fuzz.py $(ARGS)
