@@ -125,9 +125,9 @@ def nnc_decode(codec: Any, data: np.ndarray, shape: tuple[int, ...]) -> np.ndarr
 def sizes() -> None:
     """Huffman's bytes over order-0 entropy, code tables counted, the codebook not."""
     print("huffman: bytes over order-0 entropy (all but the codebook)")
-    for shape in ((320, 320), (1000, 1000), (4096, 1024)):
+    for shape in ((320, 320), (500, 500), (1000, 1000), (4096, 1024)):
         worst = {0.25: 0.0, 0.7: 0.0}
-        for density in (0.02, 0.05, 0.08, 0.1, 0.15, 0.2, 0.25, 0.4, 0.55, 0.7):
+        for density in (0.01, 0.02, 0.05, 0.08, 0.1, 0.15, 0.2, 0.25, 0.4, 0.55, 0.7):
             for k in (8, 16, 32, 64, 256):
                 weights = made(shape, density, k)
                 blob = blob_of(weights, "huffman")
