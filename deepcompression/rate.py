@@ -36,7 +36,7 @@ class RateBook:
 
 
 def rate_codebook(
-    values: ArrayLike, k: int, *, rate: float, elements: int, start: Floats | None = None, iterations: int = 100
+    values: ArrayLike, k: int, *, rate: float, elements: int, iterations: int = 100
 ) -> RateBook:
     """At most ``k`` centroids and zero, such that squared error + lambda x coded bits is least (a local minimum).
 
@@ -50,7 +50,6 @@ def rate_codebook(
         k: number of centroids beside zero, 1 to 65,536.
         rate: 0 or more.
         elements: of the whole tensor, at least m; the others are zeros.
-        start: (any,) levels to begin with; default: those of optimal k-means.
         iterations: at most so many.
 
     Raises:
@@ -66,9 +65,7 @@ def rate_codebook(
         )
     weight = rate * float(np.mean(ordered**2))
     below = np.stack([np.arange(ordered.size + 1.0), np.concatenate([[0.0], np.cumsum(ordered)])])
-    if start is None:
-        start = kmeans1d(ordered, k, init="optimal").centroids.astype(np.float64)
-    levels = np.unique(np.append(start, 0.0))
+    levels = np.unique(np.append(kmeans1d(ordered, k, init="optimal").centroids.astype(np.float64), 0.0))
     lengths = np.zeros(len(levels))
     for _ in range(iterations):
         chosen, thresholds = _envelope(levels, weight * lengths)

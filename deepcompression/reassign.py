@@ -1,4 +1,4 @@
-"""Sharing while training: codes are drawn anew as weights move, by error and coded bits; then centroids are trained."""
+"""Sharing while training: codes are drawn anew as weights move, by error and coded bits, until weights lie on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from deepcompression.share import LayerSharing, account, check_bits, rates_of
 from deepcompression.training import Fit, fit
 
 UPDATES = 200
-RISE = 2.0  # the rate has risen to what is asked for after one part in so many of the steps in which codes change
+SAMPLE = 1 << 20  # weights of a tensor from which its codebook is drawn while it trains
+RISEN = 0.5  # part of the steps after which the rate is what was asked for
+PULL = 0.3  # part of the way to their levels that weights are moved at the last updates
+TRACKED = 0.75  # part of the epochs after which codes hardly change, and the best state is looked for
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,6 @@ def share_training(
     rate: Mapping[str, float] | float = 0.0,
     zeros: Sequence[str] = (),
     shared: Sequence[str] = (),
-    settle: float = 0.8,
     epochs: int,
     **fit_arguments: Any,
 ) -> SharedTraining:
@@ -49,9 +51,10 @@ def share_training(
 
     Weights train on, unshared, beneath their values (straight-through). Codebooks follow up to 200 times: centroids
     become the means of their weights, and each weight takes the one for which squared error + lambda x coded bits is
-    least, so that weights may become zero, and come back. After ``settle`` of the steps codes stay, and weights that
-    share move together, as centroids do (section 3.3); the best state is tracked from there. The rate rises from
-    nothing in the first half of the time before, so that what it prunes can be made up for.
+    least, so that weights may become zero, and come back. The rate rises from nothing in the first half, so that what
+    it prunes can be made up for. At each update weights are moved a part of the way to their values, a growing one:
+    what is drawn from weights that move freely never comes to rest, however small the learning rate. The best state
+    is looked for in the last quarter.
 
     Args:
         model: changed in place, baked at the end.
@@ -60,7 +63,6 @@ def share_training(
         rate: see ``rate_codebook``; of all tensors, or by name.
         zeros: further tensors whose zeros stay; those of the named ones stay in any case.
         shared: further tensors whose sharing stays.
-        settle: fraction of the steps in which codes change.
         epochs: of the whole training.
         **fit_arguments: of ``training.fit``.
 
@@ -68,7 +70,8 @@ def share_training(
         StructureError: bits or a rate are impossible, a tensor is missing, is all zero or would become so.
         DivergedError, StorageError, FactoryError: as ``training.fit``.
 
-    Choi, El-Khamy, Lee (2017), "Towards the limit of network quantization"; Bengio et al. (2013) for straight-through.
+    Choi, El-Khamy, Lee (2017), "Towards the limit of network quantization"; Bengio et al. (2013) for straight-through;
+    Carreira-Perpinan, Idelbayev (2017), arXiv 1707.01209, for weights that are drawn to their codebook.
     """
     check_bits(bits)
     rates = rates_of(bits, rate)
@@ -80,13 +83,13 @@ def share_training(
     hold_by(model, {name: functools.partial(Reassigned, k=2**width) for name, width in bits.items()})
 
     def follow(step: int, total: int) -> None:
-        last = min(int(total * settle), total - 1)
-        if step <= last and (step % max(last // UPDATES, 1) == 0 or step == last):
-            for name, (part, weights) in held_by(model, Reassigned).items():
-                part.follow(weights, rates[name] * min(RISE * step / max(last, 1), 1.0), settled=step == last)
+        if step % max(total // UPDATES, 1) == 0:
+            part = step / total
+            for name, (held, weights) in held_by(model, Reassigned).items():
+                held.follow(weights, rates[name] * min(part / RISEN, 1.0), PULL * part**2)
 
     try:
-        first = min(int(epochs * settle + 1e-6) + 1, epochs)
+        first = int(epochs * TRACKED) + 1
         done = fit(model, problem, epochs=epochs, on_step=follow, track_from=first, **fit_arguments)
     finally:
         structure.bake(model)
@@ -101,30 +104,22 @@ class Reassigned(Holder):
     """What is trained are weights (m,) at a tensor's non-zero places; what the model sees is the level of each."""
 
     positions: Tensor
-    codes: Tensor
     levels: Tensor
     thresholds: Tensor
-    settled: Tensor
 
     def __init__(self, weight: Tensor, k: int) -> None:
         super().__init__()
         flat = weight.detach().reshape(-1)
         self.shape, self.k = weight.shape, k
         self.register_buffer("positions", (flat != 0).nonzero().squeeze(1))
-        self.register_buffer("codes", torch.zeros(len(self.positions), dtype=torch.int64))
         self.register_buffer("levels", torch.zeros(k + 1))
         self.register_buffer("thresholds", torch.full((k,), torch.inf))
-        self.register_buffer("settled", torch.tensor(False))
         self._draw(flat[self.positions], 0.0)
         self.to(weight.device)
 
     def forward(self, weights: Tensor) -> Tensor:
-        """The tensor, in its own shape, of its trained weights (m,)."""
-        if self.settled:
-            values = self._means(weights)[self.codes]
-        else:
-            drawn = self.levels[torch.bucketize(weights.detach(), self.thresholds)]
-            values = weights + (drawn - weights).detach()  # the gradient goes straight through
+        """The tensor, in its own shape, of its trained weights (m,); the gradient goes straight through to these."""
+        values = weights + (self._drawn(weights.detach()) - weights).detach()
         flat = weights.new_zeros(self.shape.numel())
         return flat.index_copy(0, self.positions, values).reshape(self.shape)
 
@@ -133,35 +128,23 @@ class Reassigned(Holder):
         return weight.reshape(-1)[self.positions]
 
     @torch.no_grad()
-    def follow(self, weights: Tensor, rate: float, *, settled: bool) -> None:
-        """Codebook and codes anew for the present ``weights`` (m,); once ``settled``, codes stay as they are."""
-        if not bool(torch.isfinite(weights).all()):
-            return  # training diverged: its own check says so at the end of the epoch
-        self._draw(weights, rate)
-        if settled:
-            self.codes.copy_(torch.bucketize(weights, self.thresholds))
-            self.settled.fill_(True)
+    def follow(self, weights: Tensor, rate: float, pull: float) -> None:
+        """Codebook and codes anew for the present ``weights`` (m,), which are moved to their levels by ``pull``.
+
+        A part of the way: 0 leaves them, 1 puts them there.
+        """
+        if bool(torch.isfinite(weights).all()):  # else training diverged: its check at the end of the epoch says so
+            self._draw(weights, rate)
+            weights.lerp_(self._drawn(weights), pull)
+
+    def _drawn(self, weights: Tensor) -> Tensor:
+        return self.levels[torch.bucketize(weights, self.thresholds)]
 
     def _draw(self, weights: Tensor, rate: float) -> None:
-        start = self.levels[self.levels != 0].double().cpu().numpy()
-        book = rate_codebook(
-            weights.float().cpu().numpy(),
-            self.k,
-            rate=rate,
-            elements=self.shape.numel(),
-            start=start if len(start) else None,
-        )
+        every = -(-len(weights) // SAMPLE)
+        some = weights[::every].float().cpu().numpy()
+        book = rate_codebook(some, self.k, rate=rate, elements=len(some) + (self.shape.numel() - len(weights)) // every)
         self.levels.zero_()
         self.levels[: len(book.levels)] = torch.from_numpy(book.levels.astype(np.float32))
         self.thresholds.fill_(torch.inf)
         self.thresholds[: len(book.thresholds)] = torch.from_numpy(book.thresholds.astype(np.float32))
-
-    def _means(self, weights: Tensor) -> Tensor:
-        """The mean weight of each level (k + 1,), zero for what is zero.
-
-        Each weight has the mean gradient of all that share its level, so that they move together. Not the sum, which is
-        the centroid's own: an optimizer that has adapted to the gradients of single weights would leap.
-        """
-        counts = torch.bincount(self.codes, minlength=len(self.levels)).clamp(min=1)
-        sums = weights.new_zeros(len(self.levels)).index_add(0, self.codes, weights)
-        return torch.where(self.levels != 0, sums / counts, 0)

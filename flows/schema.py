@@ -143,11 +143,10 @@ class Finetune(Training):
 
 
 class Reassign(Training):
-    """Training while weights share: codes are drawn anew as weights move (straight-through), then stay."""
+    """Training while weights share: codes are drawn anew as weights move (straight-through), and come to rest."""
 
     epochs: int = Field(10, ge=1)
     lr: float = Field(5e-4, gt=0)
-    settle: float = Field(0.8, gt=0, lt=1, description="fraction of the epochs in which codes change")
 
 
 class Share(Strict):

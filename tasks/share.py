@@ -44,7 +44,6 @@ def _trained(bench: Bench, config: dict[str, Any]) -> Product:
             rate=_rates(model, config, bits),
             zeros=bench.input.zeros,
             shared=[name for name in bench.input.shared if name not in bits],
-            settle=train["settle"],
             **bench.fit_arguments(train, show),
         )
     return replace(_product(bench, made), regrouped=list(bits), history=made.fit.history)

@@ -82,14 +82,6 @@ def test_every_value_takes_its_cheapest_level(values: list[float], k: int, rate:
     assert np.count_nonzero(book.levels) <= k
 
 
-def test_a_start_is_gone_on_from():
-    """From its own result it stays where it is: what is drawn anew while training does not jump."""
-    values = laplace(5000, least=1.0)
-    book = rate_codebook(values, 8, rate=0.01, elements=20_000)
-    again = rate_codebook(values, 8, rate=0.01, elements=20_000, start=book.levels)
-    assert np.allclose(again.levels, book.levels, rtol=1e-2)
-
-
 @pytest.mark.parametrize(
     ("values", "rate", "elements", "message"),
     [

@@ -55,7 +55,7 @@ def test_few_values_and_zeros_are_left():
 
 def test_a_rate_prunes_further():
     """With a rate, weights whose bits are worth more than they become zero, and the net learns around it."""
-    without, with_rate = train(pruned_net(), epochs=20), train(pruned_net(), epochs=20, rate=0.1)
+    without, with_rate = train(pruned_net(), epochs=20), train(pruned_net(), epochs=20, rate=0.3)
     assert sum(one.nonzero for one in with_rate.layers) < 0.8 * sum(one.nonzero for one in without.layers)
     assert with_rate.fit.best_metric > 0.9
 
@@ -75,20 +75,17 @@ def test_it_learns_more_than_sharing_at_once():
     assert loss(net) < 0.7 * loss(other)
 
 
-def test_codes_move_and_then_stay():
-    """Before it settles a weight's level is the nearest; afterwards its level's members move together."""
-    weight = torch.tensor([[0.0, 1.0, 1.1], [-2.0, 0.0, 3.0]])
-    part = Reassigned(weight, 2)
-    trained = part.right_inverse(weight).clone().requires_grad_()
-    assert (
-        part(trained).flatten().tolist() == pytest.approx([0.0, 1.05, 1.05, -2.0, 0.0, 3.0], abs=2)
-        and part(trained)[0, 0] == 0
-    )
-    part.follow(trained, 0.0, settled=True)
-    part(trained)[0, 1].backward()
-    same = part.codes == part.codes[0]
-    assert trained.grad is not None
-    assert bool((trained.grad[same] * int(same.sum()) == 1).all()) and bool((trained.grad[~same] == 0).all())
+def test_codes_move_and_come_to_rest():
+    """Levels are means of their weights; each update moves weights a part of the way to them, zeros of the rate too."""
+    weight = torch.tensor([[0.0, 1.0, 1.2], [-2.0, 0.01, 3.0]])
+    part = Reassigned(weight, 3)
+    trained = part.right_inverse(weight).clone()
+    part.follow(trained, 0.02, pull=0.5)
+    assert part(trained).flatten().tolist() == pytest.approx([0.0, 1.1, 1.1, -2.0, 0.0, 3.0])
+    assert trained.tolist() == pytest.approx([1.05, 1.15, -2.0, 0.005, 3.0])
+    for _ in range(30):
+        part.follow(trained, 0.02, pull=0.5)
+    assert torch.allclose(trained, part(trained).flatten()[1:], atol=1e-6)
 
 
 def test_gradients_go_straight_through():
@@ -96,14 +93,14 @@ def test_gradients_go_straight_through():
     weight = torch.tensor([0.01, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0])
     part = Reassigned(weight, 2)
     trained = weight.clone().requires_grad_()
-    part.follow(trained.detach(), 0.05, settled=False)
+    part.follow(trained.detach(), 0.05, pull=0.0)
     assert part(trained)[0] == 0
     (part(trained) * torch.arange(7.0)).sum().backward()
     assert trained.grad is not None and trained.grad.tolist() == list(range(7))
 
 
 def test_an_interrupted_training_ends_in_the_same_bits(tmp_path: Path):
-    """Going on from a checkpoint, before and after codes settled, changes nothing."""
+    """Going on from a checkpoint changes nothing."""
     whole = train(pruned_net(), rate=0.02).state
     for stop in (2, 5):
         path = tmp_path / f"{stop}.pt"
@@ -151,18 +148,24 @@ def test_bad_settings_are_named(bits: dict[str, int], rate: float, message: str)
         train(pruned_net(), bits=bits, rate=rate)
 
 
-def test_the_rate_is_full_long_before_codes_settle(monkeypatch: pytest.MonkeyPatch):
-    """What the rate prunes can be made up for: it rises in the first half of the steps in which codes change."""
-    rates: list[tuple[float, bool]] = []
+def test_the_rate_is_full_long_before_codes_rest(monkeypatch: pytest.MonkeyPatch):
+    """What the rate prunes can be made up for: it rises in the first half; weights are pulled ever harder."""
+    followed: list[tuple[float, float]] = []
     follow = Reassigned.follow
 
-    def watched(self: Reassigned, weights: Tensor, rate: float, *, settled: bool) -> None:
-        rates.append((rate, settled))
-        follow(self, weights, rate, settled=settled)
+    def watched(self: Reassigned, weights: Tensor, rate: float, pull: float) -> None:
+        followed.append((rate, pull))
+        follow(self, weights, rate, pull)
 
     monkeypatch.setattr(Reassigned, "follow", watched)
-    train(pruned_net(), bits={"0.weight": 2}, rate=0.04, epochs=10, settle=0.5)
-    values = [rate for rate, _ in rates]
-    assert values[0] == 0 and values == sorted(values) and rates[-1] == (0.04, True)
-    assert sum(value == 0.04 for value in values) == pytest.approx(len(values) / 2, abs=2)
-    assert [settled for _, settled in rates] == [False] * (len(rates) - 1) + [True]
+    train(pruned_net(), bits={"0.weight": 2}, rate=0.04, epochs=10)
+    rates, pulls = [rate for rate, _ in followed], [pull for _, pull in followed]
+    assert rates[0] == pulls[0] == 0 and rates == sorted(rates) and pulls == sorted(pulls) and 0.2 < pulls[-1] < 0.3
+    assert sum(rate == 0.04 for rate in rates) == pytest.approx(len(rates) / 2, abs=2)
+
+
+def test_the_last_epochs_are_at_rest():
+    """When training ends no code changes any more: the last states differ by little, however noisy training was."""
+    made = train(pruned_net(), epochs=40, rate=0.02, seed=3)
+    last = [entry["val_loss"] for entry in made.fit.history[-4:]]
+    assert max(last) - min(last) < 0.05 * max(last)
