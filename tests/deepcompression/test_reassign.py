@@ -89,7 +89,7 @@ def test_codes_move_and_come_to_rest():
 
 
 def test_gradients_go_straight_through():
-    """Until it settles each weight has its own place's gradient, a weight at zero too."""
+    """Each weight has its own place's gradient, a weight at zero too."""
     weight = torch.tensor([0.01, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0])
     part = Reassigned(weight, 2)
     trained = weight.clone().requires_grad_()
