@@ -35,9 +35,7 @@ class RateBook:
         return np.searchsorted(self.thresholds, values)
 
 
-def rate_codebook(
-    values: ArrayLike, k: int, *, rate: float, elements: int, iterations: int = 100
-) -> RateBook:
+def rate_codebook(values: ArrayLike, k: int, *, rate: float, elements: int, iterations: int = 100) -> RateBook:
     """At most ``k`` centroids and zero, such that squared error + lambda x coded bits is least (a local minimum).
 
     Alternates between the best assignment for given levels and code lengths, and the best levels (means; zero
