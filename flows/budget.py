@@ -24,7 +24,6 @@ Call = Callable[..., Reference]
 PLANNED_STEPS = 8  # among which a time limit is divided
 EPOCHS, FEWEST, MOST = 20, 4, 60  # of a step's pruning: without a time limit; with one, at least and at most
 SHARING = 0.5  # epochs of a step's sharing, to those of its pruning
-RATE_OF_SHARING = 0.5  # learning rate of a step's sharing, to that of its pruning
 REST_BITS = 3  # of biases and normalisations
 CRITERION = "wanda"
 # What pruning does to the loss without training is known no further than this share of a layer's present weights; what
@@ -117,16 +116,19 @@ def search(run: Run, recipe: schema.Recipe, dense: Reference, call: Call) -> tup
 
 
 def _step(now: Search, following: Next) -> Step:
-    """Prune from an earlier candidate's weights, share, encode, measure."""
+    """Cut units, prune from an earlier candidate's weights, share, encode, measure."""
     source = now.dense if following.start is None else now.steps[following.start].pruning[-1]
     name = str(len(now.steps) + 1)
     allocation = _allocated(now, source, following.target_bytes, name)
-    gradual = schema.Gradual(**_training(now, now.epochs, 1.0), ramp=0.6)
+    gradual = schema.Gradual(**_training(now, now.epochs), ramp=0.6)
+    units = task_budget.units_to_keep(now.run, source, allocation.density)
+    few = schema.Slim(stage="slim", units=units, reorder=False) if units else None
+    cut = (now.made(slim, f"cut-{name}", few.model_dump(mode="json"), source),) if few else ()
     sparse = schema.Prune(stage="prune", density=dict(allocation.density), criterion=CRITERION, gradual=gradual)
-    pruned = now.made(prune, f"prune-{name}", sparse.model_dump(mode="json"), source)
+    pruned = now.made(prune, f"prune-{name}", sparse.model_dump(mode="json"), (*cut, source)[0])
     dead = schema.Slim(stage="slim", reorder=False)
     clean = now.made(slim, f"slim-{name}", dead.model_dump(mode="json"), pruned)
-    reassign = schema.Reassign(**_training(now, max(2, round(now.epochs * SHARING)), RATE_OF_SHARING))
+    reassign = schema.Reassign(**_training(now, max(2, round(now.epochs * SHARING))))
     rest = task_budget.worth_sharing(now.run, source)
     sharing = schema.Share(
         stage="share",
@@ -146,17 +148,17 @@ def _step(now: Search, following: Next) -> Step:
         allocation.density,
         allocation.bits,
         allocation.size,
-        (pruned, clean),
+        (*cut, pruned, clean),
         (shared, tidy, rounded, encoded),
         _measured(now, encoded),
     )
 
 
-def _training(now: Search, epochs: int, rate: float) -> dict[str, Any]:
+def _training(now: Search, epochs: int) -> dict[str, Any]:
     distil = now.plan.distil.model_dump() if now.plan.distil else None
     keys = set(schema.Training.model_fields)
     plain = {key: value for key, value in now.train.model_dump(mode="json").items() if key in keys}
-    return {**plain, "epochs": epochs, "lr": now.train.lr * rate, "distil": distil}
+    return {**plain, "epochs": epochs, "distil": distil}
 
 
 def _allocated(now: Search, source: Reference, target_bytes: int, name: str) -> Any:

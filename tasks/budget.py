@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from tasks.store import write_json
 if TYPE_CHECKING:
     from deepcompression.allocation import TensorCurves
 
+SPREAD = 3.0
 SMALLEST_SHARED = 16  # elements of a bias or a normalisation that are worth a codebook
 
 
@@ -45,6 +47,20 @@ def worth_sharing(run: Run, reference: Reference) -> list[str]:
     known, weights = selection.parameters(model), set(selection.prunable(model))
     names = [name for name in dict.fromkeys(selection.first_names(model).values()) if name not in weights]
     return [name for name in names if known[name].numel() >= SMALLEST_SHARED and bool(known[name].any())]
+
+
+def units_to_keep(run: Run, reference: Reference, density: Mapping[str, float]) -> dict[str, int]:
+    """How many units stay of each layer that has more, where its weights are to be pruned to ``density``.
+
+    The rows and columns of a layer's matrix both shrink to 3 x sqrt(density), so that what is left of it is one ninth
+    dense: weights that stand close together code smaller than the same number strewn over all units.
+    """
+    from deepcompression import units
+
+    state, found = run.state(reference), units.chains(run.model_with(reference))[0]
+    keep = {one.producer: math.ceil(SPREAD * math.sqrt(density[one.weight]) * one.units) for one in found}
+    alive = {one.producer: int(state[one.weight].flatten(1).any(1).sum()) for one in found}
+    return {layer: count for layer, count in keep.items() if count < alive[layer]}
 
 
 def leave(run: Run, outcome: Mapping[str, Any]) -> None:
