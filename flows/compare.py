@@ -6,14 +6,14 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deepcompression.errors import RecipeError
 from flows.compare_formats import FORMATS, render, show
 from flows.compare_recipes import ABSENT, differences, identity, value_text
-from flows.compare_results import Measure, Statistic, measure_of, results_of, reused_of, runs_of
+from flows.compare_results import Comparison, Group, measure_of, results_of, reused_of, runs_of
 from flows.compare_text import notes, sentences
 
 __all__ = ["FORMATS", "Comparison", "Entry", "Group", "compare", "last", "read", "render", "show"]
@@ -28,46 +28,6 @@ class Entry:
     name: str
     summary: Mapping[str, Any]
     recipe: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs whose recipes differ in nothing but the seed.
-
-    ``settings`` has the group's value of every key that differs between groups; ``reused`` counts, for each stage,
-    the runs that took it from the store; ``incomparable`` says why its scores (and, where the data are others, its
-    sizes) must not be compared with the first group's.
-    """
-
-    names: tuple[str, ...]
-    folders: tuple[str, ...]
-    seeds: tuple[int | None, ...]
-    settings: Mapping[str, Any]
-    measure: Measure
-    results: Mapping[str, Statistic | None]
-    reused: Mapping[str, int]
-    incomparable: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """One name for all."""
-        more = len(self.names) - 1
-        return f"{self.names[0]} and {more} more" if more else self.names[0]
-
-    @property
-    def n(self) -> int:
-        """How many runs, each of another seed."""
-        return len(self.seeds)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Groups of runs, the first of them the reference, and what can be said about the others."""
-
-    groups: tuple[Group, ...]
-    changed: tuple[str, ...]
-    sentences: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 def compare(entries: Sequence[Entry], *, group: bool = True) -> Comparison:

@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from flows.compare_latex import latex
 from flows.compare_recipes import ABSENT, value_text
-from flows.compare_results import Statistic
+from flows.compare_results import Comparison, Group, Statistic
 from flows.compare_text import SIDE_BY_SIDE, Cell, Column, columns
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-    from flows.compare import Comparison, Group
 
 Format = Literal["table", "html", "csv", "latex", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)

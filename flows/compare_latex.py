@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from flows.compare_results import Comparison
 from flows.compare_text import SIDE_BY_SIDE, Column, columns, joined
-
-if TYPE_CHECKING:
-    from flows.compare import Comparison
 
 FOLD = 20
 IN_PRINT = frozenset(

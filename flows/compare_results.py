@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # Result -> whether higher is better; None where neither is, or where the metric decides.
@@ -82,6 +82,46 @@ class Measure:
     def label(self) -> str:
         """The score with its split, such as "test error"."""
         return f"{self.split} {self.score}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs whose recipes differ in nothing but the seed.
+
+    ``settings`` has the group's value of every key that differs between groups; ``reused`` counts, for each stage,
+    the runs that took it from the store; ``incomparable`` says why its scores (and, where the data are others, its
+    sizes) must not be compared with the first group's.
+    """
+
+    names: tuple[str, ...]
+    folders: tuple[str, ...]
+    seeds: tuple[int | None, ...]
+    settings: Mapping[str, Any]
+    measure: Measure
+    results: Mapping[str, Statistic | None]
+    reused: Mapping[str, int]
+    incomparable: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """One name for all."""
+        more = len(self.names) - 1
+        return f"{self.names[0]} and {more} more" if more else self.names[0]
+
+    @property
+    def n(self) -> int:
+        """How many runs, each of another seed."""
+        return len(self.seeds)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs, the first of them the reference, and what can be said about the others."""
+
+    groups: tuple[Group, ...]
+    changed: tuple[str, ...]
+    sentences: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def runs_of(summary: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:

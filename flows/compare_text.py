@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from deepcompression.significance import probability
 from flows.compare_recipes import ABSENT, value_text
-from flows.compare_results import RESULTS, Measure, Statistic
-
-if TYPE_CHECKING:
-    from flows.compare import Comparison, Group
+from flows.compare_results import RESULTS, Comparison, Group, Measure, Statistic
 
 MISSING = "–"
 NAMED_CHANGES = 4
