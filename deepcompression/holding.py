@@ -123,8 +123,7 @@ class SharedWeights(Holder):
     def forward(self, centroids: Tensor) -> Tensor:
         """The weight, from its centroids (k,)."""
         spread = cast(Any, _Spread).apply  # autograd functions have no types
-        weight: Tensor = spread(centroids, self.positions, self.codes, self.shape)
-        return weight
+        return self.laid_out(spread(centroids, self.positions, self.codes, self.shape))
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What is trained: the distinct non-zero values (k,), ascending."""

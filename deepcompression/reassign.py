@@ -121,7 +121,7 @@ class Reassigned(Holder):
         """The tensor, in its own shape, of its trained weights (m,); the gradient goes straight through to these."""
         values = weights + (self._drawn(weights.detach()) - weights).detach()
         flat = weights.new_zeros(self.shape.numel())
-        return flat.index_copy(0, self.positions, values).reshape(self.shape)
+        return self.laid_out(flat.index_copy(0, self.positions, values).reshape(self.shape))
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What is trained: the weights that are not zero."""

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
@@ -93,6 +94,19 @@ def first_names(model: nn.Module) -> dict[str, str]:
 
 class Holder(nn.Module):
     """Base of the parametrizations with which training holds structure."""
+
+    layout: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # What is trained may be flat, and tells nothing of the memory format that the model is moved to: this does.
+        self.register_buffer("layout", torch.zeros(2, 2, 2, 2), persistent=False)
+
+    def laid_out(self, weight: Tensor) -> Tensor:
+        """``weight`` in the model's memory format: convolutions take twice as long with one that is in another."""
+        last = weight.ndim == 4 and self.layout.is_contiguous(memory_format=torch.channels_last)
+        # Not contiguous(), which leaves strides as they are where there is one channel, and convolutions go by strides.
+        return weight.to(memory_format=torch.channels_last) if last else weight
 
 
 def is_held(module: nn.Module, attribute: str) -> bool:

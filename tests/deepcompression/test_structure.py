@@ -294,3 +294,18 @@ def test_a_parametrization_of_the_users_own_survives_beside_ours():
     bake(model)
     assert sorted(model.state_dict()) == ["parametrizations.bias.original", "weight"]
     assert model(torch.zeros(1, 16)).isfinite().all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_held_weights_are_in_the_memory_format_of_the_model(channels: int) -> None:
+    """Shared weights are trained flat; convolutions get them as the model was laid out, also with a single channel."""
+    model = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Conv2d(4, 4, 3))
+    expected = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    names = ["0.weight", "1.weight"]
+    hold(model, shared=names)
+    assert model[0].weight.is_contiguous()
+    model.to(memory_format=torch.channels_last)
+    assert [model[i].weight.stride() for i in (0, 1)] == [expected[i].weight.stride() for i in (0, 1)]
+    assert "layout" not in " ".join(model.state_dict())
+    bake(model)
+    assert all(torch.equal(model.state_dict()[name], expected.state_dict()[name]) for name in names)
