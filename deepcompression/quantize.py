@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from deepcompression.structure import normalised, plain_state, replaced
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 INT8 = "int8"
 BY_EFFECT = (INT8, "bfloat16", "float16")  # from the fewest bytes on
+AUTO = "auto"
+IN_RANGE = ("float16", "bfloat16")  # what auto tries: the first is more exact, the second has the range of float32
 TOLERANCE = 1e-3
 
 
@@ -42,14 +44,15 @@ def round_precision(
     Args:
         state: tensors by name; not changed. Integers and float64 stay.
         shared: tensors whose values are centroids.
-        codebook: float32, float16 or bfloat16, for the shared tensors.
-        rest: the same, for every other float32 (or narrower) tensor; or int8: multiples of a 127th of the largest
-            magnitude, which the file stores as integers and a scale.
+        codebook: float32, float16 or bfloat16, for the shared tensors; or auto: float16, bfloat16 where that has not
+            the range.
+        rest: float32, float16 or bfloat16, for every other float32 (or narrower) tensor; or int8: multiples of a
+            127th of the largest magnitude, which the file stores as integers and a scale.
 
     Raises:
         StructureError: an unknown precision, a shared tensor that is missing or not finite.
     """
-    for precision, known in ((codebook, [*PRECISIONS]), (rest, [*PRECISIONS, INT8])):
+    for precision, known in ((codebook, [*PRECISIONS, AUTO]), (rest, [*PRECISIONS, INT8])):
         if precision not in known:
             raise StructureError(f"quantize: precision {precision!r}; expected one of {', '.join(known)}")
     shared = list(shared)
@@ -61,11 +64,11 @@ def round_precision(
             if tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all()):
                 changed[name] = on_grid(tensor)
             continue
-        target = PRECISIONS[codebook if id(tensor) in books else rest]
-        if not _narrows(tensor, target):
+        wanted = codebook if id(tensor) in books else rest
+        targets = [PRECISIONS[one] for one in (IN_RANGE if wanted == AUTO else (wanted,))]
+        if not _narrows(tensor, targets[0]):
             continue
-        rounded = tensor.to(target).to(tensor.dtype)
-        reason = _harm(tensor, rounded, target)
+        rounded, reason = _rounded(tensor, targets)
         if reason:
             kept[name] = reason
         else:
@@ -100,7 +103,7 @@ def round_by_effect(
         model: left with the rounded weights.
         problem: its validation split and step.
         shared: tensors whose values are centroids; they get ``codebook`` first.
-        codebook: float32, float16 or bfloat16.
+        codebook: as of ``round_precision``.
         tolerance: 0 or more.
         compute: where the model is evaluated.
 
@@ -134,6 +137,16 @@ def round_by_effect(
             model.load_state_dict(state)
             kept[name] = "its rounding is felt"
     return Rounded(state, kept, rounded.merged), chosen
+
+
+def _rounded(tensor: Tensor, targets: Sequence[torch.dtype]) -> tuple[Tensor, str]:
+    """The tensor in the first of the types that does not harm it; in the last, with the harm, where each does."""
+    for target in targets:
+        rounded = tensor.to(target).to(tensor.dtype)
+        reason = _harm(tensor, rounded, target)
+        if not reason:
+            break
+    return rounded, reason
 
 
 def _narrows(tensor: Tensor, target: torch.dtype) -> bool:

@@ -137,7 +137,7 @@ def _step(now: Search, following: Next) -> Step:
         train=reassign,
     )
     shared = now.made(share, f"share-{name}", sharing.model_dump(mode="json"), clean)
-    rounding = schema.Quantize(stage="quantize", codebook="float16", rest="auto")
+    rounding = schema.Quantize(stage="quantize", codebook="auto", rest="auto")
     tidy = now.made(slim, f"order-{name}", schema.Slim(stage="slim").model_dump(mode="json"), shared)
     rounded = now.made(quantize, f"quantize-{name}", rounding.model_dump(mode="json"), tidy)
     coding = schema.Encode(stage="encode", coder=now.plan.coder)

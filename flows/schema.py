@@ -175,7 +175,9 @@ class Quantize(Strict):
 
     stage: Literal["quantize"]
     train: CentroidTraining | None = None
-    codebook: Precision = "float32"
+    codebook: Precision | Literal["auto"] = Field(
+        "float32", description="of shared values; auto is float16, or bfloat16 where float16 has not the range"
+    )
     rest: Precision | Literal["int8", "auto"] = Field(
         "float32",
         description="of what is not shared, such as biases; int8 is integers and a scale; auto tries int8, bfloat16 "

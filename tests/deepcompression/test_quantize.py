@@ -32,6 +32,17 @@ def test_codebooks_and_the_rest_are_rounded_each_to_its_precision():
     assert made["w"].dtype == torch.float32
 
 
+def test_auto_is_the_first_type_that_has_the_range():
+    """A codebook with a tiny centroid is bfloat16, others are float16; what neither holds stays and says why."""
+    state = {"a": torch.tensor([0.1, 0.3]), "b": torch.tensor([0.1, 1e-6]), "c": torch.tensor([0.1, 1e-40])}
+    made = round_precision(state, shared=[*state], codebook="auto")
+    assert torch.equal(made.state["a"], state["a"].half().float())
+    assert torch.equal(made.state["b"], state["b"].bfloat16().float())
+    assert torch.equal(made.state["c"], state["c"]) and made.kept == {
+        "c": "a value would become zero or subnormal in bfloat16"
+    }
+
+
 def test_float32_changes_nothing_and_a_narrower_tensor_is_not_rounded_again():
     """The default is lossless, and a float16 tensor does not pass through bfloat16."""
     state = {"w": weights(0, 5), "half": weights(1, 5).half()}
