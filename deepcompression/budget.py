@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from deepcompression.errors import BudgetError
 
-FIRST_RATIO = 16.0
-FASTEST = 2.0  # how many times smaller the next step may be
-CLOSE = 1.08  # what is between a result that is kept and one that is not, so near that a step would gain nothing
+FIRST_RATIO = 24.0
+FASTEST = 2.5  # how many times smaller the next step may be
+CLOSE = 1.1  # what is between a result that is kept and one that is not, so near that a step would gain nothing
 LEAST_SAMPLES = 2
 
 
@@ -120,7 +120,7 @@ def best_of(budget: Budget, candidates: Sequence[Candidate]) -> int:
 
 
 def next_step(budget: Budget, candidates: Sequence[Candidate], dense_bytes: int, most_steps: int) -> Next | Stop:
-    """Where to go from all candidates so far: smaller by a factor of 2 at most, then between what is kept and what not.
+    """Where to go from all candidates so far: smaller by a factor of 2.5 at most, then between what is kept and what not.
 
     Args:
         budget: what to keep to.

@@ -21,7 +21,7 @@ from tasks.share import share
 from tasks.slim import slim
 
 Call = Callable[..., Reference]
-PLANNED_STEPS = 8  # among which a time limit is divided
+PLANNED_STEPS = 7  # among which a time limit is divided
 EPOCHS, FEWEST, MOST = 20, 4, 60  # of a step's pruning: without a time limit; with one, at least and at most
 SHARING = 0.5  # epochs of a step's sharing, to those of its pruning
 REST_BITS = 3  # of biases and normalisations

@@ -72,17 +72,17 @@ def test_the_best_is_smallest_or_least_lost():
 
 
 def test_steps_get_smaller_then_closer():
-    """By a factor of two while losses are kept; then the geometric middle, from the smallest that is kept."""
+    """By a factor of 2.5 while losses are kept; then the geometric middle, from the smallest that is kept."""
     budget = Budget(metric_loss=1.0)
     first = next_step(budget, [], DENSE, 10)
-    assert first == Next(DENSE // 16, None)
-    assert next_step(budget, of((60_000, 0.0, True)), DENSE, 10) == Next(30_000, 0)
+    assert first == Next(DENSE // 24, None)
+    assert next_step(budget, of((60_000, 0.0, True)), DENSE, 10) == Next(24_000, 0)
     middle = next_step(budget, of((60_000, 0.0, True), (30_000, 2.0, False)), DENSE, 10)
     assert middle == Next(int(math.sqrt(60_000 * 30_000)), 0)
     near = next_step(budget, of((60_000, 0.0, True), (57_000, 2.0, False)), DENSE, 10)
     assert isinstance(near, Stop) and "57,000" in near.reason and "60,000" in near.reason
     lucky = of((60_000, 0.0, True), (30_000, 2.0, False), (20_000, 0.5, True))
-    assert next_step(budget, lucky, DENSE, 10) == Next(10_000, 2)
+    assert next_step(budget, lucky, DENSE, 10) == Next(8_000, 2)
 
 
 def test_where_the_first_steps_lose_too_much_they_become_larger():
@@ -94,14 +94,14 @@ def test_where_the_first_steps_lose_too_much_they_become_larger():
             break
         assert step.start is None
         candidates.append(Candidate(step.target_bytes, 5.0, False))
-    assert isinstance(step, Stop) and [one.file_bytes for one in candidates] == [62_500, 125_000, 250_000, 500_000]
+    assert isinstance(step, Stop) and [one.file_bytes for one in candidates] == [41_666, 104_165, 260_412, 651_030]
 
 
 def test_bytes_are_gone_towards_and_then_it_stops():
-    """A small file is reached in steps of two at most, the last at what is asked for."""
+    """A small file is reached in steps of 2.5 at most, the last at what is asked for."""
     budget = Budget(most_bytes=10_000)
-    assert next_step(budget, [], DENSE, 10) == Next(62_500, None)
-    assert next_step(budget, of((60_000, 0.0, False)), DENSE, 10) == Next(30_000, 0)
+    assert next_step(budget, [], DENSE, 10) == Next(41_666, None)
+    assert next_step(budget, of((60_000, 0.0, False)), DENSE, 10) == Next(24_000, 0)
     assert next_step(budget, of((60_000, 0.0, False), (15_000, 0.0, False)), DENSE, 10) == Next(10_000, 1)
     done = next_step(budget, of((60_000, 0.0, False), (9_900, 0.0, True)), DENSE, 10)
     assert isinstance(done, Stop) and "9,900" in done.reason
