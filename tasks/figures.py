@@ -267,12 +267,21 @@ def _biggest(inspection: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _codebooks(states: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    """The distinct non-zero weights of the first state, and what the same weights are in the others."""
+    """The distinct non-zero weights of the first state, and what the same weights are in the others.
+
+    Where units have changed places since, the same weights are unknown: values are taken by their rank.
+    """
     import numpy as np
 
     places = np.flatnonzero(states[0])
     first = places[np.unique(states[0][places], return_index=True)[1]]
-    return [state[first] for state in states]
+    books = []
+    for state in states:
+        ranked = np.unique(state[state != 0])
+        moved = not np.array_equal(np.flatnonzero(state), places) and len(ranked) > 0
+        ranks = np.linspace(0, len(ranked) - 1, len(first)).round().astype(int)
+        books.append(ranked[ranks] if moved else state[first])
+    return books
 
 
 def _nonzero(tensor: Any) -> NDArray[Any]:

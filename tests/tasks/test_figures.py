@@ -101,3 +101,12 @@ def test_sensitivity_tells_tensors_apart(tmp_path: Path) -> None:
         shown = {one for one in texts if one.startswith("t") and one.endswith("$&lt;")}
         assert shown == {f"t{number}$&lt;" for number in range(max(count - 28, 0), count)} and "unchanged" in texts
     assert len(figures.LINES) == len(set(figures.LINES)) and len(figures.LINES) * len(figures.MARKERS) == 28
+
+
+def test_centroids_are_followed_though_units_change_places() -> None:
+    """Rounded values belong to the centroids that they were, by place; after a reordering by rank."""
+    shared = np.array([0.5, 0.0, -1.0, 0.5, 2.0])
+    rounded = np.array([0.25, 0.0, -1.5, 0.25, 2.5])
+    for state in (rounded, rounded[[1, 4, 0, 2, 3]]):
+        before, after = figures._codebooks([shared, state])
+        assert before.tolist() == [-1.0, 0.5, 2.0] and after.tolist() == [-1.5, 0.25, 2.5]
