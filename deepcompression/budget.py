@@ -120,7 +120,7 @@ def best_of(budget: Budget, candidates: Sequence[Candidate]) -> int:
 
 
 def next_step(budget: Budget, candidates: Sequence[Candidate], dense_bytes: int, most_steps: int) -> Next | Stop:
-    """Where to go from all candidates so far: smaller by a factor of 2.5 at most, then between what is kept and what not.
+    """Where to go from all candidates so far: 2.5 times smaller at most, then between what is kept and what is not.
 
     Args:
         budget: what to keep to.
