@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from deepcompression.errors import BudgetError, RecipeError
 from flows import recipe as recipes
 from flows.compress import compress
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("prefect_server")
 Tiny = Callable[..., dict[str, Any]]
 
@@ -78,10 +84,30 @@ def test_started_again_it_goes_on(asked: dict[str, Any], found: dict[str, Any]) 
     assert isinstance(again, dict)
     assert set(again["reused"]) >= {"baseline", "prune-1", "slim-1"}
     assert again["budget"]["steps"][0] == found["budget"]["steps"][0]
-    same = compress(asked)
-    assert isinstance(same, dict)
-    assert Path(same["file"]).read_bytes() == Path(found["file"]).read_bytes()
-    assert len(same["reused"]) == len(same["stages"])
+
+
+def test_killed_between_steps_it_ends_in_the_same_bytes(
+    asked: dict[str, Any], found: dict[str, Any], tiny_in: Tiny, tmp_path: Path, prefect_server: str
+) -> None:
+    """A search whose process is killed hard goes on with what it had, and takes the same decisions."""
+    recipe = tiny_in(tmp_path, **{key: asked[key] for key in ("train", "stages", "budget")})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "flows", "run", str(tmp_path / "recipe.yaml"), "--json"]
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 200
+    while not any('"encode-1"' in path.read_text() for path in tmp_path.glob("store/keys/*.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    again = compress(recipe)
+    assert isinstance(again, dict)
+    assert Path(again["file"]).read_bytes() == Path(found["file"]).read_bytes()
+    assert {"baseline", "prune-1"} <= set(again["reused"])
+    assert [one["file_bytes"] for one in again["budget"]["steps"]] == [
+        one["file_bytes"] for one in found["budget"]["steps"]
+    ]
 
 
 def test_time_ends_the_search_and_a_file_is_there(tiny: Tiny) -> None:
