@@ -10,6 +10,7 @@ from deepcompression.errors import BudgetError
 
 FIRST_RATIO = 24.0
 FASTEST = 2.5  # how many times smaller the next step may be
+SLOWEST = 1.3  # how many times larger it is at least where nothing has been kept yet
 CLOSE = 1.1  # what is between a result that is kept and one that is not, so near that a step would gain nothing
 LEAST_SAMPLES = 2
 
@@ -132,14 +133,14 @@ def next_step(budget: Budget, candidates: Sequence[Candidate], dense_bytes: int,
         return Stop(f"all {most_steps} steps are done")
     if budget.metric_loss is None:
         return _towards_bytes(budget.most_bytes or 0, candidates, dense_bytes)
-    return _towards_loss(candidates, dense_bytes)
+    return _towards_loss(budget.metric_loss - budget.margin, candidates, dense_bytes)
 
 
-def _towards_loss(candidates: Sequence[Candidate], dense_bytes: int) -> Next | Stop:
+def _towards_loss(most: float, candidates: Sequence[Candidate], dense_bytes: int) -> Next | Stop:
     kept = [place for place, one in enumerate(candidates) if one.kept]
     lost = [one.file_bytes for one in candidates if not one.kept]
     if not kept:
-        target = (min(lost, default=0) and max(lost) * FASTEST) or dense_bytes / FIRST_RATIO
+        target = _larger(most, candidates) if candidates else dense_bytes / FIRST_RATIO
         return Next(int(target), None) if target < dense_bytes else Stop("no candidate kept to the budget")
     start = min(kept, key=lambda place: candidates[place].file_bytes)
     smallest = candidates[start].file_bytes
@@ -149,6 +150,13 @@ def _towards_loss(candidates: Sequence[Candidate], dense_bytes: int) -> Next | S
     if smallest / max(worse) < CLOSE:
         return Stop(f"between {max(worse):,} bytes, too many lost, and {smallest:,}, kept, is nothing left to gain")
     return Next(int(math.sqrt(smallest * max(worse))), start)
+
+
+def _larger(most: float, candidates: Sequence[Candidate]) -> float:
+    """Bytes to try after the largest candidate lost too much: the more it lost, the more of them."""
+    largest = max(candidates, key=lambda one: one.file_bytes)
+    lost = largest.loss if largest.expected is None else max(largest.loss, largest.expected)
+    return largest.file_bytes * min(max(math.sqrt(lost / max(most, 1e-9)), SLOWEST), FASTEST)
 
 
 def _towards_bytes(most: int, candidates: Sequence[Candidate], dense_bytes: int) -> Next | Stop:

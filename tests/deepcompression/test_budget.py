@@ -97,6 +97,14 @@ def test_where_the_first_steps_lose_too_much_they_become_larger():
     assert isinstance(step, Stop) and [one.file_bytes for one in candidates] == [41_666, 104_165, 260_412, 651_030]
 
 
+def test_who_lost_little_too_much_gets_little_more():
+    """The next candidate after a near miss is not much larger; what the loss says of new samples counts too."""
+    budget = Budget(metric_loss=0.2, margin=0.1)
+    assert next_step(budget, [Candidate(40_000, 0.11, False)], DENSE, 10) == Next(52_000, None)
+    assert next_step(budget, [Candidate(40_000, 0.4, False)], DENSE, 10) == Next(80_000, None)
+    assert next_step(budget, [Candidate(40_000, 0.0, False, 0.4)], DENSE, 10) == Next(80_000, None)
+
+
 def test_bytes_are_gone_towards_and_then_it_stops():
     """A small file is reached in steps of 2.5 at most, the last at what is asked for."""
     budget = Budget(most_bytes=10_000)
