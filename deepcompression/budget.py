@@ -11,6 +11,8 @@ from deepcompression.errors import BudgetError
 FIRST_RATIO = 24.0
 FASTEST = 2.5  # how many times smaller the next step may be
 SLOWEST = 1.3  # how many times larger it is at least where nothing has been kept yet
+NEAR = 2.0  # times the loss that is allowed: so near, training on may be enough
+AGAIN = 1.05  # how many times larger a candidate that is trained on may become
 CLOSE = 1.1  # what is between a result that is kept and one that is not, so near that a step would gain nothing
 LEAST_SAMPLES = 2
 
@@ -33,12 +35,21 @@ class Budget:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One file: its bytes, by how much its metric is worse than the dense model's, whether it keeps to the budget."""
+    """One file: its bytes, by how much its metric is worse than the dense model's, whether it keeps to the budget.
+
+    ``expected``: the loss on new samples, where it is known; ``start``: the candidate whose weights it went on from.
+    """
 
     file_bytes: int
     loss: float
     kept: bool
     expected: float | None = None
+    start: int | None = None
+
+    @property
+    def worst(self) -> float:
+        """The larger of the loss that was observed and the one that is expected."""
+        return self.loss if self.expected is None else max(self.loss, self.expected)
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,9 @@ def next_step(budget: Budget, candidates: Sequence[Candidate], dense_bytes: int,
 def _towards_loss(most: float, candidates: Sequence[Candidate], dense_bytes: int) -> Next | Stop:
     kept = [place for place, one in enumerate(candidates) if one.kept]
     lost = [one.file_bytes for one in candidates if not one.kept]
+    again = _nearly(most, candidates)
+    if again is not None:
+        return Next(int(candidates[again].file_bytes * AGAIN), again)
     if not kept:
         target = _larger(most, candidates) if candidates else dense_bytes / FIRST_RATIO
         return Next(int(target), None) if target < dense_bytes else Stop("no candidate kept to the budget")
@@ -155,8 +169,15 @@ def _towards_loss(most: float, candidates: Sequence[Candidate], dense_bytes: int
 def _larger(most: float, candidates: Sequence[Candidate]) -> float:
     """Bytes to try after the largest candidate lost too much: the more it lost, the more of them."""
     largest = max(candidates, key=lambda one: one.file_bytes)
-    lost = largest.loss if largest.expected is None else max(largest.loss, largest.expected)
-    return largest.file_bytes * min(max(math.sqrt(lost / max(most, 1e-9)), SLOWEST), FASTEST)
+    return largest.file_bytes * min(max(math.sqrt(largest.worst / max(most, 1e-9)), SLOWEST), FASTEST)
+
+
+def _nearly(most: float, candidates: Sequence[Candidate]) -> int | None:
+    """The last candidate, if it lost hardly too much: its weights are trained on, once, at nearly its size."""
+    if not candidates or candidates[-1].kept or candidates[-1].worst > NEAR * most:
+        return None
+    start = candidates[-1].start
+    return len(candidates) - 1 if start is None or candidates[start].kept else None
 
 
 def _towards_bytes(most: int, candidates: Sequence[Candidate], dense_bytes: int) -> Next | Stop:

@@ -21,8 +21,9 @@ from tasks.share import share
 from tasks.slim import slim
 
 Call = Callable[..., Reference]
-PLANNED_STEPS = 7  # among which a time limit is divided
-EPOCHS, FEWEST, MOST = 20, 4, 60  # of a step's pruning: without a time limit; with one, at least and at most
+PLANNED_EPOCHS = 11  # in epochs of a first step: how many of them a time limit is to be enough for
+EPOCHS, FEWEST, MOST = 20, 4, 60  # of a first step's pruning: without a time limit; with one, at least and at most
+LONGER = 2  # how many times as many epochs a step has once the limit is near
 SHARING = 0.5  # epochs of a step's sharing, to those of its pruning
 REST_BITS = 3  # of biases and normalisations
 CRITERION = "wanda"
@@ -42,6 +43,7 @@ class Step:
     predicted_bytes: int
     pruning: tuple[Reference, ...]
     sharing: tuple[Reference, ...]
+    epochs: int
     result: Candidate
 
     @property
@@ -101,7 +103,7 @@ def search(run: Run, recipe: schema.Recipe, dense: Reference, call: Call) -> tup
     while not reason:
         results = [step.result for step in now.steps]
         following = library.next_step(now.budget, results, dense.numbers["dense_bytes"], now.plan.steps)
-        reason = following.reason if isinstance(following, Stop) else _late(now)
+        reason = following.reason if isinstance(following, Stop) else _late(now, following)
         if not reason and isinstance(following, Next):
             now.steps.append(_step(now, following))
             _tell(now, now.steps[-1])
@@ -120,7 +122,8 @@ def _step(now: Search, following: Next) -> Step:
     source = now.dense if following.start is None else now.steps[following.start].pruning[-1]
     name = str(len(now.steps) + 1)
     allocation = _allocated(now, source, following.target_bytes, name)
-    gradual = schema.Gradual(**_training(now, now.epochs), ramp=0.6)
+    epochs = _epochs(now, following)
+    gradual = schema.Gradual(**_training(now, epochs), ramp=0.6)
     units = task_budget.units_to_keep(now.run, source, allocation.density)
     few = schema.Slim(stage="slim", units=units, reorder=False) if units else None
     cut = (now.made(slim, f"cut-{name}", few.model_dump(mode="json"), source),) if few else ()
@@ -128,7 +131,7 @@ def _step(now: Search, following: Next) -> Step:
     pruned = now.made(prune, f"prune-{name}", sparse.model_dump(mode="json"), (*cut, source)[0])
     dead = schema.Slim(stage="slim", reorder=False)
     clean = now.made(slim, f"slim-{name}", dead.model_dump(mode="json"), pruned)
-    reassign = schema.Reassign(**_training(now, max(2, round(now.epochs * SHARING))))
+    reassign = schema.Reassign(**_training(now, max(2, round(epochs * SHARING))))
     rest = task_budget.worth_sharing(now.run, source)
     sharing = schema.Share(
         stage="share",
@@ -150,8 +153,17 @@ def _step(now: Search, following: Next) -> Step:
         allocation.size,
         (*cut, pruned, clean),
         (shared, tidy, rounded, encoded),
-        _measured(now, encoded),
+        epochs,
+        _measured(now, encoded, following.start),
     )
+
+
+def _epochs(now: Search, following: Next) -> int:
+    """Of a step's pruning: more once some step has lost too much, or where the bytes asked for are reached with it."""
+    near = not all(step.result.kept for step in now.steps)
+    if now.budget.most_bytes is not None:
+        near = following.target_bytes <= now.budget.most_bytes
+    return now.epochs * (LONGER if near else 1)
 
 
 def _training(now: Search, epochs: int) -> dict[str, Any]:
@@ -179,7 +191,7 @@ def _actual_to_predicted(steps: list[Step]) -> float:
     return min(max(steps[-1].result.file_bytes / steps[-1].predicted_bytes, 0.5), 2.0)
 
 
-def _measured(now: Search, encoded: Reference) -> Candidate:
+def _measured(now: Search, encoded: Reference, start: int | None) -> Candidate:
     higher = bool(now.run.metric_object().higher_is_better)
     numbers, dense = encoded.numbers, now.dense.numbers
     loss = library.loss_of(
@@ -198,7 +210,7 @@ def _measured(now: Search, encoded: Reference) -> Candidate:
             loss_before=dense["val_loss"],
             loss_after=numbers["val_loss"],
         )
-    return Candidate(count, loss, library.keeps(now.budget, count, loss, expected), expected)
+    return Candidate(count, loss, library.keeps(now.budget, count, loss, expected), expected, start)
 
 
 # ---------------------------------------------------------------- limits
@@ -221,16 +233,16 @@ def _affordable(now: Search, recipe: schema.Recipe) -> int:
         return EPOCHS
     an_epoch = now.spent / recipe.train.epochs
     left = 0.9 * 60 * now.plan.time_limit - now.spent
-    affordable = left / (PLANNED_STEPS * (1 + SHARING) * max(an_epoch, 1e-3)) / 1.4  # a teacher asked, files encoded
+    affordable = left / (PLANNED_EPOCHS * (1 + SHARING) * max(an_epoch, 1e-3)) / 1.4  # a teacher asked, files encoded
     return int(min(max(affordable, FEWEST), MOST))
 
 
-def _late(now: Search) -> str:
-    """Why there is no time for another step; empty where there is."""
-    longest = max((step.seconds for step in now.steps), default=0.0)
-    if not now.steps or now.plan.time_limit is None or now.spent + 1.1 * longest <= 60 * now.plan.time_limit:
+def _late(now: Search, following: Next) -> str:
+    """Why there is no time for the next step; empty where there is."""
+    needed = max((step.seconds / step.epochs for step in now.steps), default=0.0) * _epochs(now, following)
+    if not now.steps or now.plan.time_limit is None or now.spent + 1.1 * needed <= 60 * now.plan.time_limit:
         return ""
-    return f"{now.spent / 60:.1f} of {now.plan.time_limit:g} minutes are spent and a step takes {longest / 60:.1f}"
+    return f"{now.spent / 60:.1f} of {now.plan.time_limit:g} minutes are spent and a step takes {needed / 60:.1f}"
 
 
 # ---------------------------------------------------------------- what is left

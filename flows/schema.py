@@ -288,7 +288,9 @@ class Budget(Strict):
     time_limit: float | None = Field(None, gt=0, description="minutes of work for the whole run, baseline included")
     steps: int = Field(12, ge=1, description="files that are made and measured at most")
     epochs: int | None = Field(
-        None, ge=1, description="of each step's pruning; default: what time_limit allows, else 20"
+        None,
+        ge=1,
+        description="of the first steps' pruning, twice as many near the limit; default: by time_limit, else 20",
     )
     train: Training | None = Field(None, description="how each step trains; default: as the dense model")
     distil: Distil | None = Field(Distil(), description="steps learn from the dense model (or teacher) too")

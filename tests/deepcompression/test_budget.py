@@ -77,11 +77,11 @@ def test_steps_get_smaller_then_closer():
     first = next_step(budget, [], DENSE, 10)
     assert first == Next(DENSE // 24, None)
     assert next_step(budget, of((60_000, 0.0, True)), DENSE, 10) == Next(24_000, 0)
-    middle = next_step(budget, of((60_000, 0.0, True), (30_000, 2.0, False)), DENSE, 10)
+    middle = next_step(budget, of((60_000, 0.0, True), (30_000, 3.0, False)), DENSE, 10)
     assert middle == Next(int(math.sqrt(60_000 * 30_000)), 0)
-    near = next_step(budget, of((60_000, 0.0, True), (57_000, 2.0, False)), DENSE, 10)
+    near = next_step(budget, of((60_000, 0.0, True), (57_000, 3.0, False)), DENSE, 10)
     assert isinstance(near, Stop) and "57,000" in near.reason and "60,000" in near.reason
-    lucky = of((60_000, 0.0, True), (30_000, 2.0, False), (20_000, 0.5, True))
+    lucky = of((60_000, 0.0, True), (30_000, 3.0, False), (20_000, 0.5, True))
     assert next_step(budget, lucky, DENSE, 10) == Next(8_000, 2)
 
 
@@ -97,12 +97,16 @@ def test_where_the_first_steps_lose_too_much_they_become_larger():
     assert isinstance(step, Stop) and [one.file_bytes for one in candidates] == [41_666, 104_165, 260_412, 651_030]
 
 
-def test_who_lost_little_too_much_gets_little_more():
-    """The next candidate after a near miss is not much larger; what the loss says of new samples counts too."""
+def test_who_lost_little_too_much_is_trained_on_and_then_gets_little_more():
+    """A near miss goes on from its own weights, once; what the loss says of new samples counts too."""
     budget = Budget(metric_loss=0.2, margin=0.1)
-    assert next_step(budget, [Candidate(40_000, 0.11, False)], DENSE, 10) == Next(52_000, None)
+    near = Candidate(40_000, 0.12, False)
+    assert next_step(budget, [near], DENSE, 10) == Next(42_000, 0)
+    assert next_step(budget, [near, Candidate(42_000, 0.11, False, start=0)], DENSE, 10) == Next(54_600, None)
     assert next_step(budget, [Candidate(40_000, 0.4, False)], DENSE, 10) == Next(80_000, None)
     assert next_step(budget, [Candidate(40_000, 0.0, False, 0.4)], DENSE, 10) == Next(80_000, None)
+    kept = Candidate(80_000, 0.0, True)
+    assert next_step(budget, [kept, Candidate(40_000, 0.15, False, start=0)], DENSE, 10) == Next(42_000, 1)
 
 
 def test_bytes_are_gone_towards_and_then_it_stops():
