@@ -119,7 +119,7 @@ class Reassigned(Holder):
 
     def forward(self, weights: Tensor) -> Tensor:
         """The tensor, in its own shape, of its trained weights (m,); the gradient goes straight through to these."""
-        values = weights + (self._drawn(weights.detach()) - weights).detach()
+        values = self._drawn(weights.detach()) + (weights - weights.detach())  # exactly the levels
         flat = weights.new_zeros(self.shape.numel())
         return self.laid_out(flat.index_copy(0, self.positions, values).reshape(self.shape))
 

@@ -88,6 +88,13 @@ def test_codes_move_and_come_to_rest():
     assert torch.allclose(trained, part(trained).flatten()[1:], atol=1e-6)
 
 
+def test_values_are_exactly_the_levels():
+    """However far weights are from their levels, no sum of the two that is rounded makes further values."""
+    weight = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 10
+    part = Reassigned(weight, 4)
+    assert len(torch.unique(part(part.right_inverse(weight)))) == 4
+
+
 def test_convolutions_get_weights_in_the_memory_format_of_the_model():
     """Else they would take twice as long."""
     part = Reassigned(torch.randn(4, 1, 3, 3), 2).to(memory_format=torch.channels_last)
