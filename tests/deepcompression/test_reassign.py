@@ -90,9 +90,9 @@ def test_codes_move_and_come_to_rest():
 
 def test_values_are_exactly_the_levels():
     """However far weights are from their levels, no sum of the two that is rounded makes further values."""
-    weight = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 10
-    part = Reassigned(weight, 4)
-    assert set(part(part.right_inverse(weight)).tolist()) == set(part.levels.tolist())
+    generator = torch.Generator().manual_seed(0)
+    part = Reassigned(torch.randn(1000, generator=generator), 4)
+    assert set(part(100 * torch.randn(1000, generator=generator)).tolist()) <= set(part.levels.tolist())
 
 
 def test_convolutions_get_weights_in_the_memory_format_of_the_model():
