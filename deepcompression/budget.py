@@ -149,7 +149,8 @@ def next_step(budget: Budget, candidates: Sequence[Candidate], dense_bytes: int,
 
 def _towards_loss(most: float, candidates: Sequence[Candidate], dense_bytes: int) -> Next | Stop:
     kept = [place for place, one in enumerate(candidates) if one.kept]
-    lost = [one.file_bytes for one in candidates if not one.kept]
+    made_up = {candidates[place].start for place in kept}  # what was trained on, and then kept to the budget
+    lost = [one.file_bytes for place, one in enumerate(candidates) if not one.kept and place not in made_up]
     again = _nearly(most, candidates)
     if again is not None:
         return Next(int(candidates[again].file_bytes * AGAIN), again)

@@ -294,7 +294,7 @@ class Budget(Strict):
     )
     train: Training | None = Field(None, description="how each step trains; default: as the dense model")
     distil: Distil | None = Field(Distil(), description="steps learn from the dense model (or teacher) too")
-    rate: Rate = Field(0.02, description="what a coded bit is worth, see share.rate")
+    rate: Rate = Field(0.01, description="what a coded bit is worth, see share.rate")
     coder: Literal["huffman", "adaptive", "auto", "packed"] = "adaptive"
 
     @model_validator(mode="after")
