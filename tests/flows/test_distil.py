@@ -20,7 +20,7 @@ Tiny = Callable[..., dict[str, Any]]
 GRADUAL = {"epochs": 2, "batch_size": 64}
 STAGES = [
     {"stage": "prune", "density": 0.2, "scope": "global", "gradual": {**GRADUAL, "distil": {"temperature": 2}}},
-    {"stage": "share", "bits": {"default": 3, "fc1.bias": 3}, "rate": 0.05, "train": {**GRADUAL, "distil": {}}},
+    {"stage": "share", "bits": {"default": 3, "fc1.bias": 3}, "rate": 0.2, "train": {**GRADUAL, "distil": {}}},
     {"stage": "quantize", "codebook": "float16", "rest": "bfloat16"},
     {"stage": "encode", "coder": "adaptive"},
 ]
