@@ -177,6 +177,8 @@ def _nearly(most: float, candidates: Sequence[Candidate]) -> int | None:
     """The last candidate, if it lost hardly too much: its weights are trained on, once, at nearly its size."""
     if not candidates or candidates[-1].kept or candidates[-1].worst > NEAR * most:
         return None
+    if any(one.kept and one.file_bytes <= candidates[-1].file_bytes for one in candidates):
+        return None
     start = candidates[-1].start
     return len(candidates) - 1 if start is None or candidates[start].kept else None
 

@@ -106,6 +106,8 @@ def test_who_lost_little_too_much_is_trained_on_and_then_gets_little_more():
     assert next_step(budget, [Candidate(40_000, 0.4, False)], DENSE, 10) == Next(80_000, None)
     assert next_step(budget, [Candidate(40_000, 0.0, False, 0.4)], DENSE, 10) == Next(80_000, None)
     kept = Candidate(80_000, 0.0, True)
+    larger = Candidate(82_000, 0.15, False, start=0)
+    assert next_step(budget, [kept, larger], DENSE, 10) == Next(32_000, 0)
     made_up = [kept, Candidate(40_000, 0.15, False, start=0), Candidate(41_000, 0.05, True, start=1)]
     assert next_step(budget, made_up, DENSE, 10) == Next(16_400, 2)
     assert next_step(budget, [kept, Candidate(40_000, 0.15, False, start=0)], DENSE, 10) == Next(42_000, 1)
