@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from conftest import ask, free_port
 
 from flows.servers import prefect_server as server_on
 from flows.servers import started
@@ -25,12 +25,6 @@ from flows.servers import started
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEMPLATE = ROOT / "conf" / "kubernetes" / "job-template.json"
 ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -57,16 +51,9 @@ def _start_worker(cwd: Path, log: Path) -> None:
         subprocess.Popen(words, cwd=cwd, stdout=output, stderr=output, start_new_session=True)
 
 
-def _ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return dict(json.load(answer))
-
-
 def _exists(url: str) -> bool:
     try:
-        return bool(_ask(url))
+        return bool(ask(url))
     except urllib.error.HTTPError:
         return False
 
@@ -80,10 +67,11 @@ def _wait(done: Callable[[], bool], log: Path) -> None:
 
 def _completed(api: str, deployment: str, parameters: dict[str, Any], log: Path) -> None:
     """A custom run, as Prefect's page asks for it, is Completed in the end."""
-    run = _ask(f"{api}/deployments/{deployment}/create_flow_run", {"parameters": parameters})
+    once = {"idempotency_key": str(uuid.uuid4())}
+    run = ask(f"{api}/deployments/{deployment}/create_flow_run", {"parameters": parameters, **once})
 
     def state() -> dict[str, Any]:
-        return dict(_ask(f"{api}/flow_runs/{run['id']}")["state"])
+        return dict(ask(f"{api}/flow_runs/{run['id']}")["state"])
 
     _wait(lambda: state()["type"] in ENDS, log)
     assert state()["name"] == "Completed", f"{state()['message']}\n{log.read_text()}"
@@ -93,7 +81,7 @@ def test_a_worker_runs_the_deployment(
     tmp_path: Path, tiny_in: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """prefect.yaml deploys as it stands; a worker elsewhere runs a recipe by path or as a mapping, to the same file."""
-    home, log, port = tmp_path / "prefect", tmp_path / "worker.log", _free_port()
+    home, log, port = tmp_path / "prefect", tmp_path / "worker.log", free_port()
     api, recipe = f"http://127.0.0.1:{port}/api", tiny_in(tmp_path, train={"epochs": 1})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     for name in ("PREFECT_API_DATABASE_CONNECTION_URL", "DEEP_COMPRESSION_HOME"):
@@ -103,11 +91,11 @@ def test_a_worker_runs_the_deployment(
     with started(server_on(tmp_path, port), tmp_path / "server.log"), _ended(home):
         pools = f"{api}/work_pools"
         template = json.loads(TEMPLATE.read_text())
-        _ask(f"{pools}/", {"name": "deep-compression-kubernetes", "type": "kubernetes", "base_job_template": template})
+        ask(f"{pools}/", {"name": "deep-compression-kubernetes", "type": "kubernetes", "base_job_template": template})
         _start_worker(tmp_path, log)
         _wait(lambda: _exists(f"{pools}/deep-compression"), log)
         _deploy()
-        deployment = _ask(f"{api}/deployments/name/compress/digits-process")["id"]
+        deployment = ask(f"{api}/deployments/name/compress/digits-process")["id"]
         by_path = {"recipe": str(tmp_path / "tiny.yaml"), "overrides": {"seed": 3}}
         for parameters in (by_path, {"recipe": {**recipe, "seed": 3}, "overrides": {}}):
             _completed(api, deployment, parameters, log)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from conftest import ask
 
 from deepcompression.errors import RecipeError
 from flows import schedules
@@ -102,21 +102,12 @@ def _kill_tree(pid: int) -> None:
 
 
 def _flow_runs(server: str, name: str) -> list[dict[str, Any]]:
-    import urllib.request
-
-    body = json.dumps({"deployments": {"name": {"any_": [name]}}, "sort": "EXPECTED_START_TIME_ASC"}).encode()
-    request = urllib.request.Request(
-        f"{server}/flow_runs/filter", body, {"Content-Type": "application/json"}, method="POST"
-    )
-    found: list[dict[str, Any]] = json.load(urllib.request.urlopen(request, timeout=10))
-    return found
+    wanted = {"deployments": {"name": {"any_": [name]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    return list(ask(f"{server}/flow_runs/filter", wanted))
 
 
 def _paused(server: str, name: str) -> bool:
-    import urllib.request
-
-    with urllib.request.urlopen(f"{server}/deployments/name/compress/{name}", timeout=10) as answer:
-        return bool(json.load(answer)["paused"])
+    return bool(ask(f"{server}/deployments/name/compress/{name}")["paused"])
 
 
 def _until(what: Callable[[], Any], seconds: float = 90, log: Path | None = None) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import free_port, wait_for_epochs
+from conftest import ask, free_port, wait_for_epochs
 from mlflow import MlflowClient
 
 from flows import servers
@@ -183,12 +183,8 @@ def _wait_until(what: Callable[[], bool]) -> None:
 
 def _states(server: str, flow_run_id: str) -> list[str]:
     """The flow run's state, then its task runs'."""
-    import urllib.request
-
-    flow = json.load(urllib.request.urlopen(f"{server}/flow_runs/{flow_run_id}", timeout=10))
-    body = json.dumps({"flow_runs": {"id": {"any_": [flow_run_id]}}}).encode()
-    request = urllib.request.Request(f"{server}/task_runs/filter", body, {"Content-Type": "application/json"})
-    tasks = json.load(urllib.request.urlopen(request, timeout=10))
+    flow = ask(f"{server}/flow_runs/{flow_run_id}")
+    tasks = ask(f"{server}/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run_id]}}})
     return [flow["state_name"], *(one["state_name"] for one in tasks)]
 
 

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import ask, free_port
 from mlflow import MlflowClient
 from torch import nn
 
@@ -135,12 +135,6 @@ def served(command: list[str], url: str, environment: dict[str, str], log: Path)
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, end)
                 process.wait(10)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def test_accuracy_is_judged_in_percentage_points_from_counts() -> None:
@@ -347,6 +341,7 @@ import json
 from pathlib import Path
 
 import torch
+from conftest import ask, free_port
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -463,17 +458,11 @@ def test_champion_of_a_server_is_served(finished: Finished, tmp_path: Path, mlfl
         assert go(parts)["version"] == 1
         batch = parts[0].splits().validation[0][:3]
         with served(serve, f"http://127.0.0.1:{port}/ping", {"MLFLOW_TRACKING_URI": uri}, tmp_path / "serve.log"):
-            answer = post(f"http://127.0.0.1:{port}/invocations", {"inputs": batch.tolist()})
+            answer = ask(f"http://127.0.0.1:{port}/invocations", {"inputs": batch.tolist()})
     with torch.inference_mode():
         wanted = load_into(parts[0].blank_model(), parts[3]).eval()(batch).numpy()
     np.testing.assert_allclose(np.array(answer["predictions"]), wanted, rtol=1e-5, atol=1e-5)
     assert failed(go(parts)) == ["registry"]
-
-
-def post(url: str, content: Any) -> Any:
-    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
 
 
 def test_an_event_tells_prefect(finished: Finished, prefect_server: str) -> None:
@@ -498,7 +487,7 @@ def test_an_event_tells_prefect(finished: Finished, prefect_server: str) -> None
     wanted = {"filter": {**named, "related": {"id": [f"prefect.flow-run.{identity}"]}}}
     deadline, found = time.monotonic() + 20, []
     while not found and time.monotonic() < deadline:
-        found = post(f"{prefect_server}/events/filter", wanted)["events"]
+        found = ask(f"{prefect_server}/events/filter", wanted)["events"]
         time.sleep(0.1)
     assert len(found) == 1
     assert found[0]["resource"]["prefect.resource.id"] == model
