@@ -94,7 +94,7 @@ def expected_loss(
 
 
 def margin_of(metric_loss: float, correct: int | None, total: int) -> float:
-    """What is kept back of a loss, unless the user says: one standard error of the dense metric, at most half of it.
+    """What is kept back of a loss, unless the user says: one standard error of the dense metric, at most a quarter.
 
     Raises:
         BudgetError: the loss is less than two samples of the validation split; the smallest usable one is told.
@@ -107,13 +107,17 @@ def margin_of(metric_loss: float, correct: int | None, total: int) -> float:
             f"samples, too few to be told from chance; the smallest usable is {math.ceil(2e4 / total) / 100:g}"
         )
     error = 1 - correct / total
-    return min(metric_loss / 2, 100 * math.sqrt(max(error * (1 - error), 1 / total) / total))
+    return min(metric_loss / 4, 100 * math.sqrt(max(error * (1 - error), 1 / total) / total))
 
 
 def keeps(budget: Budget, file_bytes: int, loss: float, expected: float | None = None) -> bool:
-    """Whether a candidate keeps to the budget, by its loss and by the one that is expected on new samples."""
+    """Whether a candidate keeps to the budget: what it lost, and, less the margin, what it is expected to lose.
+
+    Where the loss that is expected on new samples is not known, it is the one that was observed.
+    """
     if budget.metric_loss is not None:
-        return max(loss, loss if expected is None else expected) <= budget.metric_loss - budget.margin + 1e-9
+        likely = loss if expected is None else expected
+        return loss <= budget.metric_loss + 1e-9 and likely <= budget.metric_loss - budget.margin + 1e-9
     return file_bytes <= (budget.most_bytes or 0)
 
 

@@ -14,6 +14,7 @@ from deepcompression.kmeans import kmeans1d
 Floats = NDArray[np.float64]
 # Zero may be tried where no element is zero: its code is then as long as if half an element were.
 LEAST_COUNT = 0.5
+WORTH = 0.1  # part of its cost by which a codebook must be better than the one that is there, to take its place
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class RateBook:
         return np.searchsorted(self.thresholds, values)
 
 
-def rate_codebook(values: ArrayLike, k: int, *, rate: float, elements: int, iterations: int = 100) -> RateBook:
+def rate_codebook(
+    values: ArrayLike, k: int, *, rate: float, elements: int, start: RateBook | None = None, iterations: int = 100
+) -> RateBook:
     """At most ``k`` centroids and zero, such that squared error + lambda x coded bits is least (a local minimum).
 
     Alternates between the best assignment for given levels and code lengths, and the best levels (means; zero
@@ -48,7 +51,10 @@ def rate_codebook(values: ArrayLike, k: int, *, rate: float, elements: int, iter
         k: number of centroids beside zero, 1 to 65,536.
         rate: 0 or more.
         elements: of the whole tensor, at least m; the others are zeros.
-        iterations: at most so many.
+        start: the codebook of nearly the same values, a little earlier. One iteration from it is taken, unless what is
+            found from optimal k-means costs less by a tenth: minima that differ hardly in their cost differ widely in
+            their levels, and weights in training lose what they learned whenever these jump.
+        iterations: at most so many, from optimal k-means.
 
     Raises:
         StructureError: the rate is negative, there is no value, or so high a rate makes every weight zero.
@@ -62,30 +68,48 @@ def rate_codebook(values: ArrayLike, k: int, *, rate: float, elements: int, iter
             "and at least one value"
         )
     weight = rate * float(np.mean(ordered**2))
-    below = np.stack([np.arange(ordered.size + 1.0), np.concatenate([[0.0], np.cumsum(ordered)])])
-    levels = np.unique(np.append(kmeans1d(ordered, k, init="optimal").centroids.astype(np.float64), 0.0))
-    lengths = np.zeros(len(levels))
+    sums = np.stack([np.arange(ordered.size + 1.0), *(np.append(0.0, np.cumsum(ordered**n)) for n in (1, 2))])
+    fresh = np.unique(np.append(kmeans1d(ordered, k, init="optimal").centroids.astype(np.float64), 0.0))
+    book, cost = _refined(fresh, np.zeros(len(fresh)), ordered, sums, weight, elements, iterations)
+    if start is None:
+        return book
+    kept, kept_cost = _refined(start.levels, start.bits, ordered, sums, weight, elements, 1)
+    return book if cost < (1 - WORTH) * kept_cost else kept
+
+
+def _refined(
+    levels: Floats, lengths: Floats, ordered: Floats, sums: Floats, weight: float, elements: int, iterations: int
+) -> tuple[RateBook, float]:
+    """The local minimum that ``levels`` and code lengths (g,) lead to, and what it costs."""
     for _ in range(iterations):
         chosen, thresholds = _envelope(levels, weight * lengths)
-        used, counts = _means(levels[chosen], thresholds, ordered, below, elements)
+        used, counts = _means(levels[chosen], thresholds, ordered, sums, elements)
         if not used.any():
-            raise StructureError(f"rate {rate} would make every weight zero; lower it")
+            raise StructureError("so high a rate would make every weight zero; lower it")
         lengths_now = np.log2(elements / counts)
         if len(used) == len(levels) and np.allclose(used, levels, 1e-6) and np.allclose(lengths_now, lengths, 1e-4):
             break
         levels, lengths = used, lengths_now
     chosen, thresholds = _envelope(levels, weight * lengths)
-    return RateBook(levels[chosen], thresholds, lengths[chosen])
+    book = RateBook(levels[chosen], thresholds, lengths[chosen])
+    counts, first, second = _by_level(thresholds, ordered, sums)
+    squares = second - 2 * book.levels * first + book.levels**2 * counts
+    return book, float(squares.sum() + weight * (counts @ book.bits))
 
 
-def _means(levels: Floats, thresholds: Floats, ordered: Floats, below: Floats, elements: int) -> tuple[Floats, Floats]:
+def _by_level(thresholds: Floats, ordered: Floats, sums: Floats) -> Floats:
+    """Count, sum and sum of squares (3, g) of what takes each level."""
+    return np.diff(sums[:, np.searchsorted(ordered, [-np.inf, *thresholds, np.inf], side="right")], axis=1)
+
+
+def _means(levels: Floats, thresholds: Floats, ordered: Floats, sums: Floats, elements: int) -> tuple[Floats, Floats]:
     """The mean of what takes each level, of those that something takes, and how much; zero stays, whatever takes it."""
-    counts, sums = np.diff(below[:, np.searchsorted(ordered, [-np.inf, *thresholds, np.inf], side="right")], axis=1)
+    counts, totals, _ = _by_level(thresholds, ordered, sums)
     is_zero = levels == 0
     others = ~is_zero & (counts > 0)
     zeros = max(float(counts[is_zero].sum()) + elements - ordered.size, LEAST_COUNT)
     # Sums of values many orders of magnitude apart are inexact: means may collide.
-    means, first = np.unique(sums[others] / counts[others], return_index=True)
+    means, first = np.unique(totals[others] / counts[others], return_index=True)
     used, means = counts[others][first][means != 0], means[means != 0]
     place = int(np.searchsorted(means, 0.0))
     return np.insert(means, place, 0.0), np.insert(used, place, zeros)

@@ -15,7 +15,7 @@ from deepcompression import structure
 from deepcompression.errors import StructureError
 from deepcompression.holding import held_by, hold_by
 from deepcompression.problem import Problem
-from deepcompression.rate import rate_codebook
+from deepcompression.rate import RateBook, rate_codebook
 from deepcompression.selection import Holder
 from deepcompression.share import LayerSharing, account, check_bits, rates_of
 from deepcompression.training import Fit, fit
@@ -23,7 +23,7 @@ from deepcompression.training import Fit, fit
 UPDATES = 200
 SAMPLE = 1 << 20  # weights of a tensor from which its codebook is drawn while it trains
 RISEN = 0.5  # part of the steps after which the rate is what was asked for
-PULL = 0.3  # part of the way to their levels that weights are moved at the last updates
+PULL = 0.5  # part of the way to their levels that weights are moved at the last updates
 TRACKED = 0.75  # part of the epochs after which codes hardly change, and the best state is looked for
 
 
@@ -86,7 +86,7 @@ def share_training(
         if step % max(total // UPDATES, 1) == 0:
             part = step / total
             for name, (held, weights) in held_by(model, Reassigned).items():
-                held.follow(weights, rates[name] * min(part / RISEN, 1.0), PULL * part**2)
+                held.follow(weights, rates[name] * min(part / RISEN, 1.0), PULL * part**4)
 
     try:
         first = int(epochs * TRACKED) + 1
@@ -106,6 +106,7 @@ class Reassigned(Holder):
     positions: Tensor
     levels: Tensor
     thresholds: Tensor
+    bits: Tensor
 
     def __init__(self, weight: Tensor, k: int) -> None:
         super().__init__()
@@ -114,6 +115,7 @@ class Reassigned(Holder):
         self.register_buffer("positions", (flat != 0).nonzero().squeeze(1))
         self.register_buffer("levels", torch.zeros(k + 1))
         self.register_buffer("thresholds", torch.full((k,), torch.inf))
+        self.register_buffer("bits", torch.zeros(k + 1))
         self._draw(flat[self.positions], 0.0)
         self.to(weight.device)
 
@@ -143,8 +145,15 @@ class Reassigned(Holder):
     def _draw(self, weights: Tensor, rate: float) -> None:
         every = -(-len(weights) // SAMPLE)
         some = weights[::every].float().cpu().numpy()
-        book = rate_codebook(some, self.k, rate=rate, elements=len(some) + (self.shape.numel() - len(weights)) // every)
-        self.levels.zero_()
-        self.levels[: len(book.levels)] = torch.from_numpy(book.levels.astype(np.float32))
-        self.thresholds.fill_(torch.inf)
-        self.thresholds[: len(book.thresholds)] = torch.from_numpy(book.thresholds.astype(np.float32))
+        elements = len(some) + (self.shape.numel() - len(weights)) // every
+        book = rate_codebook(some, self.k, rate=rate, elements=elements, start=self._book())
+        count = len(book.levels)
+        self.levels.zero_()[:count] = torch.from_numpy(book.levels.astype(np.float32))
+        self.bits.zero_()[:count] = torch.from_numpy(book.bits.astype(np.float32))
+        self.thresholds.fill_(torch.inf)[: count - 1] = torch.from_numpy(book.thresholds.astype(np.float32))
+
+    def _book(self) -> RateBook | None:
+        """The present codebook, as a checkpoint has it: float32, in which levels may have become equal."""
+        levels, bits, thresholds = (one.double().cpu().numpy() for one in (self.levels, self.bits, self.thresholds))
+        levels, places = np.unique(levels[: np.isfinite(thresholds).sum() + 1], return_index=True)
+        return RateBook(levels, thresholds[places[:-1]], bits[places]) if len(levels) > 1 else None

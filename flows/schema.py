@@ -283,7 +283,7 @@ class Budget(Strict):
         None,
         ge=0,
         description="of metric_loss, kept back, since the best of many looks better than it is; default: one standard "
-        "error of the dense metric, at most half of metric_loss",
+        "error of the dense metric, at most a quarter of metric_loss",
     )
     time_limit: float | None = Field(None, gt=0, description="minutes of work for the whole run, baseline included")
     steps: int = Field(12, ge=1, description="files that are made and measured at most")

@@ -36,7 +36,7 @@ def test_a_budget_of_less_than_two_samples_is_refused():
     """It could not be told from chance; the message has the smallest usable one, which is usable."""
     with pytest.raises(BudgetError, match=r"0\.02 points are 1 of 5,000 .* smallest usable is 0\.04"):
         margin_of(0.02, 4900, 5000)
-    assert 0 < margin_of(0.04, 4900, 5000) <= 0.02
+    assert 0 < margin_of(0.04, 4900, 5000) <= 0.01
     for total in (7, 215, 333, 5000, 59_999):
         with pytest.raises(BudgetError) as caught:
             margin_of(1e-3, total - 1, total)
@@ -44,17 +44,19 @@ def test_a_budget_of_less_than_two_samples_is_refused():
         assert margin_of(smallest, total - 1, total) > 0
 
 
-def test_the_margin_is_a_standard_error_or_half():
-    """One standard error of the dense metric is kept back, at most half of what may be lost."""
+def test_the_margin_is_a_standard_error_or_a_quarter():
+    """One standard error of the dense metric is kept back, at most a quarter of what may be lost."""
     assert margin_of(1.0, 4900, 5000) == pytest.approx(100 * math.sqrt(0.02 * 0.98 / 5000))
-    assert margin_of(0.1, 4900, 5000) == pytest.approx(0.05)
+    assert margin_of(0.1, 4900, 5000) == pytest.approx(0.025)
     assert margin_of(0.2, None, 5000) == pytest.approx(0.05)
 
 
 def test_what_is_kept_to():
-    """A loss up to the budget less its margin; bytes up to the limit."""
-    assert keeps(Budget(metric_loss=0.5, margin=0.2), 10**9, 0.3)
-    assert not keeps(Budget(metric_loss=0.5, margin=0.2), 1, 0.31)
+    """A loss up to the budget, and one that is expected up to the budget less its margin; bytes up to the limit."""
+    budget = Budget(metric_loss=0.5, margin=0.2)
+    assert keeps(budget, 10**9, 0.3) and not keeps(budget, 1, 0.31)
+    assert keeps(budget, 1, 0.5, expected=0.3)
+    assert not keeps(budget, 1, 0.51, expected=0.1) and not keeps(budget, 1, 0.1, expected=0.31)
     assert keeps(Budget(most_bytes=100), 100, 99.0) and not keeps(Budget(most_bytes=100), 101, -1.0)
 
 

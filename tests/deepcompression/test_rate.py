@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deepcompression.errors import StructureError
 from deepcompression.kmeans import kmeans1d
-from deepcompression.rate import rate_codebook
+from deepcompression.rate import RateBook, rate_codebook
 
 
 def laplace(count: int, seed: int = 0, least: float = 0.0) -> np.ndarray:
@@ -58,6 +58,36 @@ def test_its_trade_is_better_than_pruning_and_k_means():
             drawn[kept] = shared.centroids[shared.codes]
             other_size, other_error = bytes_and_error(values, drawn, elements)
             assert other_size > size or other_error > error
+
+
+def cost_of(book: RateBook, values: np.ndarray, rate: float) -> float:
+    codes = book.codes(values)
+    return float(((values - book.levels[codes]) ** 2).sum() + rate * np.mean(values**2) * book.bits[codes].sum())
+
+
+def test_levels_move_little_with_weights_that_move_little():
+    """From the codebook before, levels follow the values; drawn afresh they would jump between equally good minima."""
+    rng, values, rate = np.random.default_rng(0), laplace(300, least=0.3), 0.005
+    near = far = first = rate_codebook(values, 8, rate=rate, elements=3000)
+    jumps = {"near": 0.0, "far": 0.0}
+    for _ in range(20):
+        values = values + rng.normal(0, 0.02, len(values))
+        before = near, far
+        near = rate_codebook(values, 8, rate=rate, elements=3000, start=near)
+        far = rate_codebook(values, 8, rate=rate, elements=3000)
+        for name, old, new in zip(jumps, before, (near, far), strict=True):
+            moved = np.abs(old.levels[old.codes(values)] - new.levels[new.codes(values)]).mean()
+            jumps[name] = max(jumps[name], float(moved))
+    assert jumps["near"] < 0.5 * jumps["far"]
+    assert cost_of(near, values, rate) < 1.15 * cost_of(far, values, rate) and len(first.levels) == len(near.levels)
+
+
+def test_a_bad_start_is_left():
+    """Where the codebook before has become far worse than another, as after levels were lost, the other is taken."""
+    values = laplace(1000, least=0.3)
+    poor = rate_codebook(values, 2, rate=0.001, elements=5000)
+    book = rate_codebook(values, 8, rate=0.001, elements=5000, start=poor)
+    assert np.array_equal(book.levels, rate_codebook(values, 8, rate=0.001, elements=5000).levels)
 
 
 @settings(deadline=None)
