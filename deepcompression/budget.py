@@ -11,8 +11,8 @@ from deepcompression.errors import BudgetError
 FIRST_RATIO = 24.0
 FASTEST = 2.5  # how many times smaller the next step may be
 SLOWEST = 1.3  # how many times larger it is at least where nothing has been kept yet
-NEAR = 2.0  # times the loss that is allowed: so near, training on may be enough
-AGAIN = 1.05  # how many times larger a candidate that is trained on may become
+NEAR = 1.5  # times the loss that is allowed: so near, training on may be enough
+AGAIN = 1.15  # how many times larger a candidate that is trained on may become
 CLOSE = 1.1  # what is between a result that is kept and one that is not, so near that a step would gain nothing
 LEAST_SAMPLES = 2
 

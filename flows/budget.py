@@ -27,8 +27,7 @@ LONGER = 2  # how many times as many epochs a step has once the limit is near
 SHARING = 0.5  # epochs of a step's sharing, to those of its pruning
 REST_BITS = 3  # of biases and normalisations
 CRITERION = "wanda"
-# What pruning does to the loss without training is known no further than this share of a layer's present weights; what
-# fewer bits do looks cheaper than it is, since pruned weights are made up for by training, lost levels hardly.
+# What pruning does to the loss without training is known no further than this share of a layer's present weights.
 TRIED = {"points": 7, "down_to": 0.2, "bits": [3, 4, 5], "most_samples": 2000, "criterion": CRITERION}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
     from deepcompression.allocation import TensorCurves
 
 SPREAD = 3.0
+# What was lost at once, before any training: training makes up for most of what pruning costs, hardly for lost levels.
+LEVELS_COST = 3.0  # times as much
 SMALLEST_SHARED = 16  # elements of a bias or a normalisation that are worth a codebook
 
 
 def options(run: Run, tried: Reference, coder: str) -> tuple[list[TensorCurves], int]:
-    """What each tensor may be pruned and shared to, with measured bytes and losses; and the bytes of all the rest.
+    """What each tensor may be pruned and shared to, with measured bytes and weighed losses; the bytes of all the rest.
 
     Args:
         run: the run.
@@ -34,6 +37,7 @@ def options(run: Run, tried: Reference, coder: str) -> tuple[list[TensorCurves],
     state, measured = run.state(tried), curves(run, tried)
     tensors = [one for one in measured.tensors if one.by_density and one.by_bits]
     found = [curves_of(one, measured.base.loss, state[one.name].float().numpy(), coder) for one in tensors]
+    found = [replace(one, bits_loss=tuple(LEVELS_COST * rise for rise in one.bits_loss)) for one in found]
     priced = {one.name for one in tensors}
     rest = round_precision({name: tensor for name, tensor in state.items() if name not in priced}, rest="bfloat16")
     return found, len(files.encode(rest.state, coder))

@@ -52,7 +52,10 @@ def test_the_margin_is_a_standard_error_or_a_quarter():
 
 
 def test_what_is_kept_to():
-    """A loss up to the budget, and one that is expected up to the budget less its margin; bytes up to the limit."""
+    """A loss up to the budget, and one that is expected up to the budget less its margin; bytes up to the limit.
+
+    So a candidate that lost nothing yet, but is expected to, does not keep to it.
+    """
     budget = Budget(metric_loss=0.5, margin=0.2)
     assert keeps(budget, 10**9, 0.3) and not keeps(budget, 1, 0.31)
     assert keeps(budget, 1, 0.5, expected=0.3)
@@ -103,8 +106,8 @@ def test_who_lost_little_too_much_is_trained_on_and_then_gets_little_more():
     """A near miss goes on from its own weights, once; what the loss says of new samples counts too."""
     budget = Budget(metric_loss=0.2, margin=0.1)
     near = Candidate(40_000, 0.12, False)
-    assert next_step(budget, [near], DENSE, 10) == Next(42_000, 0)
-    assert next_step(budget, [near, Candidate(42_000, 0.11, False, start=0)], DENSE, 10) == Next(54_600, None)
+    assert next_step(budget, [near], DENSE, 10) == Next(46_000, 0)
+    assert next_step(budget, [near, Candidate(46_000, 0.11, False, start=0)], DENSE, 10) == Next(59_800, None)
     assert next_step(budget, [Candidate(40_000, 0.4, False)], DENSE, 10) == Next(80_000, None)
     assert next_step(budget, [Candidate(40_000, 0.0, False, 0.4)], DENSE, 10) == Next(80_000, None)
     kept = Candidate(80_000, 0.0, True)
@@ -112,7 +115,7 @@ def test_who_lost_little_too_much_is_trained_on_and_then_gets_little_more():
     assert next_step(budget, [kept, larger], DENSE, 10) == Next(32_000, 0)
     made_up = [kept, Candidate(40_000, 0.15, False, start=0), Candidate(41_000, 0.05, True, start=1)]
     assert next_step(budget, made_up, DENSE, 10) == Next(16_400, 2)
-    assert next_step(budget, [kept, Candidate(40_000, 0.15, False, start=0)], DENSE, 10) == Next(42_000, 1)
+    assert next_step(budget, [kept, Candidate(40_000, 0.15, False, start=0)], DENSE, 10) == Next(46_000, 1)
 
 
 def test_bytes_are_gone_towards_and_then_it_stops():
@@ -156,9 +159,3 @@ def test_the_loss_is_a_second_opinion():
     assert abs(expected_loss(0.0, **many, loss_after=0.04)) < 0.1
     assert expected_loss(1.0, **few, loss_after=1e6) < 1.1
     assert expected_loss(0.5, **few | {"loss_before": 0.0}, loss_after=0.1) == pytest.approx(0.5, abs=0.01)
-
-
-def test_both_opinions_are_kept_to():
-    """A candidate that lost nothing yet, but is expected to, does not keep to the budget."""
-    budget = Budget(metric_loss=0.5, margin=0.1)
-    assert keeps(budget, 1, 0.0, 0.3) and not keeps(budget, 1, 0.0, 0.45) and not keeps(budget, 1, 0.45, 0.0)
