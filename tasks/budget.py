@@ -72,8 +72,8 @@ def leave(run: Run, outcome: Mapping[str, Any]) -> None:
 
     Args:
         run: the run.
-        outcome: ``steps`` (each with ``number``, ``file_bytes``, ``val_metric``), ``higher_is_better`` and what
-            ``pareto.picture`` needs.
+        outcome: ``steps`` (each with ``number``, ``file_bytes``, ``val_metric``), ``chosen`` (a number),
+            ``metric_loss`` or ``file_bytes``, ``in_points``, ``higher_is_better`` and what ``pareto.picture`` needs.
     """
     folder = Path(run.folder)
     points = [Point(one["number"], one["file_bytes"], one["val_metric"]) for one in outcome["steps"]]
@@ -81,6 +81,11 @@ def leave(run: Run, outcome: Mapping[str, Any]) -> None:
     for step in outcome["steps"]:
         step["pareto"] = step["number"] in {point.number for point in best}
     write_json(folder / "budget.json", dict(outcome))
-    picture(points, best, {}, outcome, folder / "figures" / "pareto.svg")
+    taken, worst = points[outcome["chosen"] - 1], None
+    if outcome["metric_loss"] is not None:
+        lost = outcome["metric_loss"] / (100 if outcome["in_points"] else 1)
+        worst = outcome["dense_val_metric"] + (-lost if outcome["higher_is_better"] else lost)
+    path = folder / "figures" / "pareto.svg"
+    picture(points, best, {}, outcome, path, taken=taken, worst=worst, most_bytes=outcome["file_bytes"])
     run.tracker.artifact(folder / "budget.json")
     run.tracker.artifact(folder / "figures" / "pareto.svg", "figures")

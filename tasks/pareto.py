@@ -53,6 +53,10 @@ def picture(
     tested: Mapping[int, Mapping[str, Any]],
     result: Mapping[str, Any],
     path: Path,
+    *,
+    taken: Point | None = None,
+    worst: float | None = None,
+    most_bytes: int | None = None,
 ) -> None:
     """Writes an SVG: all trials by bytes (logarithmic) and validation metric, the front, test results of the chosen.
 
@@ -62,6 +66,9 @@ def picture(
         tested: number -> summary of the chosen, whose test split was read.
         result: the sweep's, for ``name``, ``metric``, ``dense_val_metric``.
         path: the picture's path.
+        taken: the one point that a search ended with.
+        worst: the metric that was asked for at least.
+        most_bytes: the bytes that were asked for at most.
     """
     import matplotlib
 
@@ -78,7 +85,13 @@ def picture(
         [p.file_bytes for p in best], [p.metric for p in best], "o-", color=FRONT, drawstyle="steps-post",
         label="Pareto front, validation",
     )  # fmt: skip
-    for point in best:
+    if worst is not None:
+        axes.axhline(worst, color=DENSE, linestyle="--", linewidth=1, label=f"what was asked for, val {metric}")
+    if most_bytes is not None:
+        axes.axvline(most_bytes, color=DENSE, linestyle="--", linewidth=1, label="what was asked for, bytes")
+    if taken is not None:
+        axes.scatter(taken.file_bytes, taken.metric, s=160, facecolors="none", edgecolors="black", label="taken")
+    for point in sorted({*best, *([taken] if taken else [])}, key=lambda one: one.number):
         axes.annotate(str(point.number), (point.file_bytes, point.metric), (4, 5), textcoords="offset points", size=8)
     if tested:
         sizes = [one["file_bytes"] for one in tested.values()]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -49,3 +50,14 @@ def test_picture_is_a_whole_svg(tmp_path: Path) -> None:
         assert ElementTree.fromstring(content).tag.endswith("svg")
         picture(shown, front(shown, higher=True), tested, result, tmp_path / "p.svg")
         assert (tmp_path / "p.svg").read_bytes() == content
+
+
+def test_what_was_asked_for_and_what_was_taken_are_drawn(tmp_path: Path) -> None:
+    """A budget's limit is a line, its file has a ring; matplotlib tells drawn words in comments."""
+    points = [Point(1, 900, 0.9), Point(2, 1200, 0.95)]
+    result = {"name": "a", "metric": "accuracy", "dense_val_metric": 0.96}
+    picture(points, points, {}, result, tmp_path / "p.svg", taken=points[1], worst=0.94, most_bytes=1300)
+    words = re.findall(r"<!-- (.*?) -->", (tmp_path / "p.svg").read_text())
+    assert {"taken", "what was asked for, val accuracy", "what was asked for, bytes"} <= set(words)
+    picture(points, points, {}, result, tmp_path / "p.svg")
+    assert "taken" not in re.findall(r"<!-- (.*?) -->", (tmp_path / "p.svg").read_text())
