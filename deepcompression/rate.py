@@ -70,22 +70,22 @@ def rate_codebook(
     weight = rate * float(np.mean(ordered**2))
     sums = np.stack([np.arange(ordered.size + 1.0), *(np.append(0.0, np.cumsum(ordered**n)) for n in (1, 2))])
     fresh = np.unique(np.append(kmeans1d(ordered, k, init="optimal").centroids.astype(np.float64), 0.0))
-    book, cost = _refined(fresh, np.zeros(len(fresh)), ordered, sums, weight, elements, iterations)
-    if start is None:
-        return book
-    kept, kept_cost = _refined(start.levels, start.bits, ordered, sums, weight, elements, 1)
-    return book if cost < (1 - WORTH) * kept_cost else kept
+    found = _refined(fresh, np.zeros(len(fresh)), ordered, sums, weight, elements, iterations)
+    if found is None:
+        raise StructureError(f"rate {rate} would make every weight zero; lower it")
+    kept = start and _refined(start.levels, start.bits, ordered, sums, weight, elements, 1)
+    return found[0] if not kept or found[1] < (1 - WORTH) * kept[1] else kept[0]
 
 
 def _refined(
     levels: Floats, lengths: Floats, ordered: Floats, sums: Floats, weight: float, elements: int, iterations: int
-) -> tuple[RateBook, float]:
-    """The local minimum that ``levels`` and code lengths (g,) lead to, and what it costs."""
+) -> tuple[RateBook, float] | None:
+    """The local minimum that ``levels`` and code lengths (g,) lead to, and its cost; None if all would be zero."""
     for _ in range(iterations):
         chosen, thresholds = _envelope(levels, weight * lengths)
         used, counts = _means(levels[chosen], thresholds, ordered, sums, elements)
         if not used.any():
-            raise StructureError("so high a rate would make every weight zero; lower it")
+            return None
         lengths_now = np.log2(elements / counts)
         if len(used) == len(levels) and np.allclose(used, levels, 1e-6) and np.allclose(lengths_now, lengths, 1e-4):
             break

@@ -129,8 +129,16 @@ def test_bad_input_is_named(values: list[float], rate: float, elements: int, mes
 
 def test_a_tensor_is_never_emptied():
     """A rate at which nothing would be left is an error, not an empty layer."""
-    with pytest.raises(StructureError, match="every weight zero"):
+    with pytest.raises(StructureError, match=r"rate 50\.0 would make every weight zero"):
         rate_codebook(laplace(100), 4, rate=50.0, elements=10_000)
+
+
+def test_a_start_that_would_empty_a_tensor_is_left():
+    """Code lengths of long ago may be too dear for today's weights, which another codebook suits."""
+    values = laplace(100, least=0.3)
+    dear = RateBook(np.array([-1.0, 0.0, 1.0]), np.array([-0.5, 0.5]), np.array([1e6, 0.0, 1e6]))
+    book = rate_codebook(values, 4, rate=0.001, elements=200, start=dear)
+    assert np.array_equal(book.levels, rate_codebook(values, 4, rate=0.001, elements=200).levels)
 
 
 def test_magnitudes_far_apart_do_no_harm():
