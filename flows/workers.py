@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tasks.tracking import Parent
 
 LIVES = 3  # how often a trial may lose its process before it counts as failed
+ANSWERS = 20  # seconds in which a cluster must
 LARGEST_CODE = 50 * 10**6  # bytes sent to each worker
 KEPT = ("file_bytes", "dense_bytes", "ratio", "metric", "baseline", "final", "folder", "mlflow_run_id", "reused")
 
@@ -172,7 +173,7 @@ def on_dask(address: str | None, workers: int, parsed: Recipe) -> Iterator[Crew]
             )
             stack.enter_context(cluster)
         try:
-            client = stack.enter_context(Client(address or cluster, timeout=20, set_as_default=False))
+            client = stack.enter_context(Client(address or cluster, timeout=ANSWERS, set_as_default=False))
         except (OSError, TimeoutError) as error:
             raise RunError(
                 f"dask.address {address}: no scheduler answers there ({' '.join(str(error).split())})"
@@ -243,7 +244,7 @@ def _call(module: str, name: str, arguments: tuple[Any, ...]) -> Callable[[], An
 def _same_versions(client: Any) -> None:
     own = _versions()()
     try:
-        client.wait_for_workers(1, timeout=20)
+        client.wait_for_workers(1, timeout=ANSWERS)
     except TimeoutError:
         raise RunError("the Dask cluster has no worker; start some: dask worker ADDRESS") from None
     answers = client.run(_versions())
