@@ -1,4 +1,5 @@
-/* dcz.c reads .dcz files of format version 1 (FORMAT.md beside it) where there is no Python: C99 and its library alone.
+/* dcz.c reads .dcz files of format version 1 (FORMAT.md beside it) where there is no Python: C99 and its library alone
+ * (on POSIX systems the program makes its output by open() and fsync() too).
  *
  * As a program:
  *
@@ -6,7 +7,8 @@
  *     dcz-decode IN.dcz OUT.safetensors      decodes
  *     dcz-decode IN.dcz                      verifies: decodes all and writes nothing
  *
- * `--max-bytes N` refuses a file whose tensors take more than N bytes together (4 GiB where not given). It exits with
+ * `--max-bytes N` refuses a file whose tensors, those that equal earlier ones too, take more than N bytes together
+ * (4 GiB where not given), or that is itself larger than N and 256 MiB. Metadata goes to OUT too. It exits with
  * 0; with 2 and one line on stderr where the file is not sound or too large; with 1 where this machine fails it
  * (memory, disk, arguments).
  *
@@ -24,6 +26,11 @@
  * open. Elements come out in row-major order, each as little-endian bytes, on every machine. No floating-point unit is
  * used. Whatever the bytes are, time and memory stay within a constant times the file and its decoded tensors.
  */
+#if !defined(DCZ_NO_MAIN) && (defined(__unix__) || defined(__APPLE__))
+#define DCZ_POSIX
+#define _POSIX_C_SOURCE 200809L
+#endif
+
 #include <errno.h>
 #include <inttypes.h>
 #include <setjmp.h>
@@ -32,6 +39,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+
+#ifdef DCZ_POSIX
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#endif
 
 typedef struct dcz dcz;
 
@@ -60,6 +75,13 @@ size_t dcz_bytes(const dcz *file, size_t tensor);
 size_t dcz_same_as(const dcz *file, size_t tensor);
 /* `out` has room for dcz_bytes(file, tensor); what it holds after an error means nothing. */
 dcz_status dcz_decode(dcz *file, size_t tensor, void *out, dcz_error *error);
+/* A key and its text, both UTF-8 that may hold zeros, with none behind them. */
+typedef struct {
+    const char *key, *text;
+    size_t key_length, text_length;
+} dcz_metadata;
+/* The next of the file's metadata, keys ascending; `*at` is 0 at first. 0 where there is no more. */
+int dcz_next_metadata(const dcz *file, size_t *at, dcz_metadata *found);
 void dcz_close(dcz *file);
 
 /* ---- What is open, and how it fails ------------------------------------------------------------------------------ */
@@ -72,6 +94,10 @@ enum {
     MAX_COLUMNS = 1 << 22, /* of arithmetic code */
     BLOCK = 16384,                 /* tuples of a Huffman-coded stream */
     MAX_NAMES = 100 * 1000 * 1000, /* as much as a safetensors header; a short index can ask for any length */
+    MAX_TENSORS = 1 << 20,
+    MAX_INDEX = 1 << 28,
+    MAX_METADATA = 1 << 20,
+    METADATA = 2, /* tag */
     MAX_HELD = 24
 };
 
@@ -125,6 +151,7 @@ struct dcz {
     uint64_t max_bytes;
     char *names;
     size_t names_used, names_room;
+    struct span metadata; /* already checked */
     uint32_t crc[256], rate[512];
     struct cell *cells;
     size_t cells_room;
@@ -1207,21 +1234,27 @@ static void read_blob(dcz *d, struct blob *b, struct span in) {
 
 /* ---- The index --------------------------------------------------------------------------------------------------- */
 
+/* Bytes of a character whose first byte this is; 0 where none begins so. */
+static unsigned utf8_length(unsigned lead) {
+    return lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
+}
+
+/* Strictly: no longer form than needed, no surrogate, nothing above U+10FFFF, nothing cut short. */
 static int is_utf8(struct span text) {
-    static const uint32_t LEAST[4] = {0, 0x80, 0x800, 0x10000};
+    static const uint32_t LEAST[5] = {0, 0, 0x80, 0x800, 0x10000};
     while (text.at < text.end) {
-        uint32_t c = *text.at++;
-        unsigned more = c < 0x80 ? 0 : c < 0xC0 ? 9 : c < 0xE0 ? 1 : c < 0xF0 ? 2 : c < 0xF8 ? 3 : 9;
-        if (more > left(text))
+        unsigned length = utf8_length(*text.at);
+        if (length == 0 || length > left(text))
             return 0;
-        c &= more > 0 ? 0x3Fu >> more : 0x7F;
-        for (unsigned i = 0; i < more; i++) {
-            if (*text.at >> 6 != 2)
+        uint32_t c = length == 1 ? *text.at : *text.at & 0x7Fu >> length;
+        for (unsigned i = 1; i < length; i++) {
+            if (text.at[i] >> 6 != 2)
                 return 0;
-            c = c << 6 | (*text.at++ & 0x3F);
+            c = c << 6 | (text.at[i] & 0x3F);
         }
-        if (c < LEAST[more] || c > 0x10FFFF || c >> 11 == 0xD800 >> 11)
+        if (c < LEAST[length] || c > 0x10FFFF || c >> 11 == 0xD800 >> 11)
             return 0;
+        text.at += length;
     }
     return 1;
 }
@@ -1229,8 +1262,8 @@ static int is_utf8(struct span text) {
 static void read_name(dcz *d, struct span *in, struct tensor *tensor, const struct tensor *before) {
     size_t shared = number(d, in, 0, before != NULL ? before->name_length : 0, "name");
     struct span own = counted(d, in, "name");
-    size_t length = shared + left(own), needed = d->names_used + length + 1;
-    if (length >= MAX_NAMES || needed > MAX_NAMES)
+    size_t length = shared + left(own), needed = d->names_used + length + 1, zeros = (size_t)(tensor - d->tensors) + 1;
+    if (length > MAX_NAMES || needed - zeros > MAX_NAMES)
         fail(d, DCZ_TOO_LARGE, "name", "too large: more than 100,000,000 bytes of names");
     if (needed > d->names_room) {
         d->names = checked(d, realloc(d->names, 2 * needed));
@@ -1299,6 +1332,8 @@ static void read_tensors(dcz *d, struct span *in, struct span *blobs) {
     uint64_t room = d->max_bytes;
     /* A tensor takes at least four bytes of index. */
     size_t count = number(d, in, 0, left(*in) / 4, "number of tensors");
+    if (count > MAX_TENSORS)
+        fail(d, DCZ_TOO_LARGE, "number of tensors", "too large: more than 1,048,576");
     d->tensors = checked(d, calloc(count > 0 ? count : 1, sizeof *d->tensors));
     d->count = count;
     for (size_t i = 0; i < count; i++) {
@@ -1311,22 +1346,42 @@ static void read_tensors(dcz *d, struct span *in, struct span *blobs) {
     d->at = NO_TENSOR;
 }
 
-static void skip_extensions(dcz *d, struct span *in) {
+static int compare_bytes(const void *a, size_t a_length, const void *b, size_t b_length) {
+    size_t common = a_length < b_length ? a_length : b_length;
+    int order = common > 0 ? memcmp(a, b, common) : 0;
+    return order != 0 ? order : (a_length > b_length) - (a_length < b_length);
+}
+
+static void check_metadata(dcz *d, struct span in) {
+    struct span last = {NULL, NULL};
+    must(d, left(in) <= MAX_METADATA, "metadata", "more than 1,048,576 bytes");
+    while (left(in) > 0) {
+        struct span key = counted(d, &in, "metadata"), text = counted(d, &in, "metadata");
+        must(d, is_utf8(key) && is_utf8(text), "metadata", "not UTF-8");
+        must(d, last.at == NULL || compare_bytes(last.at, left(last), key.at, left(key)) < 0, "metadata",
+             "keys do not ascend");
+        last = key;
+    }
+}
+
+static void read_extensions(dcz *d, struct span *in) {
     uint64_t least = 0;
     while (left(*in) > 0) {
         uint64_t tag = varint(d, in, "extension");
-        (void)counted(d, in, "extension");
+        struct span record = counted(d, in, "extension");
         must(d, tag >= least, "extension", "tags do not ascend");
         must(d, tag % 2 == 0, "extension", "an odd tag, which is not known");
+        if (tag == METADATA) {
+            check_metadata(d, record);
+            d->metadata = record;
+        }
         least = tag + 1;
     }
 }
 
 static int compare_names(const dcz *d, size_t a, size_t b) {
     const struct tensor *x = &d->tensors[a], *y = &d->tensors[b];
-    size_t common = x->name_length < y->name_length ? x->name_length : y->name_length;
-    int order = memcmp(d->names + x->name, d->names + y->name, common);
-    return order != 0 ? order : (x->name_length > y->name_length) - (x->name_length < y->name_length);
+    return compare_bytes(d->names + x->name, x->name_length, d->names + y->name, y->name_length);
 }
 
 /* By a merge sort of its own: a C library's qsort may take squared time, and so may a hash that is known. */
@@ -1361,6 +1416,8 @@ static void read_file(dcz *d, struct span in) {
         fail(d, DCZ_VERSION, "version", "unknown: only 1 is read here");
     if (left(in) < 14 || get_le(start + 6, 4) > left(in) - 14)
         fail(d, DCZ_TRUNCATED, "index", "truncated: the file ends before it");
+    if (get_le(start + 6, 4) > MAX_INDEX)
+        fail(d, DCZ_TOO_LARGE, "index", "too large: more than 2^28 bytes");
     struct span prefix = part(d, &in, 10, "prefix");
     uint64_t crc = get_le(part(d, &in, 4, "prefix").at, 4);
     struct span index = part(d, &in, get_le(start + 6, 4), "index");
@@ -1368,7 +1425,7 @@ static void read_file(dcz *d, struct span in) {
         fail(d, DCZ_CHECKSUM, "index", "checksum does not match");
     must(d, start[5] <= 3, "coder", "above 3");
     read_tensors(d, &index, &in);
-    skip_extensions(d, &index);
+    read_extensions(d, &index);
     must(d, left(in) == 0, "file", "bytes behind its last blob");
     check_names_differ(d);
 }
@@ -1445,13 +1502,18 @@ const char *dcz_dtype(const dcz *file, size_t tensor) {
     return file->tensors[tensor].dtype->name;
 }
 
+/* A checked varint. */
+static uint64_t next_number(const uint8_t **at) {
+    uint64_t value = **at & 127;
+    for (unsigned shift = 7; *(*at)++ & 128; shift += 7)
+        value |= (uint64_t)(**at & 127) << shift;
+    return value;
+}
+
 unsigned dcz_shape(const dcz *file, size_t tensor, uint64_t shape[DCZ_MAX_DIMENSIONS]) {
     const uint8_t *at = file->tensors[tensor].shape;
-    for (unsigned i = 0; i < file->tensors[tensor].dimensions; i++, at++) {
-        shape[i] = *at & 127;
-        for (unsigned shift = 7; *at & 128; shift += 7)
-            shape[i] |= (uint64_t)(*++at & 127) << shift;
-    }
+    for (unsigned i = 0; i < file->tensors[tensor].dimensions; i++)
+        shape[i] = next_number(&at);
     return file->tensors[tensor].dimensions;
 }
 
@@ -1461,6 +1523,23 @@ size_t dcz_bytes(const dcz *file, size_t tensor) {
 
 size_t dcz_same_as(const dcz *file, size_t tensor) {
     return file->tensors[tensor].same_as;
+}
+
+static const char *next_text(const uint8_t **at, size_t *length) {
+    *length = (size_t)next_number(at);
+    *at += *length;
+    return (const char *)*at - *length;
+}
+
+int dcz_next_metadata(const dcz *file, size_t *at, dcz_metadata *found) {
+    const uint8_t *next;
+    if (*at >= left(file->metadata))
+        return 0;
+    next = file->metadata.at + *at;
+    found->key = next_text(&next, &found->key_length);
+    found->text = next_text(&next, &found->text_length);
+    *at = (size_t)(next - file->metadata.at);
+    return 1;
 }
 
 void dcz_close(dcz *file) {
@@ -1522,11 +1601,24 @@ static void append_json(struct text *t, const char *name, size_t length) {
     append(t, "\"", 1);
 }
 
+static void append_metadata(struct text *t, const dcz *file) {
+    dcz_metadata one;
+    for (size_t at = 0, first = 1; dcz_next_metadata(file, &at, &one); first = 0) {
+        append(t, first ? "\"__metadata__\":{" : ",", first ? 16 : 1);
+        append_json(t, one.key, one.key_length);
+        append(t, ":", 1);
+        append_json(t, one.text, one.text_length);
+    }
+    if (left(file->metadata) > 0)
+        append(t, "},", dcz_count(file) > 0 ? 2 : 1);
+}
+
 /* The head of a safetensors file, with its length before it. */
 static struct text safetensors_head(const dcz *file) {
     struct text t = {NULL, 0, 0, 0};
     uint64_t shape[DCZ_MAX_DIMENSIONS], at = 0;
     append(&t, "        {", 9);
+    append_metadata(&t, file);
     for (size_t i = 0; i < dcz_count(file); i++) {
         size_t length;
         const char *name = dcz_name(file, i, &length), *dtype = dcz_dtype(file, i);
@@ -1585,35 +1677,116 @@ static int decode_all(dcz *file, const char *path, FILE *out, const char *out_pa
     return code;
 }
 
-static int write_safetensors(dcz *file, const char *path, const char *out_path) {
-    size_t size = strlen(out_path) + sizeof ".part", length;
-    for (size_t i = 0; i < dcz_count(file); i++)
-        if (strcmp(dcz_name(file, i, &length), "__metadata__") == 0 && length == 12)
-            return complain(UNSOUND, path, "a tensor called '__metadata__' cannot be written as safetensors");
-    struct text head = safetensors_head(file);
-    char *part_path = malloc(size);
-    if (head.failed || part_path == NULL) {
-        free(head.bytes);
-        free(part_path);
-        return complain(NO_LUCK, path, "memory: not enough");
+/* What nobody can foresee, where the system has such numbers. */
+static uint64_t unforeseen(void) {
+    uint64_t number = (uint64_t)time(NULL) ^ (uint64_t)clock() << 40, more;
+    FILE *source = fopen("/dev/urandom", "rb");
+    if (source != NULL && fread(&more, sizeof more, 1, source) == 1)
+        number ^= more;
+    if (source != NULL)
+        (void)fclose(source);
+    return number;
+}
+
+#ifdef DCZ_POSIX
+
+static const char *volatile unfinished; /* the file to remove when a signal ends the program */
+
+static void give_up(int number) {
+    if (unfinished != NULL)
+        (void)unlink(unfinished);
+    (void)signal(number, SIG_DFL);
+    (void)raise(number);
+}
+
+/* A new file, of nobody else's making: never what a link leads to. */
+static FILE *create(const char *path) {
+    int file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
+    FILE *out = file < 0 ? NULL : fdopen(file, "wb");
+    if (out != NULL) {
+        unfinished = path;
+        (void)signal(SIGINT, give_up);
+        (void)signal(SIGTERM, give_up);
+        (void)signal(SIGHUP, give_up);
     }
-    (void)snprintf(part_path, size, "%s.part", out_path);
-    FILE *out = fopen(part_path, "wb");
-    int code = out != NULL && fwrite(head.bytes, 1, head.used, out) == head.used
-                   ? decode_all(file, path, out, out_path)
-                   : complain(NO_LUCK, out_path, strerror(errno));
-    if (out != NULL && fclose(out) != 0 && code == SOUND)
+    return out;
+}
+
+static int finish(FILE *out) {
+    int synced = fflush(out) == 0 && (fsync(fileno(out)) == 0 || errno == EINVAL);
+    return fclose(out) == 0 && synced;
+}
+
+/* A device or a pipe is not to be renamed over. */
+static int replaceable(const char *path) {
+    struct stat found;
+    return lstat(path, &found) != 0 || S_ISREG(found.st_mode) || S_ISLNK(found.st_mode);
+}
+
+static void forget(void) {
+    unfinished = NULL;
+}
+
+#else
+
+static FILE *create(const char *path) {
+    return fopen(path, "wbx");
+}
+
+static int finish(FILE *out) {
+    return fclose(out) == 0;
+}
+
+static int replaceable(const char *path) {
+    (void)path;
+    return 1;
+}
+
+static void forget(void) {
+}
+
+#endif
+
+/* Under the name `part_path` until it is whole. */
+static int write_parts(dcz *file, const char *path, const char *out_path, const struct text *head, char *part_path) {
+    FILE *out = create(part_path);
+    if (out == NULL)
+        return complain(NO_LUCK, out_path, strerror(errno));
+    int code = fwrite(head->bytes, 1, head->used, out) == head->used ? decode_all(file, path, out, out_path)
+                                                                      : complain(NO_LUCK, out_path, strerror(errno));
+    if (!finish(out) && code == SOUND)
         code = complain(NO_LUCK, out_path, strerror(errno));
     if (code == SOUND && rename(part_path, out_path) != 0)
         code = complain(NO_LUCK, out_path, strerror(errno));
-    if (out != NULL && code != SOUND)
+    if (code != SOUND)
         (void)remove(part_path);
+    forget();
+    return code;
+}
+
+static int write_safetensors(dcz *file, const char *path, const char *out_path) {
+    size_t size = strlen(out_path) + sizeof ".0123456789abcdef.part", length;
+    for (size_t i = 0; i < dcz_count(file); i++)
+        if (strcmp(dcz_name(file, i, &length), "__metadata__") == 0 && length == 12)
+            return complain(UNSOUND, path, "a tensor called '__metadata__' cannot be written as safetensors");
+    if (!replaceable(out_path))
+        return complain(NO_LUCK, out_path, "is there and no ordinary file");
+    struct text head = safetensors_head(file);
+    char *part_path = malloc(size);
+    int code = NO_LUCK;
+    if (head.failed || part_path == NULL) {
+        (void)complain(code, path, "memory: not enough");
+    } else {
+        (void)snprintf(part_path, size, "%s.%016" PRIx64 ".part", out_path, unforeseen());
+        code = write_parts(file, path, out_path, &head, part_path);
+    }
     free(head.bytes);
     free(part_path);
     return code;
 }
 
-static struct text read_all(const char *path) {
+/* No more than `most` and a piece; where the first piece is no .dcz file's, that alone. */
+static struct text read_all(const char *path, uint64_t most) {
     static char some[1 << 16];
     struct text t = {NULL, 0, 0, 0};
     FILE *in = fopen(path, "rb");
@@ -1621,8 +1794,11 @@ static struct text read_all(const char *path) {
         t.failed = errno;
         return t;
     }
-    for (size_t size; !t.failed && (size = fread(some, 1, sizeof some, in)) > 0;)
+    for (size_t size; !t.failed && t.used <= most && (size = fread(some, 1, sizeof some, in)) > 0;) {
         append(&t, some, size);
+        if (!t.failed && memcmp(t.bytes, "\x89" "DCZ", t.used < 4 ? t.used : 4) != 0)
+            break;
+    }
     if (ferror(in))
         t.failed = EIO;
     (void)fclose(in);
@@ -1632,10 +1808,13 @@ static struct text read_all(const char *path) {
 static int run(const char *path, const char *out_path, uint64_t max_bytes) {
     dcz_error error;
     errno = 0;
-    struct text in = read_all(path);
+    uint64_t most = max_bytes < UINT64_MAX - MAX_INDEX ? max_bytes + MAX_INDEX : UINT64_MAX;
+    struct text in = read_all(path, most);
     int code = SOUND;
     if (in.failed) {
         code = complain(NO_LUCK, path, errno ? strerror(errno) : "cannot be read");
+    } else if (in.used > most) {
+        code = complain(UNSOUND, path, "file: too large: more than the bytes allowed and 256 MiB");
     } else {
         dcz *file = dcz_open(in.used > 0 ? in.bytes : "", in.used, max_bytes, &error);
         if (file == NULL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -10,20 +11,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forged import one, record, sealed
+from forged import one, record, sealed, varint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import arrays, bit_tensors, layers, on_grid
 
 from deepcompression import tensorfile
 from deepcompression.dtypes import DTYPES, unsigned
-from deepcompression.io import CODERS, RawTensor, encode, load
+from deepcompression.errors import FormatError
+from deepcompression.io import CODERS, RawTensor, decode, encode, load
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCE = ROOT / "deepcompression" / "dcz.c"
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("v1-*.dcz"))
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
+
+MALFORMED = 5
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler (cc, gcc or clang) on this machine")
 
@@ -91,7 +95,7 @@ def check(program: Path, file: Path, expected: dict[str, RawTensor]) -> None:
 
 def refused(program: Path, file: Path, *options: object) -> str:
     """The one line that the program has to say of a bad file."""
-    done = run(program, *options, file)
+    done = run(program, file, *options)
     assert done.returncode == 2, done
     assert done.stderr.count("\n") == 1
     assert done.stderr.isprintable() or done.stderr[:-1].isprintable()
@@ -252,13 +256,30 @@ def sealed_again(shape: Sequence[int], dtype: str, blob: bytes, generator: rando
     return sealed(b"\x01" + record(b"w", dtype, shape, bytes(body)), bytes(body))
 
 
-def test_survives_hostile_files(tmp_path: Path) -> None:
-    """No byte that an attacker sets, checksums and all, makes it read or write where it must not, hang or overflow."""
-    driver, source = tmp_path / "driver", tmp_path / "driver.c"
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The decoder under the address and undefined-behaviour sanitizers, reading files one after the other."""
+    folder = tmp_path_factory.mktemp("driver")
+    path, source = folder / "driver", folder / "driver.c"
     source.write_text(DRIVER)
-    built = build(source, driver, *STRICT, "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    built = build(source, path, *STRICT, "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     if built.returncode:
         pytest.skip(f"no sanitizers with this C compiler: {built.stderr.strip().splitlines()[-1]}")
+    return path
+
+
+def statuses_of(driver: Path, files: Sequence[bytes]) -> list[int]:
+    """What the sanitized decoder makes of each file; 0 is sound."""
+    stream = b"".join(len(file).to_bytes(4, "little") + file for file in files)
+    done = subprocess.run([driver], input=stream, capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    statuses = [int(line) for line in done.stdout.split()]
+    assert len(statuses) == len(files)
+    return statuses
+
+
+def test_survives_hostile_files(driver: Path) -> None:
+    """No byte that an attacker sets, checksums and all, makes it read or write where it must not, hang or overflow."""
     generator, files = random.Random(3), []
     for tensor in samples():
         for coder in CODERS:
@@ -267,13 +288,90 @@ def test_survives_hostile_files(tmp_path: Path) -> None:
             shape = tensor.bits.shape
             files += [sealed_again(shape, tensor.dtype, blob, generator) for _ in range(70)]
             files.append(content)
-    stream = b"".join(len(file).to_bytes(4, "little") + file for file in files)
-    done = subprocess.run([driver], input=stream, capture_output=True, timeout=100)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    statuses = [int(line) for line in done.stdout.split()]
-    assert len(statuses) == len(files) > 3000
+    statuses = statuses_of(driver, files)
+    assert len(files) > 3000
     assert statuses.count(0) >= len(files) // 71
     assert set(statuses) <= {0, 3, 4, 5, 6}
+
+
+def named(name: bytes) -> bytes:
+    """A file with one tensor of this name."""
+    return sealed(b"\x01" + record(name, "uint8", (0,), b""))
+
+
+EDGES = [
+    *(
+        b"\x80" + bytes([0x80] * 9),
+        b"\xff" + bytes([0xBF] * 9),
+        b"\xbf" * 10,
+        b"\xf8" + b"\x80" * 9,
+    ),  # found by fuzzing
+    *(
+        b"\xc0\x80",
+        b"\xc1\xbf",
+        b"\xe0\x9f\xbf",
+        b"\xf0\x8f\xbf\xbf",
+        b"\xc2\x80",
+        b"\xe0\xa0\x80",
+        b"\xf0\x90\x80\x80",
+    ),
+    *(b"\xed\x9f\xbf", b"\xed\xa0\x80", b"\xed\xbf\xbf", b"\xee\x80\x80", b"\xf4\x8f\xbf\xbf", b"\xf4\x90\x80\x80"),
+    *(b"\xc2", b"\xe2\x82", b"\xf0\x9f\x98", b"a\xc2", b"\xc2a", b"\xf5\x80\x80\x80", b"\xfb\xbf\xbf\xbf\xbf"),
+]
+
+
+def test_names_are_strict_utf8(driver: Path) -> None:
+    """C refuses just the names that Python does: too long forms, surrogates, beyond U+10FFFF, cut short, no lead."""
+    generator = random.Random(5)
+    leads = [0x41, 0x7F, 0x80, 0xBF, 0xC0, 0xC2, 0xDF, 0xE0, 0xE2, 0xED, 0xEF, 0xF0, 0xF3, 0xF4, 0xF5, 0xF8, 0xFF]
+    followers = [0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF]
+    names = [bytes([generator.choice(leads), *generator.choices(followers, k=n % 10)]) for n in range(2000)] + EDGES
+
+    def allowed(name: bytes) -> bool:
+        try:
+            decode(named(name))
+        except FormatError:
+            return False
+        return True
+
+    statuses = statuses_of(driver, [named(name) for name in names])
+    assert [status == 0 for status in statuses] == [allowed(name) for name in names]
+    assert {*statuses[-len(EDGES) :][:4]} == {MALFORMED}
+
+
+def test_output_never_follows_a_link(program: Path, tmp_path: Path) -> None:
+    """A link that waits where the unfinished file was expected leads nowhere; nothing is left but the output."""
+    path, out, victim = tmp_path / "fine.dcz", tmp_path / "out.safetensors", tmp_path / "victim"
+    path.write_bytes(GOOD)
+    victim.write_text("mine")
+    (tmp_path / "out.safetensors.part").symlink_to(victim)
+    assert run(program, path, out).returncode == 0
+    assert victim.read_text() == "mine" and list(tensorfile.read(out)) == ["w"]
+    assert sorted(tmp_path.iterdir()) == sorted([path, out, victim, tmp_path / "out.safetensors.part"])
+
+
+def test_devices_and_endless_input(program: Path, tmp_path: Path) -> None:
+    """A pipe is not renamed over, an input that never ends is not read to the end of memory, a missing one is told."""
+    path = tmp_path / "fine.dcz"
+    path.write_bytes(GOOD)
+    os.mkfifo(tmp_path / "pipe")
+    done = run(program, path, tmp_path / "pipe")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "no ordinary file" in done.stderr
+    assert refused(program, Path("/dev/zero")) == "magic: not a .dcz file"
+    for bad in (tmp_path / "missing", tmp_path):
+        done = run(program, bad)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "pipe"]
+
+
+def test_the_sum_of_all_tensors_is_bounded(program: Path, tmp_path: Path) -> None:
+    """A thousand references to one tensor count a thousand times, before anything is written."""
+    stored = record(b"w", "float32", (8,), b"\x00\x00" + bytes(32))
+    others = b"".join(varint(0) + varint(3) + b"%03d" % i + b"\x00\x00" for i in range(999))
+    path, out = tmp_path / "many.dcz", tmp_path / "out.safetensors"
+    path.write_bytes(sealed(varint(1000) + stored + others, b"\x00\x00" + bytes(32)))
+    assert "too large" in refused(program, path, out, "--max-bytes", 31_999)
+    assert run(program, path, out, "--max-bytes", 32_000).returncode == 0
 
 
 def test_reads_every_stored_type(program: Path, tmp_path: Path) -> None:
