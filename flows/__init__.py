@@ -1,1 +1,7 @@
 """The DAGs (Prefect flows) and the one workflow command line, ``python -m flows``."""
+
+import os
+
+from tasks.environment import prepare
+
+prepare(os.environ)  # before Prefect reads it

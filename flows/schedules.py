@@ -17,6 +17,7 @@ from deepcompression.errors import RecipeError, RunError
 from flows import recipe as recipes
 from flows.schema import Name, Strict
 from tasks.console import say
+from tasks.environment import opener
 from tasks.life import ALIVE
 
 if TYPE_CHECKING:
@@ -146,8 +147,6 @@ def serve(schedules: Sequence[Schedule]) -> None:
 
 def _server() -> str:
     """The server's URL, if it answers."""
-    import urllib.request
-
     from prefect.settings import get_current_settings
 
     url = get_current_settings().api.url
@@ -155,7 +154,7 @@ def _server() -> str:
     if not url:
         raise RunError(f"schedules need a Prefect server, and none of this clone is running; {hint}")
     try:
-        urllib.request.urlopen(f"{url}/health", timeout=5).close()
+        opener(url).open(f"{url}/health", timeout=5).close()
     except (OSError, ValueError) as error:
         raise RunError(f"no Prefect server answers at {url}: {error}; {hint}") from None
     return str(url)

@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from rich.markup import escape
 
 from deepcompression.errors import RunError
 from tasks.console import say
+from tasks.environment import opener
 from tasks.store import write_json
 from tasks.tracking import resolve_uri
 
@@ -54,7 +53,7 @@ class Server:
     def answers(self) -> bool:
         """Whether its health check does."""
         try:
-            urllib.request.urlopen(self.health, timeout=2).close()
+            opener(self.health).open(self.health, timeout=2).close()
         except (OSError, ValueError):
             return False
         return True

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from deepcompression.errors import RunError
 from tasks import lease as leases
 from tasks.console import say
+from tasks.deadline import within
 from tasks.lease import Lease
 from tasks.places import Place
 from tasks.tracking import STATE, Tracker, masked, terminate
@@ -18,6 +20,7 @@ from tasks.tracking import STATE, Tracker, masked, terminate
 PREFIX = "run-"
 ALIVE = "deep-compression.run.alive"
 ALIVE_SECONDS = 20.0
+ANSWER_SECONDS = 5.0
 
 
 @contextlib.contextmanager
@@ -114,8 +117,14 @@ def recover(place: Place, uri: str) -> list[str]:
 def _prefect_answers() -> bool:
     from prefect.client.orchestration import get_client
 
-    with get_client(sync_client=True) as client:
-        return client.api_healthcheck() is None
+    def answers() -> bool:
+        with get_client(sync_client=True) as client:
+            return client.api_healthcheck() is None
+
+    try:
+        return within(ANSWER_SECONDS, answers)
+    except RunError:
+        return False
 
 
 def _end(facts: Mapping[str, Any], uri: str) -> None:

@@ -185,6 +185,8 @@ def _promote(
     case = Case(config, baseline.numbers, candidate, bool(run.metric_object().higher_is_better))
     champion, gates, version = None, [], None
     try:
+        if run.tracker.offline:
+            raise RunError("it was given up earlier in this run")
         champion = there.champion()
         gates = case.judge(champion)
         with tempfile.TemporaryDirectory() as made:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcompression.errors import DataError, RunError
+from tasks.deadline import Bounded
 from tasks.run import Run
 from tasks.tracking import client_of, masked
 
@@ -86,7 +87,8 @@ class Registry:
         client_of(self.uri)
         from mlflow import MlflowClient
 
-        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        return client if self.uri.startswith("sqlite:///") else Bounded(client)
 
     def champion(self) -> Champion | None:
         """What the alias names now, or None: no such model, or no version of it has the alias."""

@@ -9,7 +9,6 @@ import os
 import re
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,11 +20,16 @@ from filelock import FileLock
 
 from deepcompression.errors import RunError, StorageError
 from tasks.console import say
+from tasks.deadline import SLOWEST, Bounded, within
+from tasks.environment import opener
 from tasks.store import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 JOURNAL = "tracking.jsonl"
 STATE = "tracking.json"
+
+KNOCK_SECONDS = 5.0
+PATIENT = SLOWEST / 10  # of `sync`, which somebody started to wait for it
 
 # By default one call to a server that is away blocks for four minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -60,8 +64,16 @@ class Tracker:
             return None
         return f"{masked(self.uri).rstrip('/')}/#/experiments/{state['experiment_id']}/runs/{state['run_id']}"
 
+    @property
+    def offline(self) -> bool:
+        """Whether the server was given up for this run."""
+        return bool(_state(self.folder).get("offline"))
+
     def start(self, name: str, tags: Mapping[str, str], parent: Parent | None = None) -> None:
-        """Opens the run (a child of ``parent``'s, where given)."""
+        """Opens the run (a child of ``parent``'s, where given; what did not take the parent is not asked again)."""
+        if parent and (reason := _state(str(parent["folder"])).get("offline")):
+            with contextlib.suppress(StorageError):
+                write_json(Path(self.folder) / STATE, {"offline": reason})
         self._log("start", name=name, tags=dict(tags), parent=dict(parent) if parent else None)
 
     def as_parent(self) -> Parent:
@@ -148,13 +160,13 @@ class Tracker:
         try:
             with (Path(self.folder) / JOURNAL).open("a", encoding="utf-8") as journal:
                 journal.write(json.dumps(line) + "\n")
-            if not _state(self.folder).get("offline"):
+            if not self.offline:
                 self._send(line)
         except Exception as error:  # whatever a tracking server, its client or the disk throws, the run goes on
             self._go_offline(error)
 
     def _send(self, line: Mapping[str, Any], again: bool = False) -> None:
-        client = client_of(self.uri)
+        client = client_of(self.uri, PATIENT if again else SLOWEST)
         state = _state(self.folder)
         if line["kind"] == "start":
             found = _started(client, self, line) if again else None
@@ -268,20 +280,25 @@ def _legal(name: str) -> str:
 
 
 @lru_cache
-def client_of(uri: str) -> Any:
+def client_of(uri: str, slowest: float = SLOWEST) -> Any:
     """A client whose store exists and answers; a fresh database is migrated, by one process at a time.
 
+    Args:
+        uri: of a server or a database. Each call of a server's client has a deadline (``tasks.deadline``).
+        slowest: bytes a second: what carries files has more time for more bytes.
+
     Raises:
-        OSError: a server that does not answer its health check within 3 s.
+        OSError: a server that does not answer its health check.
+        RunError: one that did not answer it whole within 5 s.
     """
     if uri.startswith(("http://", "https://")):
-        _knock(uri)
+        within(KNOCK_SECONDS, _knock, uri)
     from mlflow import MlflowClient
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     if not uri.startswith("sqlite:///"):
-        return MlflowClient(tracking_uri=uri)
+        return Bounded(MlflowClient(tracking_uri=uri), slowest)
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
     # Processes that open a fresh database together corrupt each other's migration.
@@ -295,8 +312,9 @@ def _knock(uri: str) -> None:
     """Any answer will do, 401 too: somebody is there."""
     parts = urlsplit(uri)
     host = parts.netloc.rpartition("@")[2]  # urllib does not understand user:password@
+    url = f"{parts.scheme}://{host}{parts.path.rstrip('/')}/health"
     with contextlib.suppress(urllib.error.HTTPError):
-        urllib.request.urlopen(f"{parts.scheme}://{host}{parts.path.rstrip('/')}/health", timeout=3).close()
+        opener(url).open(url, timeout=3).close()
 
 
 def _create(client: Any, tracker: Tracker, line: Mapping[str, Any]) -> str:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
-import http.server
 import json
 import socket
-import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bad_servers import BAD, bad_server
 from mlflow import MlflowClient
 
+from deepcompression.errors import RunError
+from tasks import deadline, tracking
 from tasks.tracking import JOURNAL, Tracker, flatten, masked, resolve_uri
 
 
@@ -76,27 +78,45 @@ def test_server_away_is_told_once_and_everything_is_kept(tmp_path: Path, capfd: 
     assert capfd.readouterr().err.count("tracking:") == 1
 
 
-def test_server_that_breaks_in_the_middle_costs_seconds(tmp_path: Path) -> None:
-    """A server that answers its health check and then fails is given up, not waited for."""
+@pytest.mark.parametrize("how", BAD)
+def test_a_bad_server_costs_a_deadline_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """One that hangs, drips, hangs up or errs is given up after one deadline, and named; the journal has everything."""
+    monkeypatch.setattr(deadline, "CALL_SECONDS", 0.4)
+    monkeypatch.setattr(tracking, "KNOCK_SECONDS", 0.4)
+    parent, child = (Tracker(str(_folder(tmp_path, name)), "", "e") for name in ("parent", "child"))
+    with bad_server(how) as url:
+        parent, child = replace(parent, uri=url), replace(child, uri=url)
+        started = time.monotonic()
+        parent.start("n", {})
+        child.start("c", {}, parent.as_parent())
+        for one in (parent, child):
+            one.metrics({"a": 1.0})
+            one.finish()
+        assert time.monotonic() - started < 3
+    said = capfd.readouterr().err
+    assert said.count("tracking:") == 1 and url in said and "flows sync" in said
+    assert parent.unsent() == child.unsent() == 3
 
-    class Broken(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/health" else 500)
-            self.end_headers()
 
-        do_POST = do_GET
+def test_an_upload_has_time_for_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What carries files has a deadline that grows with them; what was late does not bring a server back."""
 
-        def log_message(self, *_: object) -> None:
-            pass
+    class Slow:
+        def log_artifact(self, run_id: str, path: str) -> str:
+            time.sleep(0.3)
+            return "done"
 
-    server = http.server.HTTPServer(("127.0.0.1", 0), Broken)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    tracker = Tracker(str(_folder(tmp_path)), f"http://127.0.0.1:{server.server_port}", "e")
-    started = time.monotonic()
-    tracker.start("n", {})
-    tracker.metrics({"a": 1.0})
-    server.shutdown()
-    assert time.monotonic() - started < 30 and tracker.unsent() == 2
+        get_run = log_artifact
+
+    monkeypatch.setattr(deadline, "CALL_SECONDS", 0.05)
+    (tmp_path / "file").write_bytes(bytes(1000))
+    slow = deadline.Bounded(Slow(), slowest=1000)
+    assert slow.log_artifact("run", str(tmp_path / "file")) == "done"
+    for call in (slow.get_run, deadline.Bounded(Slow()).log_artifact):
+        with pytest.raises(RunError, match="no whole answer within"):
+            call("run", str(tmp_path / "file"))
 
 
 def test_a_password_in_the_address_is_shown_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
