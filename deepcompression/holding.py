@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from deepcompression.errors import StructureError
-from deepcompression.selection import Holder, first_names, is_held, join, parameters, prunable
+from deepcompression.selection import Holder, first_names, is_held, join, memory, parameters, prunable, refuse_overlaps
 
 Use = tuple[nn.Module, str]
 Part = TypeVar("Part", bound=Holder)
@@ -216,10 +216,11 @@ def _partly_zero(model: nn.Module) -> list[str]:
 def _uses(model: nn.Module, name: str) -> list[Use]:
     """Every (module, attribute) that is the parameter ``name``, if it can be held."""
     known = parameters(model)
+    refuse_overlaps(known)
     weight = known[name]
     if not bool(torch.isfinite(weight).all()):
         raise StructureError(f"{name}: a value is NaN or infinite; zeros and sharing are held in finite weights")
-    same = [other.rpartition(".") for other, parameter in known.items() if parameter is weight]
+    same = [other.rpartition(".") for other, parameter in known.items() if memory(parameter) == memory(weight)]
     uses: list[Use] = list(dict.fromkeys((model.get_submodule(part[0]), part[2]) for part in same))
     if any(is_held(*use) for use in uses):
         raise StructureError(f"{name}: is held already; bake the model first")

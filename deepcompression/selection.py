@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TypeVar
@@ -88,8 +89,30 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def first_names(model: nn.Module) -> dict[str, str]:
     """Every floating-point parameter's name -> the first name of the same (tied) parameter."""
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(parameter), name) for name, parameter in parameters(model).items()}
+    first: dict[object, str] = {}
+    return {name: first.setdefault(memory(parameter), name) for name, parameter in parameters(model).items()}
+
+
+def memory(tensor: Tensor) -> object:
+    """Where a tensor's elements lie: equal for the names of one (tied) tensor, also for two objects on one memory."""
+    if tensor.layout != torch.strided or not tensor.numel() or tensor.is_meta:
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def refuse_overlaps(named: Mapping[str, Tensor]) -> None:
+    """Raises StructureError where two tensors have elements in common, but are not one tensor (a view, a transpose)."""
+    storages: dict[object, list[str]] = {}
+    for name, tensor in named.items():
+        if tensor.layout == torch.strided and tensor.numel() and not tensor.is_meta:
+            storages.setdefault((tensor.device, tensor.untyped_storage().data_ptr()), []).append(name)
+    for names in storages.values():
+        for one, other in itertools.combinations(names, 2):
+            if memory(named[one]) != memory(named[other]) and _meet(named[one], named[other]):
+                raise StructureError(
+                    f"{one} and {other} are unlike views of the same memory: what is done to one would be undone by the "
+                    "other; make them one Parameter, or apart, and take the view or the transpose in forward"
+                )
 
 
 class Holder(nn.Module):
@@ -119,6 +142,23 @@ def is_held(module: nn.Module, attribute: str) -> bool:
 def join(prefix: str, name: str) -> str:
     """A tensor's full name."""
     return f"{prefix}.{name}" if prefix else name
+
+
+def _meet(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one storage have an element in common."""
+    if one.element_size() != other.element_size():
+        return True  # nobody trains views of another width
+    if one.storage_offset() >= _end(other) or other.storage_offset() >= _end(one):
+        return False
+    marks = torch.zeros(max(_end(one), _end(other)), dtype=torch.bool)
+    marks.as_strided(one.shape, one.stride(), one.storage_offset()).fill_(True)
+    return bool(marks.as_strided(other.shape, other.stride(), other.storage_offset()).any())
+
+
+def _end(tensor: Tensor) -> int:
+    """The place in the storage behind a tensor's last element."""
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return int(tensor.storage_offset() + reach + 1)
 
 
 def _matches(model: nn.Module, pattern: str) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deepcompression.errors import InvariantError, StructureError
 from deepcompression.holding import Held, bake, held_state, hold, masks
-from deepcompression.selection import padding_rows, prunable, resolve, select
+from deepcompression.selection import memory, padding_rows, prunable, refuse_overlaps, resolve, select
 
 __all__ = [
     "Coarsened",
@@ -109,7 +109,8 @@ def density(state: Mapping[str, Tensor], names: Iterable[str]) -> float:
 
 def dense_bytes(model: nn.Module) -> int:
     """Bytes of all persistent state_dict tensors: tied ones once, floats at most 4 bytes an element."""
-    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
+    state = model.state_dict(keep_vars=True).values()
+    tensors = {memory(tensor): tensor for tensor in state if isinstance(tensor, Tensor)}
     return sum(
         tensor.numel() * (min(tensor.element_size(), 4) if tensor.is_floating_point() else tensor.element_size())
         for tensor in tensors.values()
@@ -117,15 +118,18 @@ def dense_bytes(model: nn.Module) -> int:
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state_dict as contiguous copies on the CPU; a tied tensor is one object under all of its names."""
-    copies: dict[int, Tensor] = {}
-    state = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor):
-            if id(tensor) not in copies:
-                copies[id(tensor)] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            state[name] = copies[id(tensor)]
-    return state
+    """The state_dict as contiguous copies on the CPU; a tied tensor is one object under all of its names.
+
+    Raises:
+        StructureError: two tensors are unlike views of the same memory.
+    """
+    own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
+    refuse_overlaps(own)
+    copies = {memory(tensor): tensor for tensor in own.values()}
+    copies = {
+        place: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for place, tensor in copies.items()
+    }
+    return {name: copies[memory(tensor)] for name, tensor in own.items()}
 
 
 def _new_zeros(name: str, was: Tensor, now: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from deepcompression import io
 from deepcompression.dtypes import DTYPES
 from deepcompression.errors import WeightsError
-from deepcompression.structure import bake, hold
+from deepcompression.selection import join, memory
+from deepcompression.structure import bake, bits_of, hold
 
 __all__ = ["bake", "encode", "hold", "load", "load_into", "load_state", "save"]
 
+log = logging.getLogger(__name__)
 _NUMPY_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -31,9 +34,11 @@ def load(path: str | Path) -> dict[str, Tensor]:
 def load_into(model: nn.Module, path: str | Path) -> nn.Module:
     """Loads a ``.dcz`` file into ``model`` (every tensor must fit) and returns it.
 
+    A model on the meta device gets memory on the CPU first.
+
     Raises:
         FormatError: as ``load``.
-        WeightsError: names what does not fit.
+        WeightsError: as ``load_state``.
     """
     load_state(model, load(path), where=str(path))
     return model
@@ -42,19 +47,21 @@ def load_into(model: nn.Module, path: str | Path) -> nn.Module:
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
     """Loads ``state`` into ``model``; every tensor must be there, with its shape.
 
-    A tied parameter may be missing under all of its names but one.
+    A tied parameter may be missing under all of its names but one. What is on the meta device gets memory on the CPU.
+    Values go into the model's own dtypes; where that rounds them, a warning says so.
 
     Raises:
-        WeightsError: names what is missing, unexpected or of another shape, and what to do.
+        WeightsError: names what is missing, unexpected, of another shape, of a dtype that does not hold it, unlike
+            under two names of one tensor, or left on the meta device, and what to do; the model is as it was.
     """
-    own = model.state_dict(keep_vars=True)
+    own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
     whole = {name: _tied(own, name, state) for name in own}
     missing = [name for name, tensor in whole.items() if tensor is None]
     unexpected = [name for name in state if name not in own]
     wrong = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
         for name in own
-        if name in state and state[name].shape != own[name].shape
+        if name in state and state[name].shape != own[name].shape and not _is_extra(name)
     ]
     if missing or unexpected or wrong:
         parts = [
@@ -63,7 +70,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> 
             if names
         ]
         raise WeightsError(f"{where}: does not fit the model; {'; '.join(parts)}{_hint(own, unexpected)}")
-    model.load_state_dict(whole)
+    found = {name: tensor for name, tensor in whole.items() if tensor is not None}
+    _refuse_unlike(own, found, where)
+    _refuse_casts(own, found, where)
+    _give_memory(model, own, where)
+    model.load_state_dict(found)
 
 
 def save(state: Mapping[str, Tensor], path: str | Path, coder: str = "huffman") -> int:
@@ -113,10 +124,84 @@ def _kind(value: object) -> str:
     return f"a {value.layout} tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
+def _is_extra(name: str) -> bool:
+    """Whether this is what a module's own ``get_extra_state`` returned: its shape is that module's matter."""
+    return name.rpartition(".")[2] == "_extra_state"
+
+
 def _tied(own: Mapping[str, Tensor], name: str, state: Mapping[str, Tensor]) -> Tensor | None:
     if name in state:
         return state[name]
-    return next((state[other] for other in own if other in state and own[other] is own[name]), None)
+    return next((state[other] for other in own if other in state and memory(own[other]) == memory(own[name])), None)
+
+
+def _refuse_unlike(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+    """One tensor under two names takes one value: which of two unlike ones were chance."""
+    first: dict[object, str] = {}
+    for name in own:
+        other = first.setdefault(memory(own[name]), name)
+        if state[other] is not state[name] and not _same(state[other], state[name]):
+            raise WeightsError(
+                f"{where}: {other} and {name} are one tensor in the model (tied), but hold unlike values here; "
+                "untie them in the model, or drop one of them from the file"
+            )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(bits_of(one), bits_of(other))
+
+
+def _refuse_casts(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+    """A cast that loses values is refused between kinds of numbers, and told between floating-point types."""
+    rounded = []
+    for name, tensor in state.items():
+        target = own[name].dtype
+        if tensor.dtype == target or _is_extra(name):
+            continue
+        complex_ = tensor.is_complex() or target.is_complex
+        if not complex_ and _same(tensor.to(target).to(tensor.dtype), tensor):
+            continue
+        if not (tensor.is_floating_point() and target.is_floating_point):
+            raise WeightsError(
+                f"{where}: {name} is {_name(tensor.dtype)}, the model's is {_name(target)}, which does not hold its values"
+            )
+        rounded.append(f"{name} from {_name(tensor.dtype)} to {_name(target)}")
+    if rounded:
+        log.warning("%s: the model holds fewer digits than the file: %s rounded", where, _some(rounded))
+
+
+def _give_memory(model: nn.Module, own: Mapping[str, Tensor], where: str) -> None:
+    """Puts tensors on the CPU in place of those on the meta device, tied ones tied; the file will fill them."""
+    loaded = {id(tensor) for tensor in own.values()}
+    made: dict[int, Tensor] = {}
+    places = [
+        (tensors, join(prefix, attribute), attribute, tensor)
+        for prefix, module in model.named_modules()
+        for tensors in (module._parameters, module._buffers, vars(module))
+        for attribute, tensor in tensors.items()
+        if isinstance(tensor, Tensor) and tensor.is_meta
+    ]
+    empty = [name for _, name, _, tensor in places if id(tensor) not in loaded]
+    if empty:
+        raise WeightsError(
+            f"{where}: {_some(empty)} on the meta device, and not in the state_dict (not persistent), so that no file "
+            "brings the values; build the model on the CPU"
+        )
+    for tensors, _, attribute, tensor in places:
+        if id(tensor) not in made:
+            real = torch.empty_like(tensor, device="cpu")
+            made[id(tensor)] = nn.Parameter(real, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else real
+        tensors[attribute] = made[id(tensor)]
+
+
+def _some(names: Sequence[str]) -> str:
+    """A few names and how many more, with their verb."""
+    told = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+    return f"{told} {'is' if len(names) == 1 else 'are'}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _hint(own: Mapping[str, Tensor], unexpected: Sequence[str]) -> str:

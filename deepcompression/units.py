@@ -208,7 +208,9 @@ class _Graph:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         # What forward reads by itself, beside the module's own call, counts as one more.
         read = [str(node.target) for node in self.nodes if node.op == "get_attr"]
-        self.tensors = Counter(id(parameters[name]) for name in [*parameters, *read] if name in parameters)
+        self.tensors = Counter(
+            selection.memory(parameters[name]) for name in [*parameters, *read] if name in parameters
+        )
 
     def chain(self, name: str) -> Chain | str:
         """The chain that begins at a layer, or why there is none."""
@@ -299,7 +301,7 @@ class _Graph:
             return f"{name} has no running statistics"
         if module.num_features != path.units:
             return f"{name} does not normalise its units"
-        if self.uses[name] > 1 or any(self.tensors[id(one)] > 1 for one in module.parameters()):
+        if self.uses[name] > 1 or any(self.tensors[selection.memory(one)] > 1 for one in module.parameters()):
             return f"{name} is used more than once"
         path.norms.append(name)
         return Step(lambda value: _normalised(module, value))
@@ -323,7 +325,7 @@ class _Graph:
             return "the graph does not call it as a module"
         if self.uses[name] > 1:
             return f"it is used {self.uses[name]} times"
-        if any(self.tensors[id(one)] > 1 for one in module.parameters()):
+        if any(self.tensors[selection.memory(one)] > 1 for one in module.parameters()):
             return "its parameters are used elsewhere too"
         if getattr(module, "groups", 1) != 1:
             return f"it has {module.groups} groups"

@@ -50,5 +50,6 @@ def _work(bench: Bench, config: dict[str, Any]) -> Product:
             product.state, shared=bench.input.shared, codebook=config["codebook"], rest=config["rest"]
         )
     notes = [f"{name} keeps its precision: {reason}" for name, reason in rounded.kept.items()]
+    notes += [f"{name} {what}" for name, what in {**rounded.instead, **rounded.coarse}.items()]
     report = {**product.report, "kept": rounded.kept, "precisions": precisions}
     return replace(product, state=rounded.state, notes=notes, report=report)

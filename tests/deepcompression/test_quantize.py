@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deepcompression.errors import StructureError
 from deepcompression.problem import Problem, evaluate
-from deepcompression.quantize import round_by_effect, round_precision
+from deepcompression.quantize import on_grid, round_by_effect, round_precision
 from deepcompression.structure import plain_state
 
 
@@ -133,3 +133,81 @@ def test_precision_by_effect_is_what_the_loss_allows():
     some, taken = round_by_effect(start, problem, tolerance=1e-4)
     after = evaluate(start, problem.validation, problem.step, problem.metric).loss
     assert after <= before * (1 + 1e-4) and set(taken) | set(some.kept) == set(state)
+
+
+VARIANCES = torch.tensor([1e-4, 0.01, 1.0, 1000.0])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "held"),
+    [
+        (VARIANCES, "float16"),
+        (torch.tensor([0.0, 1e-9, 1.0]), "bfloat16"),
+        (torch.tensor([-1.0, -1e-3]), "float16"),
+        (torch.tensor([1.0, 1e-5]), "bfloat16"),
+        (torch.logspace(-3, 2, 32).reshape(4, 8), "float16"),
+        (torch.tensor([1.0, 1e-42]), "float32"),
+    ],
+    ids=["variances", "with a dead channel", "negative", "scale and epsilon", "a table of gains", "subnormal"],
+)
+def test_int8_keeps_the_ratios_of_values_of_one_sign(tensor: Tensor, held: str):
+    """A variance that became zero multiplies its channel by 300; such tensors get 16 bits, and it is said."""
+    made = round_precision({"bn.running_var": tensor}, rest="int8")
+    after = made.state["bn.running_var"]
+    alive = tensor != 0
+    assert float((after[alive] / tensor[alive] - 1).abs().max()) <= 2**-8
+    assert not after[~alive].any()
+    assert made.instead["bn.running_var"].startswith(f"is {held}: its values have one sign and go from ")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        weights(0, 64),
+        weights(1, 64).abs() * 0.2 + 0.9,
+        torch.tensor(0.07),
+        torch.tensor([1e-5]),
+        torch.sin(torch.arange(64) / 7.0).reshape(8, 8),
+        torch.tensor([0.0, 1.0, 1.0, 0.0]),
+        torch.zeros(0, 3),
+        torch.zeros(3),
+        torch.tensor([3.0, -1e-6]),
+    ],
+    ids=["bias", "norm weight", "temperature", "epsilon", "positions", "mask", "empty", "zeros", "two signs"],
+)
+def test_int8_stays_on_its_grid_where_ratios_are_kept_or_of_no_matter(tensor: Tensor):
+    """What int8 held well before is stored in as few bytes as before."""
+    made = round_precision({"w": tensor}, rest="int8")
+    assert torch.equal(made.state["w"], on_grid(tensor))
+    assert not made.instead and not made.coarse and not made.kept
+
+
+def test_int8_says_what_it_changes_much_and_what_it_leaves():
+    """An outlier takes the grid of all others; other dtypes and what is not finite keep their precision aloud."""
+    spread = torch.cat([weights(0, 5000), torch.tensor([300.0])])
+    state = {
+        "w": spread,
+        "half": weights(1, 4).half(),
+        "double": weights(2, 4).double(),
+        "inf": torch.tensor(torch.inf),
+    }
+    made = round_precision(state, rest="int8")
+    assert made.coarse == {"w": "is changed by 15% by int8 (root mean square)"}
+    assert made.kept == {
+        "half": "int8 is for float32, it is float16",
+        "double": "float64 is not rounded",
+        "inf": "a value is NaN or infinite",
+    }
+    assert round_precision({"n": torch.arange(3)}, rest="int8").kept == {}
+
+
+def test_precision_by_effect_keeps_ratios_whatever_the_loss_says():
+    """A channel that is dead on validation hides what its variance of zero does elsewhere."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
+    model[1].running_var.copy_(VARIANCES)
+    x = torch.randn(16, 5)
+    problem = Problem((x, x[:, :3].argmax(1)), (x, x[:, :3].argmax(1)))
+    rounded, chosen = round_by_effect(model, problem, tolerance=1e9)
+    assert chosen["1.running_var"] == "bfloat16" and chosen["0.weight"] == "int8"
+    assert rounded.state["1.running_var"].all()
