@@ -69,7 +69,8 @@ def round_precision(
             raise StructureError(f"quantize: precision {precision!r}; expected one of {', '.join(known)}")
     shared = list(shared)
     clean, kept, merged = normalised(state, shared), {}, {}
-    instead, coarse = {}, {}
+    instead: dict[str, str] = {}
+    coarse: dict[str, str] = {}
     books = {id(clean[name]) for name in shared}  # by object: tied names are one codebook
     changed = {}
     for name, tensor in clean.items():
@@ -85,7 +86,7 @@ def round_precision(
                 changed[name], instead[name] = _by_ratio(tensor, error)
             else:
                 changed[name] = on_grid(tensor)
-                coarse |= {name: told for told in [_coarse(tensor, changed[name])] if told}
+                coarse[name] = _coarse(tensor, changed[name])
         if wanted == INT8:
             continue
         targets = [PRECISIONS[one] for one in (IN_RANGE if wanted == AUTO else (wanted,))]
@@ -98,7 +99,9 @@ def round_precision(
             changed[name] = rounded
         if name in shared and not reason:
             merged[name] = len(torch.unique(tensor)) - len(torch.unique(rounded))
-    return Rounded(replaced(clean, changed), kept, merged, instead, coarse)
+    return Rounded(
+        replaced(clean, changed), kept, merged, instead, {name: told for name, told in coarse.items() if told}
+    )
 
 
 def _by_ratio(tensor: Tensor, error: float) -> tuple[Tensor, str]:

@@ -110,8 +110,8 @@ def refuse_overlaps(named: Mapping[str, Tensor]) -> None:
         for one, other in itertools.combinations(names, 2):
             if memory(named[one]) != memory(named[other]) and _meet(named[one], named[other]):
                 raise StructureError(
-                    f"{one} and {other} are unlike views of the same memory: what is done to one would be undone by the "
-                    "other; make them one Parameter, or apart, and take the view or the transpose in forward"
+                    f"{one} and {other} are unlike views of the same memory: what is done to one would be undone by "
+                    "the other; make them one Parameter, or apart, and take the view or the transpose in forward"
                 )
 
 

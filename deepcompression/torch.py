@@ -163,7 +163,8 @@ def _refuse_casts(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where:
             continue
         if not (tensor.is_floating_point() and target.is_floating_point):
             raise WeightsError(
-                f"{where}: {name} is {_name(tensor.dtype)}, the model's is {_name(target)}, which does not hold its values"
+                f"{where}: {name} is {_name(tensor.dtype)}, the model's is {_name(target)}, which does not hold its "
+                "values"
             )
         rounded.append(f"{name} from {_name(tensor.dtype)} to {_name(target)}")
     if rounded:
