@@ -1,9 +1,8 @@
-"""Data in memory: scikit-learn's digits, MNIST and Fashion-MNIST; splits, digests, augmentation."""
+"""Data in memory: scikit-learn's digits, MNIST and Fashion-MNIST; splits, augmentation."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import logging
 import os
 import zlib
@@ -106,18 +105,6 @@ def split_validation(splits: Splits, validation: int | float, seed: int = 0) -> 
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     kept, held = order[count:].sort().values, order[:count].sort().values
     return replace(splits, train=Subset(train, kept.tolist()), validation=Subset(train, held.tolist()))
-
-
-def digest(splits: Splits) -> str:
-    """What identifies the data, as SHA-256 in hexadecimal digits.
-
-    Of tensors their bytes; else a dataset's own ``digest`` (attribute or method); else, with a warning, the
-    names, sizes and times of the files in its ``files`` or under its ``root``.
-    """
-    whole = hashlib.sha256()
-    for split in (splits.train, splits.validation, splits.test):
-        whole.update(_digest(split.dataset if isinstance(split, DataLoader) else split).encode())
-    return whole.hexdigest()
 
 
 def shift(pixels: int = 1, fraction: float = 1.0) -> Callable[[Any, torch.Generator], Any]:
@@ -252,36 +239,3 @@ def _stratified(targets: Tensor, count: int, seed: int) -> Pair:
         rank = (torch.arange(len(order)) - (counts.cumsum(0) - counts)[of] + 0.5) / counts[of]
         order = order[by_class[rank.argsort(stable=True)]]
     return order[count:].sort().values, order[:count].sort().values
-
-
-def _digest(split: Any) -> str:
-    if split is None:
-        return "none"
-    if isinstance(split, Subset):
-        indices = hashlib.sha256(np.asarray(split.indices, np.int64).tobytes()).hexdigest()
-        return f"{_digest(split.dataset)} {indices}"
-    tensors = getattr(split, "tensors", split)
-    if isinstance(tensors, tuple | list) and tensors and all(isinstance(part, Tensor) for part in tensors):
-        whole = hashlib.sha256()
-        for part in tensors:
-            whole.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            whole.update(memoryview(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
-        return whole.hexdigest()
-    told = getattr(split, "digest", None)
-    if told is not None:
-        return str(told() if callable(told) else told)
-    return _files_digest(split)
-
-
-def _files_digest(split: Any) -> str:
-    root, named = getattr(split, "root", None), getattr(split, "files", None)
-    listed = [Path(path) for path in named] if named else Path(root).rglob("*") if root else []
-    files = sorted(path for path in listed if path.is_file())
-    log.warning(
-        "data: %s has no `digest`; it is identified by %s. Give it a `digest` to make reuse of results safe.",
-        type(split).__name__,
-        f"names, sizes and times of {len(files)} files" if files else "its type and length alone",
-    )
-    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    length = len(split) if hasattr(split, "__len__") else None
-    return hashlib.sha256(repr((type(split).__qualname__, length, facts)).encode()).hexdigest()

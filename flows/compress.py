@@ -47,6 +47,7 @@ from tasks.slim import slim
 from tasks.store import UNSENT, Store, publish, write_json
 from tasks.tracking import Parent, Tracker, masked, resolve_uri
 from tasks.verify import Verified, verify
+from tasks.warned import kept
 
 STAGES: dict[str, Task[..., Any]] = {
     "prune": prune,
@@ -343,7 +344,8 @@ def _summary(run: Run, references: Sequence[Reference], verified: Verified, path
         "file_bytes": count,
         "ratio": dense / count,
         "metric": run.metric_object().name,
-        "data_digest": run.data_digest(),
+        "data_digest": run.data_identity().digest,
+        "data_notes": list(run.data_identity().notes),
         "baseline": verified.baseline,
         "final": verified.final,
         "comparison": verified.comparison,
@@ -351,6 +353,7 @@ def _summary(run: Run, references: Sequence[Reference], verified: Verified, path
             {**{name: reference.numbers[name] for name in names}, "key": reference.key} for reference in references
         ],
         "reused": [reference.numbers["stage"] for reference in references if reference.numbers["cached"]],
+        "warnings": kept(run.folder),
         "file": str(path),
         "folder": run.folder,
         "tracking_uri": masked(run.tracker.uri),
@@ -378,7 +381,7 @@ def _leave(run: Run, references: Sequence[Reference], summary: dict[str, Any], s
         numbers |= {f"test_{key}": compared[key] for key in ("difference", "p_value", "broken", "mended")}
         numbers |= {f"test_difference_{key}": compared[key] for key in ("low", "high")}
     run.tracker.metrics({key: value for key, value in numbers.items() if math.isfinite(value)})
-    run.tracker.tags({"mlflow.note.content": sentence(summary)})
+    run.tracker.tags({"mlflow.note.content": sentence(summary), **_warnings_tag(summary)})
     for path in (file, folder / "summary.json", folder / "report.html"):
         run.tracker.artifact(path)
     run.tracker.artifact(folder / "figures" / "bytes.svg", "figures")
@@ -386,6 +389,12 @@ def _leave(run: Run, references: Sequence[Reference], summary: dict[str, Any], s
         _prefect_artifacts(run, summary)
     except Exception as error:  # a server that went away: the run is finished, and its report lies in its folder
         say(f"[yellow]Prefect:[/] its server does not take the run's artifacts ({' '.join(str(error).split())[:120]})")
+
+
+def _warnings_tag(summary: Mapping[str, Any]) -> dict[str, str]:
+    """As much of all warnings as MLflow takes in a tag."""
+    text = "; ".join(f"{one['stage']}: {one['text']}" for one in summary["warnings"])
+    return {"warnings": text[:4900]} if text else {}
 
 
 def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:

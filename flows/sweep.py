@@ -16,19 +16,19 @@ from prefect.runtime import flow_run
 
 from deepcompression.errors import RunError
 from flows import recipe as recipes
-from flows.schema import Recipe
+from flows.schema import BUILT_IN, Recipe
 from flows.study import Range, Sweep, Trial, as_overrides, distributions, failed, finished, open_study, points_to_try
 from flows.workers import Crew, Died, local, on_dask, run_trial
 from tasks.console import bar, say
 from tasks.life import ending, living, recover
 from tasks.pareto import Point, front, picture, spread_out
 from tasks.places import is_url
-from tasks.sources import library_digest
+from tasks.sources import code_digest
 from tasks.store import Store, write_json
 from tasks.tracking import Tracker, resolve_uri
 
 SWEEPS = recipes.ROOT / "artifacts" / "sweeps"
-CODE = ("training", "prune", "finetune", "share", "quantize", "torch")
+CODE = tuple(f"tasks.{stem}" for stem in ("baseline", *BUILT_IN, "custom", "sensitivity"))
 
 
 def _name() -> str:
@@ -83,7 +83,7 @@ def _place(parsed: Recipe) -> Any:
 def _digest(plan: Sweep, raw: Mapping[str, Any]) -> str:
     """What makes trials comparable: started again with any of it changed, it is another sweep."""
     ours = plan.model_dump(mode="json", include={"parameters", "method", "seed"})
-    text = json.dumps([ours, raw, library_digest(*CODE)], sort_keys=True, default=str)
+    text = json.dumps([ours, raw, code_digest(*CODE)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from prefect import task
 from prefect.states import State
 
+from tasks.bench import Bench, Product
 from tasks.run import Reference, Run
-from tasks.stage import TASK, Bench, Product, perform, shown
+from tasks.stage import TASK, perform, shown
 from tasks.store import file_digest
 
 
@@ -18,10 +19,7 @@ def baseline(run: Run, label: str, number: int | None, config: dict[str, Any]) -
     weights = config.get("weights")
     work = _load if weights else _train
     also = {"weights": _digest(weights["path"])} if weights else None
-    code = ["checkpoint"] if weights else ["training"]
-    return perform(
-        run, label, number, config, None, lambda bench: work(bench, config), code=code, draws=not weights, also=also
-    )
+    return perform(run, label, number, config, None, lambda bench: work(bench, config), draws=not weights, also=also)
 
 
 def _train(bench: Bench, config: dict[str, Any]) -> Product:

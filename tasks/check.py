@@ -6,9 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
+from tasks.console import say
+from tasks.key import callables, factories_in
 from tasks.prune import table_of
 from tasks.run import Run
-from tasks.stage import factories_in
+from tasks.sources import factory_digest
+from tasks.warned import warn, warned
 
 
 def check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
@@ -21,10 +26,22 @@ def check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     Raises:
         FactoryError, DataError, StructureError, WeightsError: in one line, with the stage's label where there is one.
     """
+    run.ready()
+    with warned(run.folder, "check"):
+        _check(run, stages)
+    identity = run.data_identity()
+    for note in identity.notes:
+        say(escape(note))
+    for doubt in identity.doubts:
+        warn(run.folder, "check", doubt)
+    for spec in callables(run):  # as this process has imported it: a file may change while a run is under way
+        factory_digest(spec)
+
+
+def _check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     from deepcompression import factory
     from deepcompression.errors import InputError, WeightsError
 
-    run.ready()
     weights = run.model["weights"]
     if weights and not Path(weights["path"]).is_file():
         raise WeightsError(f"model.weights.path {weights['path']}: no such file")

@@ -7,8 +7,9 @@ from typing import Any
 from prefect import task
 from prefect.states import State
 
+from tasks.bench import Bench, Product
 from tasks.run import Reference, Run
-from tasks.stage import TASK, Bench, Product, perform
+from tasks.stage import TASK, perform
 
 
 @task(name="encode", **TASK)
@@ -16,7 +17,7 @@ def encode(
     run: Run, label: str, number: int, config: dict[str, Any], source: Reference
 ) -> State[Reference] | Reference:
     """The weights of ``source`` as a ``.dcz``, losslessly."""
-    return perform(run, label, number, config, source, lambda bench: _work(bench, config), code=["torch"], draws=False)
+    return perform(run, label, number, config, source, lambda bench: _work(bench, config), draws=False)
 
 
 def _work(bench: Bench, config: dict[str, Any]) -> Product:

@@ -7,8 +7,9 @@ from typing import Any
 from prefect import task
 from prefect.states import State
 
+from tasks.bench import Bench, Product
 from tasks.run import Reference, Run
-from tasks.stage import TASK, Bench, Product, perform, shown
+from tasks.stage import TASK, perform, shown
 
 
 @task(name="finetune", **TASK)
@@ -16,7 +17,7 @@ def finetune(
     run: Run, label: str, number: int, config: dict[str, Any], source: Reference
 ) -> State[Reference] | Reference:
     """``source`` retrained; its zeros and its sharing stay."""
-    return perform(run, label, number, config, source, lambda bench: train(bench, config), code=["finetune"])
+    return perform(run, label, number, config, source, lambda bench: train(bench, config))
 
 
 def train(bench: Bench, config: dict[str, Any]) -> Product:

@@ -256,7 +256,7 @@ def _measured(run: Run, baseline: Reference, encoded: Reference, file: Path) -> 
         ratio=baseline.numbers["dense_bytes"] / count,
         metric=str(run.metric_object().name),
         **{name: encoded.numbers[name] for name in ("val_metric", "val_correct", "val_total")},
-        data_digest=run.data_digest(),
+        data_digest=run.data_identity().digest,
     )
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from prefect import task
 from prefect.states import State
 
+from tasks.bench import Bench, Product
 from tasks.run import Reference, Run
-from tasks.stage import TASK, Bench, Product, perform, shown
+from tasks.stage import TASK, perform, shown
 
 
 @task(name="prune", **TASK)
@@ -23,7 +24,6 @@ def prune(run: Run, label: str, number: int, config: dict[str, Any], source: Ref
         config,
         source,
         lambda bench: work(bench, config),
-        code=["prune", "saliency"],
         draws=bool(config["gradual"]),
     )
 

@@ -8,9 +8,10 @@ from typing import Any
 from prefect import task
 from prefect.states import State
 
+from tasks.bench import Bench, Product
 from tasks.finetune import train
 from tasks.run import Reference, Run
-from tasks.stage import TASK, Bench, Product, perform
+from tasks.stage import TASK, perform
 
 
 @task(name="quantize", **TASK)
@@ -18,10 +19,8 @@ def quantize(
     run: Run, label: str, number: int, config: dict[str, Any], source: Reference
 ) -> State[Reference] | Reference:
     """Centroids of ``source`` trained by their summed gradient, then codebooks and the rest rounded."""
-    code = ["quantize", "finetune"]
-    return perform(
-        run, label, number, config, source, lambda bench: _work(bench, config), code=code, draws=bool(config["train"])
-    )
+    draws = bool(config["train"])
+    return perform(run, label, number, config, source, lambda bench: _work(bench, config), draws=draws)
 
 
 def _work(bench: Bench, config: dict[str, Any]) -> Product:

@@ -7,8 +7,9 @@ from typing import Any
 from prefect import task
 from prefect.states import State
 
+from tasks.bench import Bench, Product
 from tasks.run import Reference, Run
-from tasks.stage import TASK, Bench, Product, perform
+from tasks.stage import TASK, perform
 
 
 @task(name="recalibrate", **TASK)
@@ -16,7 +17,7 @@ def recalibrate(
     run: Run, label: str, number: int, config: dict[str, Any], source: Reference
 ) -> State[Reference] | Reference:
     """``source`` with running means and variances of its present weights."""
-    return perform(run, label, number, config, source, lambda bench: _work(bench, config), code=["recalibrate"])
+    return perform(run, label, number, config, source, lambda bench: _work(bench, config))
 
 
 def _work(bench: Bench, config: dict[str, Any]) -> Product:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import os
@@ -10,17 +9,17 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 from deepcompression.errors import DataError, RunError
 from tasks.deadline import Bounded
 from tasks.run import Run
+from tasks.sources import imports_of
 from tasks.tracking import client_of, masked
 
 LIBRARY = "deepcompression"
@@ -258,17 +257,17 @@ def _schema(value: Any) -> Any:
 
 def _code(module: str, into: Path) -> tuple[list[Path], list[str]]:
     """The library and the user's packages that ``module`` needs, copied; installed ones as pinned requirements."""
-    own, installed = _needed(module)
+    needed = imports_of(module)
     into.mkdir()
-    for top in sorted({LIBRARY, *own}):
+    for top in sorted({LIBRARY, *needed.own}):
         spec = importlib.util.find_spec(top)
         assert spec is not None
         for place in spec.submodule_search_locations or []:
             shutil.copytree(place, into / top, ignore=_not_code, dirs_exist_ok=True)
         if not spec.submodule_search_locations:
             shutil.copy(str(spec.origin), into)
-    providers = metadata.packages_distributions() if installed else {}
-    names = {"numpy", "torch", *(providers[top][0] for top in installed if top in providers)}
+    providers = metadata.packages_distributions() if needed.installed else {}
+    names = {"numpy", "torch", *(providers[top][0] for top in needed.installed if top in providers)}
     # A local version such as 2.13.0+cpu names a build that another machine's index does not have.
     return sorted(into.iterdir()), sorted(f"{name}=={metadata.version(name).partition('+')[0]}" for name in names)
 
@@ -276,46 +275,3 @@ def _code(module: str, into: Path) -> tuple[list[Path], list[str]]:
 def _not_code(folder: str, names: list[str]) -> list[str]:
     kept = {one.name for one in Path(folder).iterdir() if one.is_dir() or one.suffix in CODE}
     return [name for name in names if name not in kept or name.startswith(".") or name == "__pycache__"]
-
-
-def _needed(module: str) -> tuple[set[str], set[str]]:
-    """Top-level names of all that a module imports, also through others: (the user's own, installed)."""
-    own, installed, seen = set[str](), set[str](), set[str]()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        top = name.partition(".")[0]
-        if name in seen or top in sys.stdlib_module_names or top == LIBRARY:
-            continue
-        seen.add(name)
-        if (at := _spec(top)) is None:
-            continue
-        if any("site-packages" in place or "dist-packages" in place for place in _places(at)):
-            installed.add(top)
-        elif (spec := _spec(name)) is not None:
-            own.add(top)
-            waiting += [name.rpartition(".")[0] or name, *_imported(spec)]
-    return own, installed
-
-
-def _spec(name: str) -> ModuleSpec | None:
-    try:
-        return importlib.util.find_spec(name)
-    except Exception:  # a parent that is no package, or whose own code fails: nothing that the model imported
-        return None
-
-
-def _places(spec: ModuleSpec) -> list[str]:
-    return [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
-
-
-def _imported(spec: ModuleSpec) -> Iterator[str]:
-    """Every name that a module of Python source imports, at its top or inside a function."""
-    if not spec.origin or not spec.origin.endswith(".py"):
-        return
-    for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), spec.parent)
-            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))

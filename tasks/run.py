@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deepcompression.data import Splits
+    from deepcompression.identity import Identity
     from deepcompression.problem import Compute, Problem
 
 
@@ -109,9 +110,9 @@ class Run:
         """Train, validation and test data; loaded once a process."""
         return _splits(json.dumps(self.data, sort_keys=True))
 
-    def data_digest(self) -> str:
-        """What identifies the data; computed once a process."""
-        return _data_digest(json.dumps(self.data, sort_keys=True))
+    def data_identity(self) -> Identity:
+        """What identifies the data; found once a run and process, of what cannot be identified anew for each run."""
+        return _identity(json.dumps(self.data, sort_keys=True), self.folder)
 
     def problem(self, batch_size: int = 128) -> Problem:
         """What is learnt from what, by which loss, judged by which metric."""
@@ -169,7 +170,7 @@ def _splits(data: str) -> Splits:
 
 
 @lru_cache(maxsize=2)
-def _data_digest(data: str) -> str:
-    from deepcompression.data import digest
+def _identity(data: str, folder: str) -> Identity:
+    from deepcompression.identity import identify
 
-    return digest(_splits(data))
+    return identify(_splits(data))

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from prefect import task
 from prefect.states import State
 
+from tasks.bench import Bench, Product
 from tasks.console import bar
 from tasks.figures import sensitivity as picture
 from tasks.prune import score_of
 from tasks.run import Reference, Run
-from tasks.stage import TASK, Bench, Product, perform
+from tasks.stage import TASK, perform
 from tasks.store import write_json
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ def sensitivity(
             library's default.
         source: the stage whose weights are tried.
     """
-    code = ["sensitivity", "saliency"]
-    answer = perform(run, label, number, config, source, lambda bench: _work(bench, config), code=code, draws=False)
+    answer = perform(run, label, number, config, source, lambda bench: _work(bench, config), draws=False)
     _leave(run, answer if isinstance(answer, Reference) else answer.data)
     return answer
 

@@ -9,9 +9,10 @@ from typing import Any
 from prefect import task
 from prefect.states import State
 
+from tasks.bench import Bench, Product
 from tasks.prune import table_of
 from tasks.run import Reference, Run
-from tasks.stage import TASK, Bench, Product, perform, shown
+from tasks.stage import TASK, perform, shown
 
 
 @task(name="share", **TASK)
@@ -24,7 +25,6 @@ def share(run: Run, label: str, number: int, config: dict[str, Any], source: Ref
         config,
         source,
         lambda bench: (_trained if config["train"] else _at_once)(bench, config),
-        code=["reassign" if config["train"] else "share"],
         draws=bool(config["train"]) or config["init"] == "random",
     )
 

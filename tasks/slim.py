@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from prefect import task
 from prefect.states import State
 
+from tasks.bench import Bench, Product
 from tasks.prune import table_of
 from tasks.run import Reference, Run
-from tasks.stage import TASK, Bench, Product, perform
+from tasks.stage import TASK, perform
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +21,7 @@ SAMPLES = 64  # whose outputs are compared
 @task(name="slim", **TASK)
 def slim(run: Run, label: str, number: int, config: dict[str, Any], source: Reference) -> State[Reference] | Reference:
     """``source`` without dead units, the others in the order that codes smallest."""
-    return perform(run, label, number, config, source, lambda bench: _work(bench, config), code=["slim"], draws=False)
+    return perform(run, label, number, config, source, lambda bench: _work(bench, config), draws=False)
 
 
 def _work(bench: Bench, config: dict[str, Any]) -> Product:

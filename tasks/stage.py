@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
-from pathlib import Path
+from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect.cache_policies import NO_CACHE
@@ -14,89 +13,21 @@ from prefect.states import Completed, State
 from rich.markup import escape
 
 from deepcompression.atomic import written
+from tasks.bench import Bench, Product
 from tasks.console import progress, say, size
+from tasks.key import stage_key
 from tasks.run import Reference, Run
-from tasks.sources import factory_digest, library_digest, versions
-from tasks.store import key_of
+from tasks.sources import code_digest
+from tasks.warned import listen, warn, warned
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from deepcompression.problem import Problem
     from deepcompression.structure import Coarsened
 
 # Every stage is one Prefect task with these settings: the store resumes, Prefect's cache cannot (its keys differ
 # between equal tensors, and it returns results whose file is gone).
 TASK: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False, "task_run_name": "{label}"}
-
-
-@dataclass
-class Bench:
-    """What a stage works with."""
-
-    run: Run
-    label: str
-    input: Reference | None
-    folder: Path
-
-    @property
-    def seed(self) -> int:
-        """This stage's own seed."""
-        return self.run.stage_seed(self.label)
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where a training loop keeps what lets it go on."""
-        return self.folder / "checkpoint.pt"
-
-    def state(self) -> dict[str, Tensor]:
-        """The input's state_dict."""
-        assert self.input is not None
-        return self.run.state(self.input)
-
-    def model(self) -> nn.Module:
-        """The model with the input's weights."""
-        assert self.input is not None
-        return self.run.model_with(self.input)
-
-    def problem(self, config: Mapping[str, Any]) -> Problem:
-        """What a training learns, with the recipe's keys of that training."""
-        problem = self.run.problem(config["batch_size"])
-        return self.run.distilled(problem, config["distil"]) if config["distil"] else problem
-
-    def fit_arguments(self, config: Mapping[str, Any], show: Any) -> dict[str, Any]:
-        """A recipe's training keys as the keyword arguments of ``deepcompression.training.fit``."""
-        optimizer = config["optimizer"]
-        return {
-            "epochs": config["epochs"],
-            "optimizer": {
-                "factory": optimizer["factory"],
-                "kwargs": {"lr": config["lr"], **optimizer["kwargs"]},
-            },
-            "schedule": config["schedule"],
-            "warmup": config["warmup"],
-            "patience": config["patience"],
-            "gradient_clip": config["gradient_clip"],
-            "seed": self.seed,
-            "compute": self.run.compute(),
-            "checkpoint": self.checkpoint,
-            "progress": show,
-        }
-
-
-@dataclass
-class Product:
-    """What a stage made: a state_dict (or, when encoding, a file), the structure in it, and what to report."""
-
-    state: Mapping[str, Tensor] | None = None
-    file: Path | None = None
-    zeros: Sequence[str] = ()
-    shared: Sequence[str] = ()
-    regrouped: Sequence[str] = ()  # shared tensors whose weights did not stay with those that they were equal to
-    compared: Mapping[str, Tensor] | None = None  # the input, arranged as ``state`` is, where units changed places
-    report: Mapping[str, Any] = field(default_factory=dict)
-    history: Sequence[Mapping[str, Any]] = ()
-    notes: Sequence[str] = ()
 
 
 def perform(
@@ -107,8 +38,6 @@ def perform(
     source: Reference | None,
     work: Callable[[Bench], Product],
     *,
-    version: int = 1,
-    code: Sequence[str] = (),
     draws: bool = True,
     also: Mapping[str, Any] | None = None,
 ) -> State[Reference] | Reference:
@@ -120,9 +49,7 @@ def perform(
         number: its place, MLflow's step; None for what is no stage of the chain.
         config: the stage's keys of the recipe.
         source: the stage before, or None.
-        work: makes the product.
-        version: raised when a stage's meaning changes.
-        code: library modules that the stage runs.
+        work: makes the product; what its module imports is part of the key.
         draws: whether the stage's result depends on the seed.
         also: further inputs that decide the result.
 
@@ -131,7 +58,8 @@ def perform(
     """
     started = time.perf_counter()
     run.ready()
-    key = _key(run, label, config, source, version, code, draws, also)
+    listen()
+    key = stage_key(run, label, config, source, work.__module__, draws, also)
     entry = _usable(run, key, source)
     cached = entry is not None
     if entry is None:
@@ -139,11 +67,13 @@ def perform(
             entry = _usable(run, key, source)  # made by whoever held the lease before
             cached = entry is not None
             if entry is None:
-                with run.store.working(key) as folder:
+                with run.store.working(key) as folder, warned(run.folder, label) as warnings:
                     bench = Bench(run, label, source, folder)
-                    entry = _store(run, key, label, bench, work(bench), started)
+                    entry = _store(run, key, label, bench, work(bench), started, warnings)
     else:
         run.store.used(key, entry)
+    for text in entry.get("warnings", ()):  # of a result that is used again, too
+        warn(run.folder, label, text)
     numbers = {**entry["numbers"], "seconds": round(time.perf_counter() - started, 3), "cached": cached, "stage": label}
     _log(run, label, number, config, numbers, entry)
     reference = Reference(key, entry["object"], tuple(entry["zeros"]), tuple(entry["shared"]), numbers)
@@ -168,71 +98,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _key(
-    run: Run,
-    label: str,
-    config: Mapping[str, Any],
-    source: Reference | None,
-    version: int,
-    code: Sequence[str],
-    draws: bool,
-    also: Mapping[str, Any] | None,
-) -> str:
-    """All that decides a stage's bytes and numbers."""
-    import torch
-
-    factories = [run.model, run.data, run.data["augment"], run.step, run.metric, *factories_in(config)]
-    device = run.compute().resolved()
-    return key_of(
-        {
-            "stage": config.get("stage", label),
-            "version": version,
-            "config": config,
-            "seed": run.stage_seed(label) if draws else None,
-            "input": [source.object, source.zeros, source.shared] if source else None,
-            "model": [run.model["factory"], run.model["kwargs"]],
-            "data": [run.data_digest(), run.data["augment"]],
-            "step": run.step,
-            "metric": run.metric,
-            "hold": run.hold,
-            "code": library_digest(*code),
-            "factories": sorted({factory_digest(one["factory"]) for one in factories if one}),
-            "versions": versions(),
-            "device": str(device),
-            "precision": [run.precision, run.channels_last],
-            "threads": torch.get_num_threads(),
-            "also": also,
-            "teacher": _teacher(run) if _learns(config) else None,
-        }
-    )
-
-
-def _learns(config: Mapping[str, Any]) -> bool:
-    """Whether some training in a stage's keys learns from the teacher."""
-    return bool(config.get("distil")) or any(_learns(one) for one in config.values() if isinstance(one, Mapping))
-
-
-def _teacher(run: Run) -> Any:
-    assert run.taught_by is not None
-    model = run.teacher or run.model
-    return [
-        run.taught_by.object,
-        model["factory"],
-        model["kwargs"],
-        library_digest("distil"),
-        factory_digest(model["factory"]),
-    ]
-
-
-def factories_in(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Every ``{factory, ...}`` in a stage's keys, its own callable first."""
-    found = [{"factory": config["stage"]}] if ":" in str(config.get("stage", "")) else []
-    for value in config.values():
-        if isinstance(value, Mapping):
-            found += [value] if "factory" in value else factories_in(value)
-    return found
-
-
 def _usable(run: Run, key: str, source: Reference | None) -> dict[str, Any] | None:
     """The stored result, its object whole; measured anew where the code that measures has changed since."""
     entry = run.store.find(key)
@@ -248,10 +113,12 @@ def _usable(run: Run, key: str, source: Reference | None) -> dict[str, Any] | No
 
 
 def _measuring_code() -> str:
-    return library_digest("torch", "problem", "structure")
+    return code_digest(__name__)
 
 
-def _store(run: Run, key: str, label: str, bench: Bench, product: Product, started: float) -> dict[str, Any]:
+def _store(
+    run: Run, key: str, label: str, bench: Bench, product: Product, started: float, warnings: Sequence[str]
+) -> dict[str, Any]:
     """Checks, measures and stores what a stage made."""
     numbers = {"coarsened": plain(_coarsened(bench, product)), **_measure(run, bench.input, product)}
     seconds = time.perf_counter() - started
@@ -280,6 +147,7 @@ def _store(run: Run, key: str, label: str, bench: Bench, product: Product, start
             "report": plain(product.report),
             "history": plain(product.history),
             "notes": list(product.notes),
+            "warnings": list(dict.fromkeys([*warnings, *product.warnings])),
         },
     )
 

@@ -13,7 +13,9 @@ from prefect import task
 
 from deepcompression.atomic import written
 from deepcompression.errors import InvariantError, RunError
+from tasks.key import callables
 from tasks.run import Reference, Run
+from tasks.sources import changed
 from tasks.stage import TASK
 
 
@@ -52,6 +54,7 @@ def verify(
     run.ready()
     with written(Path(path)) as file:
         file.write(run.store.object_path(encoded.object).read_bytes())
+    _code_unchanged(run)
     answer = _in_fresh_process(
         {
             "file": path,
@@ -72,6 +75,15 @@ def verify(
         return Verified(_validated(run, baseline), _validated(run, source))
     told = {part: answer[part] for part in ("baseline", "final", "comparison")}
     return Verified(**{part: {"split": "test", **one} if one else None for part, one in told.items()})
+
+
+def _code_unchanged(run: Run) -> None:
+    """The fresh process imports what lies on disk now, which must be what the stages ran."""
+    if specs := changed(callables(run)):
+        raise RunError(
+            f"the code behind {', '.join(specs)} was changed while this run was under way: its stages ran what was "
+            "there before; finished stages are kept, start again to run the present code"
+        )
 
 
 def _validated(run: Run, reference: Reference) -> dict[str, Any]:

@@ -199,58 +199,6 @@ def test_a_loader_cannot_be_split():
         data.split_validation(data.Splits(loader, None, loader), 1)
 
 
-def test_digest_changes_with_every_byte_and_only_then():
-    """Reuse of stored results stands on this: equal data, equal digest; one value other, another digest."""
-    x, y = torch.rand(5, 3), torch.arange(5)
-    base = data.Splits((x, y), (x, y), (x, y))
-    changed = x.clone()
-    changed[4, 2] += 1e-6
-    others = [
-        data.Splits((changed, y), (x, y), (x, y)),
-        data.Splits((x, y), (x, y), (changed, y)),
-        data.Splits((x.double(), y), (x, y), (x, y)),
-        data.Splits((x.reshape(3, 5), y), (x, y), (x, y)),
-        data.Splits((x, y), None, (x, y)),
-    ]
-    assert data.digest(base) == data.digest(data.Splits((x.clone(), y), (x, y), (x, y)))
-    assert len({data.digest(one) for one in [base, *others]}) == 6
-
-
-def test_digest_of_datasets(tmp_path, caplog):
-    """A dataset's own digest counts, silently; else its files do, with a warning; also in a loader."""
-
-    class Told:
-        digest = "v1"
-
-        def __len__(self):
-            return 3
-
-        def __getitem__(self, index):
-            return index
-
-    class Files:
-        def __init__(self):
-            self.root = tmp_path
-
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, index):
-            return index
-
-    told = Told()
-    first = data.digest(data.Splits(told, told, DataLoader(told)))
-    assert not caplog.records
-    told.digest = lambda: "v2"
-    assert data.digest(data.Splits(told, told, told)) != first
-    (tmp_path / "a.bin").write_bytes(b"1")
-    files = data.Splits(Files(), told, told)
-    before = data.digest(files)
-    assert "has no `digest`" in caplog.text and before == data.digest(files)
-    (tmp_path / "a.bin").write_bytes(b"22")
-    assert data.digest(files) != before
-
-
 def test_shift_moves_whole_images_and_fills_with_zeros():
     """Every image is one of its nine shifts by up to a pixel, each of them occurs, targets stay."""
     images, targets = torch.rand(300, 1, 5, 4) + 0.5, torch.arange(300)

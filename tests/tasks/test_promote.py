@@ -225,7 +225,10 @@ def test_promoted_file_is_a_model_that_mlflow_loads(
     assert json.loads(json.dumps(result, allow_nan=False)) == result and len(result["gates"]) == 3
     client = MlflowClient(tracking_uri=database)
     version = client.get_model_version_by_alias("digits", "champion")
-    assert version.tags["recipe_digest"] == "digest of the recipe" and version.tags["data_digest"] == run.data_digest()
+    assert (
+        version.tags["recipe_digest"] == "digest of the recipe"
+        and version.tags["data_digest"] == run.data_identity().digest
+    )
     assert version.run_id == run.tracker.run_id and version.tags["file_bytes"] == str(Path(file).stat().st_size)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)

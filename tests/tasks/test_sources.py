@@ -1,3 +1,5 @@
+"""Digests of code: a stage whose code changed is another stage."""
+
 from __future__ import annotations
 
 import sys
@@ -5,25 +7,150 @@ from pathlib import Path
 
 import pytest
 
-from tasks.sources import factory_digest, library_digest
+from tasks import sources
+from tasks.sources import changed, code_digest, factory_digest, imports_of
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = sorted(path.stem for path in (ROOT / "tasks").glob("*.py") if "perform(" in path.read_text())
 
 
-def test_digest_follows_imports() -> None:
-    """A stage's digest covers what it imports, and stages that share nothing new share no digest."""
-    assert library_digest("prune") != library_digest("share")
-    assert library_digest("prune") == library_digest("prune", "training")
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of this one's shape, small enough to change any of it."""
+    for name, text in {
+        "tasks/prune.py": "from deepcompression import prune\nfrom tasks.stage import perform\nimport tasks.run\n",
+        "tasks/run.py": "def f():\n    from deepcompression.problem import Problem\n",
+        "tasks/stage.py": "from tasks.console import say\n",
+        "tasks/console.py": "say = print\n",
+        "deepcompression/__init__.py": "",
+        "deepcompression/prune.py": "import deepcompression.parts.masks\n",
+        "deepcompression/problem.py": "Problem = 1\n",
+        "deepcompression/other.py": "",
+        "deepcompression/parts/__init__.py": "",
+        "deepcompression/parts/masks.py": "",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    code_digest.cache_clear()
+    yield tmp_path
+    code_digest.cache_clear()
 
 
-def test_users_package_is_identified_by_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change anywhere in the package of a user's factory changes its digest; an installed one goes by version."""
-    package = tmp_path / "dc_source_test"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "nets.py").write_text("def net(): pass\n")
+def _digest_after(path: Path, text: str = "changed = True\n") -> str:
+    path.write_text(path.read_text() + text)
+    code_digest.cache_clear()
+    return code_digest("tasks.prune")
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["tasks/prune.py", "tasks/run.py", "deepcompression/prune.py", "deepcompression/problem.py",
+     "deepcompression/parts/masks.py"],
+)  # fmt: skip
+def test_what_a_stage_imports_is_its_code(project: Path, file: str) -> None:
+    """A stage's own file, what it imports, and what that imports in turn, in packages too, change its digest."""
+    before = code_digest("tasks.prune")
+    assert _digest_after(project / file) != before
+
+
+@pytest.mark.parametrize("file", ["tasks/stage.py", "tasks/console.py", "deepcompression/other.py"])
+def test_what_decides_nothing_does_not_retrain(project: Path, file: str) -> None:
+    """A changed progress bar, or a module that the stage does not use, leaves finished stages as they are."""
+    before = code_digest("tasks.prune")
+    assert _digest_after(project / file) == before
+
+
+def test_a_module_that_is_not_there_is_an_error(project: Path) -> None:
+    """After a rename nothing is served for the digest of nothing."""
+    with pytest.raises(ModuleNotFoundError, match=r"tasks\.share"):
+        code_digest("tasks.share")
+    with pytest.raises(ModuleNotFoundError, match=r"deepcompression\.gone"):
+        _digest_after(project / "tasks/run.py", "import deepcompression.gone\n")
+
+
+def test_files_are_known_by_their_place(project: Path) -> None:
+    """The same text at another place is other code."""
+    before = code_digest("tasks.prune")
+    (project / "deepcompression/parts/masks.py").rename(project / "deepcompression/parts/mask.py")
+    (project / "deepcompression/prune.py").write_text("import deepcompression.parts.mask\n")
+    code_digest.cache_clear()
+    assert code_digest("tasks.prune") != before
+
+
+@pytest.mark.parametrize("stem", STAGES)
+def test_every_stage_has_code_of_its_own(stem: str) -> None:
+    """Each stage's digest is found by walking, covers what decides a training, and is no other stage's."""
+    assert len({code_digest(f"tasks.{one}") for one in STAGES}) == len(STAGES) > 8
+    assert code_digest(f"tasks.{stem}") == code_digest(f"tasks.{stem}", "tasks.bench", "deepcompression.problem")
+
+
+@pytest.fixture
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the user's own modules, on the path; flat, with names that nothing else has."""
+    for name, text in {
+        "dcu_net.py": "from dcu_blocks import act\ndef make(): return act()\n",
+        "dcu_blocks.py": "import numpy\ndef act():\n    import dcu_deep\n    return dcu_deep.value\n",
+        "dcu_deep.py": "value = 1\n",
+        "dcu_alone.py": "",
+        "dcu_named.py": "import importlib\nimportlib.import_module('dcu_deep')\n",
+        "dcu_dynamic.py": "import importlib\nname = 'dcu_' + 'deep'\nimportlib.import_module(name)\n",
+        "dcu_pack/__init__.py": "",
+        "dcu_pack/nets.py": "from .parts import block\nfrom . import more\n",
+        "dcu_pack/parts.py": "block = 1\n",
+        "dcu_pack/more.py": "",
+        "dcu_pack/unused.py": "",
+        "dcu_pack/registry.py": "import importlib\ndef get(name): return importlib.import_module('dcu_pack.' + name)\n",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = factory_digest("dc_source_test.nets:net")
-    (package / "__init__.py").write_text("x = 1\n")
-    assert factory_digest("dc_source_test.nets:net") != before
-    sys.modules.pop("dc_source_test", None)
-    assert factory_digest("torch.optim:SGD").startswith("torch ")
-    assert factory_digest("os.path:join")
+    factory_digest.cache_clear()
+    yield tmp_path
+    factory_digest.cache_clear()
+    for name in [one for one in sys.modules if one.startswith("dcu_")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("spec", "file", "counts"),
+    [
+        ("dcu_net:make", "dcu_net.py", True),
+        ("dcu_net:make", "dcu_blocks.py", True),
+        ("dcu_net:make", "dcu_deep.py", True),
+        ("dcu_net:make", "dcu_alone.py", False),
+        ("dcu_named:x", "dcu_deep.py", True),
+        ("dcu_dynamic:x", "dcu_deep.py", True),
+        ("dcu_pack.nets:x", "dcu_pack/parts.py", True),
+        ("dcu_pack.nets:x", "dcu_pack/more.py", True),
+        ("dcu_pack.nets:x", "dcu_pack/__init__.py", True),
+        ("dcu_pack.nets:x", "dcu_pack/unused.py", False),
+        ("dcu_pack.registry:x", "dcu_pack/unused.py", True),
+    ],
+)
+def test_a_users_code_is_all_that_its_module_imports(user: Path, spec: str, file: str, counts: bool) -> None:
+    """Helper modules beside a factory's count, through each other, inside functions, and where names are computed."""
+    before = factory_digest(spec)
+    (user / file).write_text((user / file).read_text() + "more = 2\n")
+    assert bool(changed([spec])) == counts
+    assert factory_digest(spec) == before  # what this process has imported
+    factory_digest.cache_clear()
+    assert (factory_digest(spec) != before) == counts
+
+
+def test_installed_packages_count_by_their_version(user: Path) -> None:
+    """What is installed goes by name and version, also where the module is called otherwise; ours by its sources."""
+    assert imports_of("dcu_net").installed == {"numpy"} and imports_of("dcu_net").own == {
+        "dcu_net",
+        "dcu_blocks",
+        "dcu_deep",
+    }
+    import numpy
+    import sklearn
+
+    assert factory_digest("dcu_net:make").endswith(f" numpy {numpy.__version__}")
+    assert factory_digest("sklearn.cluster:KMeans").endswith(f" sklearn {sklearn.__version__}")
+    assert factory_digest("deepcompression.models:lenet5") == code_digest("deepcompression.models")
+    assert factory_digest("os.path:join") and factory_digest("dcu_missing:x")

@@ -1,0 +1,206 @@
+"""What identifies data: reuse of stored results stands on it."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+
+from deepcompression import identity
+from deepcompression.data import Splits
+from deepcompression.errors import DataError
+from deepcompression.identity import identify
+
+X, Y = torch.rand(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40)
+
+
+def digest_of(split, rest=None):
+    return identify(Splits(split, rest, rest)).digest
+
+
+class Rows(Dataset):
+    """Samples as a data set of the user's gives them; nothing but its samples tells what is in it."""
+
+    def __init__(self, make, count=20):
+        self.make, self.count = make, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index >= self.count:
+            raise IndexError
+        return self.make(index)
+
+
+class Stream(IterableDataset):
+    def __init__(self, values):
+        self.values = values
+
+    def __iter__(self):
+        return iter(self.values)
+
+
+def test_digest_changes_with_every_byte_and_only_then():
+    """Equal data, equal digest; one value other, another digest."""
+    changed = X.clone()
+    changed[4, 2] += 1e-6
+    base = Splits((X, Y), (X, Y), (X, Y))
+    others = [
+        Splits((changed, Y), (X, Y), (X, Y)),
+        Splits((X, Y), (X, Y), (changed, Y)),
+        Splits((X.double(), Y), (X, Y), (X, Y)),
+        Splits((X.reshape(3, 40), Y), (X, Y), (X, Y)),
+        Splits((X, Y), None, (X, Y)),
+        Splits((X.numpy(), Y.numpy()), (X, Y), (X, Y)),
+        Splits({"x": X, "y": Y}, (X, Y), (X, Y)),
+    ]
+    assert identify(base) == identify(Splits((X.clone(), Y), (X, Y), (X, Y)))
+    assert identify(base).certain and not identify(base).notes
+    assert len({identify(one).digest for one in [base, *others]}) == 8
+
+
+def test_a_digest_of_its_own_or_files_identify_a_data_set(tmp_path):
+    """A data set's own digest counts, silently; else its files do, which is noted; also in a loader."""
+    told = Rows(lambda index: index)
+    told.digest = "v1"
+    first = identify(Splits(told, told, DataLoader(told)))
+    assert first.certain and not first.notes
+    told.digest = lambda: "v2"
+    assert digest_of(told) != first.digest
+    (tmp_path / "a.bin").write_bytes(b"1")
+    files = Rows(lambda index: index)
+    files.root = tmp_path
+    before = identify(Splits(files, told, told))
+    assert before == identify(Splits(files, told, told)) and "1 files" in before.notes[0]
+    (tmp_path / "a.bin").write_bytes(b"22")
+    assert digest_of(files, told) != before.digest
+
+
+@dataclasses.dataclass
+class Pair:
+    image: torch.Tensor
+    label: int
+
+
+Named = collections.namedtuple("Named", "image label")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x, y: (x, y),
+        lambda x, y: {"name": f"img{y}.png", "image": x, "label": y},
+        lambda x, y: Named(x, y),
+        lambda x, y: Pair(x, y),
+        lambda x, y: [x.numpy(), np.int64(y), None, b"raw"],
+        lambda x, y: {"deep": [{"x": x}, (y,)]},
+    ],
+    ids=["tuple", "mapping", "namedtuple", "dataclass", "arrays", "nested"],
+)
+def test_a_data_set_without_a_digest_is_read(wrap):
+    """Content decides, whatever a sample looks like: equal samples, equal digest; one number other, another."""
+    same = [Rows(lambda index: wrap(X[index], index)) for _ in range(2)]
+    other = Rows(lambda index: wrap(X[index] + (index == 19) * 1e-6, index))
+    found = identify(Splits(same[0], None, None))
+    assert found.certain and "20 samples read" in found.notes[0]
+    assert found.digest == digest_of(same[1]) != digest_of(other)
+
+
+def test_reading_leaves_every_random_state_as_it_was():
+    """A digest must not change what a run draws afterwards; random augmentation is the same at every start."""
+    noisy = [Rows(lambda index: (X[index] + torch.randn(3), np.random.rand())) for _ in range(2)]
+    torch.manual_seed(5)
+    np.random.seed(5)
+    expected = torch.rand(2), np.random.rand()
+    torch.manual_seed(5)
+    np.random.seed(5)
+    digests = {digest_of(one) for one in noisy}
+    assert len(digests) == 1
+    assert torch.equal(torch.rand(2), expected[0]) and np.random.rand() == expected[1]
+
+
+def test_what_cannot_be_identified_is_never_equal(monkeypatch):
+    """Other samples at every reading, objects that hide what they hold, and what takes too long are never reused."""
+    generator = np.random.default_rng()
+    own_draws = Rows(lambda index: generator.random())
+    opaque = Rows(lambda index: (X[index], object()))
+    monkeypatch.setattr(identity, "SECONDS", -1.0)
+    slow = Rows(lambda index: X[index])
+    for split, reason in ((own_draws, "other samples each time"), (opaque, "object"), (slow, "takes more than")):
+        found = [identify(Splits(split, None, None)) for _ in range(2)]
+        assert found[0].digest != found[1].digest and not found[0].certain
+        assert reason in found[0].doubts[0] and "`digest`" in found[0].doubts[0]
+
+
+def test_a_reading_that_fails_is_told_with_its_reason():
+    """A data set that raises says so in one line, before anything trains."""
+    with pytest.raises(DataError, match="reading a sample of Rows fails: KeyError: 'label'"):
+        digest_of(Rows(lambda index: {}["label"]))
+
+
+def test_streams_are_read():
+    """A data set that can only be iterated counts by what it gives, with a length or without."""
+    assert digest_of(Stream([1, 2])) == digest_of(Stream([1, 2])) != digest_of(Stream([1, 3]))
+    assert identify(Splits(DataLoader(Stream(list(X))), None, None)).certain
+
+
+def _collate(batch):
+    return torch.stack([one[0] for one in batch]), torch.stack([one[1] for one in batch])
+
+
+def _flipped(flip):
+    def collate(batch):
+        x, y = _collate(batch)
+        return (x.flip(1) if flip else x), y
+
+    return collate
+
+
+def test_loaders_of_one_data_set_differ_in_all_that_makes_batches():
+    """Batch size, sampler, its weights, collate_fn, what it closes over: each is another way to train."""
+    data = TensorDataset(X, Y)
+    weights = torch.ones(40)
+    skewed = weights.clone()
+    skewed[:5] = 0.1
+
+    def digests():
+        made = [
+            DataLoader(data, 8),
+            DataLoader(data, 4),
+            DataLoader(data, 8, drop_last=True),
+            DataLoader(data, 8, shuffle=True),
+            DataLoader(data, 8, shuffle=True, generator=torch.Generator().manual_seed(1)),
+            DataLoader(data, 8, shuffle=True, generator=torch.Generator().manual_seed(2)),
+            DataLoader(data, 8, sampler=WeightedRandomSampler(weights, 40)),
+            DataLoader(data, 8, sampler=WeightedRandomSampler(skewed, 40)),
+            DataLoader(data, 8, collate_fn=_collate),
+            DataLoader(data, 8, collate_fn=_flipped(True)),
+            DataLoader(data, 8, collate_fn=_flipped(False)),
+            DataLoader(data, 8, collate_fn=lambda batch: _collate(batch)),
+        ]
+        return [digest_of(one) for one in made]
+
+    first = digests()
+    assert first == digests() and len(set(first)) == len(first)
+
+
+def test_a_loader_that_cannot_be_described_counts_by_its_batches():
+    """A collate_fn that holds something opaque is identified by the batches that come out."""
+
+    class Collate:
+        def __init__(self, scale):
+            self.lock, self.scale = object(), scale
+
+        def __call__(self, batch):
+            x, y = _collate(batch)
+            return x * self.scale, y
+
+    data = TensorDataset(X, Y)
+    found = [identify(Splits(DataLoader(data, 8, collate_fn=Collate(scale)), None, None)) for scale in (1, 1, 2)]
+    assert found[0].certain and "5 batches read" in found[0].notes[0]
+    assert found[0].digest == found[1].digest != found[2].digest
