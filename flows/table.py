@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tasks.console import size
@@ -51,6 +52,8 @@ def _verdict(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(f"{summary['final']['split']} {summary['metric']}: {ends}", soft_wrap=True)
     if told := difference(summary):
         console.print(f"compared with the dense model: {told}", soft_wrap=True)
+    for one in summary.get("warnings", []):
+        console.print(f"[yellow]warning:[/] {escape(one['stage'])}: {escape(one['text'])}", soft_wrap=True)
     console.print(f"file: {summary['file']}", soft_wrap=True)
     _promotion(console, summary.get("promotion"))
     if summary["mlflow_run_id"]:
