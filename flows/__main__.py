@@ -83,10 +83,14 @@ def rerun(
     ],
     overrides: Overrides = None,
     allow: Annotated[
-        list[str] | None, typer.Option(help="a module prefix that a recipe from a server may import; repeatable")
+        list[str] | None,
+        typer.Option(help="package.module, or package.module:callable, that a server's recipe may call; repeatable"),
+    ] = None,
+    allow_folder: Annotated[
+        list[str] | None, typer.Option(help="a folder whose data and weights a server's recipe may read; repeatable")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="a local recipe: its python_path, store, runs and tracking are used")
+        str | None, typer.Option(help="a local recipe: its python_path, store, runs, tracking and promote are used")
     ] = None,
     tracking_uri: Uri = None,
     runs: Runs = "artifacts/runs",
@@ -96,9 +100,15 @@ def rerun(
 ) -> None:
     """Run the stored recipe of an earlier run again, with something changed; unchanged stages are reused.
 
-    A recipe names code. One that comes from a tracking server, not from a folder of this machine, imports only this
-    library's models and data, torch.nn, torch.optim, torchvision, timm, the packages in the python_path of --recipe,
-    and what you --allow.
+    A recipe names code and files. One that comes from a tracking server, from Prefect or by a URL, not from a folder of
+    this machine, is read as plain data: no ${...} but references within itself. It may call the factories of
+    deepcompression.models and deepcompression.data, torch's optimizers, schedulers and plain layers, and models that
+    torchvision and timm list themselves, untrained. It reads data and weights (.safetensors, .dcz) below
+    DEEPCOMPRESSION_DATA and the folders of --allow-folder only. Where results go and what is promoted is yours.
+
+    --allow package.module lets it call whatever is defined in that module or below it, --allow package.module:callable
+    one callable, with arguments of the recipe's choice: allow code that you would let a stranger call. The packages in
+    the python_path of --recipe are allowed so. What you give as key=value is not judged.
 
     \b
     Examples:
@@ -112,7 +122,7 @@ def rerun(
         changes = recipes.parse_overrides(overrides or [])
         found = history.find(run, tracking_uri or history.default_uri(), runs)
         ours = recipes.load(recipe) if recipe else None
-        again = history.admit(found, allow or [], ours, changes)
+        again = history.admit(found, allow or [], ours, changes, allow_folder or [])
         recipes.load(again, changes)
         summary = _compress(again, changes, f"{found.name} again", overrides or [])
         _print(summary, as_json)

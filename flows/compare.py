@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcompression.errors import RecipeError
+from flows import reading
 from flows.compare_formats import FORMATS, render, show
 from flows.compare_recipes import ABSENT, differences, identity, value_text
 from flows.compare_results import Comparison, Group, measure_of, results_of, reused_of, runs_of
@@ -67,8 +68,10 @@ def read(folder: Path) -> Entry:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         path = folder / "recipe.yaml"
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = reading.text_of(path)
+        reading.check(text, path.name)
+        recipe = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise RecipeError(f"run {folder}: {path.name} cannot be read: {reason}") from None
     for name, value in (("summary.json", summary), ("recipe.yaml", recipe)):

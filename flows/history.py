@@ -6,26 +6,24 @@ import contextlib
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from deepcompression.errors import RecipeError
+from flows import admission, reading
 from flows import recipe as recipes
 from flows.schema import Recipe, Tracking
 from tasks import tracking
+from tasks.console import say
 from tasks.places import is_url, place_at
 
 RUNS = "artifacts/runs"
-# What a recipe from elsewhere may name without being asked: code that builds networks and data and runs nothing that it
-# is told to. torch.load, torch.hub and this library's own loaders of factories are not among it.
-ALLOWED = ("deepcompression.models", "deepcompression.data", "torch.nn", "torch.optim", "torchvision", "timm")
-# A recipe from elsewhere says what is trained, never where things are written or what is put on sys.path.
-OURS = ("store", "runs", "tracking", "python_path")
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what a run's JSON can be
+# A recipe from elsewhere says what is trained, never where things are written, what is put on sys.path, or which model
+# of a registry becomes the champion.
+OURS = ("store", "runs", "tracking", "python_path", "promote")
 
 
 @dataclass(frozen=True)
@@ -118,81 +116,67 @@ def folders(home: Path) -> Iterator[Path]:
     yield from sorted(found, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
-def admit(found: Found, allowed: Sequence[str], ours: Recipe | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of a run, fit to run here.
+def admit(
+    found: Found, allowed: Sequence[str], ours: Recipe | None, overrides: Mapping[str, Any], folders: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The recipe of a run, fit to run here; one from elsewhere is resolved within itself and judged.
 
     Args:
         found: the run.
-        allowed: further prefixes of modules that a recipe from elsewhere may import, such as ``mypackage``.
-        ours: a local recipe, whose ``python_path``, store, runs and tracking are used for one from elsewhere; the
-            packages in its ``python_path`` may be imported.
+        allowed: what a recipe from elsewhere may call beyond the closed lists of ``flows.admission``: a module such as
+            ``mypackage`` (all that is defined in it or below it), or one ``package.module:callable``.
+        ours: a local recipe, whose ``python_path``, store, runs, tracking and promote are used for one from elsewhere;
+            the packages in its ``python_path`` may be called.
         overrides: what replaces the recipe's values; they are yours and not judged.
+        folders: below which a recipe from elsewhere may have data and weights read.
 
     Raises:
-        RecipeError: a password that was not stored is missing, or code is named that may not be imported.
+        RecipeError: a password that was not stored is missing, or something is named that may not be.
     """
-    recipe = {key: value for key, value in found.recipe.items() if not (found.foreign and key in OURS)}
-    if found.foreign and ours is not None:
+    if not found.foreign:
+        _check_passwords(found, found.recipe, overrides)
+        return found.recipe
+    theirs = {key: value for key, value in found.recipe.items() if key not in OURS}
+    if found.recipe.get("promote") is not None and (ours is None or ours.promote is None):
+        say("rerun: promote is not taken from a server's recipe; give it by --recipe, or promote.model=... and gates")
+    recipe = admission.plain(found.name, theirs, overrides)
+    _check_passwords(found, recipe, overrides)
+    if ours is not None:
         recipe |= ours.model_dump(mode="json", include=set(OURS))
-    for key, value in tracking.flatten(recipe).items():
-        if key in overrides or not isinstance(value, str):
-            continue
-        if "://" in value and ":***@" in value:
-            raise RecipeError(f"run {found.name}: {key} had a password, which was not stored; give it: {key}=...")
-        if found.foreign and "${" in value:
-            raise RecipeError(
-                f"run {found.name}: {key}: {value} would be read from this machine, but the recipe came from a "
-                f"tracking server; give the value: {key}=..."
-            )
-    if found.foreign:
-        python_path = [str(recipes.ROOT / one) for one in (ours.python_path if ours else ())]
-        _judge(found.name, recipe, [*ALLOWED, *allowed, *_packages(python_path)], python_path)
+    python_path = [str(recipes.ROOT / one) for one in (ours.python_path if ours else ())]
+    trust = admission.Trust(allowed, folders, python_path)
+    admission.judge(found.name, recipes.load(recipe, overrides), admission.given(theirs, overrides), trust)
     return recipe
 
 
-def _judge(name: str, recipe: Mapping[str, Any], allowed: Sequence[str], python_path: Sequence[str]) -> None:
-    """Every factory must be named, and be defined, under an allowed prefix: ``torch.nn:os.system`` is not."""
-    from deepcompression import factory
-
-    specs = sorted(set(recipes.factories(recipe)))
-    for spec in specs:
-        if not _under(spec.partition(":")[0], allowed):
-            raise RecipeError(_refusal(name, spec, allowed))
-    sys.path[:0] = [one for one in python_path if one not in sys.path]
-    for spec in specs:
-        if not _under(str(getattr(factory.load(spec), "__module__", None)), allowed):
-            raise RecipeError(_refusal(name, spec, allowed))
-
-
-def _refusal(name: str, spec: str, allowed: Sequence[str]) -> str:
-    return (
-        f"run {name}: its recipe came from a tracking server and names {spec}, which is not under "
-        f"{', '.join(allowed)}; if you trust it: --allow {spec.partition(':')[0]}"
-    )
-
-
-def _under(module: str, prefixes: Sequence[str]) -> bool:
-    return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)
-
-
-def _packages(python_path: Sequence[str]) -> list[str]:
-    return [
-        entry.stem
-        for folder in python_path
-        for entry in sorted(Path(folder).glob("*"))
-        if entry.stem.isidentifier() and (entry.suffix == ".py" or any(entry.glob("*.py")))
-    ]
+def _check_passwords(found: Found, recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    for key, value in tracking.flatten(recipe).items():
+        if key not in overrides and isinstance(value, str) and "://" in value and ":***@" in value:
+            raise RecipeError(f"run {found.name}: {key} had a password, which was not stored; give it: {key}=...")
 
 
 def _in(folder: Path) -> Found:
-    return Found(folder.name, _parsed((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder)), folder)
+    path = folder / "recipe.yaml"
+    try:
+        text = reading.text_of(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"run {folder}: recipe.yaml cannot be read: {error}") from None
+    return Found(folder.name, _parsed(text, str(folder)), folder)
 
 
 def _at_url(url: str) -> Found:
+    place = place_at(url)
     try:
-        text = place_at(url).read("recipe.yaml").decode()
+        described = place.info("recipe.yaml")
+        if described is None:
+            raise FileNotFoundError
+        if described.size > reading.MOST_BYTES:
+            raise RecipeError(f"run {url}: recipe.yaml has {described.size:,} bytes; expected a recipe")
+        text = place.read("recipe.yaml").decode()
     except FileNotFoundError:
         raise RecipeError(f"run {url}: there is no recipe.yaml") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"run {url}: recipe.yaml cannot be read: {error}") from None
     return Found(url.rstrip("/").rpartition("/")[2], _parsed(text, url), foreign=True)
 
 
@@ -217,30 +201,28 @@ def _from_prefect(flow_run_id: str) -> Found:
     except ObjectNotFound:
         raise RecipeError(f"run {flow_run_id}: neither a run on this machine, nor MLflow's, nor Prefect's") from None
     recipe, overrides = parameters.get("recipe"), parameters.get("overrides")
-    if not isinstance(recipe, str | Mapping):
+    if isinstance(recipe, str):
+        raise RecipeError(
+            f"run {flow_run_id}: Prefect knows its recipe as {recipe[:200]!r} only, and a server does not choose "
+            "what is read here; if that is the recipe you mean: python -m flows run, with its name"
+        )
+    if not isinstance(recipe, Mapping) or not isinstance(overrides, Mapping | None):
         raise RecipeError(f"run {flow_run_id}: that Prefect flow run has no recipe; it is not one of compress")
-    parsed = recipes.load(recipe, overrides)
-    return Found(flow_run_id, recipes.as_stored(parsed, recipe, overrides), foreign=True)
+    return Found(flow_run_id, admission.merged(flow_run_id, recipe, overrides or {}), foreign=True)
 
 
 def _ids(folder: Path) -> set[str]:
     """MLflow's and Prefect's ids of a run on this machine, without dashes."""
     ids = set()
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(*DAMAGED):
         ids.add(str(json.loads((folder / tracking.STATE).read_text())["run_id"]))
-    with contextlib.suppress(OSError, ValueError, KeyError), (folder / tracking.JOURNAL).open() as journal:
+    with contextlib.suppress(*DAMAGED), (folder / tracking.JOURNAL).open() as journal:
         ids.add(str(json.loads(journal.readline())["tags"]["prefect.flow_run_id"]).replace("-", ""))
     return ids
 
 
 def _parsed(text: str, where: str) -> dict[str, Any]:
-    try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: recipe.yaml is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(recipe, dict):
-        raise RecipeError(f"{where}: recipe.yaml is no mapping")
-    return recipe
+    return reading.mapping(text, f"{where}: recipe.yaml")
 
 
 def default_uri() -> str:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from deepcompression.errors import RecipeError
+from flows import reading
 from flows.schema import Prune, Recipe
 
 Model = typing.TypeVar("Model", bound=BaseModel)
@@ -37,7 +38,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     config, text, where = _merge(source, overrides)
     try:
         values = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise RecipeError(f"{where}: {_one_line(error)}") from None
     try:
         return Recipe.model_validate(values)
@@ -109,8 +110,8 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         try:
             read = OmegaConf.from_dotlist([f"value={value}"])
             overrides[key.strip()] = typing.cast(dict[str, Any], OmegaConf.to_container(read))["value"]
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise RecipeError(f"override {word!r}: the value is no YAML: {_one_line(error)}") from None
+        except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+            raise RecipeError(f"override {word[:200]!r}: the value is no YAML: {_one_line(error)}") from None
     return overrides
 
 
@@ -157,8 +158,14 @@ def _one_round(stage: Prune, number: int, round_densities: typing.Callable[[floa
 def _merge(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None) -> tuple[DictConfig, str, str]:
     text, where = ("", "recipe") if isinstance(source, Mapping) else _read(str(source))
     try:
+        if isinstance(source, Mapping):
+            reading.within(source, where)
+        else:
+            reading.check(text, where)
         config = OmegaConf.create(dict(source)) if isinstance(source, Mapping) else OmegaConf.create(text or "{}")
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+    except RecipeError:
+        raise
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{where}: not a YAML mapping: {_one_line(error)}") from None
     if not isinstance(config, DictConfig):
         raise RecipeError(f"{where}: expected a YAML mapping with keys such as name, model, data, stages")
@@ -176,16 +183,10 @@ def _merge(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] 
 def _read(source: str) -> tuple[str, str]:
     """Text and a name for messages. Relative paths are taken from here, then from the repository's root."""
     if urlsplit(source).scheme in ("http", "https"):
-        import urllib.request
-
-        try:
-            with urllib.request.urlopen(source, timeout=20) as answer:
-                return answer.read().decode(), source
-        except (OSError, ValueError) as error:
-            raise RecipeError(f"recipe {source}: cannot be fetched: {error}") from None
+        return reading.fetched(source), source
     path = Path(source) if Path(source).exists() else ROOT / source
     try:
-        return path.read_text(encoding="utf-8"), source
+        return reading.text_of(path), source
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RecipeError(f"recipe {source}: cannot be read: {reason}; expected a YAML file, see conf/") from None
