@@ -18,12 +18,16 @@
      └─ RunError                          everything else: exit code 1
          ├─ DivergedError                 the loss became NaN or infinite
          ├─ InvariantError                a stage broke the structure that it promised to hold
-         └─ StorageError                  disk full, or no permission to write
+         ├─ StorageError                  disk full, or no permission to write
+         └─ AimMissed                     the file is made, but misses a budget or a gate: exit code 3
 
 A message is one line: where, the rule, what came, what to do.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 
 class DeepCompressionError(Exception):
@@ -100,3 +104,17 @@ class InvariantError(RunError):
 
 class StorageError(RunError):
     """A file could not be written: disk full, or no permission."""
+
+
+class AimMissed(RunError):
+    """A run is finished, and its file and report are there, but it misses what was asked for.
+
+    ``summary``: the run's summary, as it would have been returned.
+    """
+
+    def __init__(self, message: str, summary: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.summary = dict(summary)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.summary)

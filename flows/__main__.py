@@ -40,6 +40,7 @@ Runs = Annotated[str, typer.Option("--runs", help="the folder that runs lie in")
 StoreOption = Annotated[
     str, typer.Option("--store", help="the stage store: a folder, or a URL such as s3://bucket/store")
 ]
+AIM_MISSED = 3  # exit code
 AGAIN = "finished stages and the last epoch are kept: start the same command again to go on"
 
 
@@ -319,21 +320,32 @@ def _compress(recipe: str | dict[str, Any], overrides: dict[str, Any], title: st
     _begin()
     from rich.markup import escape
 
+    from deepcompression.errors import AimMissed
     from flows.compress import compress
     from tasks import console
 
     console.say(f"[bold]{escape(title)}[/]  {escape(' '.join(words))}".rstrip())
-    result: dict[str, Any] = compress(recipe, overrides)
+    try:
+        result: dict[str, Any] = compress(recipe, overrides)
+    except AimMissed as missed:
+        result = missed.summary
     return result
 
 
 def _print(summary: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
-    else:
-        from flows.table import show
+    """The result; exit code 3 where it misses what was asked for."""
+    from flows.table import show
+    from tasks.store import as_json as json_of
+    from tasks.verdict import missed, told
 
+    if as_json:
+        print(json_of(summary))
+    else:
         show(summary)
+    if missed(summary):
+        if as_json:
+            print(told(summary["verdict"]), file=sys.stderr)
+        raise typer.Exit(AIM_MISSED)
 
 
 def _settings(verbose: bool) -> None:

@@ -14,14 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import Task, flow
 from prefect.runtime import deployment, flow_run
-from prefect.states import Completed, State
+from prefect.states import Completed, Failed, State
 from rich.markup import escape
 
 from deepcompression.atomic import storage_error, written
-from deepcompression.errors import RecipeError
+from deepcompression.errors import AimMissed, RecipeError
 from flows import recipe as recipes
 from flows.budget import search
 from flows.missed import skip_missed
@@ -46,6 +47,7 @@ from tasks.share import share
 from tasks.slim import slim
 from tasks.store import UNSENT, Store, publish, write_json
 from tasks.tracking import Parent, Tracker, masked, resolve_uri
+from tasks.verdict import budget_aims, emit_missed, missed, told, verdict_of, verdict_of_seeds
 from tasks.verify import Verified, verify
 from tasks.warned import kept
 
@@ -72,8 +74,8 @@ def _flow_run_name() -> str:
 def compress(
     recipe: str | dict[str, Any], overrides: dict[str, Any] | None = None, parent: Parent | None = None
 ) -> dict[str, Any] | State[dict[str, Any]]:
-    """Runs Deep Compression as the recipe says and returns the summary; in a state named NotPromoted where gates of
-    ``promote`` did not pass.
+    """Runs Deep Compression as the recipe says and returns the summary; in a state named NotPromoted where the file
+    did not become the champion: it lost against it, the registry was away, or the model could not be handed over.
 
     Args:
         recipe: path or URL of a YAML file, or the mapping itself.
@@ -83,12 +85,30 @@ def compress(
     Raises:
         InputError: the recipe, or what it names, is wrong.
         RunError: a stage failed; finished stages are kept, and the same call goes on from there.
+        AimMissed: the budget, or a gate of ``promote`` that is no champion's, was not kept, by any one seed. The file
+            and the report are there, the error has the ``summary``; the state is Failed, named AimMissed, and is
+            never retried, since the same recipe would miss again.
     """
-    with _announced():
-        summary = _run(recipe, overrides, parent)
+    try:
+        with _announced():
+            summary = _run(recipe, overrides, parent)
+    except AimMissed as error:
+        _no_retries()
+        return Failed(name="AimMissed", message=str(error), data=error)
     if any(_refused(one) for one in summary.get("runs", [summary])):
         return Completed(name="NotPromoted", message="A gate of promote did not pass.", data=summary)
     return summary
+
+
+def _no_retries() -> None:
+    """Retries are for what may go better the next time; Prefect's server decides by what the flow run itself says."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import FlowRunPolicy
+
+    if not flow_run.id:
+        return
+    with contextlib.suppress(Exception), get_client(sync_client=True) as client:  # a server that is away
+        client.update_flow_run(UUID(str(flow_run.id)), empirical_policy=FlowRunPolicy(retries=0))
 
 
 @contextlib.contextmanager
@@ -133,7 +153,7 @@ def _run_seeds(parsed: Recipe, stored: dict[str, Any], seeds: Sequence[int], par
         for seed in seeds:
             say(f"[bold]seed {seed}[/]")
             one = {**stored, "seed": seed, "seeds": None}
-            summaries.append(_run_seed(parsed, one, seed, tracker.as_parent()))
+            summaries.append(_whatever_came(parsed, one, seed, tracker.as_parent()))
         summary = {
             "summary_version": SUMMARY_VERSION,
             "name": parsed.name,
@@ -141,6 +161,7 @@ def _run_seeds(parsed: Recipe, stored: dict[str, Any], seeds: Sequence[int], par
             "runs": summaries,
             "dense_bytes": summaries[0]["dense_bytes"],
             **spread_of(summaries),
+            "verdict": verdict_of_seeds(summaries),
             "folder": str(folder),
             "mlflow_run_id": tracker.run_id,
         }
@@ -151,7 +172,24 @@ def _run_seeds(parsed: Recipe, stored: dict[str, Any], seeds: Sequence[int], par
         tracker.metrics(numbers)
         write_json(folder / "summary.json", summary)
         tracker.artifact(folder / "summary.json")
+        _judge(tracker, summary)
     return summary
+
+
+def _whatever_came(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent) -> dict[str, Any]:
+    """A seed's summary, also where it missed an aim: the other seeds are run all the same."""
+    try:
+        return _run_seed(parsed, stored, seed, parent)
+    except AimMissed as error:
+        return error.summary
+
+
+def _judge(tracker: Tracker, summary: Mapping[str, Any]) -> None:
+    """The verdict as a tag; AimMissed, which ends the MLflow run as FAILED, where an aim was missed."""
+    if verdict := summary["verdict"]:
+        tracker.tags({"verdict": told(verdict)[:5000]})
+    if missed(summary):
+        raise AimMissed(told(summary["verdict"]), summary)
 
 
 def spread_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -210,10 +248,15 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         summary = {**_summary(run, references, verified, path), **({"budget": outcome} if outcome else {})}
         if parsed.promote:
             gates = parsed.promote.model_dump(mode="json")
-            summary["promotion"] = _call(promote, run, "promote", gates, references[0], references[-1], str(path))
+            aims = budget_aims(outcome)
+            summary["promotion"] = _call(promote, run, "promote", gates, references[0], references[-1], str(path), aims)
+        summary["verdict"] = verdict_of(summary)
         _leave(run, references, summary, stored)
-    if deployment.id is not None:  # who typed a command gets a table from it
-        say(f"{sentence(summary)} {escape(summary['file'])}")
+        if missed(summary):
+            emit_missed(summary)
+        if deployment.id is not None:  # who typed a command gets a table from it
+            say(f"{escape(sentence(summary))} {escape(summary['file'])}")
+        _judge(tracker, summary)
     return summary
 
 
@@ -417,7 +460,7 @@ def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
     create_markdown_artifact(
         key="result",
         description=sentence(summary),
-        markdown=f"""# {run.name}: {summary["ratio"]:.1f}x smaller
+        markdown=f"""# {run.name}: {_title(summary)}
 
 | | dense | file |
 |---|---|---|
@@ -431,3 +474,7 @@ def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
 MLflow run `{summary["mlflow_run_id"]}` at `{summary["tracking_uri"]}`
 """,
     )
+
+
+def _title(summary: Mapping[str, Any]) -> str:
+    return told(summary["verdict"]) if missed(summary) else f"{summary['ratio']:.1f}x smaller"

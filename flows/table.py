@@ -11,6 +11,7 @@ from rich.table import Table
 
 from tasks.console import size
 from tasks.report import difference
+from tasks.verdict import missed
 
 
 def show(summary: Mapping[str, Any]) -> None:
@@ -18,9 +19,22 @@ def show(summary: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     if "runs" in summary:
         _seeds(console, summary)
+        _aims(console, summary)
     else:
         _stages(console, summary)
-        _verdict(console, summary)
+        _aims(console, summary)
+        _result_lines(console, summary)
+
+
+def _aims(console: Console, summary: Mapping[str, Any]) -> None:
+    """What was asked for, and whether it was kept: nothing where nothing was asked for."""
+    verdict = summary.get("verdict")
+    if not verdict:
+        return
+    word = "[green]kept[/]" if verdict["kept"] else "[bold red]AIM MISSED[/]"
+    console.print(f"{word}  {escape(verdict['text'])}", soft_wrap=True)
+    if verdict["test"]:
+        console.print(f"[yellow]note[/]  {escape(verdict['test'])}", soft_wrap=True)
 
 
 def _stages(console: Console, summary: Mapping[str, Any]) -> None:
@@ -40,9 +54,10 @@ def _stages(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def _verdict(console: Console, summary: Mapping[str, Any]) -> None:
+def _result_lines(console: Console, summary: Mapping[str, Any]) -> None:
+    style = "red" if missed(summary) else "bold"
     console.print(
-        f"{summary['dense_bytes']:,} -> {summary['file_bytes']:,} bytes on disk, [bold]{summary['ratio']:.1f}x[/] "
+        f"{summary['dense_bytes']:,} -> {summary['file_bytes']:,} bytes on disk, [{style}]{summary['ratio']:.1f}x[/] "
         "smaller; the file was decoded in a fresh process, bit for bit",
         soft_wrap=True,
     )
@@ -99,8 +114,10 @@ def _seeds(console: Console, summary: Mapping[str, Any]) -> None:
     for which in ("mean", "worst", "spread"):
         ends = ({metric: summary[end][metric][which]} for end in ("baseline", "final"))
         rows.append((which, summary["file_bytes"][which], summary["ratio"][which], *ends))
+    worse = {str(run["seed"]) for run in summary["runs"] if missed(run)}
     for label, count, ratio, dense, final in rows:
-        table.add_row(label, f"{count:,.0f}", f"{ratio:.1f}x", shown.format(dense[metric]), shown.format(final[metric]))
+        cells = (f"{count:,.0f}", f"{ratio:.1f}x", shown.format(dense[metric]), shown.format(final[metric]))
+        table.add_row(label, *cells, style="red" if label in worse else "")
         if label == rows[len(summary["runs"]) - 1][0]:
             table.add_section()
     console.print(table)

@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deepcompression.errors import RunError
+from deepcompression.errors import AimMissed, RunError
 from flows import recipe as recipes
 from flows.schema import Recipe
 
@@ -52,9 +52,12 @@ def run_trial(raw: dict[str, Any], changes: Mapping[str, Any], parent: Parent) -
 
         started = time.perf_counter()
         summary: dict[str, Any] = compress(raw, dict(changes), parent)
+    except AimMissed as missed:
+        summary = missed.summary
     except Exception as error:  # whatever a trial's model or data throws: the sweep goes on
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-    return {**{name: summary[name] for name in KEPT}, "seconds": round(time.perf_counter() - started, 2)}
+    kept = {name: summary[name] for name in KEPT}
+    return {**kept, "verdict": summary["verdict"], "seconds": round(time.perf_counter() - started, 2)}
 
 
 # ---------------------------------------------------------------- this machine

@@ -22,6 +22,7 @@ from tasks.run import Reference, Run
 from tasks.stage import TASK
 from tasks.store import file_digest
 from tasks.tracking import masked
+from tasks.verdict import Aim
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +48,15 @@ class Case:
     """What does not change while gates are judged.
 
     ``config``: the recipe's ``promote``; ``dense``: the baseline's numbers, of which ``val_metric``, ``val_correct``
-    and ``val_total`` are compared; ``candidate``: the run's file; ``higher_is_better``: of the metric.
+    and ``val_total`` are compared; ``candidate``: the run's file; ``higher_is_better``: of the metric; ``budget``: what
+    the recipe's budget asked for, a gate too.
     """
 
     config: Mapping[str, Any]
     dense: Mapping[str, Any]
     candidate: Measured
     higher_is_better: bool
+    budget: Sequence[Aim] = ()
 
     def judge(self, champion: Champion | None) -> list[Gate]:
         """Every gate that the recipe sets, against the champion as it is now.
@@ -64,15 +67,20 @@ class Case:
         if champion and champion.measured and champion.measured.sha256 == file.sha256:
             text = f"this very file is the champion already (version {champion.version}): not registered again"
             return [Gate("new_file", False, "a file that is not the champion", file.sha256, None, text)]
-        gates = []
-        if (limit := config["max_metric_loss"]) is not None:
-            gates.append(self._loss("max_metric_loss", limit, self.dense, "the dense model's"))
-        if (least := config["min_ratio"]) is not None:
-            gates.append(_ratio(least, file.ratio))
+        gates = self.absolute()
         if config["smaller_than_champion"]:
             gates.append(_against(champion, file, "smaller_than_champion", self._size))
         if config["max_metric_loss_to_champion"] is not None:
             gates.append(_against(champion, file, "max_metric_loss_to_champion", self._loss_to_champion))
+        return gates
+
+    def absolute(self) -> list[Gate]:
+        """The gates that need no champion, and so no registry."""
+        gates = [Gate("budget", aim.kept, aim.wanted, aim.got, None, aim.text) for aim in self.budget]
+        if (limit := self.config["max_metric_loss"]) is not None:
+            gates.append(self._loss("max_metric_loss", limit, self.dense, "the dense model's"))
+        if (least := self.config["min_ratio"]) is not None:
+            gates.append(_ratio(least, self.candidate.ratio))
         return gates
 
     def _size(self, name: str, other: Measured, who: str) -> Gate:
@@ -90,11 +98,14 @@ class Case:
 
     def _loss(self, name: str, limit: float, before: Mapping[str, Any], than: str) -> Gate:
         lost, unit = metric_loss(before, vars(self.candidate), self.higher_is_better)
-        passed = lost <= limit or math.isclose(lost, limit, rel_tol=1e-9)  # NaN passes nothing
+        if not math.isfinite(lost):  # passes nothing
+            text = f"validation {self.candidate.metric} is not a number, here or in {than}: it cannot be compared"
+            return Gate(name, False, limit, None, None, text)
+        passed = lost <= limit or math.isclose(lost, limit, rel_tol=1e-9)
         worse = f"{abs(lost):.4g}{unit} {'better' if lost < 0 else 'worse'} than" if lost else "as good as"
         over = "" if passed else f", {lost - limit:.4g} too many"
         text = f"validation {self.candidate.metric} is {worse} {than}; at most {limit:g}{unit} worse allowed{over}"
-        return Gate(name, passed, limit, _finite(lost), _finite(abs(limit - lost)), text)
+        return Gate(name, passed, limit, lost, abs(limit - lost), text)
 
 
 def metric_loss(before: Mapping[str, Any], after: Mapping[str, Any], higher_is_better: bool) -> tuple[float, str]:
@@ -134,7 +145,13 @@ def _against(
 
 @task(name="promote", **TASK)
 def promote(
-    run: Run, label: str, config: dict[str, Any], baseline: Reference, encoded: Reference, path: str
+    run: Run,
+    label: str,
+    config: dict[str, Any],
+    baseline: Reference,
+    encoded: Reference,
+    path: str,
+    aims: Sequence[Aim] = (),
 ) -> dict[str, Any]:
     """Registers the run's file and makes it the champion if every gate passes; an event says how it came out.
 
@@ -147,13 +164,14 @@ def promote(
         baseline: the dense model.
         encoded: the file's stage.
         path: the file.
+        aims: of the recipe's budget; a file that misses one does not become the champion.
 
     Returns:
         Plain JSON: ``model``, ``promoted``, ``version`` (None unless promoted), ``champion`` (the one before, or
         None) and ``gates``.
     """
     run.ready()
-    promotion = _promote(run, config, baseline, encoded, Path(path))
+    promotion = _promote(run, config, baseline, encoded, Path(path), aims)
     _tell(run, promotion)
     emit_event(run, promotion)
     return promotion
@@ -179,10 +197,10 @@ def emit_event(run: Run, promotion: Mapping[str, Any]) -> None:
 
 
 def _promote(
-    run: Run, config: Mapping[str, Any], baseline: Reference, encoded: Reference, file: Path
+    run: Run, config: Mapping[str, Any], baseline: Reference, encoded: Reference, file: Path, aims: Sequence[Aim]
 ) -> dict[str, Any]:
     there, candidate = Registry(run.tracker.uri, config["model"]), _measured(run, baseline, encoded, file)
-    case = Case(config, baseline.numbers, candidate, bool(run.metric_object().higher_is_better))
+    case = Case(config, baseline.numbers, candidate, bool(run.metric_object().higher_is_better), aims)
     champion, gates, version = None, [], None
     try:
         if run.tracker.offline:
@@ -195,7 +213,7 @@ def _promote(
             if _all_passed(gates):
                 version, champion, gates = _crown(there, run, Path(made), case, champion)
     except Exception as error:  # whatever a server, its client or its artifact store throws, the run is finished
-        gates = [*gates, _away(run.tracker.uri, error)]
+        gates = [*(gates or case.absolute()), _away(run.tracker.uri, error)]
     return {
         "model": config["model"],
         "promoted": version is not None,

@@ -21,6 +21,7 @@ from tasks import figures
 from tasks.console import size
 from tasks.run import Reference, Run
 from tasks.sources import versions
+from tasks.verdict import missed
 
 FOLDER = Path(__file__).resolve().parent
 TEMPLATE = "report.html.j2"
@@ -91,7 +92,7 @@ def write_report(
         baseline=_end(summary["baseline"]),
         final=_end(summary["final"]),
         split=summary["final"].get("split", "test"),
-        sentence=sentence(summary),
+        sentence=_compared(summary),
         comparison=comparison_of(summary),
         bits_per_weight=references[-1].numbers["bits_per_weight"],
         stages=stages,
@@ -104,6 +105,7 @@ def write_report(
         histograms=histograms,
         shared=moments,
         curves=_curves(stages, str(summary["metric"])),
+        verdict=summary.get("verdict"),
         budget=summary.get("budget"),
         tradeoff=figures.tradeoff("tradeoff", summary["budget"]) if summary.get("budget") else "",
         promotion=summary.get("promotion"),
@@ -120,7 +122,12 @@ def write_report(
 
 
 def sentence(summary: Mapping[str, Any]) -> str:
-    """What the result means, in one plain sentence."""
+    """What the result means, in one plain sentence; before it, what was asked for and missed."""
+    before = f"Aim missed: {summary['verdict']['text']}. " if missed(summary) else ""
+    return before + _compared(summary)
+
+
+def _compared(summary: Mapping[str, Any]) -> str:
     dense, final = summary["baseline"], summary["final"]
     share = f"in {100 * summary['file_bytes'] / summary['dense_bytes']:.1f} % of its bytes"
     if not _counts(dense) or not _counts(final) or dense["total"] != final["total"]:

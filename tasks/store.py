@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -29,6 +30,11 @@ def write_json(path: Path, value: Any) -> None:
     """``value`` as indented JSON, atomically."""
     with written(path, parents=True) as file:
         file.write(_json(value))
+
+
+def as_json(value: Any) -> str:
+    """``value`` as indented JSON; NaN and infinity, which JSON does not have, as null."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def file_digest(path: Path) -> str:
@@ -166,7 +172,15 @@ def publish(folder: Path, place: Place, name: str) -> None:
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    return (as_json(value) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _cache(url: str) -> Path:

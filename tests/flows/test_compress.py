@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import ask
 from mlflow import MlflowClient
 
 import deepcompression
 from deepcompression import torch as files
-from deepcompression.errors import DivergedError, FactoryError, InputError, InvariantError, StructureError, WeightsError
+from deepcompression.errors import (
+    AimMissed,
+    DivergedError,
+    FactoryError,
+    InputError,
+    InvariantError,
+    StructureError,
+    WeightsError,
+)
 from deepcompression.models import digits_net
 from flows.compress import compress, spread_of
 
@@ -362,19 +372,53 @@ def test_verification_notices_a_flipped_weight(finished: dict[str, Any], tmp_pat
 
 
 def test_a_run_that_gates_refuse_ends_as_not_promoted(tiny: Tiny) -> None:
-    """A scheduler can act on the state's name; the summary says which gate, and the file is there all the same."""
-    recipe = tiny(
-        train={"epochs": 1}, stages=[{"stage": "prune", "density": 0.5}], promote={"model": "m", "min_ratio": 9}
-    )
-    state = compress(recipe, return_state=True)
+    """Losing against the champion alone is no failure: the state has a name of its own, the summary says which gate."""
+    stages = [{"stage": "prune", "density": 0.5}]
+    recipe = tiny(train={"epochs": 1}, stages=stages, promote={"model": "m", "min_ratio": 1})
+    for expected in (True, False):  # the second time the champion is this very file: nothing was refused
+        state = compress(recipe, return_state=True)
+        assert state.name == "Completed" and state.result()["promotion"]["promoted"] is expected
+    promote = {"model": "m", "smaller_than_champion": True}
+    state = compress({**recipe, "stages": [{"stage": "encode"}], "promote": promote}, return_state=True)
     assert (state.name, state.type.value) == ("NotPromoted", "COMPLETED")
     summary = state.result()
-    assert [(one["gate"], one["passed"]) for one in summary["promotion"]["gates"]] == [("min_ratio", False)]
+    failed = [one["gate"] for one in summary["promotion"]["gates"] if not one["passed"]]
+    assert failed == ["smaller_than_champion"] and summary["verdict"] is None
     assert Path(summary["file"]).is_file() and summary["promotion"]["version"] is None
-    changed = {**recipe, "promote": {"model": "m", "min_ratio": 1}}
-    for expected in (True, False):  # the second time the champion is this very file: nothing was refused
-        state = compress(changed, return_state=True)
-        assert state.name == "Completed" and state.result()["promotion"]["promoted"] is expected
+
+
+def test_a_run_that_misses_its_aim_ends_as_aim_missed(tiny: Tiny, prefect_server: str) -> None:
+    """Failed and named, with an event, in Prefect, whose retries leave it alone; failed and tagged in MLflow.
+
+    The error has the summary, and file and report are there; of several seeds all are run, and one miss is enough.
+    """
+    from prefect.events.worker import EventsWorker
+
+    promote = {"model": "m", "min_ratio": 1000}
+    recipe = tiny(train={"epochs": 1}, stages=[{"stage": "prune", "density": 0.5}], promote=promote, seeds=[0, 1])
+    state = compress.with_options(retries=2)(recipe, return_state=True)
+    assert (state.name, state.type.value) == ("AimMissed", "FAILED")
+    with pytest.raises(AimMissed, match=r"aim missed: seed 0: the file is .* smaller than the dense model; at least"):
+        state.result()
+    summary = state.result(raise_on_failure=False).summary
+    assert len(summary["runs"]) == 2 and not summary["verdict"]["kept"]
+    folder = Path(summary["folder"])
+    assert json.loads((folder / "summary.json").read_text())["verdict"] == summary["verdict"]
+    client = MlflowClient(tracking_uri=recipe["tracking"]["uri"])
+    for one in (summary, *summary["runs"]):
+        run = client.get_run(one["mlflow_run_id"])
+        assert run.info.status == "FAILED" and run.data.tags["verdict"].startswith("aim missed: ")
+    first = summary["runs"][0]
+    assert Path(first["file"]).is_file() and "Aim missed" in (Path(first["folder"]) / "report.html").read_text()
+    EventsWorker.instance().wait_until_empty()
+    related = {"id": [f"prefect.flow-run.{first['prefect_flow_run_id']}"]}
+    wanted = {"filter": {"event": {"name": ["deep-compression.aim-missed"]}, "related": related}}
+    deadline, found = time.monotonic() + 20, []
+    while len(found) < 2 and time.monotonic() < deadline:
+        found = ask(f"{prefect_server}/events/filter", wanted)["events"]
+        time.sleep(0.1)
+    assert {one["payload"]["run"] for one in found} == {Path(one["folder"]).name for one in summary["runs"]}
+    assert found[0]["resource"]["prefect.resource.id"] == "deep-compression.recipe.tiny"
 
 
 def test_a_secret_is_not_stored_with_a_promoted_model(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from tasks.promote import Case, Gate, metric_loss, promote
 from tasks.registry import Champion, Measured, Registry, example_of
 from tasks.run import Reference, Run
 from tasks.tracking import Tracker
+from tasks.verdict import Aim
 
 OPEN = {
     "model": "digits", "inputs": None, "max_metric_loss": None, "min_ratio": None, "smaller_than_champion": False,
@@ -162,6 +163,14 @@ def test_not_a_number_passes_no_gate() -> None:
     dense = {"val_metric": 2.0, "val_correct": None, "val_total": 10}
     gate = only(judged(measured(val_metric=math.nan, val_correct=None), dense=dense, max_metric_loss=100))
     assert not gate.passed and gate.got is None and gate.by is None
+
+
+def test_a_file_that_misses_its_budget_does_not_become_the_champion() -> None:
+    """The budget is a gate too, and judged with the absolute ones, before and without any champion."""
+    aim = Aim("metric_loss", False, 1.0, 12.67, "12.67 points lost on validation, 1 allowed")
+    gates = Case({**OPEN, "min_ratio": 10.0}, DENSE, measured(), True, [aim]).absolute()
+    assert [(one.gate, one.passed) for one in gates] == [("budget", False), ("min_ratio", True)]
+    assert gates[0].text == aim.text
 
 
 def test_ratio_and_size_say_how_much_is_missing() -> None:

@@ -335,6 +335,17 @@ def test_promotion_and_split_are_told(tmp_path: Path) -> None:
     assert "validation split; the test split was not read" in text
 
 
+def test_a_missed_aim_is_the_headline(tmp_path: Path) -> None:
+    """The page begins with the red verdict; how much smaller the file is stands in no title."""
+    verdict = {"kept": False, "text": "12.67 points lost on validation, 1 allowed", "aims": [], "test": None}
+    page = written(tmp_path, *made(tmp_path, quantized(), verdict=verdict))
+    assert "✗ Aim missed 12.67 points lost on validation, 1 allowed" in page.text and "seed 0: aim missed" in page.text
+    assert "verdict missed" in page.attributes("class") and "x smaller" not in page.text
+    kept = {**verdict, "kept": True, "text": "0.1 points lost", "test": "on the test split 2 points lost"}
+    text = written(tmp_path, *made(tmp_path, quantized(), verdict=kept)).text
+    assert "✓ Kept 0.1 points lost On the test split 2 points lost." in text and "× smaller" in text
+
+
 @pytest.mark.parametrize(
     ("was", "now", "told"),
     [
