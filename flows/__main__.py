@@ -150,13 +150,14 @@ def sweep(
     with _guarded(verbose, quiet):
         from flows import recipe as recipes
         from flows import sweep as sweeps
+        from tasks import secrets
 
         changes = recipes.parse_overrides(overrides or [])
         sweeps.load(sweep, changes)
         _begin()
-        result: dict[str, Any] = sweeps.sweep(sweep, changes)
+        result: dict[str, Any] = sweeps.sweep(sweep, secrets.aside(changes))
         if as_json:
-            print(json.dumps(result, indent=2, ensure_ascii=False))
+            _print_json(result)
         else:
             from flows.table import show_sweep
 
@@ -294,19 +295,25 @@ def schema() -> None:
 @contextlib.contextmanager
 def _guarded(verbose: bool, quiet: bool) -> Iterator[None]:
     """What every verb shares: quiet libraries, and every error as one line with its exit code."""
+    from tasks import secrets
+
     _settings(verbose)
     if quiet:
         from tasks import console
 
         console.quiet()
-    try:
-        yield
-    except KeyboardInterrupt:
-        _stop(1, f"stopped: interrupted; {AGAIN}")
-    except typer.Exit:
-        raise
-    except Exception as error:
-        _fail(error, verbose)
+    with secrets.terminal():
+        try:
+            yield
+        except KeyboardInterrupt:
+            _stop(1, f"stopped: interrupted; {AGAIN}")
+        except typer.Exit:
+            raise
+        except Exception as error:
+            failed = secrets.without_secrets(error)
+        else:
+            return
+        _fail(failed, verbose)
 
 
 def _begin() -> None:
@@ -322,11 +329,11 @@ def _compress(recipe: str | dict[str, Any], overrides: dict[str, Any], title: st
 
     from deepcompression.errors import AimMissed
     from flows.compress import compress
-    from tasks import console
+    from tasks import console, secrets
 
     console.say(f"[bold]{escape(title)}[/]  {escape(' '.join(words))}".rstrip())
     try:
-        result: dict[str, Any] = compress(recipe, overrides)
+        result: dict[str, Any] = compress(secrets.aside(recipe), secrets.aside(overrides))
     except AimMissed as missed:
         result = missed.summary
     return result
@@ -335,17 +342,23 @@ def _compress(recipe: str | dict[str, Any], overrides: dict[str, Any], title: st
 def _print(summary: dict[str, Any], as_json: bool) -> None:
     """The result; exit code 3 where it misses what was asked for."""
     from flows.table import show
-    from tasks.store import as_json as json_of
     from tasks.verdict import missed, told
 
     if as_json:
-        print(json_of(summary))
+        _print_json(summary)
     else:
         show(summary)
     if missed(summary):
         if as_json:
             print(told(summary["verdict"]), file=sys.stderr)
         raise typer.Exit(AIM_MISSED)
+
+
+def _print_json(value: Any) -> None:
+    from tasks import secrets
+    from tasks.store import as_json
+
+    print(as_json(secrets.hidden(value)), file=secrets.unmasked_stdout())
 
 
 def _settings(verbose: bool) -> None:
@@ -390,11 +403,11 @@ def _terminated(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _fail(error: Exception, verbose: bool) -> None:
+def _fail(error: BaseException, verbose: bool) -> None:
     from deepcompression.errors import InputError
 
     if verbose:
-        raise error
+        raise error from error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if type(error).__module__.partition(".")[0] in ("httpx", "httpcore"):
         print(f"error: Prefect's server does not answer any more ({error}); {AGAIN}", file=sys.stderr, flush=True)
         os._exit(1)  # Prefect would try for a minute to deliver its events

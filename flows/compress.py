@@ -43,10 +43,11 @@ from tasks.recalibrate import recalibrate
 from tasks.registry import example_of
 from tasks.report import difference, sentence, write_report
 from tasks.run import Reference, Run
+from tasks.secrets import hidden, masked, restored, sealed
 from tasks.share import share
 from tasks.slim import slim
 from tasks.store import UNSENT, Store, publish, write_json
-from tasks.tracking import Parent, Tracker, masked, resolve_uri
+from tasks.tracking import Parent, Tracker, resolve_uri
 from tasks.verdict import budget_aims, emit_missed, missed, told, verdict_of, verdict_of_seeds
 from tasks.verify import Verified, verify
 from tasks.warned import kept
@@ -128,7 +129,9 @@ def _announced() -> Iterator[None]:
     say(f"{time.strftime('%F %T')}  {name} ended")
 
 
+@sealed
 def _run(recipe: str | dict[str, Any], overrides: dict[str, Any] | None, parent: Parent | None) -> dict[str, Any]:
+    recipe, overrides = restored(recipe), restored(overrides)
     parsed = recipes.load(recipe, overrides)
     stored = recipes.as_stored(parsed, recipe, overrides)
     recover(_store(parsed).place, resolve_uri(parsed.tracking.uri))
@@ -266,7 +269,8 @@ def _start(model: Mapping[str, Any], train: Training) -> dict[str, Any]:
 
 
 def _no_secret_promoted(parsed: Recipe, stored: Mapping[str, Any]) -> None:
-    if parsed.promote and "${" in json.dumps(stored["model"]["kwargs"]):
+    model = stored["model"]
+    if parsed.promote and "${" in json.dumps(model["kwargs"] if isinstance(model, Mapping) else model):
         raise RecipeError(
             "model.kwargs has a secret (${oc.env:...}), which a promoted model would store; read it in code"
         )
@@ -357,7 +361,7 @@ def _open_tracker(parsed: Recipe, stored: Mapping[str, Any], folder: Path, paren
         "mlflow.source.git.commit": _git_revision(),
     }
     tracker.start(folder.name, {key: value for key, value in tags.items() if value}, parent)
-    labelled = {label: {k: v for k, v in config.items() if k != "stage"} for label, config in recipes.expand(parsed)}
+    labelled = recipes.as_logged(parsed, stored)
     recipe = {key: value for key, value in stored.items() if key != "name"}  # a run's name, not what it was told
     tracker.params({**recipe, "stages": list(labelled), **labelled})
     tracker.artifact(folder / "recipe.yaml")
@@ -429,9 +433,10 @@ def _leave(run: Run, references: Sequence[Reference], summary: dict[str, Any], s
         run.tracker.artifact(path)
     run.tracker.artifact(folder / "figures" / "bytes.svg", "figures")
     try:
-        _prefect_artifacts(run, summary)
+        _prefect_artifacts(run, hidden(summary))
     except Exception as error:  # a server that went away: the run is finished, and its report lies in its folder
-        say(f"[yellow]Prefect:[/] its server does not take the run's artifacts ({' '.join(str(error).split())[:120]})")
+        reason = masked(" ".join(str(error).split()))[:120]
+        say(f"[yellow]Prefect:[/] its server does not take the run's artifacts ({reason})")
 
 
 def _warnings_tag(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from deepcompression.errors import RecipeError
+from tasks.secrets import masked
 
 # Far above any recipe. An alias counts as all that it stands for: nine lines of nine aliases each are a billion nodes.
 MOST_BYTES = 256 * 1024
@@ -121,20 +122,20 @@ def fetched(url: str, seconds: float = 20) -> str:
     import http.client
     import urllib.request
 
-    content, until = b"", time.monotonic() + seconds
+    content, until, told = b"", time.monotonic() + seconds, masked(url)
     try:
         with urllib.request.urlopen(url, timeout=seconds) as answer:
             while part := answer.read1(MOST_BYTES):
                 content += part
                 if len(content) > MOST_BYTES:
-                    raise RecipeError(f"recipe {url}: more than {MOST_BYTES:,} bytes")
+                    raise RecipeError(f"recipe {told}: more than {MOST_BYTES:,} bytes")
                 if time.monotonic() > until:
-                    raise RecipeError(f"recipe {url}: cannot be fetched: not whole after {seconds:.0f} s")
+                    raise RecipeError(f"recipe {told}: cannot be fetched: not whole after {seconds:.0f} s")
         return content.decode()
     except RecipeError:
         raise
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise RecipeError(f"recipe {url}: cannot be fetched: {error}") from None
+        raise RecipeError(masked(f"recipe {url}: cannot be fetched: {error}")) from None
 
 
 def text_of(path: Path) -> str:

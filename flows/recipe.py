@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import re
+import functools
+import itertools
+import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 from pydantic import BaseModel, ValidationError
 
 from deepcompression.errors import RecipeError
 from flows import reading
 from flows.schema import Prune, Recipe
+from tasks import secrets
 
 Model = typing.TypeVar("Model", bound=BaseModel)
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,11 +43,15 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     try:
         values = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
-        raise RecipeError(f"{where}: {_one_line(error)}") from None
+        raise RecipeError(secrets.masked(f"{where}: {_one_line(error)}")) from None
+    _each_text(values, secrets.know_passwords)
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_explain(error, values, text, where, overrides or {})) from None
+        told = _explain(error, values, text, where, overrides or {}, stored=_stored(values, config))
+        raise RecipeError(secrets.masked(told)) from None
+    secrets.public(*_own_names(recipe))
+    return recipe
 
 
 def raw(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -84,16 +92,27 @@ def resolve(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
         return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True))
     except OmegaConfBaseException as error:
-        raise RecipeError(f"{where}: {_one_line(error)}") from None
+        raise RecipeError(secrets.masked(f"{where}: {_one_line(error)}")) from None
 
 
 def as_stored(
     recipe: Recipe, source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The resolved recipe as it may be written down: secrets stay ``${oc.env:...}``, URL passwords are masked."""
-    raw = OmegaConf.to_container(_merge(source, overrides)[0], resolve=False)
-    secrets = [value for value in _environment_values(raw) if value]
-    return typing.cast(dict[str, Any], _without_secrets(recipe.model_dump(mode="json"), raw, secrets))
+    """The resolved recipe as it may be written down: whatever was read from the environment stays as it was written,
+    ``${oc.env:...}`` or a reference to it, a whole node too; passwords of URLs are masked.
+    """
+    return typing.cast(dict[str, Any], _stored(recipe.model_dump(mode="json"), _merge(source, overrides)[0]))
+
+
+def as_logged(recipe: Recipe, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Label -> keys of every stage as it runs (see ``expand``), with what ``stored`` hides hidden here too."""
+    stages = stored["stages"]
+    plain = [] if isinstance(stages, str) else list(stages)
+    logged = {}
+    for label, number, config in _expanded(recipe):
+        told = _hidden_as(config, plain[number] if number < len(plain) else stages)
+        logged[label] = {k: v for k, v in told.items() if k != "stage"} if isinstance(told, Mapping) else told
+    return logged
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -120,24 +139,29 @@ def expand(recipe: Recipe) -> list[tuple[str, dict[str, Any]]]:
 
     A label never depends on what comes later, so that seeds derived from it do not change when stages are added.
     """
+    return [(label, config) for label, _, config in _expanded(recipe)]
+
+
+def _expanded(recipe: Recipe) -> list[tuple[str, int, dict[str, Any]]]:
+    """Label, place in the recipe, keys."""
     from deepcompression.prune import round_densities
 
-    plain: list[Any] = []
-    stages = iter(recipe.stages)
-    for stage in stages:
+    plain: list[tuple[int, Any]] = []
+    stages = iter(enumerate(recipe.stages))
+    for place, stage in stages:
         if isinstance(stage, Prune) and stage.rounds > 1:
             finetune = next(stages)
             for number in range(stage.rounds):
-                plain += [_one_round(stage, number, round_densities), finetune]
+                plain += [(place, _one_round(stage, number, round_densities)), finetune]
         else:
-            plain.append(stage)
+            plain.append((place, stage))
     seen: dict[str, int] = {}
     labelled = []
-    for stage in plain:
+    for place, stage in plain:
         name = stage.stage.replace(":", ".")
         seen[name] = seen.get(name, 0) + 1
         label = name if seen[name] == 1 else f"{name}-{seen[name]}"
-        labelled.append((label, stage.model_dump(mode="json")))
+        labelled.append((label, place, stage.model_dump(mode="json")))
     return labelled
 
 
@@ -173,7 +197,7 @@ def _merge(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] 
         try:
             OmegaConf.update(config, _stage_index(key, config), value, merge=isinstance(value, Mapping), force_add=True)
         except (OmegaConfBaseException, ValueError, TypeError, IndexError, AssertionError) as error:
-            raise RecipeError(f"override {key}={value}: {_one_line(error)}") from None
+            raise RecipeError(secrets.masked(f"override {key}={value}: {_one_line(error)}")) from None
     for one, other in (("seed", "seeds"), ("seeds", "seed")):  # the one that was asked for replaces the other
         if (overrides or {}).get(one) is not None and (overrides or {}).get(other) is None:
             config.pop(other, None)
@@ -182,8 +206,9 @@ def _merge(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] 
 
 def _read(source: str) -> tuple[str, str]:
     """Text and a name for messages. Relative paths are taken from here, then from the repository's root."""
+    secrets.know_passwords(source)
     if urlsplit(source).scheme in ("http", "https"):
-        return reading.fetched(source), source
+        return reading.fetched(source), secrets.masked(source)
     path = Path(source) if Path(source).exists() else ROOT / source
     try:
         return reading.text_of(path), source
@@ -215,7 +240,9 @@ def _explain(
     where: str,
     overrides: Mapping[str, Any],
     root: type[BaseModel] = Recipe,
+    stored: Any = None,
 ) -> str:
+    """One line about the most specific complaint; what came is shown as ``stored`` has it, where that is given."""
     placed = [(_user_path(one, values), one) for one in error.errors()]
     path, first = max(placed, key=lambda one: len(one[0]))  # of a union's complaints the most specific
     key = ".".join(map(str, path)) or "recipe"
@@ -230,6 +257,8 @@ def _explain(
         return f"{place}: {key}: unknown key; {hint}{more}"
     message = first["msg"].removeprefix("Value error, ")
     got = first.get("input")
+    if isinstance(told := _at(stored, path), str):
+        got = told
     came = f", got {got!r}" if first["type"] != "missing" and not isinstance(got, Mapping | list | BaseModel) else ""
     return f"{place}: {key}: {message[:1].lower() + message[1:]}{came}{more}"
 
@@ -298,30 +327,120 @@ def _overridden(path: Sequence[Any], overrides: Mapping[str, Any]) -> bool:
     return any(key.split(".")[-1] == last for key in overrides)
 
 
-def _environment_values(raw: Any) -> list[str]:
-    """What the environment gave to this recipe: never written down."""
-    if isinstance(raw, Mapping):
-        return [found for value in raw.values() for found in _environment_values(value)]
-    if isinstance(raw, list):
-        return [found for value in raw for found in _environment_values(value)]
-    if isinstance(raw, str) and "oc.env" in raw:
-        import os
-
-        return [os.environ.get(name, "") for name in re.findall(r"oc\.env:\s*([A-Za-z_]\w*)", raw)]
-    return []
+# ---------------------------------------------------------------- what the environment gave
 
 
-def _without_secrets(value: Any, raw: Any, secrets: Sequence[str]) -> Any:
+_reads = itertools.count()
+
+
+def _environment(key: Any, *default: Any) -> Any:
+    """OmegaConf's ``oc.env``, which tells what it read: each way to a value, however wrapped, leads through here."""
+    next(_reads)
+    value = oc.env(key, *default)
+    if key in os.environ:
+        secrets.know(value, str(key))
+    return value
+
+
+def _telling(resolver: Callable[..., Any]) -> Callable[..., Any]:
+    """A resolver of OmegaConf that makes something of a text: what it makes of a secret is secret too."""
+
+    @functools.wraps(resolver)
+    def call(*arguments: Any, **named: Any) -> Any:
+        secret = any(isinstance(one, str) and secrets.knows(one) for one in arguments)
+        try:
+            made = resolver(*arguments, **named)
+        except Exception:
+            if secret:  # its message shows parts of the value, which nobody could mask
+                raise ValueError("the value from the environment is not what this resolver reads") from None
+            raise
+        if secret:
+            plain = OmegaConf.to_container(made, resolve=False) if OmegaConf.is_config(made) else made
+            _each_text(plain, secrets.know)
+        return made
+
+    return call
+
+
+def _register() -> None:
+    register: Callable[..., None] = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
+    unchecked = {"annotation_validation": "off"} if hasattr(OmegaConf, "register_resolver") else {}
+    register("oc.env", _environment, replace=True, **unchecked)
+    for name in ("create", "decode", "coerce"):
+        if hasattr(oc, name):
+            register(f"oc.{name}", _telling(getattr(oc, name)), replace=True, **unchecked)
+
+
+_register()
+
+
+def _each_text(value: Any, tell: Callable[[str], None]) -> None:
+    """Tells every scalar in ``value`` but words such as true."""
     if isinstance(value, Mapping):
-        inner = raw if isinstance(raw, Mapping) else {}
-        return {key: _without_secrets(one, inner.get(key), secrets) for key, one in value.items()}
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for one in value:
+            _each_text(one, tell)
+    elif isinstance(value, bytes):
+        tell(value.decode("utf-8", "replace"))
+    elif value is not None and not isinstance(value, bool):
+        tell(str(value))
+
+
+def _stored(value: Any, config: Any) -> Any:
+    """``value`` with the text of ``config`` wherever that reads the environment, directly or by reference."""
+    if isinstance(value, Mapping):
+        places = {str(key): key for key in config} if isinstance(config, DictConfig) else {}
+        return {key: _stored_at(one, config, places.get(str(key))) for key, one in value.items()}
     if isinstance(value, list):
-        inner_list = raw if isinstance(raw, list) else []
-        inner_list = [*inner_list, *[None] * (len(value) - len(inner_list))]
-        return [_without_secrets(one, part, secrets) for one, part in zip(value, inner_list, strict=False)]
-    if isinstance(raw, str) and "${" in raw and ("oc.env" in raw or any(secret in str(value) for secret in secrets)):
-        return raw
-    return re.sub(r"(\w+://[^/:@\s]*):[^@/\s]+@", r"\1:***@", value) if isinstance(value, str) else value
+        count = len(config) if isinstance(config, ListConfig) else 0
+        return [_stored_at(one, config, place if place < count else None) for place, one in enumerate(value)]
+    return secrets.masked(value) if isinstance(value, str) else value
+
+
+def _stored_at(value: Any, parent: Any, key: Any) -> Any:
+    if key is None:
+        return _stored(value, None)
+    if not OmegaConf.is_interpolation(parent, key):
+        return _stored(value, parent[key])
+    before = next(_reads)
+    found = parent[key]
+    if OmegaConf.is_config(found):
+        OmegaConf.to_container(found, resolve=True)
+    if next(_reads) > before + 1:
+        return OmegaConf.to_container(parent, resolve=False)[key]  # type: ignore[index, call-overload]
+    return _stored(value, None)
+
+
+def _hidden_as(value: Any, stored: Any) -> Any:
+    """``value`` with the texts of ``stored`` that hide something."""
+    if isinstance(stored, str) and "${" in stored:
+        return stored
+    if isinstance(value, Mapping) and isinstance(stored, Mapping):
+        return {key: _hidden_as(one, stored.get(key)) for key, one in value.items()}
+    if isinstance(value, list) and isinstance(stored, list) and len(value) == len(stored):
+        return [_hidden_as(one, other) for one, other in zip(value, stored, strict=True)]
+    return value
+
+
+def _own_names(recipe: Recipe) -> list[str]:
+    """What a run must call its things, in names of folders and at servers: no secrets."""
+    folders = [str(ROOT / one) for one in (recipe.store, recipe.runs) if "://" not in one]
+    words = [recipe.name, recipe.device, recipe.precision, recipe.tracking.experiment, *map(str, recipe.seeds or ())]
+    model = [recipe.promote.model] if recipe.promote else []
+    return [*words, str(recipe.seed), str(ROOT), *folders, recipe.store, recipe.runs, recipe.tracking.uri, *model]
+
+
+def _at(value: Any, path: Sequence[Any]) -> Any:
+    """What lies there, or the text that stands in place of all below it."""
+    for step in path:
+        if isinstance(value, str):
+            return value
+        try:
+            value = value[step]
+        except (LookupError, TypeError):
+            return None
+    return value
 
 
 def _one_line(error: Exception) -> str:

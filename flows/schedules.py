@@ -19,6 +19,7 @@ from flows.schema import Name, Strict
 from tasks.console import say
 from tasks.environment import opener
 from tasks.life import ALIVE
+from tasks.secrets import masked, with_password
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
@@ -89,6 +90,10 @@ def load(path: str) -> Schedule:
         RecipeError: in one line, with file, line and key.
     """
     schedule = recipes.load_as(Schedule, path)
+    if with_password([schedule.recipe, schedule.overrides]):
+        raise RecipeError(
+            f"{path}: a URL has a password, which Prefect's server would store; write ${{oc.env:NAME}} in its place"
+        )
     recipes.load(schedule.recipe, schedule.overrides)
     return schedule
 
@@ -156,7 +161,7 @@ def _server() -> str:
     try:
         opener(url).open(f"{url}/health", timeout=5).close()
     except (OSError, ValueError) as error:
-        raise RunError(f"no Prefect server answers at {url}: {error}; {hint}") from None
+        raise RunError(f"no Prefect server answers at {masked(url)}: {masked(str(error))}; {hint}") from None
     return str(url)
 
 

@@ -23,6 +23,7 @@ from tasks.console import bar, say
 from tasks.life import ending, living, recover
 from tasks.pareto import Point, front, picture, spread_out
 from tasks.places import is_url
+from tasks.secrets import hidden, masked, restored, sealed
 from tasks.sources import code_digest
 from tasks.store import Store, write_json
 from tasks.tracking import Tracker, resolve_uri
@@ -49,7 +50,12 @@ def sweep(sweep_: str | dict[str, Any], overrides: dict[str, Any] | None = None)
         InputError: the sweep, its recipe, or a key of its parameters is wrong.
         RunError: not one trial succeeded; or the cluster's workers have other versions.
     """
-    plan = load(sweep_, overrides)
+    return _sweep(restored(sweep_), restored(overrides))
+
+
+@sealed
+def _sweep(source: str | dict[str, Any], overrides: dict[str, Any] | None) -> dict[str, Any]:
+    plan = load(source, overrides)
     raw = recipes.raw(plan.recipe, plan.overrides)
     parsed = recipes.load(raw)
     folder = SWEEPS / f"{plan.name}-{_digest(plan, raw)[:8]}"
@@ -147,10 +153,10 @@ def _tell(study: Any, trial: Any, answer: Mapping[str, Any]) -> str:
 
     values = None
     if "error" not in answer:
-        trial.set_user_attr("summary", answer)
+        trial.set_user_attr("summary", hidden(answer))
         values = [answer["file_bytes"], answer["final"]["metric"]]
     if values is None or any(value != value for value in values):
-        reason = answer.get("error") or "its validation metric is not a number"
+        reason = masked(answer.get("error") or "its validation metric is not a number")
         trial.set_user_attr("error", reason)
         study.tell(trial, state=TrialState.FAIL)
         say(f"[yellow]trial {trial.number} failed:[/] {reason}")
@@ -236,7 +242,9 @@ def _prefect_artifacts(plan: Sweep, result: Mapping[str, Any]) -> None:
             {**{key: str(value) for key, value in trial["parameters"].items()}, **_figures(trial)}
             for trial in result["trials"]
         ]
-        create_table_artifact(key="sweep", table=rows, description=f"{plan.name}: size and validation of every trial")
+        create_table_artifact(
+            key="sweep", table=hidden(rows), description=f"{plan.name}: size and validation of every trial"
+        )
 
 
 def _figures(trial: Mapping[str, Any]) -> dict[str, Any]:

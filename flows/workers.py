@@ -44,18 +44,19 @@ class Crew(Protocol):
 
 def run_trial(raw: dict[str, Any], changes: Mapping[str, Any], parent: Parent) -> dict[str, Any]:
     """One run, in a worker; the part of its summary that a sweep needs, or ``{"error": ...}``. Never raises."""
-    from tasks import console
+    from tasks import console, secrets
 
     console.quiet()
     try:
         from flows.compress import compress
 
         started = time.perf_counter()
-        summary: dict[str, Any] = compress(raw, dict(changes), parent)
+        with secrets.terminal():
+            summary: dict[str, Any] = compress(secrets.aside(raw), secrets.aside(changes), parent)
     except AimMissed as missed:
         summary = missed.summary
     except Exception as error:  # whatever a trial's model or data throws: the sweep goes on
-        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        return {"error": secrets.masked(f"{type(error).__name__}: {' '.join(str(error).split())}")}
     kept = {name: summary[name] for name in KEPT}
     return {**kept, "verdict": summary["verdict"], "seconds": round(time.perf_counter() - started, 2)}
 

@@ -9,11 +9,13 @@ from prefect.states import State
 
 from tasks.bench import Bench, Product
 from tasks.run import Reference, Run
+from tasks.secrets import sealed
 from tasks.stage import TASK, perform, shown
 from tasks.store import file_digest
 
 
 @task(name="baseline", **TASK)
+@sealed
 def baseline(run: Run, label: str, number: int | None, config: dict[str, Any]) -> State[Reference] | Reference:
     """The dense model's reference. ``config`` holds the recipe's ``train``, or its ``model.weights``."""
     weights = config.get("weights")

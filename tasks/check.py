@@ -12,6 +12,7 @@ from tasks.console import say
 from tasks.key import callables, factories_in
 from tasks.prune import table_of
 from tasks.run import Run
+from tasks.secrets import public
 from tasks.sources import factory_digest
 from tasks.warned import warn, warned
 
@@ -49,6 +50,7 @@ def _check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     if run.teacher:
         factory.load(run.teacher["factory"])
     run.problem()
+    public(*model.state_dict(), str(run.metric_object().name))
     _match(model, {"zeros": run.hold["zeros"] or [], "shared": run.hold["shared"]})
     for label, config in stages:
         for spec in factories_in(config):

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from tasks.secrets import masked
+
 CALM_SECONDS = 60.0  # between two lines about one training in a log
 
 WIDE = 110  # columns that a bar needs with everything beside it
@@ -20,7 +22,7 @@ console = Console(stderr=True, highlight=False)
 
 def say(text: str) -> None:
     """One line for the person who watches."""
-    console.print(text, soft_wrap=True)
+    console.print(masked(text), soft_wrap=True)
 
 
 def quiet() -> None:

@@ -15,7 +15,8 @@ from tasks.console import say
 from tasks.deadline import within
 from tasks.lease import Lease
 from tasks.places import Place
-from tasks.tracking import STATE, Tracker, masked, terminate
+from tasks.secrets import masked
+from tasks.tracking import STATE, Tracker, terminate
 
 PREFIX = "run-"
 ALIVE = "deep-compression.run.alive"
@@ -40,7 +41,7 @@ def ending(tracker: Tracker) -> Iterator[None]:
 @contextlib.contextmanager
 def living(place: Place, tracker: Tracker, flow_run_id: str | None) -> Iterator[None]:
     """Says, while the block runs, that the run of ``tracker`` lives, and what is to be ended if its process dies."""
-    facts = {
+    facts: dict[str, Any] = {
         "folder": tracker.folder,
         "tracking_uri": masked(tracker.uri),
         "experiment": tracker.experiment,
@@ -129,7 +130,7 @@ def _prefect_answers() -> bool:
 
 def _end(facts: Mapping[str, Any], uri: str) -> None:
     own = str(facts.get("tracking_uri") or "")
-    uri = uri if masked(uri) == own or "***" in own else own
+    uri = uri if masked(uri) == own or "***" in own or "${" in own else own
     for end in (lambda: _end_in_mlflow(facts, uri), lambda: _end_in_prefect(facts.get("flow_run_id"))):
         try:
             end()

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from deepcompression.atomic import storage_error, written
 from deepcompression.errors import StorageError
+from tasks.secrets import masked
 
 
 @dataclass(frozen=True)
@@ -219,8 +220,10 @@ class Far:
         except Exception as error:  # every file system has its own
             if isinstance(error, FileExistsError if writes else FileNotFoundError):
                 raise
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise StorageError(f"{self.where}: {name}: {reason}; is the URL right, is the service up?") from error
+            reason = masked(" ".join(str(error).split()))[:200] or type(error).__name__
+            raise StorageError(
+                f"{masked(self.where)}: {name}: {reason}; is the URL right, is the service up?"
+            ) from error
 
 
 def _info(name: str, found: dict[str, Any]) -> Info:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from prefect import task
 from prefect.runtime import flow_run
@@ -19,9 +18,9 @@ from deepcompression.errors import RunError
 from tasks.console import say
 from tasks.registry import Champion, Measured, Registry, example_of, package
 from tasks.run import Reference, Run
+from tasks.secrets import hidden, know_passwords, masked, sealed
 from tasks.stage import TASK
 from tasks.store import file_digest
-from tasks.tracking import masked
 from tasks.verdict import Aim
 
 log = logging.getLogger(__name__)
@@ -144,6 +143,7 @@ def _against(
 
 
 @task(name="promote", **TASK)
+@sealed
 def promote(
     run: Run,
     label: str,
@@ -171,7 +171,7 @@ def promote(
         None) and ``gates``.
     """
     run.ready()
-    promotion = _promote(run, config, baseline, encoded, Path(path), aims)
+    promotion: dict[str, Any] = hidden(_promote(run, config, baseline, encoded, Path(path), aims))
     _tell(run, promotion)
     emit_event(run, promotion)
     return promotion
@@ -255,9 +255,8 @@ def _packaged(run: Run, file: Path, inputs: Sequence[str] | None, folder: Path) 
 
 def _away(uri: str, error: Exception) -> Gate:
     log.debug("promotion failed", exc_info=error)
-    password = urlsplit(uri).password
-    reason = masked(" ".join(str(error).split()) or type(error).__name__)
-    reason = (reason.replace(password, "***") if password else reason)[:160]
+    know_passwords(uri)
+    reason = masked(" ".join(str(error).split()) or type(error).__name__)[:160]
     text = (
         f"the registry at {masked(uri)} does not take this ({reason}): nothing is promoted; the same command again, "
         "once it answers, reuses all finished stages and promotes"

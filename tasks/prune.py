@@ -10,10 +10,12 @@ from prefect.states import State
 
 from tasks.bench import Bench, Product
 from tasks.run import Reference, Run
+from tasks.secrets import sealed
 from tasks.stage import TASK, perform, shown
 
 
 @task(name="prune", **TASK)
+@sealed
 def prune(run: Run, label: str, number: int, config: dict[str, Any], source: Reference) -> State[Reference] | Reference:
     """Small weights of ``source`` become +0.0."""
     work = _gradual if config["gradual"] else _one_shot

@@ -11,10 +11,12 @@ from prefect.states import State
 from tasks.bench import Bench, Product
 from tasks.finetune import train
 from tasks.run import Reference, Run
+from tasks.secrets import sealed
 from tasks.stage import TASK, perform
 
 
 @task(name="quantize", **TASK)
+@sealed
 def quantize(
     run: Run, label: str, number: int, config: dict[str, Any], source: Reference
 ) -> State[Reference] | Reference:

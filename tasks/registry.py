@@ -19,8 +19,9 @@ from typing import Any
 from deepcompression.errors import DataError, RunError
 from tasks.deadline import Bounded
 from tasks.run import Run
+from tasks.secrets import masked
 from tasks.sources import imports_of
-from tasks.tracking import client_of, masked
+from tasks.tracking import client_of
 
 LIBRARY = "deepcompression"
 ALIAS = "champion"
@@ -162,7 +163,7 @@ def champion_files(uri: str) -> frozenset[str]:
         models = [one for one in client.search_registered_models() if ALIAS in one.aliases]
         champions = [client.get_model_version_by_alias(one.name, ALIAS) for one in models]
     except Exception as error:  # whatever a server or its client throws
-        reason = " ".join(str(error).split())[:160]
+        reason = masked(" ".join(str(error).split()))[:160]
         raise RunError(f"{masked(uri)} does not say which files are champions: {reason}") from None
     return frozenset(one.tags["sha256"] for one in champions if "sha256" in one.tags)
 
@@ -237,7 +238,7 @@ def _probe(folder: Path) -> None:
     command = [sys.executable, "-B", "-P", "-c", PROBE, str(folder)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        last = (masked(done.stderr).strip().splitlines() or ["no message"])[-1]
         raise RunError(
             f"model: it does not answer by itself in a fresh process ({last}); its factory may need files or code "
             "that are no Python packages"

@@ -20,6 +20,7 @@ from deepcompression.significance import Comparison
 from tasks import figures
 from tasks.console import size
 from tasks.run import Reference, Run
+from tasks.secrets import masked
 from tasks.sources import versions
 from tasks.verdict import missed
 
@@ -115,7 +116,7 @@ def write_report(
         file=file.name,
     )
     with written(path) as target:
-        target.write(text.encode("utf-8", "replace"))
+        target.write(masked(text).encode("utf-8", "replace"))
 
 
 # ---------------------------------------------------------------- the headline
@@ -307,8 +308,11 @@ def _curves(stages: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
 
 def loading(recipe: Mapping[str, Any], python_path: Sequence[str], file: str) -> str:
     """Python lines that load the file into the recipe's model."""
-    module, _, attribute = str(recipe["model"]["factory"]).partition(":")
-    kwargs = dict(recipe["model"].get("kwargs") or {})
+    model = recipe["model"] if isinstance(recipe["model"], Mapping) else {"factory": recipe["model"]}
+    module, _, attribute = str(model["factory"]).partition(":")
+    kwargs = model.get("kwargs") or {}
+    if isinstance(kwargs, str):  # taken over whole from elsewhere in the recipe
+        kwargs = {"kwargs": kwargs}
     plain = all(name.isidentifier() and not keyword.iskeyword(name) for name in kwargs)
     arguments = ", ".join(f"{name}={value!r}" for name, value in kwargs.items()) if plain else f"**{kwargs!r}"
     lines = ["import sys", "", f"sys.path[:0] = {list(python_path)!r}"] if python_path else []

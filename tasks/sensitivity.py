@@ -15,6 +15,7 @@ from tasks.console import bar
 from tasks.figures import sensitivity as picture
 from tasks.prune import score_of
 from tasks.run import Reference, Run
+from tasks.secrets import sealed
 from tasks.stage import TASK, perform
 from tasks.store import write_json
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 @task(name="sensitivity", **TASK)
+@sealed
 def sensitivity(
     run: Run, label: str, number: int | None, config: dict[str, Any], source: Reference
 ) -> State[Reference] | Reference:

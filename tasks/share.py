@@ -12,10 +12,12 @@ from prefect.states import State
 from tasks.bench import Bench, Product
 from tasks.prune import table_of
 from tasks.run import Reference, Run
+from tasks.secrets import sealed
 from tasks.stage import TASK, perform, shown
 
 
 @task(name="share", **TASK)
+@sealed
 def share(run: Run, label: str, number: int, config: dict[str, Any], source: Reference) -> State[Reference] | Reference:
     """The non-zero weights of each layer of ``source`` take few values."""
     return perform(

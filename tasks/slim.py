@@ -10,6 +10,7 @@ from prefect.states import State
 from tasks.bench import Bench, Product
 from tasks.prune import table_of
 from tasks.run import Reference, Run
+from tasks.secrets import sealed
 from tasks.stage import TASK, perform
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ SAMPLES = 64  # whose outputs are compared
 
 
 @task(name="slim", **TASK)
+@sealed
 def slim(run: Run, label: str, number: int, config: dict[str, Any], source: Reference) -> State[Reference] | Reference:
     """``source`` without dead units, the others in the order that codes smallest."""
     return perform(run, label, number, config, source, lambda bench: _work(bench, config), draws=False)

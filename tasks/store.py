@@ -19,17 +19,19 @@ from deepcompression.errors import StorageError
 from tasks import lease as leases
 from tasks.console import say
 from tasks.places import Near, Place, place_at
+from tasks.secrets import hidden
 
 ROOT = Path(__file__).resolve().parent.parent
 UNSENT = "unsent"
 MIRROR_SECONDS = 1.0
+TEXTS = ("notes", "report", "history")  # of an entry: what people read; the rest are digests, names of tensors, numbers
 FRESH_SECONDS = 3600.0  # how exactly the time of last use is kept
 
 
 def write_json(path: Path, value: Any) -> None:
-    """``value`` as indented JSON, atomically."""
+    """``value``, without secrets, as indented JSON, atomically."""
     with written(path, parents=True) as file:
-        file.write(_json(value))
+        file.write(_json(hidden(value)))
 
 
 def as_json(value: Any) -> str:
@@ -128,7 +130,8 @@ class Store:
     def commit(self, key: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the entry of a finished stage, last and atomically, and drops its rolling checkpoint."""
         size = (self.root / "objects" / entry["object"]).stat().st_size
-        whole = {**entry, "key": key, "object_bytes": size}
+        told = {name: hidden(entry[name]) for name in TEXTS if name in entry}
+        whole = {**entry, **told, "key": key, "object_bytes": size}
         self.place.write(f"keys/{key}.json", _json(whole))
         shutil.rmtree(self.root / "partial" / key, ignore_errors=True)
         return whole

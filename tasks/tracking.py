@@ -22,6 +22,7 @@ from deepcompression.errors import RunError, StorageError
 from tasks.console import say
 from tasks.deadline import SLOWEST, Bounded, within
 from tasks.environment import opener
+from tasks.secrets import hidden, know_passwords, masked
 from tasks.store import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,7 +83,7 @@ class Tracker:
 
     def params(self, params: Mapping[str, Any]) -> None:
         """Parameters, nested mappings and lists flattened to dotted names."""
-        self._log("params", values={_legal(k): str(v)[:6000] for k, v in flatten(params).items()})
+        self._log("params", values={_legal(k): masked(str(v))[:6000] for k, v in flatten(params).items()})
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Numbers at one step, sent in one call."""
@@ -156,7 +157,7 @@ class Tracker:
         return lines
 
     def _log(self, kind: str, **content: Any) -> None:
-        line = {"kind": kind, "time": int(time.time() * 1000), **content}
+        line = {"kind": kind, "time": int(time.time() * 1000), **hidden(content)}
         try:
             with (Path(self.folder) / JOURNAL).open("a", encoding="utf-8") as journal:
                 journal.write(json.dumps(line) + "\n")
@@ -187,9 +188,8 @@ class Tracker:
         )
 
     def _reason(self, error: Exception) -> str:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        password = urlsplit(self.uri).password
-        return reason.replace(password, "***") if password else reason
+        know_passwords(self.uri)
+        return masked(" ".join(str(error).split()))[:160] or type(error).__name__
 
 
 def terminate(uri: str, run_id: str) -> None:
@@ -212,7 +212,7 @@ def recipe_of(uri: str, run_id: str) -> str:
             path = client_of(uri).download_artifacts(run_id, "recipe.yaml", folder)
             return Path(path).read_text(encoding="utf-8")
     except Exception as error:  # whatever a tracking server or its client throws
-        reason = " ".join(str(error).split())[:200]
+        reason = masked(" ".join(str(error).split()))[:200]
         raise RunError(f"MLflow run {run_id} in {masked(uri)}: its recipe cannot be read: {reason}") from None
 
 
@@ -228,7 +228,7 @@ def runs_of_experiment(uri: str, experiment: str) -> list[str]:
         runs = client.search_runs([found.experiment_id], "attributes.status = 'FINISHED'") if found else None
         there = [] if found else [repr(one.name) for one in client.search_experiments()]
     except Exception as error:
-        raise RunError(f"{masked(uri)} does not answer: {' '.join(str(error).split())[:160]}") from None
+        raise RunError(f"{masked(uri)} does not answer: {masked(' '.join(str(error).split()))[:160]}") from None
     if runs is None:
         raise RunError(f"{masked(uri)} has no experiment {experiment!r}; there are {', '.join(there)}")
     return [str(run.info.run_id) for run in runs if "mlflow.parentRunId" not in run.data.tags]
@@ -242,7 +242,7 @@ def run_of_flow(uri: str, flow_run_id: str) -> str | None:
         query = f"tags.`prefect.flow_run_id` = '{flow_run_id}'"
         runs = client.search_runs(experiments, query, order_by=["attributes.start_time ASC"], max_results=1)
     except Exception as error:
-        raise RunError(f"{masked(uri)} does not answer: {' '.join(str(error).split())[:160]}") from None
+        raise RunError(f"{masked(uri)} does not answer: {masked(' '.join(str(error).split()))[:160]}") from None
     return str(runs[0].info.run_id) if runs else None
 
 
@@ -251,11 +251,6 @@ def resolve_uri(uri: str) -> str:
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         return f"sqlite:///{ROOT / uri.removeprefix('sqlite:///')}"
     return uri
-
-
-def masked(uri: str) -> str:
-    """A URI without its password."""
-    return re.sub(r"(\w+://[^/:@\s]*):[^@/\s]+@", r"\1:***@", uri)
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -276,7 +271,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _legal(name: str) -> str:
     """MLflow allows letters, digits, and a few signs in names."""
-    return re.sub(r"[^\w\-. /]", "_", name)[:250]
+    return re.sub(r"[^\w\-. /]", "_", masked(name))[:250]
 
 
 @lru_cache

@@ -11,6 +11,7 @@ from typing import Any
 from prefect.runtime import flow_run
 
 from deepcompression.budget import loss_of
+from tasks.secrets import hidden
 
 ABSOLUTE = ("max_metric_loss", "min_ratio")
 EVENT = "deep-compression.aim-missed"
@@ -113,12 +114,14 @@ def emit_missed(summary: Mapping[str, Any]) -> None:
         event=EVENT,
         resource={"prefect.resource.id": f"deep-compression.recipe.{name}", "prefect.resource.name": name},
         related=[{"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"}],
-        payload={
-            **verdict,
-            "run": Path(summary["folder"]).name,
-            "file": summary["file"],
-            "mlflow_run_id": summary["mlflow_run_id"],
-        },
+        payload=hidden(
+            {
+                **verdict,
+                "run": Path(summary["folder"]).name,
+                "file": summary["file"],
+                "mlflow_run_id": summary["mlflow_run_id"],
+            }
+        ),
     )
 
 

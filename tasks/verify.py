@@ -15,6 +15,7 @@ from deepcompression.atomic import written
 from deepcompression.errors import InvariantError, RunError
 from tasks.key import callables
 from tasks.run import Reference, Run
+from tasks.secrets import masked, sealed
 from tasks.sources import changed
 from tasks.stage import TASK
 
@@ -33,6 +34,7 @@ class Verified:
 
 
 @task(name="verify", **TASK)
+@sealed
 def verify(
     run: Run, label: str, baseline: Reference, source: Reference, encoded: Reference, path: str, test: bool = True
 ) -> Verified:
@@ -104,7 +106,7 @@ def _in_fresh_process(request: dict[str, Any]) -> dict[str, Any]:
         check=False,
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        last = (masked(done.stderr).strip().splitlines() or ["no message"])[-1]
         raise RunError(f"verification in a fresh process failed with exit code {done.returncode}: {last}")
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer

@@ -13,6 +13,7 @@ from typing import Any
 from rich.markup import escape
 
 from tasks.console import say
+from tasks.secrets import masked
 
 FILE = "warnings.jsonl"
 LOGGERS = ("deepcompression", "tasks", "flows")
@@ -61,7 +62,7 @@ def warned(folder: str | Path, label: str) -> Iterator[list[str]]:
 
 def warn(folder: str | Path, label: str, text: str) -> None:
     """Says a warning, and keeps it in the run's folder; the same one again is neither said nor kept."""
-    line = {"stage": label, "text": text}
+    line = {"stage": label, "text": masked(text)}
     if line in kept(folder):
         return
     _say(text, f"{label}: ")

@@ -1,5 +1,3 @@
-
-
 def splits():
     import sys
 
