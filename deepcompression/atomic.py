@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -29,13 +30,14 @@ def written(path: str | os.PathLike[str], *, parents: bool = False) -> Iterator[
         parents: whether missing folders are made.
 
     Raises:
-        StorageError: disk full, no permission, no such folder; the message names the path.
+        StorageError: disk full, no permission, no such folder, ``path`` is a device or a pipe; the message names it.
     """
     target = Path(path)
-    part = target.with_name(f".{target.name[:200]}.{os.urandom(4).hex()}.part")
+    part = target.parent / f".{target.name[:40]}.{os.urandom(8).hex()}.part"
     try:
         if parents:
             target.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_devices(target)
         with part.open("xb") as file:
             yield file
             file.flush()
@@ -46,6 +48,16 @@ def written(path: str | os.PathLike[str], *, parents: bool = False) -> Iterator[
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _refuse_devices(target: Path) -> None:
+    """Raise where ``target`` is there and nothing that a new file may replace: /dev/null stays what it is."""
+    with contextlib.suppress(FileNotFoundError):
+        kind = target.lstat().st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(kind) and not stat.S_ISLNK(kind):
+            raise OSError(errno.EINVAL, "it is no ordinary file")
 
 
 def storage_error(path: str | os.PathLike[str], error: OSError) -> StorageError:

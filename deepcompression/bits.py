@@ -101,6 +101,7 @@ class Cursor:
 
     def __init__(self, buffer: bytes | memoryview | Remote, where: str) -> None:
         self.buffer = memoryview(buffer) if isinstance(buffer, bytes | memoryview) else buffer
+        self._near = self.buffer if isinstance(self.buffer, memoryview) else None
         self.where = where
         self.at = 0
 
@@ -126,6 +127,11 @@ class Cursor:
 
     def varint(self, what: str, most: int = 2**64 - 1) -> int:
         """The next LEB128 number: at most `most`, in as few bytes as it can be written."""
+        if self._near is not None and self.at < len(self._near):  # most numbers are short: an index has many
+            byte = self._near[self.at]
+            if byte < 128 and byte <= most:
+                self.at += 1
+                return byte
         value = shift = 0
         while True:
             byte = self.take(1, what)[0]

@@ -32,7 +32,11 @@ Source = Annotated[Path, typer.Argument(metavar="IN", show_default=False)]
 File = Annotated[Path, typer.Argument(metavar="IN.dcz", show_default=False)]
 MaxBytes = Annotated[
     int | None,
-    typer.Option(min=0, help="Refuse to decode more bytes than this at once; default: half of the available memory."),
+    typer.Option(
+        min=0,
+        help="Refuse a file whose tensors have more bytes together, equal ones counted each time. "
+        "Default: half of the available memory for what is in memory at once, and what the disk has left.",
+    ),
 ]
 
 
@@ -96,7 +100,7 @@ def encode(
         int | None, typer.Option(min=1, help="At most so many; default: one a core. The bytes do not depend on it.")
     ] = None,
 ) -> None:
-    """Write the tensors of IN as .dcz: lossless, names and types kept.
+    """Write the tensors of IN as .dcz: lossless, names, types and metadata kept.
 
     IN is .safetensors (read one tensor at a time) or a torch checkpoint (.pt, .pth, .bin, .ckpt), which needs torch;
     a pickle with code in it is refused, unrun.
@@ -116,22 +120,22 @@ def encode(
         raise InputError("encode IN OUT.dcz: OUT.dcz is missing (--dry-run needs none)")
     if target is not None and weights.is_weights(target):
         raise InputError(f"{target}: would be overwritten by a .dcz file; encode IN OUT.dcz wants IN first")
-    tensors, size = weights.read(source, key, merge_masks)
+    tensors, size, metadata = weights.read(source, key, merge_masks)
     before = source.stat().st_size
     if coder == "all":
         from deepcompression.inspection import compare_coders, print_coders
 
         with Bar("encoding by every coder", 4 * size) as bar:
-            found = compare_coders(tensors, threads, bar)
+            found = compare_coders(tensors, metadata, threads, bar)
         print_coders(found, before)
         return
     with Bar("encoding", size) as bar:
         if target is None or dry_run:
             from deepcompression.inspection import encoded_size
 
-            after = encoded_size(tensors, coder, threads, bar)
+            after = encoded_size(tensors, coder, metadata, threads, bar)
         else:
-            after = save(tensors, target, coder=coder, threads=threads, progress=bar)
+            after = save(tensors, target, coder=coder, metadata=metadata, threads=threads, progress=bar)
     _say_encoded(target or coder, after, source, before, " would be written" if dry_run else "")
 
 
@@ -151,7 +155,8 @@ def decode(
 ) -> None:
     """Write the tensors of a .dcz file as OUT, bit for bit.
 
-    OUT is .safetensors, written one tensor at a time, or .pt (also .pth, .bin, .ckpt): a state_dict for torch.load.
+    OUT is .safetensors, written one tensor at a time, metadata too, or .pt (also .pth, .bin, .ckpt): a state_dict for
+    torch.load.
 
     \b
     Examples:
@@ -163,9 +168,10 @@ def decode(
     weights.check_name(target, "OUT")
     with io.File(source, max_bytes=max_bytes) as file:
         wanted = io._select(file.index, name or None)
-        if target.suffix.lower() != weights.SAFETENSORS:
-            with io._named(source):
+        with io._named(source):
+            if max_bytes is not None or target.suffix.lower() != weights.SAFETENSORS:
                 io._check_memory(wanted, max_bytes)
+            io.check_disk(wanted, target.parent)
         with Bar("decoding", _decoded(wanted)) as bar:
 
             def tensor(name: str) -> io.RawTensor:
@@ -173,7 +179,7 @@ def decode(
                 bar(name, raw.bits.nbytes)
                 return raw
 
-            weights.write(wanted, tensor, target)
+            weights.write(wanted, tensor, target, file.metadata)
     typer.echo(f"{target}: {_count(len(wanted), 'tensor')}, {target.stat().st_size:,} bytes")
 
 

@@ -97,6 +97,7 @@ enum {
     MAX_TENSORS = 1 << 20,
     MAX_INDEX = 1 << 28,
     MAX_METADATA = 1 << 20,
+    MAX_HEAD = 100 * 1000 * 1000, /* of safetensors, as its readers have it */
     METADATA = 2, /* tag */
     MAX_HELD = 24
 };
@@ -1776,6 +1777,8 @@ static int write_safetensors(dcz *file, const char *path, const char *out_path) 
     int code = NO_LUCK;
     if (head.failed || part_path == NULL) {
         (void)complain(code, path, "memory: not enough");
+    } else if (head.used - 8 > MAX_HEAD) {
+        code = complain(UNSOUND, path, "a safetensors header of more than 100,000,000 bytes, which nobody reads");
     } else {
         (void)snprintf(part_path, size, "%s.%016" PRIx64 ".part", out_path, unforeseen());
         code = write_parts(file, path, out_path, &head, part_path);

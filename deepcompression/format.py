@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from deepcompression import metadata
 from deepcompression.bits import Cursor, varint
 from deepcompression.dtypes import DTYPES, NAMES
 from deepcompression.errors import (
     ChecksumMismatch,
+    InputError,
     MalformedFile,
     NotADczFile,
+    TooLarge,
     TruncatedFile,
     UnsupportedVersion,
 )
@@ -25,10 +27,11 @@ PREFIX_BYTES = 14
 MOST_DIMENSIONS = 64
 MOST_BYTES = 1 << 62
 MOST_NAME_BYTES = 100_000_000
+MOST_TENSORS = 1 << 20
+MOST_INDEX_BYTES = 1 << 28
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """What the index says of one tensor; `same_as` is the place of the earlier one that it equals, if any."""
 
     name: str
@@ -51,15 +54,26 @@ class Entry:
 
 
 class Index(NamedTuple):
-    """A file's header: the coder it was written with, where the blobs begin, and the tensors in order."""
+    """A file's header: the coder it was written with, where the blobs begin, the tensors in order, the metadata."""
 
     coder: str
     header_bytes: int
     entries: tuple[Entry, ...]
+    metadata: dict[str, str]
 
 
-def write_header(entries: Sequence[Entry], coder: str) -> bytes:
-    """Prefix and index of a file with these tensors (offsets are not stored: blobs follow each other)."""
+def write_header(entries: Sequence[Entry], coder: str, records: Mapping[int, bytes] | None = None) -> bytes:
+    """Prefix and index of a file with these tensors (offsets are not stored: blobs follow each other).
+
+    Args:
+        records: extension records by tag.
+
+    Raises:
+        InputError: more tensors, or longer names, than a file may have.
+    """
+    check_count(len(entries))
+    if sum(len(entry.name.encode()) for entry in entries) > MOST_NAME_BYTES:
+        raise InputError(f"the tensors' names have more than {MOST_NAME_BYTES:,} bytes, which no .dcz file holds")
     index = bytearray(varint(len(entries)))
     previous = b""
     for entry in entries:
@@ -72,15 +86,25 @@ def write_header(entries: Sequence[Entry], coder: str) -> bytes:
             continue
         index += bytes([DTYPES[entry.dtype].number]) + varint(len(entry.shape))
         index += b"".join(map(varint, entry.shape)) + varint(entry.size) + entry.crc.to_bytes(4, "little")
+    for tag, record in sorted((records or {}).items()):
+        index += varint(tag) + varint(len(record)) + record
+    if len(index) > MOST_INDEX_BYTES:
+        raise InputError(f"the index takes {len(index):,} bytes; a .dcz file has at most {MOST_INDEX_BYTES:,}")
     prefix = MAGIC + bytes([VERSION, CODERS.index(coder)]) + len(index).to_bytes(4, "little")
     return prefix + zlib.crc32(prefix + index).to_bytes(4, "little") + bytes(index)
+
+
+def check_count(tensors: int) -> None:
+    """Raise InputError where a file may not have so many tensors."""
+    if tensors > MOST_TENSORS:
+        raise InputError(f"{tensors:,} tensors are too many: a .dcz file has at most {MOST_TENSORS:,}")
 
 
 def read_prefix(prefix: bytes, file_bytes: int) -> int:
     """The length of the index that follows `prefix`, the first PREFIX_BYTES of a file of `file_bytes`.
 
     Raises:
-        NotADczFile, UnsupportedVersion, TruncatedFile
+        NotADczFile, UnsupportedVersion, TruncatedFile, TooLarge
     """
     if prefix[: len(MAGIC)] != MAGIC[: len(prefix)] or not prefix:
         raise NotADczFile(f"not a .dcz file: it begins with {prefix[:4]!r}, not {MAGIC!r}")
@@ -91,6 +115,8 @@ def read_prefix(prefix: bytes, file_bytes: int) -> int:
     length = int.from_bytes(prefix[6:10], "little")
     if len(prefix) < PREFIX_BYTES or PREFIX_BYTES + length > file_bytes:
         raise TruncatedFile(f"the file ends within its header, after {file_bytes} bytes")
+    if length > MOST_INDEX_BYTES:
+        raise TooLarge(f"the index has {length} bytes, at most {MOST_INDEX_BYTES} are read")
     return length
 
 
@@ -98,7 +124,7 @@ def read_index(prefix: bytes, index: bytes, file_bytes: int) -> Index:
     """The header of a file of `file_bytes`, checked against its checksum and FORMAT.md.
 
     Raises:
-        ChecksumMismatch, MalformedFile, TruncatedFile
+        ChecksumMismatch, MalformedFile, TruncatedFile, TooLarge
     """
     if zlib.crc32(prefix[:10] + index) != int.from_bytes(prefix[10:14], "little"):
         raise ChecksumMismatch("the header's checksum does not match: the file was damaged")
@@ -108,23 +134,30 @@ def read_index(prefix: bytes, index: bytes, file_bytes: int) -> Index:
     entries: list[Entry] = []
     offset, previous, names = PREFIX_BYTES + len(index), b"", set[str]()
     name_bytes = 0
-    for _ in range(cursor.varint("the number of tensors", most=len(index))):
+    count = cursor.varint("the number of tensors", most=len(index))
+    if count > MOST_TENSORS:
+        raise TooLarge(f"{count} tensors, at most {MOST_TENSORS} are read")
+    for _ in range(count):
         name, previous = _read_name(cursor, previous, names)
         name_bytes += len(previous)
         if name_bytes > MOST_NAME_BYTES:
             raise cursor.fail(f"the names have more than {MOST_NAME_BYTES} bytes")
         entries.append(_read_entry(cursor, name, offset, entries))
         offset += entries[-1].size
-    _skip_extensions(cursor)
+    known = _read_extensions(cursor)
     if offset > file_bytes:
         raise TruncatedFile(f"the file has {file_bytes} bytes, its header speaks of {offset}")
     if offset < file_bytes:
         raise MalformedFile(f"{file_bytes - offset} bytes follow the last tensor")
-    return Index(CODERS[prefix[5]], PREFIX_BYTES + len(index), tuple(entries))
+    return Index(CODERS[prefix[5]], PREFIX_BYTES + len(index), tuple(entries), known)
 
 
-def _skip_extensions(cursor: Cursor) -> None:
-    """The records behind the last tensor: those that must be understood are refused, others passed over."""
+def _read_extensions(cursor: Cursor) -> dict[str, str]:
+    """The metadata among the records behind the last tensor.
+
+    Records that must be understood are refused, others passed over.
+    """
+    found: dict[str, str] = {}
     last = -1
     while cursor.left:
         tag = cursor.varint("an extension's tag")
@@ -132,8 +165,11 @@ def _skip_extensions(cursor: Cursor) -> None:
             raise cursor.fail(f"extension {tag} follows {last}")
         if tag % 2:
             raise cursor.fail(f"the file needs extension {tag}, which is not known here; update deep-compression")
-        cursor.take(cursor.varint("an extension's length"), f"extension {tag}")
+        record = cursor.take(cursor.varint("an extension's length"), "an extension")
+        if tag == metadata.TAG:
+            found = metadata.unpack(record)
         last = tag
+    return found
 
 
 def _read_name(cursor: Cursor, previous: bytes, names: set[str]) -> tuple[str, bytes]:
@@ -161,7 +197,8 @@ def _read_entry(cursor: Cursor, name: str, offset: int, earlier: list[Entry]) ->
         raise cursor.fail(f"{name!r} has the unknown dtype {number}")
     dimensions = cursor.varint("the number of dimensions", most=MOST_DIMENSIONS)
     shape = tuple(cursor.varint("a dimension") for _ in range(dimensions))
-    if math.prod(max(n, 1) for n in shape) * DTYPES[NAMES[number]].itemsize > MOST_BYTES:
+    least = math.prod(shape) if 0 not in shape else math.prod(max(n, 1) for n in shape)
+    if least * DTYPES[NAMES[number]].itemsize > MOST_BYTES:
         raise cursor.fail(f"{name!r} has the impossible shape {shape}")
     size = cursor.varint("a blob's size")
     crc = int.from_bytes(cursor.take(4, "a checksum"), "little")

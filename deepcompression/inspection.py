@@ -17,13 +17,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepcompression import format, io
+from deepcompression import format, io, metadata
 from deepcompression.parallel import mapped
 from deepcompression.terminal import compiled, plain
 
 PARTS = ("values", "positions", "codebook", "table")
 _SLICE = 1 << 20
 _ROOM_OF_A_PIPE = 100_000
+_MOST_TEXTS = 20
+_MOST_OF_A_TEXT = 200
 
 
 class Column(NamedTuple):
@@ -154,7 +156,18 @@ def _notes(path: str, report: dict[str, Any], columns: list[Column]) -> list[str
         f"{plain(path)}: format version {report['format_version']}, {report['coder']}, {report['file_bytes']:,} bytes "
         f"({report['header_bytes']:,} header), {report['dense_bytes']:,} dense, {report['ratio']:.2f}x"
     )
-    return lines
+    return lines + _texts(report["metadata"])
+
+
+def _texts(texts: Mapping[str, str]) -> list[str]:
+    """A line for each of the first texts of metadata, cut where it is long."""
+    lines = [f"metadata {plain(_cut(key))}: {plain(_cut(text))}" for key, text in list(texts.items())[:_MOST_TEXTS]]
+    more = len(texts) - len(lines)
+    return [*lines, f"metadata: {more} more, all in --json"] if more else lines
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_OF_A_TEXT else f"{text[:_MOST_OF_A_TEXT]}... ({len(text):,} characters)"
 
 
 # ---------------------------------------------------------------- beside others
@@ -217,10 +230,16 @@ def print_baselines(found: Mapping[str, int | None]) -> None:
     _print(_console(), Text(), table, *missing)
 
 
-def encoded_size(tensors: Mapping[str, io.Tensor], coder: str, threads: int | None, progress: io.Progress) -> int:
+def encoded_size(
+    tensors: Mapping[str, io.Tensor],
+    coder: str,
+    texts: Mapping[str, str],
+    threads: int | None,
+    progress: io.Progress,
+) -> int:
     """Bytes of the file that `io.save` would write; nothing is written, and one tensor at a time is in memory."""
     entries = io._encode_blobs(tensors, coder, threads, progress, _Nowhere())
-    return len(format.write_header(entries, coder)) + sum(entry.size for entry in entries)
+    return len(format.write_header(entries, coder, metadata.pack(texts))) + sum(entry.size for entry in entries)
 
 
 class _Nowhere:
@@ -229,13 +248,13 @@ class _Nowhere:
 
 
 def compare_coders(
-    tensors: Mapping[str, io.Tensor], threads: int | None, progress: io.Progress
+    tensors: Mapping[str, io.Tensor], texts: Mapping[str, str], threads: int | None, progress: io.Progress
 ) -> list[tuple[str, int, float]]:
     """For each coder: its name, the bytes of the file, and the seconds to encode (compiling not counted)."""
     found = []
     for coder in io.CODERS:
         start = time.perf_counter() - compiled()[0]
-        size = encoded_size(tensors, coder, threads, progress)
+        size = encoded_size(tensors, coder, texts, threads, progress)
         found.append((coder, size, time.perf_counter() - compiled()[0] - start))
     return found
 

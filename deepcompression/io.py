@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import io
 import mmap
 import os
 import shutil
+import stat
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, overload
@@ -21,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcompression import blobs, format, layouts
+from deepcompression import metadata as metadata_
 from deepcompression.atomic import written
 from deepcompression.blobs import Sections
 from deepcompression.dtypes import DTYPES, FOREIGN, Bits, to_array, unsigned
@@ -125,6 +128,7 @@ def encode(
     tensors: Mapping[str, Tensor],
     coder: str = "huffman",
     *,
+    metadata: Mapping[str, str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> bytes:
@@ -135,15 +139,17 @@ def encode(
             for once, in turn: a mapping may make them as it goes.
         coder: "huffman" (decodes fastest), "adaptive" (smallest), "auto" (adaptive where that decodes soon enough), or
             "packed" for codes and gaps of fixed width.
+        metadata: texts by key that the file keeps, at most 1 MiB in all.
         threads: at most so many; None is one a core. The bytes do not depend on it.
         progress: called after each tensor with its name and its bytes before.
 
     Raises:
-        InputError: a name, a type or the coder is not storable.
+        InputError: a name, a type, the metadata or the coder is not storable.
     """
+    records = metadata_.pack(metadata)
     blob = io.BytesIO()
     entries = _encode_blobs(tensors, coder, threads, progress, blob)
-    return format.write_header(entries, coder) + blob.getvalue()
+    return format.write_header(entries, coder, records) + blob.getvalue()
 
 
 def save(
@@ -151,10 +157,11 @@ def save(
     path: Source,
     *,
     coder: str = "huffman",
+    metadata: Mapping[str, str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Write `encode(tensors, coder)` to `path` and return its size in bytes.
+    """Write `encode(tensors, coder, metadata=metadata)` to `path` and return its size in bytes.
 
     The file appears whole or not at all: it is written beside `path`, synced, and renamed. One tensor at a time is in
     memory, if the mapping makes them as it goes.
@@ -163,10 +170,11 @@ def save(
         InputError: as `encode`.
         StorageError: the disk is full, or `path` cannot be written.
     """
+    records = metadata_.pack(metadata)
     folder = Path(path).parent
     with written(path) as file, tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(folder)) as blobs_:
         entries = _encode_blobs(tensors, coder, threads, progress, blobs_)
-        file.write(format.write_header(entries, coder))
+        file.write(format.write_header(entries, coder, records))
         blobs_.seek(0)
         shutil.copyfileobj(blobs_, file)
         return file.tell()
@@ -178,6 +186,7 @@ def _encode_blobs(
     """Write the blobs of `tensors` to `out`, one after the other, and say what the index has to say of them."""
     if coder not in format.CODERS:
         raise InputError(f"coder is one of {', '.join(format.CODERS)}, not {coder!r}")
+    format.check_count(len(tensors))
     entries: list[Entry] = []
     seen: dict[tuple[str, tuple[int, ...], bytes], int] = {}
     for place, name in enumerate(tensors):
@@ -247,14 +256,15 @@ def load(
         names: only these tensors; the bytes of the others are not read.
         raw: bits and dtype names (RawTensor) instead of arrays. Without it, types that numpy lacks (bfloat16,
             float8) come back as float32, exactly widened; all others as they were saved.
-        max_bytes: refuse to decode more, before memory is taken; None means half of what is available.
+        max_bytes: refuse tensors of more bytes together, equal ones counted each time, before memory is taken; None
+            means half of what is available.
 
     Raises:
         FormatError: the file is not one, or damaged, or larger than `max_bytes`; see its subclasses.
         InputError: the file cannot be opened, or has no tensor of such a name.
     """
     with _open(path) as source:
-        tensors = _decode(source, names, max_bytes)
+        tensors = _decode(source, names, max_bytes, widened=not raw)
     return tensors if raw else {name: to_array(tensor.bits, tensor.dtype) for name, tensor in tensors.items()}
 
 
@@ -262,28 +272,29 @@ def decode(
     buffer: bytes | memoryview, *, names: Iterable[str] | None = None, max_bytes: int | None = None
 ) -> dict[str, RawTensor]:
     """The tensors of a .dcz file in memory, as `load(..., raw=True)` gives them; raises the same errors."""
-    return _decode(_Map(memoryview(buffer)), names, max_bytes)
+    return _decode(_Map(memoryview(buffer)), names, max_bytes, widened=False)
 
 
 class File(Mapping[str, NDArray[Any]]):
     """A .dcz file, opened and mapped into memory: a mapping that decodes a tensor when it is asked for.
 
     `with File("model.dcz") as file: file["fc1.weight"]`. Only the pages of the tensors that are asked for are read, and
-    nothing is kept. It may be shared by threads.
+    nothing is kept. It may be shared by threads. `metadata` is what the file was given of it: texts by key.
     """
 
     def __init__(self, path: Source, *, max_bytes: int | None = None) -> None:
         """Open `path` and check its header; each tensor is checked when it is decoded.
 
         Args:
-            max_bytes: refuse to decode a tensor of more bytes; None means half of the memory that is available.
+            max_bytes: refuse to decode a tensor of more bytes; None means half of the memory that is available. It is
+                of one tensor, since none is kept: who keeps or writes several bounds their sum.
 
         Raises:
             FormatError, InputError: as `load`.
         """
         self.path = os.fspath(path)
         self._most = max_bytes
-        with _named(path), Path(path).open("rb") as file:
+        with _named(path), opened(path) as file:
             size = file.seek(0, os.SEEK_END)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
             self._source = _Map(memoryview(self._map or b""))
@@ -293,19 +304,23 @@ class File(Mapping[str, NDArray[Any]]):
                 self.close()
                 raise
         self.entries = {entry.name: entry for entry in self.index.entries}
+        self.metadata = self.index.metadata
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The tensor as an array; types that numpy lacks come back as float32, exactly widened."""
-        tensor = self.raw(name)
+        tensor = self._decoded(name, widened=True)
         return to_array(tensor.bits, tensor.dtype)
 
     def raw(self, name: str) -> RawTensor:
         """The tensor as bits and dtype name."""
+        return self._decoded(name, widened=False)
+
+    def _decoded(self, name: str, widened: bool) -> RawTensor:
         entry = self.entries[name]
         with _named(self.path):
-            _check_memory([entry], self._most)
-            source = entry if entry.same_as is None else self.index.entries[entry.same_as]
-            return RawTensor(_read_tensor(self._source, source)[0].reshape(source.shape), entry.dtype)
+            _check_memory([entry], self._most, widened)
+            first = _stored(self.index, entry)
+            return RawTensor(_read_tensor(self._source, first)[0].reshape(first.shape), entry.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -331,12 +346,14 @@ class File(Mapping[str, NDArray[Any]]):
 def verify(path: Source, *, max_bytes: int | None = None, progress: Progress | None = None) -> None:
     """Decode every tensor of a .dcz file, one at a time, and return if all is well, else raise as `load` does.
 
-    `max_bytes` is of a tensor here, as in `inspect`.
+    Args:
+        max_bytes: refuse a file whose tensors, equal ones counted each time, have more bytes together; None means
+            none of which one alone takes half of the memory that is available.
+        progress: called after each tensor with its name and its bytes decoded.
     """
     with _open(path) as source:
         index = _read_index(source)
-        for entry in index.entries:
-            _check_memory([entry], max_bytes)
+        _check_one_by_one(index.entries, max_bytes)
         for entry in index.entries:
             if entry.same_as is None:
                 _read_tensor(source, entry)
@@ -350,22 +367,21 @@ def inspect(path: Source, *, max_bytes: int | None = None, progress: Progress | 
     One tensor at a time is in memory.
 
     Args:
-        max_bytes: refuse to decode a tensor of more bytes; None means half of the memory that is available.
+        max_bytes: as of `verify`.
         progress: called after each tensor with its name and its bytes decoded.
 
     Returns:
         format_version; file_bytes; header_bytes; dense_bytes (of the tensors, equal ones once, floats at
-        most 4 bytes an element); ratio (dense_bytes / file_bytes); coder; and tensors, a list of: name;
-        dtype; shape; density (share of elements that are not +0.0); distinct (values among those); bytes,
-        and their split in values, positions, codebook and table (of an arithmetic
-        code, positions is what its flags alone would take); method; coder; same_as (the tensor whose bytes
-        serve this one, if any); entropy_bytes (order-0 entropy of the non-zero values plus n x H(density)
-        for their positions).
+        most 4 bytes an element); ratio (dense_bytes / file_bytes); coder; metadata (texts by key); and
+        tensors, a list of: name; dtype; shape; density (share of elements that are not +0.0); distinct
+        (values among those); bytes, and their split in values, positions, codebook and table (of an
+        arithmetic code, positions is what its flags alone would take); method; coder; same_as (the tensor
+        whose bytes serve this one, if any); entropy_bytes (order-0 entropy of the non-zero values plus
+        n x H(density) for their positions).
     """
     with _open(path) as source:
         index = _read_index(source)
-        for entry in index.entries:
-            _check_memory([entry], max_bytes)
+        _check_one_by_one(index.entries, max_bytes)
         file_bytes = source.size()
         tensors: list[dict[str, Any]] = []
         for entry in index.entries:
@@ -386,6 +402,7 @@ def inspect(path: Source, *, max_bytes: int | None = None, progress: Progress | 
         "dense_bytes": dense,
         "ratio": dense / file_bytes,
         "coder": index.coder,
+        "metadata": index.metadata,
         "tensors": tensors,
     }
 
@@ -393,8 +410,16 @@ def inspect(path: Source, *, max_bytes: int | None = None, progress: Progress | 
 @contextlib.contextmanager
 def _open(path: Source) -> Iterator[_Stream]:
     """The file, opened; errors of the file system and of the format name the path."""
-    with _named(path), Path(path).open("rb") as file:
+    with _named(path), opened(path) as file:
         yield _Stream(file)
+
+
+def opened(path: Source) -> BinaryIO:
+    """`path`, opened for reading; what may wait or go on for ever (a pipe, a device) is not."""
+    kind = Path(path).stat().st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise OSError(errno.EINVAL, "it is no ordinary file")
+    return Path(path).open("rb")
 
 
 @contextlib.contextmanager
@@ -408,13 +433,13 @@ def _named(path: Source) -> Iterator[None]:
         raise type(error)(f"{os.fspath(path)}: {error}") from error.__cause__
 
 
-def _decode(source: _Bytes, names: Iterable[str] | None, max_bytes: int | None) -> dict[str, RawTensor]:
+def _decode(source: _Bytes, names: Iterable[str] | None, max_bytes: int | None, widened: bool) -> dict[str, RawTensor]:
     index = _read_index(source)
     wanted = _select(index, names)
-    _check_memory(wanted, max_bytes)
-    stored = list({id(first): first for first in (_stored(index, entry) for entry in wanted)}.values())
+    _check_memory(wanted, max_bytes, widened)
+    stored = list({first.name: first for first in (_stored(index, entry) for entry in wanted)}.values())
     # Small tensors are decoded side by side; large ones one after the other, each by all threads.
-    small = [entry for entry in stored if entry.elements <= blobs.CHUNK]
+    small = [entry for entry in stored if 0 < entry.elements <= blobs.CHUNK]
     made = mapped(lambda entry: _decode_blob(_read_blob(source, entry), entry, 1)[0], small, cores())
     bits = {entry.name: flat for entry, flat in zip(small, made, strict=True)}
     for entry in stored:
@@ -454,6 +479,8 @@ def _select(index: Index, names: Iterable[str] | None) -> list[Entry]:
 
 
 def _read_tensor(source: _Bytes, entry: Entry) -> tuple[Bits, Sections]:
+    if entry.size == entry.crc == entry.elements == 0:  # of these a file may have a million
+        return np.zeros(0, unsigned(entry.dtype)), Sections()
     return _decode_blob(_read_blob(source, entry), entry, cores())
 
 
@@ -477,14 +504,35 @@ def _read_blob(source: _Bytes, entry: Entry) -> bytes | memoryview | _Far:
     return blob
 
 
-def _check_memory(entries: Iterable[Entry], max_bytes: int | None) -> None:
-    total = sum(4 * entry.elements if entry.dtype in FOREIGN else entry.nbytes for entry in entries)
-    allowed = _available_memory() // 2 if max_bytes is None else max_bytes
+def _check_memory(entries: Iterable[Entry], max_bytes: int | None, widened: bool = False) -> None:
+    """Raise TooLarge where these, all in memory at once, take more than is allowed."""
+    total = sum(4 * entry.elements if widened and entry.dtype in FOREIGN else entry.nbytes for entry in entries)
+    _check_total(total, available_memory() // 2 if max_bytes is None else max_bytes)
+
+
+def _check_one_by_one(entries: Sequence[Entry], max_bytes: int | None) -> None:
+    """Raise TooLarge where all together have more than `max_bytes`, or one takes more memory than is allowed."""
+    if max_bytes is None:
+        _check_total(max((entry.nbytes for entry in entries), default=0), available_memory() // 2)
+    else:
+        _check_memory(entries, max_bytes)
+
+
+def _check_total(total: int, allowed: int) -> None:
     if total > allowed:
         raise TooLarge(f"decodes to {total} bytes, allowed are {allowed}; max_bytes= allows more")
 
 
-def _available_memory() -> int:
+def check_disk(entries: Iterable[Entry], folder: Path) -> None:
+    """Raise TooLarge where these tensors, written to `folder`, would fill its disk."""
+    total = sum(entry.nbytes for entry in entries)
+    with contextlib.suppress(OSError):  # of a missing folder, writing says more
+        free = shutil.disk_usage(folder).free
+        if total > free:
+            raise TooLarge(f"decodes to {total} bytes, and {folder} has {free} left; --name writes single tensors")
+
+
+def available_memory() -> int:
     """Bytes of memory that are free or can be freed at once; 4 GiB where the system does not say."""
     try:
         with Path("/proc/meminfo").open() as lines:
@@ -502,7 +550,8 @@ def _available_memory() -> int:
 
 def _describe(source: _Bytes, entry: Entry) -> dict[str, Any]:
     blob = _read_blob(source, entry)
-    flat, sections = blobs.decode_tensor(blob, entry.dtype, entry.elements, entry.name, cores(), split=True)
+    threads = cores() if entry.elements else 1
+    flat, sections = blobs.decode_tensor(blob, entry.dtype, entry.elements, entry.name, threads, split=True)
     nonzero, distinct, saved = 0, 0, 0.0
     for counts in _counts(flat):
         nonzero, distinct, saved = nonzero + int(counts.sum()), distinct + len(counts), saved + _repeats(counts)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from deepcompression.errors import InputError, RunError, StorageError
+from deepcompression import metadata
+from deepcompression.errors import InputError, RunError, StorageError, TooLarge
 from deepcompression.format import Entry
-from deepcompression.io import RawTensor
+from deepcompression.io import RawTensor, available_memory
 from deepcompression.tensorfile import TensorFile, write_each
-from deepcompression.terminal import note
+from deepcompression.terminal import note, plain
+
+if TYPE_CHECKING:
+    import torch
 
 SAFETENSORS = ".safetensors"
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
@@ -31,8 +36,16 @@ def check_name(path: Path, what: str) -> None:
         raise InputError(f"{path}: {what} ends in {SAFETENSORS}, or for torch in {', '.join(TORCH)}")
 
 
-def read(path: Path, key: str | None = None, merge_masks: bool = False) -> tuple[Mapping[str, RawTensor], int]:
-    """The tensors of a file and their bytes; of .safetensors each is read when it is asked for.
+class Weights(NamedTuple):
+    """Tensors, their bytes together, and the file's metadata as far as a .dcz can keep it."""
+
+    tensors: Mapping[str, RawTensor]
+    nbytes: int
+    metadata: dict[str, str]
+
+
+def read(path: Path, key: str | None = None, merge_masks: bool = False) -> Weights:
+    """The tensors of a file; of .safetensors each is read when it is asked for.
 
     Args:
         key: where in a torch checkpoint the state_dict lies.
@@ -47,7 +60,7 @@ def read(path: Path, key: str | None = None, merge_masks: bool = False) -> tuple
         if key is not None or merge_masks:
             raise InputError("--key and --merge-masks are for torch checkpoints")
         file = TensorFile(path)
-        return file, file.nbytes
+        return Weights(file, file.nbytes, _keepable(file))
     _need_torch(path)
     from deepcompression.checkpoint import read_state
     from deepcompression.torch import to_raw_state
@@ -58,12 +71,41 @@ def read(path: Path, key: str | None = None, merge_masks: bool = False) -> tuple
     masked = [name for name in state if name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in state]
     if masked:
         note(f"{masked[0]} and its weight are kept apart; --merge-masks makes one pruned weight of such pairs")
+    _check_expanded(path, state)
     raws = to_raw_state(state)
-    return raws, sum(raw.bits.nbytes for raw in raws.values())
+    return Weights(raws, sum(raw.bits.nbytes for raw in raws.values()), {})
 
 
-def write(entries: Iterable[Entry], tensor: Callable[[str], RawTensor], path: Path) -> None:
+def _keepable(file: TensorFile) -> dict[str, str]:
+    """The metadata of a file; nothing, with a note, where that is larger than a .dcz file keeps."""
+    try:
+        size = metadata.size(file.metadata)
+    except InputError as error:
+        raise InputError(f"{file.path}: {error}") from None
+    if size <= metadata.MOST:
+        return file.metadata
+    note(f"{file.path}: its metadata takes {size:,} bytes and is NOT kept: a .dcz file has at most {metadata.MOST:,}")
+    return {}
+
+
+def _check_expanded(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a small file whose tensors show few numbers very often, before all are made."""
+    made = sum(tensor.numel() * tensor.element_size() for tensor in state.values() if not tensor.is_contiguous())
+    most = available_memory() // 2
+    if made > most:
+        raise TooLarge(f"{path}: its expanded tensors take {made} bytes, allowed is half of the memory: {most}")
+
+
+def write(
+    entries: Sequence[Entry],
+    tensor: Callable[[str], RawTensor],
+    path: Path,
+    texts: Mapping[str, str] | None = None,
+) -> None:
     """Write a file whole or not at all; of .safetensors one tensor at a time is in memory.
+
+    Args:
+        texts: metadata, which .safetensors keeps; of other files a note says that it is lost.
 
     Raises:
         InputError: a tensor's name cannot be in such a file.
@@ -71,8 +113,10 @@ def write(entries: Iterable[Entry], tensor: Callable[[str], RawTensor], path: Pa
         StorageError: the disk is full, or `path` cannot be written.
     """
     if path.suffix.lower() == SAFETENSORS:
-        write_each(((entry.name, entry.dtype, entry.shape) for entry in entries), tensor, path)
+        write_each(((entry.name, entry.dtype, entry.shape) for entry in entries), tensor, path, texts)
         return
+    if texts:
+        note(f"{path}: a torch file has no place for metadata ({_keys(texts)}): NOT kept; {SAFETENSORS} keeps it")
     _need_torch(path)
     import torch
 
@@ -87,6 +131,11 @@ def write(entries: Iterable[Entry], tensor: Callable[[str], RawTensor], path: Pa
             raise StorageError(
                 f"{path}: cannot be written: the disk may be full; torch says: {str(error)[:80]}"
             ) from error
+
+
+def _keys(metadata: Mapping[str, str]) -> str:
+    some = ", ".join(plain(key[:40]) for key in list(metadata)[:3])
+    return some if len(metadata) <= 3 else f"{some} and {len(metadata) - 3} more"
 
 
 def _need_torch(path: Path) -> None:

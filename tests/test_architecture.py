@@ -12,7 +12,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CODEC = (
     *("cli", "inspection", "terminal", "weights", "tensorfile", "io", "layouts", "format", "blobs", "positions"),
-    *("values", "grids", "arithmetic", "coders", "kernels", "parallel", "bits", "dtypes", "atomic", "errors"),
+    *(
+        "values",
+        "grids",
+        "arithmetic",
+        "coders",
+        "kernels",
+        "parallel",
+        "bits",
+        "dtypes",
+        "atomic",
+        "metadata",
+        "errors",
+    ),
 )
 
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -25,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 import deepcompression
 from deepcompression import cli, inspection, terminal
 from deepcompression.io import RawTensor
-from deepcompression.tensorfile import read, write
+from deepcompression.tensorfile import TensorFile, read, write
 
 FOREIGN = ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "float64", "bool", "uint8", "int64"]
 PARTS = {"bytes", "values", "positions", "codebook", "table"}
@@ -311,7 +312,7 @@ def test_inspect_json(flagged: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     out, err = capsys.readouterr()
     report = json.loads(out)
     assert err == ""
-    fields = {"format_version", "file_bytes", "dense_bytes", "ratio", "coder", "header_bytes", "tensors"}
+    fields = {"format_version", "file_bytes", "dense_bytes", "ratio", "coder", "header_bytes", "metadata", "tensors"}
     assert fields == report.keys()
     each = {"name", "dtype", "shape", "density", "distinct", "bytes", "values", "positions", "codebook", "table"}
     each |= {"entropy_bytes", "method", "coder", "same_as"}
@@ -506,6 +507,89 @@ def test_compiling_is_told(source: Path, tmp_path: Path) -> None:
     assert process(*arguments, NUMBA_CACHE_DIR=str(tmp_path / "cache")).communicate()[1] == ""
 
 
+# ---------------------------------------------------------------- metadata, and what has no end
+
+
+def test_metadata_goes_both_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """encode keeps it, inspect shows it, decode writes it, also with --name; what cannot keep it says so."""
+    kept = {"format": "pt", "long": "x" * 300, "lines\n": "a\nb"}
+    source, file, back = tmp_path / "a.safetensors", tmp_path / "a.dcz", tmp_path / "b.safetensors"
+    save_file({"w": np.ones(4, np.float32), "v": np.zeros(2)}, source, metadata=kept)
+    assert dcz(monkeypatch, "encode", source, file) == 0
+    assert dcz(monkeypatch, "encode", source, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert printed.count(f"{file.stat().st_size:,} bytes") == 2
+    for wanted in ((), ("--name", "v")):
+        assert dcz(monkeypatch, "decode", file, back, *wanted) == 0
+        assert TensorFile(back).metadata == kept
+    assert dcz(monkeypatch, "inspect", file) == 0
+    out, err = capsys.readouterr()
+    assert (
+        "metadata format: pt\n" in out
+        and r"metadata lines\n: a\nb" in out
+        and "... (300 characters)\n" in out
+        and not err
+    )
+    assert dcz(monkeypatch, "inspect", file, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["metadata"] == kept
+    pytest.importorskip("torch")
+    assert dcz(monkeypatch, "decode", file, tmp_path / "b.pt") == 0
+    said = "a torch file has no place for metadata (format, lines\\n, long): NOT kept; .safetensors keeps it"
+    assert said in capsys.readouterr().err
+
+
+def test_metadata_that_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is left out, loudly; one that is not valid Unicode makes the file invalid."""
+    save_file({"w": np.ones(4)}, tmp_path / "a.safetensors", metadata={"k": "x" * (1 << 20)})
+    assert dcz(monkeypatch, "encode", tmp_path / "a.safetensors", tmp_path / "a.dcz") == 0
+    said = "its metadata takes 1,048,581 bytes and is NOT kept: a .dcz file has at most 1,048,576"
+    assert said in capsys.readouterr().err
+    assert deepcompression.inspect(tmp_path / "a.dcz")["metadata"] == {}
+    text = rb'{"__metadata__": {"a": "\ud800"}}'
+    (tmp_path / "b.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    assert dcz(monkeypatch, "encode", tmp_path / "b.safetensors", tmp_path / "b.dcz") == 2
+    assert "b.safetensors: metadata: 'a' is not valid Unicode" in capsys.readouterr().err
+
+
+def test_decode_is_bounded_by_the_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A hundred names of one tensor are written a hundred times: --max-bytes, or the disk, refuses before a byte is."""
+    file = tmp_path / "a.dcz"
+    deepcompression.save(dict.fromkeys(map(str, range(100)), np.ones(250_000, np.float32)), file)
+    for verb in (("decode", file, tmp_path / "a.safetensors"), ("verify", file), ("inspect", file)):
+        assert dcz(monkeypatch, *verb, "--max-bytes", 99_999_999) == 2
+        assert (
+            "a.dcz: decodes to 100000000 bytes, allowed are 99999999; --max-bytes allows more"
+            in capsys.readouterr().err
+        )
+    usage = shutil.disk_usage(tmp_path)._replace(free=99_999_999)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    for name in ("a.safetensors", "a.pt"):
+        assert dcz(monkeypatch, "decode", file, tmp_path / name) == 2
+        err = capsys.readouterr().err
+        assert f"a.dcz: decodes to 100000000 bytes, and {tmp_path} has 99999999 left" in err and err.count("\n") == 1
+    assert [one.name for one in tmp_path.iterdir()] == ["a.dcz"]
+
+
+def test_small_checkpoint_of_huge_expanded_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pickle of a few bytes that shows one number 2^50 times is refused before the numbers are made."""
+    torch = pytest.importorskip("torch")
+    torch.save({"w": torch.zeros(1).expand(1 << 50)}, tmp_path / "a.pt")
+    assert dcz(monkeypatch, "encode", tmp_path / "a.pt", tmp_path / "a.dcz") == 2
+    err = capsys.readouterr().err
+    assert (
+        f"a.pt: its expanded tensors take {1 << 52} bytes, allowed is half of the memory" in err
+        and err.count("\n") == 1
+    )
+
+
 # ---------------------------------------------------------------- what is wrong
 
 
@@ -514,6 +598,14 @@ def test_compiling_is_told(source: Path, tmp_path: Path) -> None:
     [
         (["verify", "nope.dcz"], 2, "nope.dcz: cannot be read: No such file"),
         (["verify", "."], 2, "cannot be read: Is a directory"),
+        (["verify", "pipe"], 2, "pipe: cannot be read: it is no ordinary file"),
+        (["inspect", "/dev/zero"], 2, "/dev/zero: cannot be read: it is no ordinary file"),
+        (["decode", "round", "out.safetensors"], 2, "round: cannot be read: Too many levels of symbolic links"),
+        (["encode", "pipe.safetensors", "out.dcz"], 2, "pipe.safetensors: cannot be read: it is no ordinary file"),
+        (["encode", "pipe.pt", "out.dcz"], 2, "pipe.pt: no such file"),
+        (["encode", "in.safetensors", "pipe"], 1, "pipe: cannot be written: it is no ordinary file"),
+        (["encode", "in.safetensors", "."], 1, "cannot be written: Is a directory"),
+        (["decode", "good.dcz", "pipe.pt"], 1, "pipe.pt: cannot be written: it is no ordinary file"),
         (["verify", "in.safetensors"], 2, "not a .dcz file"),
         (["verify", "empty.dcz"], 2, "not a .dcz file"),
         (["verify", "damaged.dcz"], 2, "damaged.dcz: fc.bias: its checksum does not match"),
@@ -564,6 +656,9 @@ def test_errors(
     Path("cut.dcz").write_bytes(content[:-5])
     Path("damaged.dcz").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     Path("empty.dcz").write_bytes(b"")
+    for pipe in ("pipe", "pipe.safetensors", "pipe.pt"):
+        os.mkfifo(pipe)
+    Path("round").symlink_to("round")
     before = sorted(Path().iterdir())
     assert dcz(monkeypatch, *arguments) == code
     out, err = capsys.readouterr()

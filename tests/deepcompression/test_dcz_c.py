@@ -39,6 +39,10 @@ DRIVER = """
 static dcz_status decode_file(const uint8_t *bytes, size_t size) {
     dcz_error error;
     dcz *file = dcz_open(bytes, size, 1 << 22, &error);
+    dcz_metadata one;
+    for (size_t at = 0; file != NULL && dcz_next_metadata(file, &at, &one);)
+        if (one.key_length + one.text_length > size)
+            abort();
     for (size_t i = 0; file != NULL && error.status == DCZ_OK && i < dcz_count(file); i++) {
         void *out = malloc(dcz_bytes(file, i) + (dcz_bytes(file, i) == 0));
         (void)dcz_decode(file, i, out, &error);
@@ -372,6 +376,33 @@ def test_the_sum_of_all_tensors_is_bounded(program: Path, tmp_path: Path) -> Non
     path.write_bytes(sealed(varint(1000) + stored + others, b"\x00\x00" + bytes(32)))
     assert "too large" in refused(program, path, out, "--max-bytes", 31_999)
     assert run(program, path, out, "--max-bytes", 32_000).returncode == 0
+
+
+def test_metadata(program: Path, driver: Path, tmp_path: Path) -> None:
+    """C writes the metadata that Python kept, with and without tensors, and refuses the records that Python does."""
+    kept = {"format": "pt", "": "", 'q"\\': "größe 😀\n\0"}
+    for tensors in ({"w": np.ones(3)}, {}):
+        path, out = tmp_path / "made.dcz", tmp_path / "out.safetensors"
+        path.write_bytes(encode(tensors, metadata=kept))
+        assert run(program, path, out).returncode == 0
+        assert tensorfile.TensorFile(out).metadata == kept
+    lies = [
+        b"\1b\0\1a\0",
+        b"\1a\0\1a\0",
+        b"\2ab\0\1a\0",
+        b"\1\xff\0",
+        b"\1a\3\xed\xa0\x80",
+        b"\1a",
+        b"\5ab",
+        b"\x81\0a\0",
+    ]
+    lies.append(b"\1a" + varint(1 << 20) + bytes(1 << 20))
+    sound = [b"", b"\0\0", b"\0\0\1a\0\2ab\0", b"\1a" + varint((1 << 20) - 5) + bytes((1 << 20) - 5)]
+    files = [sealed(b"\0\2" + varint(len(record_)) + record_) for record_ in [*lies, *sound]]
+    assert statuses_of(driver, files) == [MALFORMED] * len(lies) + [0] * len(sound)
+    for file in files[: len(lies)]:
+        with pytest.raises(FormatError):
+            decode(file)
 
 
 def test_reads_every_stored_type(program: Path, tmp_path: Path) -> None:

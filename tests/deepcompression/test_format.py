@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from strategies import bit_tensors
 
 import deepcompression
-from deepcompression import format
+from deepcompression import format, io
 from deepcompression.errors import (
     ChecksumMismatch,
     FormatError,
+    InputError,
     MalformedFile,
     NotADczFile,
     TooLarge,
@@ -57,7 +59,7 @@ def test_header_round_trip(about: list, coder: str, data: st.DataObject) -> None
     index = format.read_index(header[:14], header[14:], total)
     assert (index.coder, index.header_bytes) == (coder, len(header))
     for read, entry in zip(index.entries, written, strict=True):
-        assert read == Entry(**{**vars(entry), "offset": entry.offset + len(header)})
+        assert read == entry._replace(offset=entry.offset + len(header))
 
 
 def test_header_is_small() -> None:
@@ -136,6 +138,31 @@ def test_checksums_are_checked() -> None:
         decode(bytes(whole))
 
 
+def test_limits_of_a_file() -> None:
+    """Reader and writer know the same most tensors and longest index; the reader stops before it reads them."""
+    with pytest.raises(TooLarge, match="1048577 tensors, at most 1048576 are read"):
+        decode(sealed(varint((1 << 20) + 1) + bytes(4 << 20)))
+    with pytest.raises(InputError, match=r"1,048,577 tensors are too many: a \.dcz file has at most 1,048,576"):
+        format.check_count((1 << 20) + 1)
+    with pytest.raises(TooLarge, match="the index has 268435457 bytes"):
+        format.read_prefix(format.MAGIC + b"\1\1" + ((1 << 28) + 1).to_bytes(4, "little") + bytes(4), 1 << 40)
+
+
+def test_a_great_many_empty_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost the index and little more: no memory is asked for, no thread is started, no blob is read for each."""
+    file = sealed(varint(20_000) + b"".join(record(b"%x" % i, "float32", (0,), b"") for i in range(20_000)))
+    calls = {"memory": 0, "tensors": 0}
+
+    def counted(key: str, result: Any) -> Any:
+        calls[key] += 1
+        return result
+
+    monkeypatch.setattr(io, "available_memory", lambda: counted("memory", 1 << 30))
+    monkeypatch.setattr(io.blobs, "decode_tensor", lambda *_: counted("tensors", None))
+    assert len(decode(file)) == 20_000
+    assert calls == {"memory": 1, "tensors": 0}
+
+
 @pytest.mark.parametrize(
     ("file", "error", "message"),
     [
@@ -177,11 +204,12 @@ def test_checksums_are_checked() -> None:
         (one(b"", shape=()), MalformedFile, "w: the form needs 1 bytes"),
         # extensions
         (one(b"", shape=(0,), behind=b"\x01\x00"), MalformedFile, "needs extension 1"),
-        (one(b"", shape=(0,), behind=b"\x02\x03abc\x05\x00"), MalformedFile, "needs extension 5"),
+        (one(b"", shape=(0,), behind=b"\x04\x03abc\x05\x00"), MalformedFile, "needs extension 5"),
         (one(b"", shape=(0,), behind=b"\x02\x00\x02\x00"), MalformedFile, "extension 2 follows 2"),
         (one(b"", shape=(0,), behind=b"\x04\x00\x02\x00"), MalformedFile, "extension 2 follows 4"),
+        (one(b"", shape=(0,), behind=b"\x02\x03abc"), MalformedFile, "header: metadata: a key needs 97 bytes"),
         (one(b"", shape=(0,), behind=b"\x00"), MalformedFile, "an extension's length needs"),
-        (one(b"", shape=(0,), behind=b"\x00\x03ab"), MalformedFile, "extension 0 needs 3 bytes"),
+        (one(b"", shape=(0,), behind=b"\x00\x03ab"), MalformedFile, "an extension needs 3 bytes"),
     ],
 )
 def test_lies(file: bytes, error: type[FormatError], message: str) -> None:
@@ -209,7 +237,7 @@ def test_names_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_even_extensions_are_skipped() -> None:
     """Records that a later writer adds for readers that know them do not keep this one from the tensors."""
-    behind = b"\x00\x00" + b"\x02\x03abc" + varint(1 << 40) + b"\x01x"
+    behind = b"\x00\x00" + b"\x04\x03abc" + varint(1 << 40) + b"\x01x"
     assert decode(one(b"", shape=(3, 0), behind=behind))["w"].bits.shape == (3, 0)
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from strategies import arrays, bit_tensors
 
 import deepcompression
-from deepcompression import arithmetic, blobs, dtypes
+from deepcompression import arithmetic, blobs, dtypes, tensorfile
 from deepcompression import io as dcz
 from deepcompression.errors import ChecksumMismatch, InputError, StorageError, TooLarge, TruncatedFile
 from deepcompression.io import CODERS, RawTensor
@@ -120,10 +120,52 @@ def test_max_bytes_counts_what_is_asked_for(tmp_path: Path) -> None:
         deepcompression.load(path, names=["a", "b"], max_bytes=159)
     with pytest.raises(TooLarge, match="40 bytes"):
         deepcompression.load(path, names=["h"], max_bytes=39)
-    with pytest.raises(TooLarge):
-        deepcompression.verify(path, max_bytes=79)
-    with pytest.raises(TooLarge):
-        deepcompression.inspect(path, max_bytes=79)
+    assert set(deepcompression.load(path, names=["h"], raw=True, max_bytes=20)) == {"h"}
+    for look in (deepcompression.verify, deepcompression.inspect):
+        look(path, max_bytes=180)
+        with pytest.raises(TooLarge, match="180 bytes, allowed are 179"):
+            look(path, max_bytes=179)
+
+
+def many(path: Path) -> Path:
+    """A file of a few hundred bytes with a hundred tensors of ten kilobytes that are all one."""
+    deepcompression.save(dict.fromkeys(map(str, range(100)), np.ones(2_500, np.float32)), path, coder="packed")
+    assert path.stat().st_size < 2_000
+    return path
+
+
+def test_references_count_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred names of one tensor are a hundred tensors to every limit; half of the memory is for what is in it."""
+    path = many(tmp_path / "a.dcz")
+    monkeypatch.setattr(dcz, "available_memory", lambda: 40_000)
+    for look in (deepcompression.load, lambda path, **most: dcz.decode(path.read_bytes(), **most)):
+        with pytest.raises(TooLarge, match="1000000 bytes, allowed are 20000"):
+            look(path)
+        with pytest.raises(TooLarge, match="1000000 bytes, allowed are 999999"):
+            look(path, max_bytes=999_999)
+    for look in (deepcompression.verify, deepcompression.inspect):
+        look(path)  # one at a time is in memory
+        with pytest.raises(TooLarge, match="1000000 bytes, allowed are 999999"):
+            look(path, max_bytes=999_999)
+        monkeypatch.setattr(dcz, "available_memory", lambda: 19_998)
+        with pytest.raises(TooLarge, match="10000 bytes, allowed are 9999"):
+            look(path)
+        monkeypatch.setattr(dcz, "available_memory", lambda: 40_000)
+
+
+def test_pipes_and_devices_are_no_files(tmp_path: Path) -> None:
+    """What never ends, or waits for a writer, is refused at once; so are folders and links that lead round."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    for path, why in (
+        (tmp_path / "pipe", "it is no ordinary file"),
+        (Path("/dev/zero"), "it is no ordinary file"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "round", "Too many levels"),
+    ):
+        for look in (deepcompression.load, deepcompression.File, deepcompression.inspect, tensorfile.TensorFile):
+            with pytest.raises(InputError, match=f"{path.name}: cannot be read: {why}"):
+                look(path)
 
 
 @pytest.mark.parametrize(
