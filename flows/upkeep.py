@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from deepcompression.errors import RecipeError, RunError
+from deepcompression.errors import DeepCompressionError, RecipeError
 from flows import history
 from flows import recipe as recipes
 from flows.schema import Tracking
 from tasks import cleaning, tracking
 from tasks.console import say, size
+from tasks.journal import MOST_BYTES
 from tasks.lease import leases
 from tasks.life import PREFIX
-from tasks.places import is_url
+from tasks.places import Near, is_url
 from tasks.store import UNSENT, Store
-from tasks.tracking import Tracker, resolve_uri
+from tasks.tracking import Tracker, masked, resolve_uri
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")  # a run's folder
+SAME = "${oc.env:MLFLOW_TRACKING_URI}"  # in a recipe of another machine it means that machine's; both use one server
 SCALES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -64,7 +70,7 @@ def sync(words: Sequence[str], runs: str, store: str, uri: str | None) -> list[s
     Returns:
         A line for each server that still does not answer.
     """
-    home, failures = recipes.ROOT / runs, []
+    home = recipes.ROOT / runs
     named = [path if (path := Path(word)).is_dir() else home / word for word in words]
     missing = [str(path) for path in named if not (path / tracking.JOURNAL).is_file()]
     if missing:
@@ -72,12 +78,15 @@ def sync(words: Sequence[str], runs: str, store: str, uri: str | None) -> list[s
     opened, count = _open(store), 0
     live = {one.key.removeprefix(PREFIX) for one in leases(opened.place) if one.alive}
     with tempfile.TemporaryDirectory() as borrowed:
-        known = [path.parent for path in home.glob(f"*/{tracking.JOURNAL}")]
-        folders = named or [*known, *_left_by_others(opened, {path.name for path in known}, Path(borrowed))]
+        own = [path.parent for path in home.glob(f"*/{tracking.JOURNAL}")]
+        others, failures = ([], []) if named else _left_by_others(opened, {one.name for one in own}, Path(borrowed))
+        folders = named or [*own, *others]
         for folder in sorted((one for one in folders if one.name not in live), key=_childish):
+            theirs = folder in others or _in_store(folder, opened)
             try:
-                sent = _tracker(folder, uri).sync()
-            except RunError as error:
+                tracker = _their_tracker(folder, uri, own) if theirs else _tracker(folder, uri)
+                sent = tracker.sync(theirs)
+            except DeepCompressionError as error:
                 failures.append(str(error))
                 continue
             opened.place.clear(f"{UNSENT}/{folder.name}")
@@ -96,28 +105,96 @@ def _open(where: str) -> Store:
 def _childish(folder: Path) -> bool:
     try:
         with (folder / tracking.JOURNAL).open(encoding="utf-8") as journal:
-            return bool(json.loads(journal.readline()).get("parent"))
-    except (OSError, ValueError):
+            return bool(json.loads(journal.readline(MOST_BYTES)).get("parent"))
+    except (OSError, ValueError, AttributeError, RecursionError):
         return True
 
 
-def _left_by_others(store: Store, known: set[str], borrowed: Path) -> list[Path]:
-    """Folders of runs of other machines, fetched from the store."""
-    names = set()
+def _left_by_others(store: Store, known: set[str], borrowed: Path) -> tuple[list[Path], list[str]]:
+    """Folders of runs of other machines, fetched from the store; and a line for each that is not taken."""
+    names, refused = dict[str, bool](), list[str]()
     for info in store.place.files(UNSENT):
-        name = info.name.split("/")[1]
-        if name not in known:
-            names.add(name)
-            store.place.fetch(info.name, borrowed / Path(info.name).relative_to(UNSENT))
-    return [borrowed / name for name in sorted(names)]
+        run, _, rest = info.name.removeprefix(f"{UNSENT}/").partition("/")
+        if run in known or not names.get(run, True):
+            continue
+        try:
+            _check_own(store, run, rest)
+            store.place.fetch(info.name, borrowed / run / rest)
+            names[run] = True
+        except (DeepCompressionError, OSError) as error:
+            names[run] = False
+            refused.append(f"{UNSENT}/{run[:100]!r} in {store.place.where} is not sent: {error}")
+    return [borrowed / name for name, whole in sorted(names.items()) if whole], refused
+
+
+def _check_own(store: Store, run: str, rest: str) -> None:
+    """A file below ``unsent/`` must be a run's own: its name leads nowhere else, and no link does.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    if not RUN.fullmatch(run) or not rest or any(not part or part.startswith(".") for part in rest.split("/")):
+        raise RecipeError(f"{rest[:100]!r}: expected the name of a run's folder, and of a file in it")
+    if isinstance(store.place, Near):
+        folder = store.place.root / UNSENT / run
+        if (folder / rest).resolve() != folder.parent.resolve() / run / rest:
+            raise RecipeError(f"{rest[:100]!r} is a link, or lies behind one")
+
+
+def _in_store(folder: Path, store: Store) -> bool:
+    """Whether a folder that you named is the store's: others write there."""
+    return isinstance(store.place, Near) and folder.resolve().is_relative_to(store.place.root.resolve())
 
 
 def _tracker(folder: Path, uri: str | None) -> Tracker:
     """With the address that the run's recipe names; passwords are read from the environment, as in the run."""
-    stored = history.find(str(folder), "").recipe.get("tracking") or {}
-    raw = {**Tracking().model_dump(), **stored}
-    resolved = recipes.resolve(raw, f"{folder}/recipe.yaml: tracking")
+    resolved = recipes.resolve(_tracking(folder), f"{folder}/recipe.yaml: tracking")
     return Tracker(str(folder), resolve_uri(uri or resolved["uri"]), resolved["experiment"])
+
+
+def _their_tracker(folder: Path, uri: str | None, own: Sequence[Path]) -> Tracker:
+    """Of a run that came from a shared store: its recipe is plain data, and only a server that you use gets it.
+
+    Raises:
+        RecipeError: it names another server, or a value of this machine's.
+    """
+    said = _tracking(folder)
+    try:
+        wanted = Tracking.model_validate({**said, "uri": str(said["uri"])})
+    except ValidationError as error:
+        raise RecipeError(f"run {folder.name}: tracking: {error.errors()[0]['msg']}; it is not sent") from None
+    if "${" in wanted.experiment or not wanted.experiment.isprintable():
+        raise RecipeError(
+            f"run {folder.name}: tracking.experiment {wanted.experiment[:80]!r} would be read from this machine, but "
+            "the run came from a shared store; it is not sent"
+        )
+    known = {masked(one): one for one in _your_servers(own)}
+    asked = "" if "${" in wanted.uri else masked(resolve_uri(wanted.uri))
+    if wanted.uri == SAME and os.environ.get("MLFLOW_TRACKING_URI"):
+        asked = masked(history.default_uri())
+    if uri is None and asked not in known:
+        raise RecipeError(
+            f"run {folder.name}: it came from a shared store and names the tracking server "
+            f"{masked(wanted.uri)[:200]!r}, which is neither MLFLOW_TRACKING_URI nor that of a run of yours; it is not "
+            "sent; if that is where it belongs: --tracking-uri URI"
+        )
+    return Tracker(str(folder), resolve_uri(uri) if uri is not None else known[asked], wanted.experiment)
+
+
+def _tracking(folder: Path) -> dict[str, Any]:
+    said = history.find(str(folder), "").recipe.get("tracking") or {}
+    if not isinstance(said, dict):
+        raise RecipeError(f"{folder}/recipe.yaml: tracking: expected a mapping")
+    return {**Tracking().model_dump(), **said}
+
+
+def _your_servers(own: Sequence[Path]) -> list[str]:
+    """Addresses that this user's configuration names: the environment's, the default one, those of runs made here."""
+    found = [resolve_uri(Tracking().uri), history.default_uri()]
+    for folder in own:
+        with contextlib.suppress(DeepCompressionError):  # a run's variable that is not set any more
+            found.append(_tracker(folder, None).uri)
+    return found
 
 
 def show_store(where: str) -> None:

@@ -37,7 +37,9 @@ class Inventory:
 
     def chain(self, key: str | None) -> Iterable[str]:
         """A key and all that its result was made from."""
-        while key in self.entries:
+        seen = set[str]()
+        while key in self.entries and key not in seen:  # an entry that somebody wrote may name itself
+            seen.add(str(key))
             yield str(key)
             key = self.entries[str(key)].get("input")
 
@@ -57,9 +59,9 @@ def inventory(place: Place) -> Inventory:
     entries, used = {}, {}
     for info in place.files("keys"):
         key = _stem(info.name)
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             entry = json.loads(place.read(info.name))
-            if isinstance(entry, dict) and "object" in entry:
+            if isinstance(entry, dict) and _is_entry(entry):
                 entries[key], used[key] = entry, info.modified
     partial: dict[str, list[Info]] = {}
     for info in place.files("partial"):
@@ -168,6 +170,10 @@ def _abandoned(found: Inventory, key: str, infos: list[Info], older: float | Non
     """A checkpoint goes by age alone: it is what an interrupted run goes on from."""
     newest = max(info.modified for info in infos)
     return older is not None and key not in found.leased and now - newest > older
+
+
+def _is_entry(entry: Mapping[str, Any]) -> bool:
+    return isinstance(entry.get("object"), str) and isinstance(entry.get("input"), str | None)
 
 
 def _stem(name: str) -> str:

@@ -7,6 +7,7 @@ multipart upload, which appears whole too).
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import time
@@ -19,6 +20,8 @@ from typing import Any, Protocol
 from deepcompression.atomic import storage_error, written
 from deepcompression.errors import StorageError
 from tasks.secrets import masked
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,26 @@ def place_at(where: str) -> Place:
     return Far(where) if is_url(where) else Near(where)
 
 
+def inside(name: str) -> str:
+    """``name`` itself, if it leads to something below a place.
+
+    Raises:
+        StorageError: it is absolute, or has ``..`` or what no file's name has.
+    """
+    if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
+        raise StorageError(f"{name[:200]!r}: a name that leads out of its folder; expected one below it")
+    return name
+
+
+def _is_inside(name: str, where: str) -> bool:
+    """Whether a listing's name may be used: in a shared folder names are anybody's. One that may not is told of."""
+    try:
+        return bool(inside(name))
+    except StorageError as error:
+        log.warning("%s: %s; left out", where, error)
+        return False
+
+
 class Near:
     """A folder of this machine."""
 
@@ -92,14 +115,14 @@ class Near:
         self.root = Path(where)
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        return self._path(name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        with written(self.root / name, parents=True) as file:
+        with written(self._path(name), parents=True) as file:
             file.write(content)
 
     def create(self, name: str, content: bytes) -> bool:
-        path = self.root / name
+        path = self._path(name)
         part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,29 +139,33 @@ class Near:
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(OSError):
-            (self.root / name).unlink(missing_ok=True)
+            self._path(name).unlink(missing_ok=True)
 
     def clear(self, folder: str) -> None:
-        shutil.rmtree(self.root / folder, ignore_errors=True)
+        shutil.rmtree(self._path(folder), ignore_errors=True)
 
     def info(self, name: str) -> Info | None:
         try:
-            found = (self.root / name).stat()
+            found = self._path(name).stat()
         except OSError:
             return None
         return Info(name, found.st_size, found.st_mtime)
 
     def files(self, folder: str) -> list[Info]:
-        paths = (path for path in (self.root / folder).rglob("*") if path.is_file() and not path.name.startswith("."))
-        found = (self.info(path.relative_to(self.root).as_posix()) for path in paths)
+        paths = (path for path in self._path(folder).rglob("*") if path.is_file() and not path.name.startswith("."))
+        names = (path.relative_to(self.root).as_posix() for path in paths)
+        found = (self.info(name) for name in names if _is_inside(name, self.where))
         return [one for one in found if one is not None]
 
     def fetch(self, name: str, path: Path) -> None:
-        with (self.root / name).open("rb") as source, written(path, parents=True) as file:
+        with self._path(name).open("rb") as source, written(path, parents=True) as file:
             shutil.copyfileobj(source, file)
 
     def put(self, path: Path, name: str) -> None:
-        Near(path.parent).fetch(path.name, self.root / name)
+        Near(path.parent).fetch(path.name, self._path(name))
+
+    def _path(self, name: str) -> Path:
+        return self.root / inside(name)
 
 
 class Far:
@@ -191,7 +218,8 @@ class Far:
         except FileNotFoundError:
             return []
         cut = len(self.root.rstrip("/")) + 1
-        return [_info(path[cut:], one) for path, one in found.items() if one.get("type") == "file"]
+        names = {path[cut:]: one for path, one in found.items() if one.get("type") == "file"}
+        return [_info(name, one) for name, one in names.items() if _is_inside(name, self.where)]
 
     def fetch(self, name: str, path: Path) -> None:
         part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
@@ -211,12 +239,14 @@ class Far:
             self.system.put_file(str(path), self._path(name))
 
     def _path(self, name: str) -> str:
-        return f"{self.root.rstrip('/')}/{name}"
+        return f"{self.root.rstrip('/')}/{inside(name)}"
 
     @contextlib.contextmanager
     def _told(self, name: str, writes: bool = False) -> Iterator[None]:
         try:
             yield
+        except StorageError:
+            raise
         except Exception as error:  # every file system has its own
             if isinstance(error, FileExistsError if writes else FileNotFoundError):
                 raise

@@ -18,7 +18,7 @@ from deepcompression.atomic import storage_error, written
 from deepcompression.errors import StorageError
 from tasks import lease as leases
 from tasks.console import say
-from tasks.places import Near, Place, place_at
+from tasks.places import Near, Place, inside, place_at
 from tasks.secrets import hidden
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +76,7 @@ class Store:
         Raises:
             StorageError: the far store does not have it, or is away.
         """
-        path = self.root / "objects" / digest
+        path = self.root / "objects" / inside(digest)
         if self.far and not path.exists():
             with contextlib.suppress(FileNotFoundError):
                 self.place.fetch(f"objects/{digest}", path)
@@ -86,8 +86,10 @@ class Store:
         """The entry of a finished stage, or None: absent, unreadable, or its object gone or of another size."""
         try:
             entry: dict[str, Any] = json.loads(self.place.read(f"keys/{key}.json"))
+            if "/" in entry["object"] or ".." in entry["object"]:  # it becomes a file's name
+                return None
             found = self.place.info(f"objects/{entry['object']}")
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return entry if found and found.size == entry.get("object_bytes") else None
 

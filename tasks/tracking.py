@@ -9,7 +9,7 @@ import os
 import re
 import time
 import urllib.error
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +17,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock
+from rich.markup import escape
 
 from deepcompression.errors import RunError, StorageError
+from tasks import journal
 from tasks.console import say
 from tasks.deadline import SLOWEST, Bounded, within
 from tasks.environment import opener
@@ -28,6 +30,7 @@ from tasks.store import write_json
 ROOT = Path(__file__).resolve().parent.parent
 JOURNAL = "tracking.jsonl"
 STATE = "tracking.json"
+RECIPE_BYTES = 256 * 1024  # of a recipe that a server has; far above any
 
 KNOCK_SECONDS = 5.0
 PATIENT = SLOWEST / 10  # of `sync`, which somebody started to wait for it
@@ -36,6 +39,7 @@ PATIENT = SLOWEST / 10  # of `sync`, which somebody started to wait for it
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # It would stand on stdout, which `--json` promises to JSON alone.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
@@ -120,21 +124,31 @@ class Tracker:
 
     def unsent(self) -> int:
         """How many journal lines no server has."""
-        return len(self._rest())
+        return sum(not isinstance(line, str) for _, line in self._rest())
 
-    def sync(self) -> int:
+    def sync(self, theirs: bool = False) -> int:
         """Sends what a server that was away did not get, in order; returns how many journal lines that were.
 
-        A line that was sent just before a process was killed may be sent again; it changes nothing.
+        A line that was sent just before a process was killed may be sent again; it changes nothing. A damaged line, or
+        one that names a file outside of the run's folder, is named and left out.
+
+        Args:
+            theirs: the folder came from another machine: the MLflow run that it names must be its own, and unfinished.
 
         Raises:
             RunError: the server is still away; nothing is lost, the next call goes on from there.
         """
         with FileLock(Path(self.folder) / ".sync.lock"):
-            lines = self._rest()
+            sent = 0
             try:
-                for line in lines:
-                    self._send(line, again=True)
+                if theirs:
+                    self._check_continued()
+                for number, line in self._rest():
+                    if isinstance(line, str):
+                        self._leave_out(number, line)
+                    else:
+                        self._send(line, again=True, number=number)
+                        sent += 1
             except Exception as error:  # whatever a tracking server or its client throws
                 raise RunError(
                     f"{masked(self.uri)} does not take {Path(self.folder).name}: {self._reason(error)}; start the "
@@ -143,39 +157,49 @@ class Tracker:
             state = _state(self.folder)
             if state.pop("offline", None) is not None:
                 write_json(Path(self.folder) / STATE, state)
-        return len(lines)
+        return sent
 
-    def _rest(self) -> list[dict[str, Any]]:
-        try:
-            text = (Path(self.folder) / JOURNAL).read_text(encoding="utf-8")
-        except OSError:
-            return []
-        lines = []
-        for line in text.splitlines()[int(_state(self.folder).get("sent", 0)) :]:
-            with contextlib.suppress(ValueError):  # the last line of a process that was killed
-                lines.append(json.loads(line))
-        return lines
+    def _rest(self) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+        return journal.lines(Path(self.folder) / JOURNAL, _sent(_state(self.folder)))
+
+    def _leave_out(self, number: int, why: str) -> None:
+        name = escape(Path(self.folder).name)
+        say(f"[yellow]{name}:[/] line {number + 1} of {JOURNAL} is not sent: {_plain(why)}")
+        write_json(Path(self.folder) / STATE, {**_state(self.folder), "sent": number + 1})
+
+    def _check_continued(self) -> None:
+        """Refuses to go on with an MLflow run that is somebody else's, or is finished."""
+        run_id = _state(self.folder).get("run_id")
+        if run_id is None:
+            return
+        first = next((line for _, line in journal.lines(Path(self.folder) / JOURNAL)), "")
+        info = client_of(self.uri, PATIENT).get_run(str(run_id)).info
+        if isinstance(first, str) or info.run_name != first.get("name") or info.status == "FINISHED":
+            raise RunError(f"{STATE} names the MLflow run {str(run_id)[:40]!r}, which is not this run, or is finished")
 
     def _log(self, kind: str, **content: Any) -> None:
         line = {"kind": kind, "time": int(time.time() * 1000), **hidden(content)}
         try:
-            with (Path(self.folder) / JOURNAL).open("a", encoding="utf-8") as journal:
-                journal.write(json.dumps(line) + "\n")
+            with (Path(self.folder) / JOURNAL).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
             if not self.offline:
                 self._send(line)
         except Exception as error:  # whatever a tracking server, its client or the disk throws, the run goes on
             self._go_offline(error)
 
-    def _send(self, line: Mapping[str, Any], again: bool = False) -> None:
+    def _send(self, line: Mapping[str, Any], again: bool = False, number: int | None = None) -> None:
         client = client_of(self.uri, PATIENT if again else SLOWEST)
         state = _state(self.folder)
         if line["kind"] == "start":
             found = _started(client, self, line) if again else None
             state["run_id"] = found or _create(client, self, line)
             state["experiment_id"] = _experiment(client, self)
+        elif "run_id" not in state:
+            raise RunError(f"{JOURNAL} does not begin with the run's start")
         else:
             _replay(client, state["run_id"], line, Path(self.folder))
-        write_json(Path(self.folder) / STATE, {**state, "sent": int(state.get("sent", 0)) + 1})
+        sent = _sent(state) if number is None else number
+        write_json(Path(self.folder) / STATE, {**state, "sent": sent + 1})
 
     def _go_offline(self, error: Exception) -> None:
         reason = self._reason(error)
@@ -208,12 +232,23 @@ def recipe_of(uri: str, run_id: str) -> str:
     import tempfile
 
     try:
+        client = client_of(uri)
+        sizes = [one.file_size for one in client.list_artifacts(run_id) if one.path == "recipe.yaml" and not one.is_dir]
+        if not sizes:
+            raise FileNotFoundError("it logged no file recipe.yaml")
         with tempfile.TemporaryDirectory() as folder:
-            path = client_of(uri).download_artifacts(run_id, "recipe.yaml", folder)
-            return Path(path).read_text(encoding="utf-8")
+            _check_size(sizes[0])
+            path = Path(client.download_artifacts(run_id, "recipe.yaml", folder))
+            _check_size(path.stat().st_size)
+            return path.read_text(encoding="utf-8")
     except Exception as error:  # whatever a tracking server or its client throws
         reason = masked(" ".join(str(error).split()))[:200]
         raise RunError(f"MLflow run {run_id} in {masked(uri)}: its recipe cannot be read: {reason}") from None
+
+
+def _check_size(size: int | None) -> None:
+    if size is not None and size > RECIPE_BYTES:
+        raise RunError(f"recipe.yaml has {size:,} bytes; expected {RECIPE_BYTES:,} at most")
 
 
 def runs_of_experiment(uri: str, experiment: str) -> list[str]:
@@ -315,10 +350,20 @@ def _knock(uri: str) -> None:
 def _create(client: Any, tracker: Tracker, line: Mapping[str, Any]) -> str:
     tags = dict(line["tags"])
     if line["parent"]:
-        tags["mlflow.parentRunId"] = line["parent"]["run_id"] or _state(line["parent"]["folder"])["run_id"]
+        tags["mlflow.parentRunId"] = _parent_id(line["parent"], Path(tracker.folder))
     experiment = _experiment(client, tracker)
     run = client.create_run(experiment, start_time=line["time"], tags=tags, run_name=line["name"])
     return str(run.info.run_id)
+
+
+def _parent_id(parent: Parent, folder: Path) -> str:
+    """MLflow's id of a run's parent: known when the child began, or by now from the folder beside the child's."""
+    where = str(parent["folder"])
+    beside = str(folder.parent / Path(where).name)
+    found = str(parent["run_id"] or _state(beside).get("run_id") or _state(where).get("run_id"))
+    if not re.fullmatch("[0-9a-f]{32}", found):
+        raise RunError(f"its parent {Path(where).name} is not there yet; sync that first")
+    return found
 
 
 def _started(client: Any, tracker: Tracker, line: Mapping[str, Any]) -> str | None:
@@ -362,14 +407,24 @@ def _replay(client: Any, run_id: str, line: Mapping[str, Any], folder: Path) -> 
     elif kind == "tags":
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in line["values"].items()])
     elif kind == "artifact":
-        client.log_artifact(run_id, str(folder / line["path"]), line["into"])
+        client.log_artifact(run_id, str(journal.own_file(folder, line["path"])), line["into"])
     elif kind == "finish":
         client.set_terminated(run_id, line["status"], end_time=line["time"])
 
 
 def _state(folder: str) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = json.loads((Path(folder) / STATE).read_text(encoding="utf-8"))
-        return state
-    except (OSError, ValueError):
+        state = json.loads((Path(folder) / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _sent(state: Mapping[str, Any]) -> int:
+    sent = state.get("sent", 0)
+    return max(sent, 0) if isinstance(sent, int) else 0
+
+
+def _plain(text: str) -> str:
+    """Words that came from elsewhere, as they may stand in a terminal."""
+    return escape("".join(one if one.isprintable() else "?" for one in text))

@@ -105,7 +105,10 @@ def test_mlflow_server_away_at_the_start_and_the_folder_lost(
     assert code == 0 and json.loads(out)["mlflow_run_id"] is None, err
     shutil.rmtree(tmp_path / "runs")
     with servers.started(server, tmp_path / "log"):
-        code, _, err = _finish(_start(["sync", "--runs", str(tmp_path / "runs"), "--store", str(tmp_path / "store")]))
+        words = ["sync", "--runs", str(tmp_path / "runs"), "--store", str(tmp_path / "store")]
+        code, _, err = _finish(_start(words))
+        assert code == 1 and f"names the tracking server '{uri}'" in err and "--tracking-uri" in err, err
+        code, _, err = _finish(_start([*words, "--tracking-uri", uri]))
         assert code == 0 and "records sent" in err, err
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name("deep-compression")
