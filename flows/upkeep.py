@@ -168,10 +168,10 @@ def _their_tracker(folder: Path, uri: str | None, own: Sequence[Path]) -> Tracke
             f"run {folder.name}: tracking.experiment {wanted.experiment[:80]!r} would be read from this machine, but "
             "the run came from a shared store; it is not sent"
         )
-    known = {masked(one): one for one in _your_servers(own)}
-    asked = "" if "${" in wanted.uri else masked(resolve_uri(wanted.uri))
+    known = {_anonymous(one): one for one in _your_servers(own)}
+    asked = "" if "${" in wanted.uri else _anonymous(resolve_uri(wanted.uri))
     if wanted.uri == SAME and os.environ.get("MLFLOW_TRACKING_URI"):
-        asked = masked(history.default_uri())
+        asked = _anonymous(history.default_uri())
     if uri is None and asked not in known:
         raise RecipeError(
             f"run {folder.name}: it came from a shared store and names the tracking server "
@@ -179,6 +179,11 @@ def _their_tracker(folder: Path, uri: str | None, own: Sequence[Path]) -> Tracke
             "sent; if that is where it belongs: --tracking-uri URI"
         )
     return Tracker(str(folder), resolve_uri(uri) if uri is not None else known[asked], wanted.experiment)
+
+
+def _anonymous(uri: str) -> str:
+    """A URI as stored recipes have it, whatever its password."""
+    return re.sub(r"(\w+://[^/:@\s]*):[^@/\s]+@", r"\1:***@", uri)
 
 
 def _tracking(folder: Path) -> dict[str, Any]:
