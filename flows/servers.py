@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -13,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 from rich.markup import escape
 
 from deepcompression.errors import RunError
 from tasks.console import say
 from tasks.environment import opener
+from tasks.process import LARGEST_NOTE, lives, mapping_of, whoami
 from tasks.store import write_json
 from tasks.tracking import resolve_uri
 
@@ -113,9 +112,8 @@ def run(data: Path, prefect_port: int, mlflow_port: int) -> None:
             one.start(_log(data, one))
         for one in servers:
             _wait(one, _log(data, one))
-        process = psutil.Process()
         api = f"http://127.0.0.1:{prefect_port}/api"
-        write_json(note, {"pid": process.pid, "started": process.create_time(), "prefect_api_url": api})
+        write_json(note, {**whoami(), "prefect_api_url": api})
         _tell(data, prefect_port, mlflow_port)
         while True:
             time.sleep(1)
@@ -175,12 +173,12 @@ def _tell(data: Path, prefect_port: int, mlflow_port: int) -> None:
 def running_prefect(data: Path) -> str | None:
     """The URL of the Prefect server that ``make servers`` runs from this clone, if it lives."""
     try:
-        noted = json.loads((data / "servers.json").read_text(encoding="utf-8"))
-        process = psutil.Process(noted["pid"])
-        alive = abs(process.create_time() - noted["started"]) < 1
-        return str(noted["prefect_api_url"]) if alive else None
-    except (OSError, ValueError, KeyError, psutil.Error):
+        with (data / "servers.json").open("rb") as file:
+            noted = mapping_of(file.read(LARGEST_NOTE + 1)) or {}
+    except OSError:
         return None
+    url = noted.get("prefect_api_url")
+    return url if lives(noted) and isinstance(url, str) and url.startswith("http://127.0.0.1:") else None
 
 
 @contextlib.contextmanager

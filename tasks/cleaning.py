@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.lease import leases
+from tasks.lease import Lease, leases
 from tasks.life import live_runs
 from tasks.places import Info, Place
 from tasks.store import FRESH_SECONDS, Store
@@ -73,8 +73,15 @@ def inventory(place: Place) -> Inventory:
         {info.name.rpartition("/")[2]: info for info in place.files("objects")},
         partial,
         frozenset(one.key for one in leases(place) if one.alive),
-        min((float(one.facts.get("since", 0)) for one in live), default=None),
+        min((_begun(place, one) for one in live), default=None),
     )
+
+
+def _begun(place: Place, live: Lease) -> float:
+    """When a live run began; 0 where it does not say, or its clock is ahead: then everything may be its."""
+    since, beaten = live.facts.get("since"), place.info(live.name)
+    known = isinstance(since, int | float) and beaten is not None and 0 < since <= beaten.modified + 1
+    return float(since) if known else 0.0
 
 
 def prune(

@@ -22,6 +22,8 @@ PREFIX = "run-"
 ALIVE = "deep-compression.run.alive"
 ALIVE_SECONDS = 20.0
 ANSWER_SECONDS = 5.0
+END_SECONDS = 20.0
+IDENTITY = ("folder", "mlflow_run_id", "flow_run_id")
 
 
 @contextlib.contextmanager
@@ -95,7 +97,7 @@ def live_runs(place: Place) -> list[Lease]:
 def recover(place: Place, uri: str) -> list[str]:
     """Ends what runs that died without a word left as running. Live ones, whoever's, are never touched.
 
-    A run is dead when its process on this machine is gone, or when, elsewhere, it missed its heartbeats for a minute.
+    A run is dead when its process on this machine is gone, or when, elsewhere, it was silent for ten minutes.
 
     Args:
         place: of the store that the runs share.
@@ -104,12 +106,16 @@ def recover(place: Place, uri: str) -> list[str]:
     Returns:
         The names of those runs.
     """
-    ended = []
-    for one in leases.leases(place):
-        if one.key.startswith(PREFIX) and not one.alive:
-            _end(one.facts, uri)
+    runs = [one for one in leases.leases(place) if one.key.startswith(PREFIX)]
+    live = {str(one.facts.get(name)) for one in runs if one.alive for name in IDENTITY} - {"None", ""}
+    ended: list[str] = []
+    away: set[str] = set()
+    for one in runs:
+        if not one.alive:
+            if not live & {str(one.facts.get(name)) for name in IDENTITY}:  # else it names what another run is
+                _end(one, uri, away)
+                ended.append(one.key.removeprefix(PREFIX))
             place.remove(one.name)
-            ended.append(one.key.removeprefix(PREFIX))
     if ended:
         say(f"ended in Prefect and MLflow, because their process is gone: {', '.join(sorted(ended))}")
     return ended
@@ -128,32 +134,37 @@ def _prefect_answers() -> bool:
         return False
 
 
-def _end(facts: Mapping[str, Any], uri: str) -> None:
-    own = str(facts.get("tracking_uri") or "")
-    uri = uri if masked(uri) == own or "***" in own or "${" in own else own
-    for end in (lambda: _end_in_mlflow(facts, uri), lambda: _end_in_prefect(facts.get("flow_run_id"))):
+def _end(one: Lease, uri: str, away: set[str]) -> None:
+    """Ends a dead run in both; a server that fails once (it is then in ``away``) is not asked for the next."""
+    for server, end in (("MLflow", lambda: _end_in_mlflow(one, uri)), ("Prefect", lambda: _end_in_prefect(one.facts))):
         try:
-            end()
+            if server not in away:
+                within(END_SECONDS, end)
         except Exception as error:  # whatever a server or its client throws: this run goes on
+            away.add(server)
             logging.getLogger(__name__).debug("could not end a dead run", exc_info=error)
 
 
-def _end_in_mlflow(facts: Mapping[str, Any], uri: str) -> None:
-    folder = str(facts.get("folder") or "")
-    if (Path(folder) / STATE).is_file():
-        tracker = Tracker(folder, uri, str(facts.get("experiment")))
+def _end_in_mlflow(one: Lease, uri: str) -> None:
+    own, folder = str(one.facts.get("tracking_uri") or ""), str(one.facts.get("folder") or "")
+    uri = uri if masked(uri) == own or "***" in own or "${" in own else own
+    if Path(folder).name == one.key.removeprefix(PREFIX) and (Path(folder) / STATE).is_file():
+        tracker = Tracker(folder, uri, str(one.facts.get("experiment")))
         if not tracker.finished():
             tracker.finish("KILLED")
-    elif facts.get("mlflow_run_id"):
-        terminate(uri, str(facts["mlflow_run_id"]))
+        elif not tracker.offline:
+            tracker.sync()  # its own last word, which it had no time to send
+    elif one.facts.get("mlflow_run_id"):
+        terminate(uri, str(one.facts["mlflow_run_id"]))
 
 
-def _end_in_prefect(flow_run_id: Any) -> None:
+def _end_in_prefect(facts: Mapping[str, Any]) -> None:
     """The flow run and its task runs become Crashed; with that, Prefect frees their concurrency slots."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.states import Crashed
 
+    flow_run_id = facts.get("flow_run_id")
     if not flow_run_id:
         return
     message = "Its process is gone: it was killed, or its machine went down. Start it again to go on from there."
