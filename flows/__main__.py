@@ -9,11 +9,13 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from flows.watchdog import AGAIN, Terminated, Watchdog
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,7 +43,7 @@ StoreOption = Annotated[
     str, typer.Option("--store", help="the stage store: a folder, or a URL such as s3://bucket/store")
 ]
 AIM_MISSED = 3  # exit code
-AGAIN = "finished stages and the last epoch are kept: start the same command again to go on"
+PREFECT_SECONDS = 15.0
 
 
 @app.callback()
@@ -73,8 +75,7 @@ def run(
         words = overrides or []
         changes = recipes.parse_overrides(words)
         recipes.load(recipe, changes)  # a wrong recipe is told at once, before any server starts
-        summary = _compress(recipe, changes, recipe, words)
-        _print(summary, as_json)
+        _compress(recipe, changes, recipe, words, as_json)
 
 
 @app.command()
@@ -125,8 +126,7 @@ def rerun(
         ours = recipes.load(recipe) if recipe else None
         again = history.admit(found, allow or [], ours, changes, allow_folder or [])
         recipes.load(again, changes)
-        summary = _compress(again, changes, f"{found.name} again", overrides or [])
-        _print(summary, as_json)
+        _compress(again, changes, f"{found.name} again", overrides or [], as_json)
 
 
 @app.command()
@@ -154,14 +154,9 @@ def sweep(
 
         changes = recipes.parse_overrides(overrides or [])
         sweeps.load(sweep, changes)
-        _begin()
+        watchdog = _begin(lambda result: _print_sweep(result, as_json))
         result: dict[str, Any] = sweeps.sweep(sweep, secrets.aside(changes))
-        if as_json:
-            _print_json(result)
-        else:
-            from flows.table import show_sweep
-
-            show_sweep(result)
+        watchdog.report(result)
 
 
 @app.command()
@@ -305,8 +300,9 @@ def _guarded(verbose: bool, quiet: bool) -> Iterator[None]:
     with secrets.terminal():
         try:
             yield
-        except KeyboardInterrupt:
-            _stop(1, f"stopped: interrupted; {AGAIN}")
+        except KeyboardInterrupt as told:
+            by_signal = isinstance(told, Terminated)
+            _stop(143 if by_signal else 130, f"stopped: {'terminated' if by_signal else 'interrupted'}; {AGAIN}")
         except typer.Exit:
             raise
         except Exception as error:
@@ -316,15 +312,45 @@ def _guarded(verbose: bool, quiet: bool) -> Iterator[None]:
         _fail(failed, verbose)
 
 
-def _begin() -> None:
-    """Before a flow: SIGTERM ends it as Ctrl-C does, and what earlier ones left running is ended."""
-    signal.signal(signal.SIGTERM, _terminated)
+def _begin(tell: Callable[[Any], None]) -> Watchdog:
+    """Before a flow: nothing will hold it up when it is told to end, what earlier ones left running is ended.
+
+    Args:
+        tell: shows what came out; the exit code is 0, or that of the ``typer.Exit`` that it raises.
+    """
+    from flows import watchdog
+
+    def code_of(result: Any) -> int:
+        try:
+            tell(result)
+        except typer.Exit as stopped:
+            return int(stopped.exit_code)
+        return 0
+
+    started = watchdog.start(code_of)
     _end_orphans()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    _knock()
+    return started
 
 
-def _compress(recipe: str | dict[str, Any], overrides: dict[str, Any], title: str, words: list[str]) -> dict[str, Any]:
-    _begin()
+def _knock() -> None:
+    """A Prefect server that is named and away is told at once."""
+    from prefect.settings import get_current_settings
+
+    from deepcompression.errors import RunError
+    from tasks.life import prefect_answers
+
+    if (url := get_current_settings().api.url) and not prefect_answers(PREFECT_SECONDS):
+        raise RunError(
+            f"no Prefect server answers at {url}: start it, or unset PREFECT_API_URL (a run then starts its own)"
+        )
+
+
+def _compress(
+    recipe: str | dict[str, Any], overrides: dict[str, Any], title: str, words: list[str], as_json: bool
+) -> None:
+    watchdog = _begin(lambda summary: _print(summary, as_json))
     from rich.markup import escape
 
     from deepcompression.errors import AimMissed
@@ -336,7 +362,8 @@ def _compress(recipe: str | dict[str, Any], overrides: dict[str, Any], title: st
         result: dict[str, Any] = compress(secrets.aside(recipe), secrets.aside(overrides))
     except AimMissed as missed:
         result = missed.summary
-    return result
+    if code := watchdog.report(result):
+        raise typer.Exit(code)
 
 
 def _print(summary: dict[str, Any], as_json: bool) -> None:
@@ -359,6 +386,15 @@ def _print_json(value: Any) -> None:
     from tasks.store import as_json
 
     print(as_json(secrets.hidden(value)), file=secrets.unmasked_stdout())
+
+
+def _print_sweep(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(result)
+    else:
+        from flows.table import show_sweep
+
+        show_sweep(result)
 
 
 def _settings(verbose: bool) -> None:
@@ -400,7 +436,7 @@ def _end_orphans() -> None:
 
 
 def _terminated(*_: object) -> None:
-    raise KeyboardInterrupt
+    raise Terminated
 
 
 def _fail(error: BaseException, verbose: bool) -> None:

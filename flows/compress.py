@@ -24,6 +24,7 @@ from rich.markup import escape
 from deepcompression.atomic import storage_error, written
 from deepcompression.errors import AimMissed, RecipeError
 from flows import recipe as recipes
+from flows import watchdog
 from flows.budget import search
 from flows.missed import skip_missed
 from flows.schema import Recipe, Training
@@ -31,6 +32,7 @@ from tasks.baseline import baseline
 from tasks.check import check
 from tasks.console import say
 from tasks.custom import custom
+from tasks.deadline import within
 from tasks.encode import encode
 from tasks.figures import bytes_by_stage
 from tasks.finetune import finetune
@@ -62,6 +64,7 @@ STAGES: dict[str, Task[..., Any]] = {
     "encode": encode,
 }
 SUMMARY_VERSION = 1
+ARTIFACT_SECONDS = 10.0
 LOCAL_RUNS = recipes.ROOT / "artifacts" / "runs"
 
 
@@ -174,6 +177,7 @@ def _run_seeds(parsed: Recipe, stored: dict[str, Any], seeds: Sequence[int], par
                 numbers |= {f"{end}_{name}_{which}": value for which, value in group.items()}
         tracker.metrics(numbers)
         write_json(folder / "summary.json", summary)
+        watchdog.done(summary)
         tracker.artifact(folder / "summary.json")
         _judge(tracker, summary)
     return summary
@@ -254,7 +258,7 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
             aims = budget_aims(outcome)
             summary["promotion"] = _call(promote, run, "promote", gates, references[0], references[-1], str(path), aims)
         summary["verdict"] = verdict_of(summary)
-        _leave(run, references, summary, stored)
+        _leave(run, references, summary, stored, alone=parsed.seeds is None)
         if missed(summary):
             emit_missed(summary)
         if deployment.id is not None:  # who typed a command gets a table from it
@@ -409,8 +413,10 @@ def _summary(run: Run, references: Sequence[Reference], verified: Verified, path
     }
 
 
-def _leave(run: Run, references: Sequence[Reference], summary: dict[str, Any], stored: Mapping[str, Any]) -> None:
-    """Everything that a finished run leaves: folder, MLflow, Prefect."""
+def _leave(
+    run: Run, references: Sequence[Reference], summary: dict[str, Any], stored: Mapping[str, Any], alone: bool
+) -> None:
+    """Everything that a finished run leaves: folder, MLflow, Prefect; ``alone``: no other seed is to come."""
     import deepcompression
 
     folder, file = Path(run.folder), Path(summary["file"])
@@ -418,6 +424,8 @@ def _leave(run: Run, references: Sequence[Reference], summary: dict[str, Any], s
     write_json(folder / "summary.json", summary)
     bytes_by_stage(summary["stages"], inspection, folder / "figures" / "bytes.svg")
     write_report(run, references, summary, stored, folder / "report.html")
+    if alone:
+        watchdog.done(summary, file.stat().st_size)
     numbers = {"file_bytes": summary["file_bytes"], "ratio": summary["ratio"], "dense_bytes": summary["dense_bytes"]}
     name = run.metric_object().name
     for prefix, end in (("baseline_", summary["baseline"]), ("", summary["final"])):
@@ -433,7 +441,7 @@ def _leave(run: Run, references: Sequence[Reference], summary: dict[str, Any], s
         run.tracker.artifact(path)
     run.tracker.artifact(folder / "figures" / "bytes.svg", "figures")
     try:
-        _prefect_artifacts(run, hidden(summary))
+        within(ARTIFACT_SECONDS, _prefect_artifacts, run, hidden(summary))
     except Exception as error:  # a server that went away: the run is finished, and its report lies in its folder
         reason = masked(" ".join(str(error).split()))[:120]
         say(f"[yellow]Prefect:[/] its server does not take the run's artifacts ({reason})")

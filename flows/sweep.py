@@ -16,6 +16,7 @@ from prefect.runtime import flow_run
 
 from deepcompression.errors import RunError
 from flows import recipe as recipes
+from flows import watchdog
 from flows.schema import BUILT_IN, Recipe
 from flows.study import Range, Sweep, Trial, as_overrides, distributions, failed, finished, open_study, points_to_try
 from flows.workers import Crew, Died, local, on_dask, run_trial
@@ -183,6 +184,7 @@ def _finish(
     write_json(folder / "sweep.json", result)
     tested = {trial.number: trial.test for trial in good if trial.test}
     picture(points, best, tested, result, folder / "pareto.svg")
+    watchdog.done(result)
     tracker.metrics(
         {
             "trials": len(trials),

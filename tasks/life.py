@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,18 @@ PREFIX = "run-"
 ALIVE = "deep-compression.run.alive"
 ALIVE_SECONDS = 20.0
 ANSWER_SECONDS = 5.0
-END_SECONDS = 20.0
+END_SECONDS, PATIENCE_SECONDS = 20.0, 3.0
 IDENTITY = ("folder", "mlflow_run_id", "flow_run_id")
+
+
+_open: set[Tracker] = set()  # of this process
 
 
 @contextlib.contextmanager
 def ending(tracker: Tracker) -> Iterator[None]:
     """Ends the MLflow run as the block ends, whatever happens: finished, failed, or killed."""
     status = "KILLED"
+    _open.add(tracker)
     try:
         yield
         status = "FINISHED"
@@ -38,6 +43,13 @@ def ending(tracker: Tracker) -> Iterator[None]:
         raise
     finally:
         tracker.finish(status)
+        _open.discard(tracker)
+
+
+def write_ends(status: str) -> None:
+    """Writes the end of this process's runs into their journals; the next start, or `sync`, sends it."""
+    for tracker in list(_open):
+        tracker.note_end(status)
 
 
 @contextlib.contextmanager
@@ -55,7 +67,7 @@ def living(place: Place, tracker: Tracker, flow_run_id: str | None) -> Iterator[
         with leases.lease(place, key, facts=facts), _heard(flow_run_id):
             yield
     finally:
-        if flow_run_id and not _prefect_answers():  # how this run ends cannot be told there: the next start will
+        if flow_run_id and not prefect_answers():  # how this run ends cannot be told there: the next start will
             leases.leave(place, key, facts)
 
 
@@ -121,7 +133,8 @@ def recover(place: Place, uri: str) -> list[str]:
     return ended
 
 
-def _prefect_answers() -> bool:
+def prefect_answers(seconds: float = ANSWER_SECONDS) -> bool:
+    """Whether Prefect's server does, and wholly, within so many seconds."""
     from prefect.client.orchestration import get_client
 
     def answers() -> bool:
@@ -129,19 +142,20 @@ def _prefect_answers() -> bool:
             return client.api_healthcheck() is None
 
     try:
-        return within(ANSWER_SECONDS, answers)
+        return within(seconds, answers)
     except RunError:
         return False
 
 
 def _end(one: Lease, uri: str, away: set[str]) -> None:
-    """Ends a dead run in both; a server that fails once (it is then in ``away``) is not asked for the next."""
+    """Ends a dead run in both; a server that once kept us waiting in vain (then in ``away``) is not asked again."""
+    started = time.monotonic()
     for server, end in (("MLflow", lambda: _end_in_mlflow(one, uri)), ("Prefect", lambda: _end_in_prefect(one.facts))):
         try:
             if server not in away:
                 within(END_SECONDS, end)
         except Exception as error:  # whatever a server or its client throws: this run goes on
-            away.add(server)
+            away |= {server} if time.monotonic() - started > PATIENCE_SECONDS else set()
             logging.getLogger(__name__).debug("could not end a dead run", exc_info=error)
 
 

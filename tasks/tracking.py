@@ -115,6 +115,12 @@ class Tracker:
         """Ends the run: FINISHED, FAILED or KILLED; then says where it can be looked at, or what was not sent."""
         self._log("finish", status=status)
 
+    def note_end(self, status: str) -> None:
+        """Writes the end into the journal, where it does not stand there yet, and sends nothing."""
+        if not self.finished():
+            with contextlib.suppress(OSError):
+                self._write({"kind": "finish", "time": int(time.time() * 1000), "status": status})
+
     def finished(self) -> bool:
         """Whether the end of the run stands in its journal."""
         try:
@@ -180,12 +186,15 @@ class Tracker:
     def _log(self, kind: str, **content: Any) -> None:
         line = {"kind": kind, "time": int(time.time() * 1000), **hidden(content)}
         try:
-            with (Path(self.folder) / JOURNAL).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            self._write(line)
             if not self.offline:
                 self._send(line)
         except Exception as error:  # whatever a tracking server, its client or the disk throws, the run goes on
             self._go_offline(error)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        with (Path(self.folder) / JOURNAL).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def _send(self, line: Mapping[str, Any], again: bool = False, number: int | None = None) -> None:
         client = client_of(self.uri, PATIENT if again else SLOWEST)

@@ -48,6 +48,7 @@ def test_a_server_that_is_away_is_asked_once(tmp_path: Path, ended: list[str], m
         raise RuntimeError("no whole answer")
 
     monkeypatch.setattr(life, "_end_in_mlflow", hangs)
+    monkeypatch.setattr(life, "PATIENCE_SECONDS", 0.0)
     place = place_at(str(tmp_path))
     for number in range(10):
         _run(place, f"dead-{number}", False, flow_run_id=str(number))
