@@ -21,8 +21,9 @@ STANDARD = Path(sysconfig.get_paths()["stdlib"])
 OUTSIDE = frozenset(
     f"{TASKS}.{stem}"
     for stem in (
-        "cleaning", "console", "figures", "key", "lease", "life", "pareto", "places", "promote", "registry", "report",
-        "secrets", "served", "sources", "stage", "store", "tracking", "verify", "warned",
+        "cleaning", "console", "deadline", "environment", "figures", "key", "lease", "life", "pareto", "places",
+        "process", "promote", "registry", "report", "secrets", "served", "sources", "stage", "store", "tracking",
+        "verify", "warned",
     )
 )  # fmt: skip
 
