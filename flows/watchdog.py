@@ -129,7 +129,7 @@ def _held_up() -> str:
                               ("prefect", "Prefect"), ("tasks.life", "Prefect")):  # fmt: skip
             if module == name or module.startswith(f"{name}."):
                 return waiting
-        if module.startswith(("tasks.", "flows.", "deepcompression.")):
+        if module.startswith(("tasks.", "flows.", "deepcompression.")) and module != "tasks.deadline":
             return f"{module}:{frame.f_code.co_name}"
         frame = frame.f_back
     return "something"

@@ -86,6 +86,31 @@ def bad_server(how: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
+class Tap:
+    """A way to a real server, which can be told to let nothing through any more: everybody then waits."""
+
+    def __init__(self, port: int) -> None:
+        self.behind, self.shut = port, threading.Event()
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = self.listening.accept()[0], socket.create_connection(("127.0.0.1", self.behind))
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self._pour, args=(one, other), daemon=True).start()
+
+    def _pour(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while content := one.recv(65536):
+                while self.shut.is_set():
+                    time.sleep(0.1)
+                other.sendall(content)
+            other.shutdown(socket.SHUT_WR)
+
+
 if __name__ == "__main__":
     import sys
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from bad_servers import Tap
 from conftest import ask, free_port, wait_for_epochs
 from mlflow import MlflowClient
 
@@ -143,6 +144,29 @@ def test_prefect_server_killed_in_a_stage(write: Callable[..., str], tmp_path: P
     assert json.loads(out)["reused"] == ["baseline", "prune", "encode"]
     journal = Path(json.loads(out)["folder"], "tracking.jsonl").read_text().splitlines()
     assert json.loads(journal[-1])["status"] == "FINISHED" and _runs(tmp_path) == []
+
+
+def test_prefect_server_hangs_at_the_end(write: Callable[..., str], tmp_path: Path, prefect_server: str) -> None:
+    """The work is done when its server answers no more: table and exit code 0 within seconds, MLflow's run is over."""
+    tap = Tap(int(prefect_server.split(":")[2].partition("/")[0]))
+    recipe = write(train={"epochs": 1}, stages=[{"stage": "prune", "density": 0.5}])
+    code = (
+        "import sys; from flows import watchdog; watchdog.DONE_SECONDS = 4;"
+        "from flows.__main__ import app; app(['run', sys.argv[1], '--json'])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, recipe], cwd=ROOT, env={**os.environ, "PREFECT_API_URL": f"{tap.url}/api"},
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    _wait_until(lambda: bool(list(tmp_path.glob("runs/*/summary.json"))) or process.poll() is not None)
+    tap.shut.set()
+    started = time.monotonic()
+    code_, out, err = _finish(process, 60)
+    assert code_ == 0 and time.monotonic() - started < 20, err
+    assert Path(json.loads(out)["file"]).exists() and "Prefect does not answer and is not waited for" in err, err
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    journal = Path(json.loads(out)["folder"], "tracking.jsonl").read_text().splitlines()
+    assert json.loads(journal[-1])["status"] == "FINISHED" and client.get_run(json.loads(out)["mlflow_run_id"])
 
 
 def test_a_run_killed_hard_is_ended_everywhere_by_the_next_start(
