@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepcompression.errors import RecipeError
+from deepcompression.errors import RecipeError, RunError
 from flows import admission, reading
 from flows import recipe as recipes
 from flows.schema import Recipe, Tracking
 from tasks import tracking
 from tasks.console import say
+from tasks.deadline import within
 from tasks.places import is_url, place_at
 
 RUNS = "artifacts/runs"
+PREFECT_SECONDS = 20.0
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what a run's JSON can be
 # A recipe from elsewhere says what is trained, never where things are written, what is put on sys.path, or which model
 # of a registry becomes the champion.
@@ -197,9 +199,11 @@ def _from_prefect(flow_run_id: str) -> Found:
 
     try:
         with get_client(sync_client=True) as client:
-            parameters = client.read_flow_run(flow_run_id).parameters
+            parameters = within(PREFECT_SECONDS, client.read_flow_run, flow_run_id).parameters
     except ObjectNotFound:
         raise RecipeError(f"run {flow_run_id}: neither a run on this machine, nor MLflow's, nor Prefect's") from None
+    except RunError as error:
+        raise RunError(f"run {flow_run_id}: Prefect's server at {client.api_url}: {error}") from None
     recipe, overrides = parameters.get("recipe"), parameters.get("overrides")
     if isinstance(recipe, str):
         raise RecipeError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from deepcompression.errors import RecipeError
+from deepcompression.errors import RecipeError, RunError
 from tasks.secrets import masked
 
 # Far above any recipe. An alias counts as all that it stands for: nine lines of nine aliases each are a billion nodes.
@@ -120,11 +120,13 @@ def fetched(url: str, seconds: float = 20) -> str:
         RecipeError: it does not answer, not in time, or with more than a recipe can be.
     """
     import http.client
-    import urllib.request
+
+    from tasks.deadline import within
+    from tasks.environment import opener
 
     content, until, told = b"", time.monotonic() + seconds, masked(url)
     try:
-        with urllib.request.urlopen(url, timeout=seconds) as answer:
+        with within(seconds, opener(url).open, url, timeout=seconds) as answer:
             while part := answer.read1(MOST_BYTES):
                 content += part
                 if len(content) > MOST_BYTES:
@@ -134,7 +136,7 @@ def fetched(url: str, seconds: float = 20) -> str:
         return content.decode()
     except RecipeError:
         raise
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except (OSError, ValueError, RunError, http.client.HTTPException) as error:
         raise RecipeError(masked(f"recipe {url}: cannot be fetched: {error}")) from None
 
 

@@ -149,8 +149,8 @@ def prefect_answers(seconds: float = ANSWER_SECONDS) -> bool:
 
 def _end(one: Lease, uri: str, away: set[str]) -> None:
     """Ends a dead run in both; a server that once kept us waiting in vain (then in ``away``) is not asked again."""
-    started = time.monotonic()
     for server, end in (("MLflow", lambda: _end_in_mlflow(one, uri)), ("Prefect", lambda: _end_in_prefect(one.facts))):
+        started = time.monotonic()
         try:
             if server not in away:
                 within(END_SECONDS, end)

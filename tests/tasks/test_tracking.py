@@ -10,7 +10,8 @@ import pytest
 from bad_servers import BAD, bad_server
 from mlflow import MlflowClient
 
-from deepcompression.errors import RunError
+from deepcompression.errors import RecipeError, RunError
+from flows.reading import fetched
 from tasks import deadline, tracking
 from tasks.tracking import JOURNAL, Tracker, flatten, masked, resolve_uri
 
@@ -98,6 +99,13 @@ def test_a_bad_server_costs_a_deadline_once(
     said = capfd.readouterr().err
     assert said.count("tracking:") == 1 and url in said and "flows sync" in said
     assert parent.unsent() == child.unsent() == 3
+
+
+@pytest.mark.parametrize("how", ["hang", "drip", "close", "garbage"])
+def test_a_recipe_of_a_bad_server_costs_a_deadline(how: str) -> None:
+    """A recipe's URL is read within its time too, headers included."""
+    with bad_server(how) as url, pytest.raises(RecipeError, match="cannot be fetched"):
+        fetched(f"{url}/recipe.yaml", seconds=0.3)
 
 
 def test_an_upload_has_time_for_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
