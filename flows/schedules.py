@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
@@ -17,6 +18,7 @@ from deepcompression.errors import RecipeError, RunError
 from flows import recipe as recipes
 from flows.schema import Name, Strict
 from tasks.console import say
+from tasks.deadline import within
 from tasks.environment import opener
 from tasks.life import ALIVE
 from tasks.secrets import masked, with_password
@@ -159,8 +161,8 @@ def _server() -> str:
     if not url:
         raise RunError(f"schedules need a Prefect server, and none of this clone is running; {hint}")
     try:
-        opener(url).open(f"{url}/health", timeout=5).close()
-    except (OSError, ValueError) as error:
+        within(6, opener(url).open, f"{url}/health", timeout=5).close()
+    except (OSError, ValueError, RunError, HTTPException) as error:
         raise RunError(f"no Prefect server answers at {masked(url)}: {masked(str(error))}; {hint}") from None
     return str(url)
 

@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 
 from rich.markup import escape
 
 from deepcompression.errors import RunError
 from tasks.console import say
+from tasks.deadline import within
 from tasks.environment import opener
 from tasks.process import LARGEST_NOTE, lives, mapping_of, whoami
 from tasks.store import write_json
@@ -28,12 +30,13 @@ RESTARTS = 5  # within a minute: then something is wrong that a restart does not
 
 @dataclass
 class Server:
-    """One server process: how it is started, where it answers."""
+    """One server process: how it is started, where it answers, and within how many seconds."""
 
     name: str
     command: list[str]
     health: str
     environment: Mapping[str, str]
+    seconds: float = 3.0
     process: subprocess.Popen[bytes] | None = None
     starts: list[float] = field(default_factory=list)
 
@@ -52,8 +55,8 @@ class Server:
     def answers(self) -> bool:
         """Whether its health check does."""
         try:
-            opener(self.health).open(self.health, timeout=2).close()
-        except (OSError, ValueError):
+            within(self.seconds, opener(self.health).open, self.health, timeout=2).close()
+        except (OSError, ValueError, RunError, HTTPException):
             return False
         return True
 

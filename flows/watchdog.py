@@ -24,7 +24,7 @@ from typing import Any
 STOP_SECONDS = 6.0  # from the first signal
 AGAIN_SECONDS = 1.0  # from the second
 KILL_SECONDS = 3.0  # more, for the thread that ends the run in order
-DONE_SECONDS = 26.0  # from the end of the work
+DONE_SECONDS = 22.0  # from the end of the work
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN = "finished stages and the last epoch are kept: start the same command again to go on"
 OURS = 0  # written instead of a signal's number: the last one was not a person's
@@ -50,7 +50,6 @@ class Watchdog:
             _command(os.getpid()),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         assert self.guard.stdin is not None
@@ -60,7 +59,7 @@ class Watchdog:
         threading.Thread(target=self._listen, daemon=True, name="watchdog").start()
 
     def done(self, result: Any, more: float = 0.0) -> None:
-        """The work is done and on disk: what is left may take 26 seconds, and ``more``."""
+        """The work is done and on disk: what is left may take 22 seconds, and ``more``."""
         timer = threading.Timer(DONE_SECONDS + more, self._finish, [result])
         timer.daemon = True
         timer.start()
@@ -168,6 +167,7 @@ def _guard(run: int) -> None:
         if time.monotonic() > late:
             _kill_children(run, 0)
             os.kill(run, signal.SIGKILL)
+            print(f"stopped: killed, since a call into C did not let Python go on; {AGAIN}", file=sys.stderr)
             return
         time.sleep(0.05)
 

@@ -77,8 +77,9 @@ def test_a_signal_ends_a_run_whatever_holds_it_up(tmp_path: Path, code: str, num
     _, err = process.communicate(timeout=30)
     assert process.returncode == wanted, err
     assert _over(child)
+    assert "stopped: " in err and "same command again" in err
     if wanted > 0:
-        assert "stopped: " in err and "KILLED" in (tmp_path / "tracking.jsonl").read_text()
+        assert "KILLED" in (tmp_path / "tracking.jsonl").read_text()
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from deepcompression.errors import RecipeError, RunError
 from flows.reading import fetched
+from flows.servers import Server
 from tasks import deadline, tracking
 from tasks.tracking import JOURNAL, Tracker, flatten, masked, resolve_uri
 
@@ -103,9 +104,11 @@ def test_a_bad_server_costs_a_deadline_once(
 
 @pytest.mark.parametrize("how", ["hang", "drip", "close", "garbage"])
 def test_a_recipe_of_a_bad_server_costs_a_deadline(how: str) -> None:
-    """A recipe's URL is read within its time too, headers included."""
-    with bad_server(how) as url, pytest.raises(RecipeError, match="cannot be fetched"):
-        fetched(f"{url}/recipe.yaml", seconds=0.3)
+    """A recipe's URL is read within its time too, headers included; a health check never raises."""
+    with bad_server(how) as url:
+        with pytest.raises(RecipeError, match="cannot be fetched"):
+            fetched(f"{url}/recipe.yaml", seconds=0.3)
+        assert not Server("Prefect", [], f"{url}/health", {}, seconds=0.3).answers()
 
 
 def test_an_upload_has_time_for_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
