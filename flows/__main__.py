@@ -340,10 +340,11 @@ def _knock() -> None:
 
     from deepcompression.errors import RunError
     from tasks.life import prefect_answers
+    from tasks.secrets import masked
 
     if (url := get_current_settings().api.url) and not prefect_answers(PREFECT_SECONDS):
         raise RunError(
-            f"no Prefect server answers at {url}: start it, or unset PREFECT_API_URL (a run then starts its own)"
+            f"no Prefect server answers at {masked(url)}: start it, or unset PREFECT_API_URL (runs then start one)"
         )
 
 
