@@ -6,7 +6,7 @@ import gzip
 import logging
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from deepcompression.errors import DataError
+from deepcompression.batch import described, parts, rebuilt
+from deepcompression.errors import DataError, FactoryError
+from deepcompression.splits import Columns, Stream, as_split, columns_of, like
 
 log = logging.getLogger(__name__)
+SPLITS = ("train", "validation", "test")
 ENVIRONMENT = "DEEPCOMPRESSION_DATA"
 IDX = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -32,13 +35,47 @@ Pair = tuple[Tensor, Tensor]
 class Splits:
     """Train, validation and test data.
 
-    Each is a pair of tensors (samples, targets) of equal length, a map-style dataset, or a DataLoader.
-    ``validation`` may be None: then it is taken from ``train`` (``split_validation``).
+    Each is a pair of tensors (samples, targets) of equal length, a map-style dataset, a DataLoader, or another of the
+    forms that ``splits.as_split`` names. ``validation`` may be None: then it is taken from ``train``
+    (``split_validation``).
     """
 
     train: Any
     validation: Any
     test: Any
+
+
+def as_splits(made: Any, name: str) -> Splits:
+    """What a data factory returned, each split in the form that is read.
+
+    Args:
+        made: ``Splits``, a tuple or list (train, validation, test), or a dict with these keys (validation may lack).
+        name: the factory's, for messages.
+
+    Raises:
+        FactoryError: it is something else.
+        DataError: one of the splits is no split; the message names it.
+    """
+    if isinstance(made, tuple | list) and len(made) == 3:
+        made = Splits(*made)
+    if isinstance(made, Mapping) and {"train", "test"} <= set(made) <= {"train", "validation", "test"}:
+        made = Splits(made["train"], made.get("validation"), made["test"])
+    if not isinstance(made, Splits):
+        raise FactoryError(
+            f"data.factory {name}: expected three splits (train, validation, test), each a pair of tensors, a dataset "
+            f"or a DataLoader, got {type(made).__name__}"
+        )
+    return replace(made, **{which: _read(getattr(made, which), f"data.factory {name}: {which}") for which in SPLITS})
+
+
+def _read(split: Any, where: str) -> Any:
+    """A split in the form that is read, ``where`` before what is wrong with it."""
+    if split is None and not where.endswith("train"):
+        return None
+    try:
+        return as_split(split)
+    except DataError as error:
+        raise DataError(f"{where}: {str(error).removeprefix('data: ')}") from None
 
 
 def digits(test: int = 360) -> Splits:
@@ -88,23 +125,31 @@ def split_validation(splits: Splits, validation: int | float, seed: int = 0) -> 
         seed: of the choice; stratified where the targets are integers.
 
     Raises:
-        DataError: nothing would be left, or ``train`` is a DataLoader.
+        DataError: nothing would be left, or ``train`` is a DataLoader or a stream.
     """
-    train = splits.train
-    if isinstance(train, DataLoader):
-        raise DataError("data: a factory that returns DataLoaders must return its own validation split, got None")
-    total = len(train[1]) if isinstance(train, tuple) else len(train)
+    train = as_split(splits.train)
+    if isinstance(train, DataLoader | Stream):
+        kind = "DataLoaders" if isinstance(train, DataLoader) else "streams (IterableDataset)"
+        raise DataError(f"data: a factory that returns {kind} must return its own validation split, got None")
+    tensors = columns_of(train)
+    total = len(tensors[0]) if tensors else len(train)
     count = round(validation * total) if isinstance(validation, float) else validation
     if not 0 < count < total:
         raise DataError(f"data.validation: {validation} of {total} training samples leaves nothing on one side")
-    if isinstance(train, tuple):
-        kept, held = _stratified(train[1], count, seed)
-        return replace(
-            splits, train=tuple(part[kept] for part in train), validation=tuple(part[held] for part in train)
-        )
+    if tensors:
+        kept, held = _stratified(_targets(train, tensors), count, seed)
+        halves = [like(train, [part[chosen] for part in tensors]) for chosen in (kept, held)]
+        return replace(splits, train=halves[0], validation=halves[1])
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     kept, held = order[count:].sort().values, order[:count].sort().values
     return replace(splits, train=Subset(train, kept.tolist()), validation=Subset(train, held.tolist()))
+
+
+def _targets(split: Any, tensors: tuple[Tensor, ...]) -> Tensor:
+    """What is stratified by: the second column; of named ones the first that may be classes."""
+    if not isinstance(split, Columns):
+        return tensors[min(1, len(tensors) - 1)]
+    return next((one for one in tensors if one.ndim == 1 and not one.is_floating_point()), tensors[-1])
 
 
 def shift(pixels: int = 1, fraction: float = 1.0) -> Callable[[Any, torch.Generator], Any]:
@@ -115,14 +160,21 @@ def shift(pixels: int = 1, fraction: float = 1.0) -> Callable[[Any, torch.Genera
         fraction: of the samples that move.
 
     Returns:
-        (batch, generator) -> batch, for batches whose first part is images (n, ..., h, w).
+        (batch, generator) -> batch, for batches that hold images (n, ..., h, w): their first part with three
+        dimensions or more.
     """
     if pixels < 0 or not 0 <= fraction <= 1:
         raise DataError(f"data.augment: shift takes pixels >= 0 and fraction in [0, 1], got {pixels}, {fraction}")
 
     def augment(batch: Any, generator: torch.Generator) -> Any:
-        images, *rest = batch
-        return (shift_images(images, pixels, fraction, generator), *rest)
+        if isinstance(batch, Tensor):
+            return shift_images(batch, pixels, fraction, generator)
+        held = list(parts(batch) or [])
+        place = next((at for at, one in enumerate(held) if isinstance(one, Tensor) and one.ndim > 2), None)
+        if place is None:
+            raise DataError(f"data.augment: shift found no images (n, ..., h, w) in a batch {described(batch)}")
+        held[place] = shift_images(held[place], pixels, fraction, generator)
+        return rebuilt(batch, held)
 
     return augment
 

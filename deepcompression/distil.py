@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepcompression.batch import copied
 from deepcompression.errors import FactoryError
 from deepcompression.problem import Compute, Problem, Step, stepped
 
@@ -44,9 +45,10 @@ def distilled(
 
 def _step(step: Step, teacher: nn.Module, temperature: float, weight: float) -> Step:
     def both(model: nn.Module, batch: Any) -> tuple[Tensor, Any, Any]:
+        again = copied(batch)  # a step may take parts out of its batch
         loss, outputs, targets = stepped(step, model, batch)
         with torch.no_grad():
-            wanted = stepped(step, teacher, batch)[1]
+            wanted = stepped(step, teacher, again)[1]
         return (1 - weight) * loss + weight * divergence(outputs, wanted, temperature), outputs, targets
 
     return both

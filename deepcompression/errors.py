@@ -118,3 +118,24 @@ class AimMissed(RunError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.summary)
+
+
+def told(error: BaseException) -> str:
+    """An error of somebody's code in one line: its type, its words, and where in their file it was raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # torch's workers send a whole traceback as text, whose last line is the error.
+    words = lines[-1] if any("Original Traceback" in line for line in lines) else " ".join(lines)
+    kind = type(error).__name__
+    return (words if words.startswith(f"{kind}: ") else f"{kind}: {words}" if words else kind)[:400] + _place(error)
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line that is neither this library's nor that of an installed package."""
+    import traceback
+    from pathlib import Path
+
+    own, found = str(Path(__file__).parent), ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        installed = any(part in frame.filename for part in ("site-packages", "/lib/python", "<", own))
+        found = found if installed else f" ({'/'.join(Path(frame.filename).parts[-2:])}, line {frame.lineno})"
+    return found

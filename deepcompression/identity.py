@@ -6,7 +6,6 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from itertools import islice
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from deepcompression import randomness
 from deepcompression.data import Splits
 from deepcompression.errors import DataError
+from deepcompression.splits import Columns
 
 SECONDS = 30.0  # that reading one data set for its digest may take
 AGAIN = 16  # samples that are read twice, to see whether they are the same ones
@@ -101,6 +101,8 @@ def _split(split: Any, name: str, found: _Found) -> str:
 def _dataset(split: Any, name: str, found: _Found) -> str:
     if isinstance(split, tuple | list | dict):
         return _of(split)
+    if isinstance(split, Columns):
+        return _of([split.names, split.tensors])
     if type(split) is TensorDataset:
         return _of(split.tensors)
     told = getattr(split, "digest", None)
@@ -118,7 +120,7 @@ def _by_content(data: Any, name: str, found: _Found) -> str:
     """All samples, read once under one seed, so that random augmentation is the same at every start."""
     started = time.perf_counter()
     try:
-        with _seeded(data):
+        with randomness.kept(_generators(data), data):
             if _beginning(data) != _beginning(data):
                 raise _Unknown(f"{type(data).__qualname__} gives other samples each time it is read")
             digest, count = _streamed(data, started)
@@ -163,17 +165,6 @@ def _samples(data: Any) -> Iterator[Any]:
     if isinstance(data, DataLoader | IterableDataset) or not hasattr(data, "__getitem__"):
         return iter(data)
     return (data[index] for index in range(len(data)))
-
-
-@contextmanager
-def _seeded(data: Any) -> Iterator[None]:
-    """Every random state is what it was once the block is over."""
-    generators = _generators(data)
-    saved = randomness.states(generators)
-    try:
-        yield
-    finally:
-        randomness.restore(saved, generators)
 
 
 def _reseed(data: Any) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Mapping, Sequence
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,3 +43,73 @@ def restore(saved: Mapping[str, Any], generators: Sequence[torch.Generator]) -> 
     random.setstate((version, tuple(internal), gauss))
     for generator, state in zip(generators, saved["generators"], strict=True):
         generator.set_state(state.cpu())
+
+
+@contextlib.contextmanager
+def kept(generators: Sequence[torch.Generator], *users: Any) -> Iterator[None]:
+    """Whatever the block draws, after it everything is drawn as if it had not run.
+
+    Args:
+        generators: beside those of torch, numpy and Python.
+        users: objects of somebody's, such as data sets, loaders, functions: every generator that is found in them is
+            kept too.
+    """
+    theirs = [one for user in users for one in _found(user)]
+    ours = [*generators, *(one for one in theirs if isinstance(one, torch.Generator))]
+    before, others = states(ours), [(one, _state(one)) for one in theirs if not isinstance(one, torch.Generator)]
+    try:
+        yield
+    finally:
+        restore(before, ours)
+        for one, state in others:
+            _set_state(one, state)
+
+
+Drawn = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+DEPTH, WIDTH = 6, 100  # how deep in objects, and how far in lists and tuples, generators are looked for
+
+
+def _found(user: Any, depth: int = DEPTH, seen: set[int] | None = None) -> list[Any]:
+    """The generators that an object, its attributes and its module hold."""
+    seen = set() if seen is None else seen
+    if id(user) in seen or depth < 0:
+        return []
+    seen.add(id(user))
+    if isinstance(user, Drawn):
+        return [user]
+    return [one for inner in _inside(user) for one in _found(inner, depth - 1, seen)]
+
+
+def _inside(user: Any) -> list[Any]:
+    if isinstance(user, torch.Tensor | np.ndarray | str | bytes | torch.nn.Module | type | types.ModuleType):
+        return []
+    if isinstance(user, Mapping):
+        return list(user.values())[:WIDTH]
+    if isinstance(user, list | tuple | set):
+        return list(user)[:WIDTH]
+    module = sys.modules.get(getattr(user, "__module__", None) or "")
+    shared = [value for value in vars(module).values() if isinstance(value, Drawn)] if module else []
+    cells = [cell.cell_contents for cell in getattr(user, "__closure__", None) or () if _full(cell)]
+    return [*getattr(user, "__dict__", {}).values(), *cells, *shared]
+
+
+def _full(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that has no value yet
+        return False
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.get_state() if isinstance(generator, np.random.RandomState) else generator.getstate()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, np.random.RandomState):
+        generator.set_state(state)
+    else:
+        generator.setstate(state)

@@ -41,7 +41,8 @@ def recalibrate(
     compute = compute or Compute()
     compute.place(model)
     torch.manual_seed(seed)
-    feed = Batches(problem.train, problem.batch_size, compute, torch.Generator().manual_seed(seed))
+    order = torch.Generator().manual_seed(seed)
+    feed = Batches(problem.train, problem.batch_size, compute, order, drop_last=problem.drop_last)
     mode, momenta = model.training, {name: norm.momentum for name, norm in norms.items()}
     model.eval()  # dropout rests: statistics are those of the net as it will be used
     try:

@@ -17,6 +17,7 @@ from deepcompression.problem import Compute, Problem, evaluate
 from deepcompression.prune import Score, prune
 from deepcompression.selection import first_names, parameters
 from deepcompression.share import share
+from deepcompression.splits import as_split, columns_of, like
 
 Progress = Callable[[int, int, str], None]
 BITS = (8, 6, 5, 4, 3, 2, 1)
@@ -184,9 +185,9 @@ def _first(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 def _cut(split: Any, most: int | None, compute: Compute) -> Any:
     """The first samples of a split that is tensors, on the device; any other as it is."""
-    if isinstance(split, tuple | list) and all(isinstance(part, Tensor) for part in split):
-        return tuple(part[:most].to(compute.resolved()) for part in split)
-    return split
+    split = as_split(split)
+    tensors = columns_of(split)
+    return like(split, [part[:most].to(compute.resolved()) for part in tensors]) if tensors else split
 
 
 def _falling(weight: Tensor, densities: Sequence[float] | None, points: int, down_to: float) -> list[float]:

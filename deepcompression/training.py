@@ -120,7 +120,9 @@ class _Loop:
         randomness.seed_everything(seed)
         self.model, self.problem, self.epochs, self.compute = compute.place(model), problem, epochs, compute
         self.generator = torch.Generator().manual_seed(seed)
-        self.batches = Batches(problem.train, problem.batch_size, compute, self.generator, problem.augment)
+        self.batches = Batches(
+            problem.train, problem.batch_size, compute, self.generator, problem.augment, problem.drop_last
+        )
         self.path = path
         self.epoch = 0
         self.start = _copy(self.model)

@@ -51,12 +51,13 @@ def _evaluations(request: Mapping[str, Any]) -> dict[str, Any]:
 
     from deepcompression import factory
     from deepcompression import torch as files
+    from deepcompression.data import as_splits
 
     sys.path[:0] = request["python_path"]
     if request["threads"]:
         torch.set_num_threads(request["threads"])
-    made = factory.build(request["data"]["factory"], request["data"]["kwargs"])
-    test = made[2] if isinstance(made, tuple) else made.test
+    named = request["data"]["factory"]
+    test = as_splits(factory.build(named, request["data"]["kwargs"]), named).test
     ends = {"baseline": load_file(request["baseline"]), "final": files.load(request["file"])}
     results = {name: _evaluation(request, state, test) for name, state in ends.items()}
     found: dict[str, Any] = {name: numbers for name, (numbers, _) in results.items()}
@@ -73,10 +74,10 @@ def _comparison(baseline: tuple[Mapping[str, Any], Any], final: tuple[Mapping[st
 
 def _in_order(test: Any) -> bool:
     """Whether both models saw the samples in one order: a DataLoader of the user's may shuffle or stream."""
-    from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+    from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
     if not isinstance(test, DataLoader):
-        return True
+        return not isinstance(test, IterableDataset)
     batches = test.batch_sampler
     sampler = batches.sampler if type(batches) is BatchSampler else test.sampler if batches is None else None
     return isinstance(sampler, SequentialSampler)

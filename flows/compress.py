@@ -233,7 +233,7 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         run, stages = _run_of(parsed, seed, folder, tracker), recipes.expand(parsed)
         start = _start(run.model, parsed.train)
         _no_secret_promoted(parsed, stored)
-        check(run, [("train", start), *stages])
+        check(run, [*_first_trainings(parsed, start), *stages], test=parsed.test)
         if parsed.promote:
             example_of(run, parsed.promote.inputs)  # what would stop a promotion is told before anything trains
         if parsed.teacher:
@@ -270,6 +270,12 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
 def _start(model: Mapping[str, Any], train: Training) -> dict[str, Any]:
     """What the baseline task needs: a checkpoint, or how to train."""
     return {"weights": model["weights"]} if model["weights"] else {"train": train.model_dump(mode="json")}
+
+
+def _first_trainings(parsed: Recipe, start: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Trainings that stand in the recipe beside its stages, under the keys that they stand in."""
+    budget = parsed.budget.train if parsed.budget else None
+    return [("train", start), *([("budget.train", {"train": budget.model_dump(mode="json")})] if budget else [])]
 
 
 def _no_secret_promoted(parsed: Recipe, stored: Mapping[str, Any]) -> None:

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 Density = Annotated[float, Field(gt=0, le=1)]
 Quality = Annotated[float, Field(gt=0)]
 Bits = Annotated[int, Field(ge=1, le=16)]
 Rate = Annotated[float, Field(ge=0)]
+
+
+def _as_name(value: Any) -> Any:
+    """Layers of nn.Sequential are called by numbers, which YAML reads as such."""
+    if isinstance(value, bool | float) or value is None:
+        shown = "null" if value is None else str(value).lower()
+        raise ValueError(f"expected a tensor's or module's name, got what YAML reads as {shown}; put it in quotes")
+    return str(value) if isinstance(value, int) else value
+
+
+TensorName = Annotated[str, BeforeValidator(_as_name)]
 Precision = Literal["float32", "float16", "bfloat16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]  # a folder's name, never a path
 Spec = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="package.module:callable")]
@@ -71,7 +82,8 @@ class Training(Strict):
     """One training loop: how long, with which optimizer, at what rate."""
 
     epochs: int = Field(20, ge=1)
-    batch_size: int = Field(128, ge=1)
+    batch_size: int | None = Field(None, ge=1, description="default 128; DataLoaders of yours have their own")
+    drop_last: bool = Field(False, description="leave out a last batch that is smaller; of DataLoaders: set it there")
     lr: float = Field(1e-3, gt=0)
     optimizer: Factory = Factory(factory="torch.optim:AdamW")
     schedule: Literal["constant", "cosine", "linear"] | Factory = "cosine"
@@ -90,8 +102,8 @@ class Training(Strict):
 class Hold(Strict):
     """Which structure of a foreign checkpoint training must keep, by tensor name or pattern."""
 
-    zeros: list[str] | None = Field(None, description="default: partly zero prunable weights")
-    shared: list[str] = []
+    zeros: list[TensorName] | None = Field(None, description="default: partly zero prunable weights")
+    shared: list[TensorName] = []
 
 
 class Gradual(Training):
@@ -105,8 +117,8 @@ class Prune(Strict):
     """Magnitude pruning (Han et al. 2015, section 3): small weights become +0.0."""
 
     stage: Literal["prune"]
-    density: Density | dict[str, Density] | None = Field(None, description="fraction of weights that stays")
-    quality: Quality | dict[str, Quality] | None = Field(
+    density: Density | dict[TensorName, Density] | None = Field(None, description="fraction of weights that stays")
+    quality: Quality | dict[TensorName, Quality] | None = Field(
         None, description="the paper's: threshold = quality x standard deviation of the layer's weights"
     )
     scope: Literal["layer", "global"] = "layer"
@@ -116,7 +128,7 @@ class Prune(Strict):
         "magnitude", description="what makes a weight important; wanda: its magnitude times the size of its input"
     )
     score: Factory | None = Field(None, description="a criterion of yours: returns (name, weight) -> importance")
-    dropout: dict[str, str] = Field({}, description="gradual only: dropout module -> the layer it feeds")
+    dropout: dict[TensorName, TensorName] = Field({}, description="gradual only: dropout module -> the layer it feeds")
 
     @model_validator(mode="after")
     def _one_way(self) -> Prune:
@@ -139,7 +151,9 @@ class Finetune(Training):
     stage: Literal["finetune"]
     epochs: int = Field(10, ge=1)
     lr: float = Field(1e-4, gt=0)
-    dropout: dict[str, str] = Field({}, description="dropout module -> the layer whose sparsity corrects its rate")
+    dropout: dict[TensorName, TensorName] = Field(
+        {}, description="dropout module -> the layer whose sparsity corrects its rate"
+    )
 
 
 class Reassign(Training):
@@ -153,9 +167,9 @@ class Share(Strict):
     """Weight sharing: 1-D k-means over each layer's non-zero weights (section 3)."""
 
     stage: Literal["share"]
-    bits: Bits | dict[str, Bits] = 5
+    bits: Bits | dict[TensorName, Bits] = 5
     init: Literal["linear", "density", "random", "optimal"] = "linear"
-    rate: Rate | dict[str, Rate] = Field(
+    rate: Rate | dict[TensorName, Rate] = Field(
         0.0,
         description="what a coded bit is worth, as a fraction of the weights' mean square: 0 is plain k-means; 0.01 to "
         "0.1 make the file smaller, and prune further, at some error",
@@ -190,7 +204,8 @@ class Recalibrate(Strict):
 
     stage: Literal["recalibrate"]
     batches: int | None = Field(None, ge=1, description="default: one pass over the training split")
-    batch_size: int = Field(128, ge=1)
+    batch_size: int | None = Field(None, ge=1, description="default 128; DataLoaders of yours have their own")
+    drop_last: bool = Field(False, description="leave out a last batch that is smaller")
 
 
 Units = Annotated[int, Field(ge=1)] | Density
@@ -202,7 +217,7 @@ class Slim(Strict):
     """
 
     stage: Literal["slim"]
-    units: Units | dict[str, Units] | None = Field(
+    units: Units | dict[TensorName, Units] | None = Field(
         None,
         description="how many units of a layer stay (a count, or a fraction), those of the largest norms; accuracy "
         "suffers: let a finetune or gradual pruning follow",

@@ -46,7 +46,7 @@ class Bench:
 
     def problem(self, config: Mapping[str, Any]) -> Problem:
         """What a training learns, with the recipe's keys of that training."""
-        problem = self.run.problem(config["batch_size"])
+        problem = self.run.problem(config["batch_size"], config.get("drop_last", False))
         return self.run.distilled(problem, config["distil"]) if config["distil"] else problem
 
     def fit_arguments(self, config: Mapping[str, Any], show: Any) -> dict[str, Any]:

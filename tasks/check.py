@@ -14,22 +14,25 @@ from tasks.prune import table_of
 from tasks.run import Run
 from tasks.secrets import public
 from tasks.sources import factory_digest
+from tasks.trial import trial
 from tasks.warned import warn, warned
 
 
-def check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Imports every factory, loads the data, matches every pattern against the model, looks for the weights file.
+def check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]], *, test: bool = True) -> None:
+    """Imports every factory, loads the data, matches every pattern against the model, looks for the weights file; then
+    tries model, step, metric and every training on a few samples.
 
     Args:
         run: the run.
         stages: labels and their keys of the recipe, as they will run; the first training among them.
+        test: whether the run will read the test split.
 
     Raises:
         FactoryError, DataError, StructureError, WeightsError: in one line, with the stage's label where there is one.
     """
     run.ready()
     with warned(run.folder, "check"):
-        _check(run, stages)
+        _check(run, stages, test)
     identity = run.data_identity()
     for note in identity.notes:
         say(escape(note))
@@ -39,7 +42,7 @@ def check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         factory_digest(spec)
 
 
-def _check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+def _check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]], test: bool) -> None:
     from deepcompression import factory
     from deepcompression.errors import InputError, WeightsError
 
@@ -61,6 +64,7 @@ def _check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
             _match(model, config)
         except InputError as error:
             raise type(error)(f"stage {label}: {error}") from None
+    trial(run, stages, test=test)
 
 
 def _match(model: Any, config: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ def _work(bench: Bench, config: dict[str, Any]) -> Product:
     model = bench.model()
     layers = library.recalibrate(
         model,
-        bench.run.problem(config["batch_size"]),
+        bench.run.problem(config["batch_size"], config.get("drop_last", False)),
         batches=config["batches"],
         compute=bench.run.compute(),
         seed=bench.seed,

@@ -114,10 +114,10 @@ class Run:
         """What identifies the data; found once a run and process, of what cannot be identified anew for each run."""
         return _identity(json.dumps(self.data, sort_keys=True), self.folder)
 
-    def problem(self, batch_size: int = 128) -> Problem:
+    def problem(self, batch_size: int | None = None, drop_last: bool = False) -> Problem:
         """What is learnt from what, by which loss, judged by which metric."""
         from deepcompression import factory
-        from deepcompression.problem import Problem, step_of
+        from deepcompression.problem import BATCH_SIZE, Problem, step_of
 
         splits, augment = self.splits(), self.data["augment"]
         return Problem(
@@ -126,7 +126,8 @@ class Run:
             step=step_of(self.step),
             metric=self.metric_object(),
             augment=factory.function(augment["factory"], augment["kwargs"]) if augment else None,
-            batch_size=batch_size,
+            batch_size=batch_size or BATCH_SIZE,
+            drop_last=drop_last,
         )
 
     def distilled(self, problem: Problem, distil: Mapping[str, Any]) -> Problem:
@@ -147,18 +148,11 @@ class Run:
 @lru_cache(maxsize=2)
 def _splits(data: str) -> Splits:
     from deepcompression import factory
-    from deepcompression.data import Splits, split_validation
-    from deepcompression.errors import DataError, FactoryError
+    from deepcompression.data import as_splits, split_validation
+    from deepcompression.errors import DataError
 
     config = json.loads(data)
-    made = factory.build(config["factory"], config["kwargs"])
-    if isinstance(made, tuple) and len(made) == 3:
-        made = Splits(*made)
-    if not isinstance(made, Splits):
-        raise FactoryError(
-            f"data.factory {config['factory']}: expected three splits (train, validation, test), each a pair of "
-            f"tensors, a dataset or a DataLoader, got {type(made).__name__}"
-        )
+    made = as_splits(factory.build(config["factory"], config["kwargs"]), config["factory"])
     if made.validation is None:
         return split_validation(made, config["validation"] or 0.1)
     if config["validation"] is not None:

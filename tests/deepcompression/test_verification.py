@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -138,7 +137,7 @@ def test_only_samples_in_one_order_are_paired(
 ):
     """A loader that shuffles gives the two models the samples in two orders: no test of pairs that are none."""
     _, request = prepared(tmp_path)
-    made = SimpleNamespace(test=DataLoader(TensorDataset(*digits().test), **options))
+    made = replace(digits(), test=DataLoader(TensorDataset(*digits().test), **options))
     build = factory.build
     monkeypatch.setattr(factory, "build", lambda spec, kwargs: made if spec.endswith("digits") else build(spec, kwargs))
     assert (verify(request)["comparison"] is not None) is paired

@@ -1,0 +1,141 @@
+"""What a split may be: columns in memory, samples by index, a stream of samples, or batches ready made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from deepcompression.errors import DataError
+
+Stream = IterableDataset
+FORMS = (
+    "a pair or a dict of tensors, arrays or lists of equal length, a map-style dataset, an IterableDataset or a "
+    "DataLoader"
+)
+COLUMN = (Tensor, np.ndarray, list)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Named tensors of equal length: a batch is a dict of their slices."""
+
+    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+
+class Rows(Dataset[Any]):
+    """Columns of which some are no tensors (texts, images of unlike sizes): a sample is one entry of each."""
+
+    def __init__(self, columns: Sequence[Any], names: Sequence[str] | None = None) -> None:
+        self.columns, self.names = columns, names
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __getitem__(self, index: int) -> Any:
+        sample = tuple(column[index] for column in self.columns)
+        return sample if self.names is None else dict(zip(self.names, sample, strict=True))
+
+
+def as_split(split: Any) -> Any:
+    """A split in one of the forms that are read: a tuple of tensors, ``Columns``, a dataset, or a DataLoader.
+
+    Args:
+        split: a pair or a dict of columns (tensors, numpy arrays, lists), whose batches are tuples or dicts; or a
+            dataset (what has ``__getitem__`` and ``__len__``, or an IterableDataset) or DataLoader, returned as it is.
+            A list is a list of samples, unless it can only be one of columns.
+
+    Raises:
+        DataError: it is something else, it has no sample, or its columns are of unequal lengths.
+    """
+    if isinstance(split, Mapping) and not all(isinstance(key, int) for key in split):
+        return _columns(list(split.values()), [str(key) for key in split])
+    if isinstance(split, tuple) and any(isinstance(part, COLUMN) for part in split):
+        return _columns(split, None)
+    if isinstance(split, list) and _are_columns(split):
+        return _columns(split, None)
+    if isinstance(split, DataLoader | Stream | Columns):
+        return split
+    if not (hasattr(split, "__getitem__") and hasattr(split, "__len__")) or isinstance(split, str | bytes):
+        missing = "; it has no __len__" if hasattr(split, "__getitem__") and hasattr(split, "__iter__") else ""
+        raise DataError(f"data: expected {FORMS}, got {type(split).__name__}{missing}")
+    if not len(split):
+        raise DataError("data: a split has no samples")
+    return split
+
+
+def columns_of(split: Any) -> tuple[Tensor, ...]:
+    """The tensors of a split in one of ``as_split``'s forms; none where its samples are read one by one."""
+    return split.tensors if isinstance(split, Columns) else split if isinstance(split, tuple) else ()
+
+
+def like(split: Any, tensors: Sequence[Tensor]) -> Any:
+    """A split with other ``columns_of``."""
+    return Columns(split.names, tuple(tensors)) if isinstance(split, Columns) else tuple(tensors)
+
+
+def _are_columns(split: list[Any]) -> bool:
+    """Whether a list holds columns: tensors, or up to three arrays or lists that no samples of one kind can be."""
+    if split and all(isinstance(part, Tensor) for part in split):
+        return True
+    if not 2 <= len(split) <= 3 or not all(isinstance(part, COLUMN) for part in split):
+        return False
+    shapes = {np.shape(part) if isinstance(part, np.ndarray | Tensor) else len(part) for part in split}
+    return len(shapes) > 1 if not any(isinstance(part, list) for part in split) else len(split[0]) > len(split)
+
+
+def _columns(given: Sequence[Any], names: Sequence[str] | None) -> Any:
+    titles = names or [f"part {place}" for place in range(1, len(given) + 1)]
+    for title, part in zip(titles, given, strict=True):
+        if not isinstance(part, COLUMN) or (not isinstance(part, list) and not part.ndim):
+            raise DataError(f"data: expected {FORMS}; of this one, {title} is {_shown(part)}")
+    lengths = [len(part) for part in given]
+    if len(set(lengths)) != 1:
+        told = ", ".join(f"{title} {length}" for title, length in zip(titles, lengths, strict=True))
+        raise DataError(f"data: the parts of a split have unequal lengths {lengths} ({told})")
+    if not lengths[0]:
+        raise DataError("data: a split has no samples")
+    read = [_column(part) for part in given]
+    tensors = tuple(part for part in read if isinstance(part, Tensor))
+    if len(tensors) < len(read):
+        return Rows(read, names)
+    return tensors if names is None else Columns(tuple(names), tensors)
+
+
+def _column(part: Any) -> Tensor | Sequence[Any]:
+    """One tensor where entries are numbers of one shape; else the entries as they are."""
+    if isinstance(part, Tensor):
+        return part
+    if isinstance(part, list):
+        part = _stacked(part)
+    if not isinstance(part, np.ndarray):
+        return part  # type: ignore[no-any-return]
+    if part.dtype.kind not in "biufc":
+        return list(part)
+    # One that must not be written to (a memory map) would crash the process under a step that writes to it.
+    return torch.from_numpy(np.ascontiguousarray(part) if part.flags.writeable else part.copy())
+
+
+def _stacked(entries: list[Any]) -> Any:
+    """Tensors, arrays or numbers of one shape as one tensor or array; other entries as they are."""
+    if all(isinstance(one, Tensor) for one in entries):
+        kinds = {(one.shape, one.dtype) for one in entries}
+        return torch.stack(entries) if len(kinds) == 1 else entries
+    if all(type(one) in (int, float, bool) for one in entries):
+        return torch.tensor(entries)
+    if all(isinstance(one, np.ndarray | np.generic) for one in entries):
+        return np.stack(entries) if len({np.shape(one) for one in entries}) == 1 else entries
+    return entries
+
+
+def _shown(part: Any) -> str:
+    return "None" if part is None else f"a {type(part).__name__}"

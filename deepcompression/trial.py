@@ -1,0 +1,248 @@
+"""Before hours are spent: do model, step, metric and data work together? A few samples of each split tell."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from deepcompression.batch import copied, parts
+from deepcompression.distil import divergence
+from deepcompression.errors import DataError, DeepCompressionError, FactoryError, InputError, told
+from deepcompression.optimizers import make_optimizer, make_schedule
+from deepcompression.problem import ONE_SAMPLE, Batches, Compute, Problem, backward, judged, stepped
+from deepcompression.randomness import kept
+from deepcompression.splits import Stream, as_split, columns_of, like
+
+log = logging.getLogger(__name__)
+FEW = 8  # samples of a batch are tried; a whole one where these do not work
+EVALUATED = 1000  # samples of a whole batch of validation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is tried of one training: optimizer ``{factory, kwargs}`` (None: it only looks at batches), and the rest."""
+
+    label: str
+    batch_size: int
+    drop_last: bool = False
+    optimizer: Mapping[str, Any] | None = None
+    schedule: str | Mapping[str, Any] = "constant"
+    warmup: float = 0
+    distils: bool = False
+
+
+def attempt(
+    problem: Problem,
+    test: Any,
+    make: Callable[[], nn.Module],
+    plans: Sequence[Plan],
+    *,
+    compute: Compute | None = None,
+    teacher: Callable[[], nn.Module] | None = None,
+) -> None:
+    """Tries the problem on some samples; afterwards everything is drawn as if nothing had been tried.
+
+    Validation goes through step and metric, training through one step of each plan's optimizer, in a last batch of one
+    sample too, where there will be one; of the test split a batch is put together, and not looked into.
+
+    Args:
+        problem: data, step, metric, augmentation.
+        test: the test split, or None.
+        make: makes a new model.
+        plans: the trainings to come.
+        compute: device, precision, memory format.
+        teacher: makes the untrained teacher, where a plan distils from a model of another factory.
+
+    Raises:
+        FactoryError, DataError: what does not work, in one line.
+    """
+    compute = compute or Compute()
+    users = [problem.train, problem.validation, test, problem.step, problem.metric, problem.augment]
+    with kept([], *users):
+        _validated(problem, make, compute)
+        _trained(problem, make, plans, compute, teacher)
+        if test is not None:
+            _alike(problem.validation, test, compute)
+
+
+def few(split: Any, batch_size: int, compute: Compute, *, most: int, number: int = 1, **given: Any) -> Batches:
+    """The first ``number`` batches of a split, cut to ``most`` samples; a loader of the user's is left alone."""
+    split, size = as_split(split), min(batch_size, most)
+    tensors = columns_of(split)
+    if tensors:
+        cut = like(split, [part[: size * number] for part in tensors])
+        return Batches(cut, size, compute, most=number, **given)
+    if isinstance(split, DataLoader):
+        return Batches(_like(split, most, number), size, compute, most=number, **given)
+    if isinstance(split, Stream):
+        return Batches(DataLoader(split, size), size, compute, most=number, **given)
+    chosen = range(min(len(split), size * number))
+    indices = [list(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+    return Batches(DataLoader(split, batch_sampler=indices), size, compute, most=number, **given)
+
+
+def _like(loader: Any, most: int, number: int) -> Any:
+    """A DataLoader that yields the beginning of what ``loader`` would, in a worker of its own if that has some."""
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        return loader
+    same: dict[str, Any] = {"collate_fn": loader.collate_fn, "worker_init_fn": loader.worker_init_fn}
+    if loader.num_workers:
+        context = loader.multiprocessing_context
+        same |= {"num_workers": 1, "prefetch_factor": 1, "multiprocessing_context": context, "timeout": loader.timeout}
+    if isinstance(loader.dataset, Stream):
+        size = None if loader.batch_size is None else min(loader.batch_size, most)
+        return DataLoader(loader.dataset, size, **same)
+    if loader.batch_sampler is None:
+        return DataLoader(loader.dataset, None, sampler=list(islice(loader.sampler, number)), **same)
+    indices = [list(islice(batch, most)) for batch in islice(loader.batch_sampler, number)]
+    return DataLoader(loader.dataset, batch_sampler=indices, **same)
+
+
+def _validated(problem: Problem, make: Callable[[], nn.Module], compute: Compute) -> None:
+    model = make()
+
+    def judge(most: int) -> None:
+        with _where("validation"):
+            batches = few(problem.validation, EVALUATED, compute, most=most, number=2)
+            judged(model, batches, problem.step, problem.metric, compute)
+
+    _small_then_whole(judge)
+    if _last_of(Batches(problem.validation, EVALUATED, compute)) == 1:
+        with _where("validation, the last batch of one sample"):
+            judged(model, few(problem.validation, 1, compute, most=1), problem.step, problem.metric, compute)
+
+
+def _trained(
+    problem: Problem,
+    make: Callable[[], nn.Module],
+    plans: Sequence[Plan],
+    compute: Compute,
+    teacher: Callable[[], nn.Module] | None,
+) -> None:
+    """One step of every training, each from the first weights."""
+    model = compute.place(make()).train()
+    start = copy.deepcopy(model.state_dict())
+    for plan in plans:
+        model.load_state_dict(start)
+        if plan.optimizer is not None:
+            _small_then_whole(partial(_step, problem, model, plan, compute))
+        if plan.distils and teacher is not None:
+            _compared(problem, model, teacher(), compute)
+        model.load_state_dict(start)
+        _last_sample(problem, model, plan, compute)
+
+
+def _step(problem: Problem, model: nn.Module, plan: Plan, compute: Compute, most: int) -> None:
+    assert plan.optimizer is not None
+    with _where(plan.label):
+        optimizer = make_optimizer(model, plan.optimizer)
+        make_schedule(optimizer, plan.schedule, plan.warmup, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    with _where("train"):
+        batch = next(
+            iter(few(problem.train, plan.batch_size, compute, most=most, augment=problem.augment, generator=generator))
+        )
+        with compute.autocast():
+            loss, outputs, _ = stepped(problem.step, model, batch)
+        with _told("step: backward"):
+            backward(loss)
+    with _where(plan.label), _told(f"optimizer {plan.optimizer['factory']}"):
+        if plan.distils:
+            divergence(outputs, outputs, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _compared(problem: Problem, model: nn.Module, teacher: nn.Module, compute: Compute) -> None:
+    """Whether student and teacher speak of the same classes."""
+    batch = next(iter(few(problem.validation, FEW, compute, most=FEW)))
+    with torch.no_grad(), _where("teacher"):
+        wanted = stepped(problem.step, compute.place(teacher).eval(), copied(batch))[1]
+        divergence(stepped(problem.step, model.eval(), batch)[1], wanted, 1.0)
+    model.train()
+
+
+def _last_sample(problem: Problem, model: nn.Module, plan: Plan, compute: Compute) -> None:
+    """A last batch of one sample, which BatchNorm cannot train on."""
+    batches = Batches(problem.train, plan.batch_size, compute, drop_last=plan.drop_last)
+    if _last_of(batches) != 1:
+        return
+    batch = next(iter(few(problem.train, 1, compute, most=1)))
+    try:
+        with compute.autocast(), torch.set_grad_enabled(plan.optimizer is not None):
+            stepped(problem.step, model, batch)
+    except FactoryError as error:
+        if ONE_SAMPLE not in str(error):
+            raise type(error)(f"train, the last batch of one sample: {error}") from error
+        total, size = batches.known() or (0, 0)
+        raise DataError(
+            f"{plan.label}: {total:,} training samples in batches of {size} leave one for the last, and BatchNorm "
+            "cannot train on a batch of one sample: set drop_last: true (of a DataLoader: there), or another batch_size"
+        ) from error
+
+
+def _last_of(batches: Batches) -> int | None:
+    """Samples of the last batch, where the split tells."""
+    known = batches.known()
+    if known is None or batches.drops_last():
+        return None
+    total, size = known
+    return total % size or size
+
+
+def _small_then_whole(work: Callable[[int], None]) -> None:
+    """Tries a few samples; what needs more of them (a metric of two classes, say) gets a whole batch."""
+    with suppress(DeepCompressionError):
+        work(FEW)
+        return
+    work(EVALUATED)
+
+
+def _alike(validation: Any, test: Any, compute: Compute) -> None:
+    """Warns where batches of the two splits are not made of the same things."""
+    with _where("test"):
+        found = _kind(next(iter(few(test, 2, compute, most=2)), None))
+    wanted = _kind(next(iter(few(validation, 2, compute, most=2)), None))
+    if found != wanted:
+        log.warning("data: batches of the test split are %s, those of validation %s", found, wanted)
+
+
+def _kind(batch: Any) -> str:
+    """Types and numbers of dimensions in a batch."""
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} of {batch.ndim} dimensions"
+    inside = parts(batch)
+    if inside is None:
+        return type(batch).__name__
+    if isinstance(batch, Mapping):
+        return f"{{{', '.join(f'{key}: {_kind(one)}' for key, one in batch.items())}}}"
+    return f"({', '.join(map(_kind, inside))})"
+
+
+@contextmanager
+def _where(place: str) -> Iterator[None]:
+    """Says which split, or which training, an error is about."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{place}: {error}") from error
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (DeepCompressionError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise FactoryError(f"{what}: {told(error)}") from error
