@@ -1,0 +1,237 @@
+"""What does not work together is told before anything trains, and trying it changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset, get_worker_info
+
+from deepcompression.errors import DataError, FactoryError, InputError
+from deepcompression.problem import Compute, Problem, cross_entropy_step
+from deepcompression.trial import Plan, attempt
+
+CPU = Compute("cpu")
+SGD = {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.1}}
+X, Y = torch.randn(33, 4, generator=torch.Generator().manual_seed(0)), torch.arange(33) % 3
+PLAN = Plan("train", 16, optimizer=SGD)
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.Dropout(), nn.Linear(5, 3))
+
+
+def norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+
+
+def known(**changes: Any) -> Problem:
+    return Problem(**{"train": (X, Y), "validation": (X, Y), **changes})
+
+
+def says(problem: Problem, *plans: Plan, make: Any = net, test: Any = (X, Y), teacher: Any = None) -> str:
+    with pytest.raises(InputError) as caught:
+        attempt(problem, test, make, plans or [PLAN], compute=CPU, teacher=teacher)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class Noisy(TensorDataset):
+    """Draws from every generator that there is, and from its own."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        super().__init__(*tensors)
+        self.own, self.other, self.third = np.random.default_rng(1), random.Random(1), [np.random.RandomState(1)]
+
+    def __getitem__(self, index: int) -> Any:
+        self.drawn = (
+            torch.rand(1).item(), np.random.rand(), random.random(),
+            self.own.random(), self.other.random(), self.third[0].rand(),
+        )  # fmt: skip
+        return super().__getitem__(index)
+
+
+def test_afterwards_everything_is_drawn_as_if_nothing_had_been_tried():
+    """torch, numpy, Python, the generators of loader, sampler and data set, those in a step's closure."""
+    generator, sampling, closed = (torch.Generator().manual_seed(seed) for seed in (1, 2, 3))
+    data = Noisy(X, Y)
+    loader = DataLoader(data, 8, sampler=RandomSampler(data, generator=sampling), generator=generator)
+
+    def step(model: nn.Module, batch: Any) -> Any:
+        return cross_entropy_step(model, (batch[0] + torch.rand(1, generator=closed), batch[1]))
+
+    def draws() -> list[Any]:
+        ours = [torch.rand(1, generator=one).item() for one in (generator, sampling, closed)]
+        return [*ours, list(loader.sampler), data[0] and data.drawn]
+
+    def rewind() -> None:
+        for one, seed in ((generator, 1), (sampling, 2), (closed, 3)):
+            one.manual_seed(seed)
+        data.__init__(X, Y)
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+
+    rewind()
+    expected = draws()
+    rewind()
+    attempt(known(train=loader, validation=data, step=step), loader, net, [PLAN], compute=CPU)
+    assert draws() == expected
+
+
+def test_a_loader_is_left_alone():
+    """Its workers are not started for good, and what it was made with is used: its collate_fn, its sampler."""
+
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            assert get_worker_info() is not None
+            return iter(zip(X, Y, strict=True))
+
+    calls = []
+
+    def collate(samples: Any) -> Any:
+        calls.append(len(samples))
+        return torch.utils.data.default_collate(samples)
+
+    stream = DataLoader(Stream(), 16, num_workers=2, persistent_workers=True)
+    custom = DataLoader(TensorDataset(X, Y), batch_sampler=[[4, 5, 6]] * 3, collate_fn=collate)
+    attempt(known(train=stream, validation=custom), custom, net, [PLAN], compute=CPU)
+    assert stream._iterator is None and calls == [3, 3, 2, 2]
+    ready = DataLoader([(X, Y), (X[:3], Y[:3])], batch_size=None)
+    attempt(known(train=ready, validation=ready), ready, net, [PLAN], compute=CPU)
+
+
+def failing(model: nn.Module, batch: Any) -> Any:
+    raise KeyError("argmax")
+
+
+def without_gradient(model: nn.Module, batch: Any) -> Any:
+    loss, outputs, targets = cross_entropy_step(model, batch)
+    return loss.detach(), outputs, targets
+
+
+class Broken(TensorDataset):
+    def __getitem__(self, index: int) -> Any:
+        raise KeyError(index)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"step": failing}, "validation: step: KeyError: 'argmax' ("),
+        ({"step": without_gradient}, "train: step: the loss has no gradient"),
+        ({"train": Broken(X)}, "train: data: Broken does not give a batch: KeyError: 0"),
+        ({"validation": Broken(X)}, "validation: data: Broken does not give a batch: KeyError: 0"),
+        ({"augment": lambda batch, generator: batch["x"]}, "train: augment: TypeError"),
+        ({"train": (X.double(), Y)}, "train: step: RuntimeError: "),
+        ({"train": (X, Y.float())}, "train: step: RuntimeError: "),
+        ({"train": (X,)}, "train: step: the default one takes batches (samples, targets)"),
+    ],
+)
+def test_what_does_not_work_is_told_with_its_split(changes: dict[str, Any], words: str):
+    """The user's own error and place, in one line that says where it came from."""
+    assert says(known(**changes)).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (
+            Plan("finetune", 16, optimizer={"factory": "torch.optim:SGD", "kwargs": {"rate": 1}}),
+            "finetune: factory torch",
+        ),
+        (
+            Plan("finetune", 16, optimizer={"factory": "torch.optim:LBFGS", "kwargs": {}}),
+            "finetune: optimizer torch.optim:LBFGS: TypeError",
+        ),
+        (replace(PLAN, label="share", schedule={"factory": "torch:rand", "kwargs": {}}), "share: factory torch:rand"),
+        (
+            Plan("prune", 32, optimizer=SGD),
+            "prune: 33 training samples in batches of 32 leave one for the last, and BatchNorm cannot train on a "
+            "batch of one sample: set drop_last: true",
+        ),
+        (Plan("recalibrate", 16), "recalibrate: 33 training samples in batches of 16 leave one"),
+    ],
+)
+def test_every_training_to_come_is_tried(plan: Plan, words: str):
+    """An optimizer, a schedule, a last batch of one sample, of a stage that comes hours later."""
+    first = replace(PLAN, batch_size=10)
+    assert says(known(), first, plan, make=norm).startswith(words)
+
+
+def test_a_last_batch_of_one_is_told_of_loaders_and_only_where_it_is_so():
+    """BatchNorm with drop_last, another batch size, or no BatchNorm: nothing is wrong."""
+    data = TensorDataset(X, Y)
+    assert "33 training samples in batches of 16 leave one" in says(known(train=DataLoader(data, 16)), make=norm)
+    for train, plan, make in (
+        (DataLoader(data, 16, drop_last=True), PLAN, norm),
+        ((X, Y), replace(PLAN, drop_last=True), norm),
+        ((X, Y), replace(PLAN, batch_size=10), norm),
+        ((X, Y), PLAN, net),
+    ):
+        attempt(known(train=train), None, make, [plan], compute=CPU)
+
+
+def test_a_metric_that_needs_more_samples_gets_them():
+    """Eight samples of one class are no reason to refuse an AUC."""
+
+    class Auc:
+        name, higher_is_better = "auc", True
+
+        def __call__(self, outputs: Tensor, targets: Tensor) -> float:
+            if len(set(targets.tolist())) < 3:
+                raise ValueError("only one class")
+            return 0.5
+
+    ordered = (X, Y.sort().values)
+    attempt(known(validation=ordered, metric=Auc()), None, net, [PLAN], compute=CPU)
+    assert "validation: metric auc: ValueError: only one class" in says(known(validation=(X, Y * 0), metric=Auc()))
+
+
+def test_distillation_needs_logits_of_the_same_classes():
+    """Student and teacher are compared before either trains."""
+
+    def flat(model: nn.Module, batch: Any) -> Any:
+        loss, outputs, targets = cross_entropy_step(model, batch)
+        return loss, outputs.argmax(1), targets
+
+    class Right:
+        name, higher_is_better = "right", True
+
+        def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return outputs == targets
+
+    taught = replace(PLAN, label="finetune", distils=True)
+    assert "finetune: distil: the step's outputs must be logits" in says(known(step=flat, metric=Right()), taught)
+    wider = says(known(), taught, teacher=lambda: nn.Linear(4, 7))
+    assert "teacher: distil: " in wider and "[(8, 3), (8, 7)]" in wider
+
+
+def test_the_test_split_is_put_together_and_not_looked_into(caplog: pytest.LogCaptureFixture):
+    """A broken one is refused, one of another make is warned of; no model and no metric sees it."""
+    seen: list[int] = []
+
+    def step(model: nn.Module, batch: Any) -> Any:
+        seen.extend(batch[0][:, 0].tolist())
+        return cross_entropy_step(model, batch)
+
+    assert says(known(), test=Broken(X)).startswith("test: data: Broken does not give a batch")
+    with caplog.at_level(logging.WARNING):
+        attempt(known(step=step), (X + 100, Y, Y), net, [PLAN], compute=CPU)
+    assert "batches of the test split are (float32 of 2 dimensions, int64 of 1 dimensions, int64" in caplog.text
+    assert max(seen) < 50
+
+
+def test_errors_keep_their_kind():
+    """Data is data's, code is code's."""
+    with pytest.raises(DataError):
+        attempt(known(train=Broken(X)), None, net, [PLAN], compute=CPU)
+    with pytest.raises(FactoryError):
+        attempt(known(step=failing), None, net, [PLAN], compute=CPU)
