@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 RECIPE ?= conf/digits.yaml
 ARGS ?=
+SECONDS ?= 600
 
-.PHONY: help run servers test fuzz style quality bench schema clean
+.PHONY: help run servers test fuzz fuzz-c style quality bench schema clean
 .DEFAULT_GOAL := help
 
 help:  ## list these verbs
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +29,15 @@ test: $(VENV)/.installed  ## set up, then all tests: make test [ARGS="-k huffman
 
 fuzz: $(VENV)/.installed  ## set up, then a million broken files against the decoder: make fuzz [ARGS="--cases 10000"]
 	PYTHONPATH=. $(BIN)/python tests/fuzz.py $(ARGS)
+
+fuzz-c: $(VENV)/.installed  ## set up, then the C decoder under libFuzzer and sanitizers: make fuzz-c [SECONDS=600]
+	@command -v clang >/dev/null || { echo "fuzz-c needs clang and its runtimes: apt-get install clang"; exit 1; }
+	mkdir -p build/fuzz-c/corpus
+	PYTHONPATH=. $(BIN)/python tests/fuzz.py --corpus build/fuzz-c/seeds
+	clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Ideepcompression \
+	    -o build/fuzz-c/fuzz_dcz tests/fuzz_dcz.c
+	build/fuzz-c/fuzz_dcz -max_total_time=$(SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+	    -artifact_prefix=build/fuzz-c/ build/fuzz-c/corpus build/fuzz-c/seeds
 
 style: $(VENV)/.installed  ## format and mend what can be mended
 	$(BIN)/ruff format .

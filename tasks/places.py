@@ -126,7 +126,8 @@ class Near:
         part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(content)
+            with part.open("xb") as file:  # never through a link that waits under this name
+                file.write(content)
             with contextlib.suppress(FileExistsError):
                 os.link(part, path)  # fails where the file exists: the atomic step, whole content included
                 return True

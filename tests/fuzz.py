@@ -5,6 +5,9 @@ seed alone: fields of the index and of blobs are changed, cut, spliced, and all 
 repaired; some files are damaged without. The valid ones have any layout that a writer weighs, not just the smallest.
 Decoding one must give tensors of the declared sizes, or raise a FormatError: nothing else, within a second, and without
 memory beyond what is declared; and numba must make of it what numpy makes.
+
+`--corpus FOLDER` writes files to start another fuzzer from (`make fuzz-c`): the golden files' tensors, one a file,
+valid ones of this fuzzer, and those that once broke a decoder.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from random import Random
 from unittest.mock import patch
 
@@ -31,10 +35,12 @@ from deepcompression import blobs, coders, format, io, layouts
 from deepcompression.bits import Cursor, varint
 from deepcompression.dtypes import DTYPES, unsigned
 from deepcompression.errors import FormatError
+from deepcompression.metadata import TAG, pack
 
 MOST_BYTES = 1 << 16
 MOST_SECONDS = 1.0
 MOST_MEMORY = 24 << 20
+MOST_SEED = 4096
 TRACED_EVERY = 50
 COMPILED_EVERY = 10
 LOT = 2_500
@@ -67,8 +73,10 @@ class Tensor:
     fields: tuple[Field, ...] = ()
 
 
-def build(tensors: list[Tensor], coder: int = 1, count: int | None = None, behind: bytes = b"") -> bytes:
-    """A file of these records, all checksums right."""
+def build(
+    tensors: list[Tensor], coder: int = 1, count: int | None = None, behind: bytes = b"", metadata: bytes = b""
+) -> bytes:
+    """A file of these records, all checksums right; `metadata` is a record's content, `behind` comes after it."""
     index = varint(len(tensors) if count is None else count)
     for tensor in tensors:
         index += varint(0) + varint(len(tensor.name)) + tensor.name
@@ -78,6 +86,8 @@ def build(tensors: list[Tensor], coder: int = 1, count: int | None = None, behin
         index += bytes([tensor.dtype]) + varint(len(tensor.shape)) + b"".join(map(varint, tensor.shape))
         index += varint(len(tensor.blob) if tensor.size is None else tensor.size)
         index += zlib.crc32(tensor.blob).to_bytes(4, "little")
+    if metadata:
+        index += varint(TAG) + varint(len(metadata)) + metadata
     index += behind
     prefix = format.MAGIC + bytes([format.VERSION, coder]) + len(index).to_bytes(4, "little")
     head = prefix + zlib.crc32(prefix + index).to_bytes(4, "little") + index
@@ -246,8 +256,50 @@ def _record(random: np.random.Generator, tensor: Tensor) -> Tensor:
     if how == 3:
         return replace(tensor, size=int(random.choice([0, 1, len(tensor.blob) + 1, 2**40])))
     if how == 4:
-        return replace(tensor, name=random.bytes(int(random.integers(0, 5))))
+        return replace(tensor, name=_name(random, tensor.name))
     return replace(tensor, same_as=int(random.integers(0, 4)))
+
+
+WORDS = ("", "a", "ab", "format", "pt", "größe", "😀", "\0", "a" * 200)
+
+
+def _texts(count: int) -> list[bytes]:
+    """Metadata records as writers make them, some of them empty."""
+    random = Random(count)
+    pairs = [{random.choice(WORDS): random.choice(WORDS) for _ in range(random.randrange(5))} for _ in range(count)]
+    return [pack(one).get(TAG, b"") for one in pairs]
+
+
+def _metadata(random: np.random.Generator) -> bytes:
+    """A metadata record that lies, or one that does not."""
+    some = _texts(int(random.integers(2, 20)))
+    record = some[-1]
+    return record if random.random() < 0.3 else _bytes(random, record, some[0])
+
+
+def _records(random: np.random.Generator) -> bytes:
+    """Extension records of any tag, one after the other, whole or cut."""
+    tags = random.integers(0, 9, int(random.integers(1, 5)))
+    if random.random() < 0.5:
+        tags = np.unique(tags) * 2
+    found = b"".join(varint(int(tag)) + varint(3) + random.bytes(3) for tag in tags)
+    return found if random.random() < 0.7 else _bytes(random, found, found)
+
+
+def _name(random: np.random.Generator, name: bytes) -> bytes:
+    """Another name: of bytes that are next to UTF-8's edges, or a long one."""
+    leads = (
+        b"",
+        b"\x80",
+        b"\xc0\x80",
+        b"\xc3",
+        b"\xe0\xa0",
+        b"\xed\xa0\x80",
+        b"\xf4\x90\x80\x80",
+        b"\xff" + b"\xbf" * 9,
+    )
+    lead = leads[random.integers(len(leads))]
+    return lead + name * int(random.choice([0, 1, 50])) + random.bytes(int(random.integers(0, 3)))
 
 
 def made(seed: int, number: int) -> bytes:
@@ -270,6 +322,8 @@ def made(seed: int, number: int) -> bytes:
         tensors[place] = replace(tensors[place], blob=others[0].blob)
     elif how == 18:
         behind = b"".join(varint(int(random.integers(0, 300))) for _ in range(int(random.integers(1, 5))))
+        if random.random() < 0.7:
+            return build(tensors, behind=_records(random) if random.random() < 0.5 else b"", metadata=_metadata(random))
         return build(tensors, int(random.integers(256)), int(random.integers(6)), behind)
     file = build(tensors, int(random.integers(5)))
     return file if how < 19 else _bytes(random, file, build(list(others)))
@@ -325,6 +379,29 @@ def run(seed: int, numbers: range) -> Counter[str]:
     return outcomes
 
 
+def write_corpus(folder: Path) -> int:
+    """Write files to start from to `folder`; their number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [build(list(tensors), metadata=texts) for tensors, texts in zip(valid(0, 0), _texts(100), strict=True)]
+    for path in sorted((Path(__file__).parent / "golden").glob("*.dcz")):
+        files += [file for file in _split(path) if len(file) <= MOST_SEED]
+    files += [build([Tensor(name, 6, (0,), b"")]) for name in (b"\x80" * 10, b"\xff" + b"\xbf" * 9, "ö€😀".encode())]
+    for number, file in enumerate(files):
+        (folder / f"seed-{number:04}").write_bytes(file)
+    return len(files)
+
+
+def _split(path: Path) -> list[bytes]:
+    """Each tensor of a .dcz file in a file of its own."""
+    content = path.read_bytes()
+    index = io._read_index(io._Map(memoryview(content)))
+    return [
+        build([Tensor(b"w", DTYPES[e.dtype].number, e.shape, content[e.offset : e.offset + e.size])])
+        for e in index.entries
+        if e.same_as is None
+    ]
+
+
 def _worker(seed: int, numbers: range) -> Counter[str]:
     os.environ["DEEPCOMPRESSION_THREADS"] = "1"
     if seed % 2:
@@ -340,8 +417,12 @@ def main() -> None:
         "--seed", type=int, default=None, help="one seed alone (odd ones have tiny chunks); default: 0 and 1"
     )
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--corpus", type=Path, metavar="FOLDER", help="write a seed corpus and stop")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
+    if options.corpus is not None:
+        print(f"{options.corpus}: {write_corpus(options.corpus)} files")
+        return
     seeds = [options.seed] if options.seed is not None else [0, 1]
     each = -(-options.cases // len(seeds))
     step = min(each, 5_000)

@@ -129,9 +129,11 @@ def samples() -> list[RawTensor]:
 
 
 def test_compiles_without_warnings_everywhere(tmp_path: Path) -> None:
-    """No level of optimization finds a doubtful conversion or a variable without value, with the program or without."""
+    """No level of optimization finds a doubtful conversion or a variable without value, with the program or without
+    or in the fuzzer."""
     for options in (("-O0",), ("-O3",), ("-O2", "-DDCZ_NO_MAIN", "-c")):
         assert build(SOURCE, tmp_path / "out", *STRICT, *options).stderr == ""
+    assert build(ROOT / "tests" / "fuzz_dcz.c", tmp_path / "out", *STRICT, "-O0", "-c").stderr == ""
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
