@@ -268,6 +268,8 @@ def _user_path(problem: Mapping[str, Any], values: Any) -> list[Any]:
     path: list[Any] = []
     here = values
     for part in problem["loc"]:
+        if isinstance(here, Mapping):  # of layers called by numbers, the key as YAML read it
+            part = next((key for key in here if str(key) == str(part)), part)
         if (isinstance(here, Mapping) and part in here) or (isinstance(here, list) and isinstance(part, int)):
             here = here[part]
             path.append(part)

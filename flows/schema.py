@@ -21,7 +21,12 @@ def _as_name(value: Any) -> Any:
     return str(value) if isinstance(value, int) else value
 
 
+def _by_name(value: Any) -> Any:
+    return {_as_name(key): one for key, one in value.items()} if isinstance(value, Mapping) else value
+
+
 TensorName = Annotated[str, BeforeValidator(_as_name)]
+ByName = BeforeValidator(_by_name)  # of what may be a table by tensor name
 Precision = Literal["float32", "float16", "bfloat16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]  # a folder's name, never a path
 Spec = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="package.module:callable")]
@@ -117,8 +122,10 @@ class Prune(Strict):
     """Magnitude pruning (Han et al. 2015, section 3): small weights become +0.0."""
 
     stage: Literal["prune"]
-    density: Density | dict[TensorName, Density] | None = Field(None, description="fraction of weights that stays")
-    quality: Quality | dict[TensorName, Quality] | None = Field(
+    density: Annotated[Density | dict[str, Density] | None, ByName] = Field(
+        None, description="fraction of weights that stays"
+    )
+    quality: Annotated[Quality | dict[str, Quality] | None, ByName] = Field(
         None, description="the paper's: threshold = quality x standard deviation of the layer's weights"
     )
     scope: Literal["layer", "global"] = "layer"
@@ -128,7 +135,9 @@ class Prune(Strict):
         "magnitude", description="what makes a weight important; wanda: its magnitude times the size of its input"
     )
     score: Factory | None = Field(None, description="a criterion of yours: returns (name, weight) -> importance")
-    dropout: dict[TensorName, TensorName] = Field({}, description="gradual only: dropout module -> the layer it feeds")
+    dropout: Annotated[dict[str, TensorName], ByName] = Field(
+        {}, description="gradual only: dropout module -> the layer it feeds"
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> Prune:
@@ -151,7 +160,7 @@ class Finetune(Training):
     stage: Literal["finetune"]
     epochs: int = Field(10, ge=1)
     lr: float = Field(1e-4, gt=0)
-    dropout: dict[TensorName, TensorName] = Field(
+    dropout: Annotated[dict[str, TensorName], ByName] = Field(
         {}, description="dropout module -> the layer whose sparsity corrects its rate"
     )
 
@@ -167,9 +176,9 @@ class Share(Strict):
     """Weight sharing: 1-D k-means over each layer's non-zero weights (section 3)."""
 
     stage: Literal["share"]
-    bits: Bits | dict[TensorName, Bits] = 5
+    bits: Annotated[Bits | dict[str, Bits], ByName] = 5
     init: Literal["linear", "density", "random", "optimal"] = "linear"
-    rate: Rate | dict[TensorName, Rate] = Field(
+    rate: Annotated[Rate | dict[str, Rate], ByName] = Field(
         0.0,
         description="what a coded bit is worth, as a fraction of the weights' mean square: 0 is plain k-means; 0.01 to "
         "0.1 make the file smaller, and prune further, at some error",
@@ -217,7 +226,7 @@ class Slim(Strict):
     """
 
     stage: Literal["slim"]
-    units: Units | dict[TensorName, Units] | None = Field(
+    units: Annotated[Units | dict[str, Units] | None, ByName] = Field(
         None,
         description="how many units of a layer stay (a count, or a fraction), those of the largest norms; accuracy "
         "suffers: let a finetune or gradual pruning follow",

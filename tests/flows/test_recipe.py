@@ -197,3 +197,33 @@ def test_rounds_unroll_into_labelled_stages() -> None:
 def test_encode_is_added_where_it_is_missing() -> None:
     """A recipe always ends in a file."""
     assert [stage.stage for stage in recipes.load(_mapping()).stages] == ["prune", "finetune", "share", "encode"]
+
+
+def test_layers_of_a_sequential_are_called_by_their_numbers(tmp_path: Path) -> None:
+    """YAML reads 1 as a number and `on` as true: numbers are names, the rest is told with its line."""
+    numbered = [
+        {"stage": "prune", "density": {1: 0.5, "default": 0.2}},
+        {"stage": "share", "bits": {0: 4}, "rate": {0: 0}},
+    ]
+    loaded = recipes.load(
+        _mapping(stages=numbered, hold={"zeros": [1], "shared": [3]}), {"stages.prune.density.3": 0.1}
+    )
+    assert loaded.stages[0].density == {"1": 0.5, "default": 0.2, "3": 0.1} and loaded.stages[1].bits == {"0": 4}
+    assert loaded.hold.zeros == ["1"] and loaded.hold.shared == ["3"]
+    text = (
+        "name: x\nmodel: {factory: 'a:b'}\ndata: {factory: 'a:b'}\nstages:\n  - stage: prune\n    density: {%s: 0.5}\n"
+    )
+    for key, shown in (("on", "true"), ("0.1", "0.1"), ("no", "false")):
+        (tmp_path / "r.yaml").write_text(text % key)
+        told = _message(str(tmp_path / "r.yaml"))
+        assert (
+            f"r.yaml:6: stages.0.density: expected a tensor's or module's name, got what YAML reads as {shown}" in told
+        )
+    (tmp_path / "r.yaml").write_text(text % "null")
+    assert "r.yaml" in _message(str(tmp_path / "r.yaml"))
+    assert "r.yaml:6: stages.0.density.1: input should be less than" in _message_of(tmp_path, text % "1", "0.5", "2.0")
+
+
+def _message_of(folder: Path, text: str, old: str, new: str) -> str:
+    (folder / "r.yaml").write_text(text.replace(old, new))
+    return _message(str(folder / "r.yaml"))
