@@ -13,6 +13,7 @@ from tasks.key import callables, factories_in
 from tasks.prune import table_of
 from tasks.run import Run
 from tasks.secrets import public
+from tasks.sound import refuse_hidden_state, refuse_unfit
 from tasks.sources import factory_digest
 from tasks.trial import trial
 from tasks.warned import warn, warned
@@ -52,6 +53,7 @@ def _check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]], test: bool
     model = run.blank_model()
     if run.teacher:
         factory.load(run.teacher["factory"])
+    refuse_unfit(run)
     run.problem()
     public(*model.state_dict(), str(run.metric_object().name))
     _match(model, {"zeros": run.hold["zeros"] or [], "shared": run.hold["shared"]})
@@ -65,6 +67,7 @@ def _check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]], test: bool
         except InputError as error:
             raise type(error)(f"stage {label}: {error}") from None
     trial(run, stages, test=test)
+    refuse_hidden_state(run)
 
 
 def _match(model: Any, config: Mapping[str, Any]) -> None:

@@ -79,14 +79,18 @@ class Run:
 
         return Compute(self.device, self.precision, self.channels_last)
 
-    def blank_model(self) -> nn.Module:
-        """A new model from the recipe's factory, its initial weights drawn from this run's seed."""
+    def blank_model(self, draw: int = 0) -> nn.Module:
+        """A new model from the recipe's factory, its initial weights drawn from this run's seed.
+
+        Args:
+            draw: another number draws other weights.
+        """
         import torch
 
         from deepcompression import factory
         from deepcompression.errors import FactoryError
 
-        torch.manual_seed(self.stage_seed("model"))
+        torch.manual_seed(self.stage_seed("model") + draw)
         model = factory.build(self.model["factory"], self.model["kwargs"])
         if not isinstance(model, torch.nn.Module):
             raise FactoryError(

@@ -1,0 +1,79 @@
+"""A recipe's models, judged before training: is each new at every call, and its state_dict all that it is?"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tasks.run import Run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class _Untried(Exception):
+    """Step or model raise: what tries them has told it, or training will."""
+
+
+def refuse_unfit(run: Run) -> None:
+    """Refuses a model, or a teacher, whose tensors cannot be trained, stored and brought back.
+
+    Raises:
+        FactoryError: in one line, with the factory's name.
+    """
+    from deepcompression import soundness
+
+    for one in _models(run):
+        with _named(one):
+            soundness.refuse_unfit(one.blank_model(), one.blank_model(draw=1))
+
+
+def refuse_hidden_state(run: Run) -> None:
+    """Refuses a model, or a teacher, that computes something else once its weights are in a new one.
+
+    Raises:
+        FactoryError: in one line, with the factory's name.
+    """
+    from deepcompression import soundness
+    from deepcompression.randomness import kept
+
+    problem = run.problem()
+    with kept([], problem.validation, problem.step):
+        forward = _forward(run)
+        for one in _models(run):
+            with _named(one), contextlib.suppress(_Untried):
+                soundness.refuse_hidden_state(one.blank_model(), one.blank_model(draw=1), forward)
+
+
+def _models(run: Run) -> list[Run]:
+    return [run, *([replace(run, model=run.teacher)] if run.teacher else [])]
+
+
+@contextlib.contextmanager
+def _named(run: Run) -> Iterator[None]:
+    from deepcompression.errors import FactoryError, StructureError
+
+    try:
+        yield
+    except (FactoryError, StructureError) as error:
+        raise FactoryError(f"model.factory {run.model['factory']}: {error}") from None
+
+
+def _forward(run: Run) -> Callable[[nn.Module], Any]:
+    """Loss and outputs of a model for a few samples of the validation split."""
+    from deepcompression.problem import stepped
+    from deepcompression.trial import FEW, few
+
+    problem, compute = run.problem(), run.compute()
+    batch = next(iter(few(problem.validation, FEW, compute, most=FEW)))
+
+    def forward(model: nn.Module) -> Any:
+        try:
+            return stepped(problem.step, compute.place(model), copy.deepcopy(batch))[:2]
+        except Exception as error:
+            raise _Untried from error
+
+    return forward
