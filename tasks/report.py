@@ -308,12 +308,12 @@ def _curves(stages: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
 
 def loading(recipe: Mapping[str, Any], python_path: Sequence[str], file: str) -> str:
     """Python lines that load the file into the recipe's model."""
-    model = recipe["model"] if isinstance(recipe["model"], Mapping) else {"factory": recipe["model"]}
+    model = recipe["model"]
+    if isinstance(model, str):  # a secret as a whole
+        return f"# model: {model}"
     module, _, attribute = str(model["factory"]).partition(":")
     kwargs = model.get("kwargs") or {}
-    if isinstance(kwargs, str):  # taken over whole from elsewhere in the recipe
-        kwargs = {"kwargs": kwargs}
-    plain = all(name.isidentifier() and not keyword.iskeyword(name) for name in kwargs)
+    plain = isinstance(kwargs, Mapping) and all(name.isidentifier() and not keyword.iskeyword(name) for name in kwargs)
     arguments = ", ".join(f"{name}={value!r}" for name, value in kwargs.items()) if plain else f"**{kwargs!r}"
     lines = ["import sys", "", f"sys.path[:0] = {list(python_path)!r}"] if python_path else []
     return "\n".join(

@@ -21,6 +21,7 @@ import contextlib
 import functools
 import logging
 import re
+import string
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -32,9 +33,11 @@ LEAST, ANYWHERE, DIGITS = 4, 8, 6
 UNKNOWN = "***"
 WORDS = frozenset({"true", "false", "null", "none", "auto"})
 _PASSWORD = re.compile(r"(\w+://[^/:@\s\"'<>]*):(?!\$\{[^@\s]*\}@|\*\*\*\d*@)([^/\s\"'<>]+)@")
+_LABEL = re.compile(r"\$\{oc\.env:\w+\}")
 _KEPT = re.compile(r":\*\*\*(\d+)@")
 _PLAIN_KEY = re.compile(r"[a-z_]+")
 _WHITE = r"(?:\s|\\+[nrtvf]|\\+(?:x|u00)(?:0[9a-dA-D]|20)|%(?:20|0[9a-dA-D])|\+|&\#(?:9|10|13|32);)+"
+_LETTERS = {"\0": "0", "\a": "a", "\b": "b", "\x1b": "e", "\x85": "N", "\xa0": "_", "\u2028": "L", "\u2029": "P"}
 _HTML = {"&": ("amp",), "<": ("lt",), ">": ("gt",), '"': ("quot",)}
 
 P = ParamSpec("P")
@@ -101,8 +104,13 @@ def masked(text: str) -> str:
     """``text`` without any known value, and without the passwords of URLs."""
     if "://" in text and "@" in text:
         text = _PASSWORD.sub(rf"\1:{UNKNOWN}@", text)
+    named = [one.span() for one in _LABEL.finditer(text)]  # a value may be called as a variable is
     found = sorted(
-        (*match.span(), one.label) for one in _entries() if one.anchor in text for match in one.pattern.finditer(text)
+        (*match.span(), one.label)
+        for one in _entries()
+        if one.anchor in text
+        for match in one.pattern.finditer(text)
+        if not any(start <= match.start() and match.end() <= end for start, end in named)
     )
     told, end = [], 0
     for start, stop, label in _merged(found):
@@ -289,7 +297,7 @@ def _entries() -> tuple[_Entry, ...]:
     entries = _known.entries
     if entries is None:
         values = {value: label for value, label in list(_known.values.items()) if _hides(value)}
-        entries = tuple(_entry(value, label, values) for value, label in values.items())
+        entries = tuple(_entry(value, label) for value, label in values.items())
         _known.entries = entries
     return entries
 
@@ -302,12 +310,12 @@ def _hides(value: str) -> bool:
         float(value)
     except ValueError:
         return True
-    return sum(map(str.isdigit, value)) >= DIGITS
+    return sum(map(str.isdigit, value)) not in range(1, DIGITS)
 
 
-def _entry(value: str, label: str, others: Mapping[str, str]) -> _Entry:
+def _entry(value: str, label: str) -> _Entry:
     anchor = max(re.findall("[A-Za-z0-9]+", value), key=len, default="")
-    return _Entry(anchor, _pattern(value), UNKNOWN if any(one in label for one in others) else label)
+    return _Entry(anchor, _pattern(value), label)
 
 
 @functools.lru_cache(maxsize=1000)
@@ -319,24 +327,32 @@ def _pattern(value: str) -> re.Pattern[str]:
 
 def _forms(part: str) -> str:
     if part.isspace():
-        return _WHITE
+        return f"(?:{'|'.join([_WHITE, *(_escaped(one) for one in sorted(set(part) - set(string.whitespace)))])})+"
     if part[0] == "\\":
         return r"(?:\\|%5[cC]|&\#92;)+"
     if part.isascii() and part.isalnum():
         return part
+    return _escaped(part)
+
+
+def _escaped(part: str) -> str:
+    """One character: as it is, or as some language writes it."""
     code, encoded = ord(part), part.encode("utf-8", "surrogatepass")
     units = part.encode("utf-16-be", "surrogatepass")
-    forms = [
-        rf"\\*{re.escape(part)}",
+    plain = [
+        re.escape(part),
         "".join(f"%{byte:02x}" for byte in encoded),
-        "".join(rf"\\+x{byte:02x}" for byte in encoded),
-        rf"\\+x{code:02x}",
-        "".join(rf"\\+u{units[at : at + 2].hex()}" for at in range(0, len(units), 2)),
-        rf"\\+U{code:08x}",
         *(f"&{name};" for name in (*_HTML.get(part, ()), f"#{code}", f"#x{code:x}")),
     ]
+    slashed = [
+        rf"x{code:02x}",
+        r"\\+".join(f"x{byte:02x}" for byte in encoded),
+        r"\\+".join(f"u{units[at : at + 2].hex()}" for at in range(0, len(units), 2)),
+        rf"U{code:08x}",
+        *_LETTERS.get(part, ""),
+    ]
     doubled = [part + part] if part in "'\"" else []  # YAML and CSV
-    return f"(?i:{'|'.join([*doubled, *forms])})"
+    return rf"(?i:\\+(?:{'|'.join(slashed)})|\\*(?:{'|'.join([*doubled, *plain])}))"
 
 
 def _merged(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from deepcompression.errors import RecipeError
 from flows import recipe as recipes
 from flows.schema import Recipe
+from tasks import secrets
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("nothing_known")
 DIGITS = ROOT / "conf" / "digits.yaml"
 
 
@@ -166,6 +171,85 @@ def test_secrets_are_used_but_not_stored(monkeypatch: pytest.MonkeyPatch) -> Non
     assert loaded.tracking.uri == "http://me:hunter2@host"
     stored = json.dumps(recipes.as_stored(loaded, source))
     assert "hunter2" not in stored and "plain" not in stored and "${oc.env:DC_TEST_TOKEN}" in stored
+
+
+WAYS = (
+    "${oc.env:DC_S}", '${oc.env:"DC_S"}', "pre-${oc.env:DC_S}-post", "${oc.create:{x:${oc.env:DC_S}}}",
+    "${oc.decode:'${oc.env:DC_S}'}", "${oc.env:DC_NONE,${oc.env:DC_S}}", "${oc.env:${oc.env:DC_NAME}}",
+    "${model.kwargs.first}", "${step.kwargs}", "${oc.select:model.kwargs.first}", "${oc.dict.values:step.kwargs}",
+)  # fmt: skip
+TREES = st.recursive(
+    st.sampled_from(WAYS) | st.integers(0, 3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [leaf for one in value for leaf in _leaves(one)] if isinstance(value, list) else [value]
+
+
+@pytest.mark.parametrize("value", ["hunter2-of-mine", "7e2", "ab"])
+@given(tree=TREES, whole=st.sampled_from(WAYS[:-1]))
+@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_way_a_secret_takes_it_is_stored_unresolved(
+    monkeypatch: pytest.MonkeyPatch, value: str, tree: Any, whole: str
+) -> None:
+    """Quoted, decoded, nested, by reference, a whole node, a custom stage's keyword: it runs again as stored."""
+    monkeypatch.setenv("DC_S", value)
+    monkeypatch.setenv("DC_NAME", "DC_S")
+    monkeypatch.delenv("DC_NONE", raising=False)
+    source = _mapping(
+        model={"factory": "a.b:c", "kwargs": {"first": "${oc.env:DC_S}", "tree": tree}},
+        data={"factory": "a.b:d", "kwargs": "${step.kwargs}"},
+        step={"factory": "a.b:e", "kwargs": {"b": "${oc.env:DC_S}", "c": "${model.kwargs.first}"}},
+        stages=[{"stage": "a.b:f", "token": whole, "again": "${stages.0.token}", "tree": tree}, {"stage": "encode"}],
+    )
+    loaded = recipes.load(source)
+    stored = recipes.as_stored(loaded, source)
+    told = [str(leaf) for leaf in _leaves([stored, recipes.as_logged(loaded, stored)])]
+    assert stored["data"]["kwargs"] == "${step.kwargs}" and stored["stages"][0]["token"] == whole
+    assert not {value, f"pre-{value}-post", str(yaml.safe_load(value))} & set(told) - {"True"}
+    assert recipes.load(stored) == loaded
+
+
+def test_parts_of_a_secret_are_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a variable that holds a mapping each value is masked in texts; one that cannot be decoded is not shown."""
+    monkeypatch.setenv("DC_S", "{user: somebody-else, pin: 12345678}")
+    loaded = recipes.load(_mapping(data={"factory": "a.b:d", "kwargs": "${oc.decode:${oc.env:DC_S}}"}))
+    assert loaded.data.kwargs == {"user": "somebody-else", "pin": 12345678}
+    assert secrets.masked("somebody-else 12345678") == "*** ***"
+    monkeypatch.setenv("DC_S", "[not-to-be-seen, {")
+    assert "not-to-be" not in _message(_mapping(data={"factory": "a.b:d", "kwargs": "${oc.decode:${oc.env:DC_S}}"}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"device": "${oc.env:DC_S}"},
+        {"precision": "${oc.env:DC_S}"},
+        {"seed": "${oc.env:DC_S}"},
+        {"name": "-${oc.env:DC_S}"},
+        {"train": {"schedule": "${oc.env:DC_S}"}},
+        {"model": "${oc.env:DC_S}"},
+        {"stages": [{"stage": "${oc.env:DC_S}"}]},
+        {"stages": [{"stage": "prune", "density": "${oc.env:DC_S}"}]},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+@pytest.mark.parametrize("value", ["x1y", "hunter2-of-mine"])
+def test_a_refused_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch, value: str, changes: dict[str, Any]) -> None:
+    """The message of a wrong value shows where it comes from, of whatever length it is."""
+    monkeypatch.setenv("DC_S", value)
+    message = _message(_mapping(**changes))
+    assert value not in message and ("DC_S" in message or "expected" in message or "valid" in message)
+
+
+def test_a_password_in_a_recipes_address_is_not_shown() -> None:
+    """Neither where it cannot be fetched."""
+    assert "hunter2" not in _message("http://me:hunter2@127.0.0.1:9/recipe.yaml")
 
 
 def test_interpolation_of_a_missing_variable_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
