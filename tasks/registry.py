@@ -21,10 +21,12 @@ from tasks.deadline import Bounded
 from tasks.run import Run
 from tasks.secrets import masked
 from tasks.sources import imports_of
+from tasks.store import file_digest
 from tasks.tracking import client_of
 
 LIBRARY = "deepcompression"
 ALIAS = "champion"
+FILE = "artifacts/model.dcz"  # in a logged model's folder
 MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model, no such alias
 CODE = {".py", ".json", ".yaml", ".yml", ".toml", ".txt"}  # of a package; weights and data beside them stay away
 PROBE = "import sys, mlflow.pyfunc as p; model = p.load_model(sys.argv[1]); model.predict(model.input_example)"
@@ -168,6 +170,33 @@ def champion_files(uri: str) -> frozenset[str]:
     return frozenset(one.tags["sha256"] for one in champions if "sha256" in one.tags)
 
 
+def champion_file(uri: str, model: str, folder: Path) -> Path:
+    """The champion's ``.dcz``, downloaded into ``folder``: the very file that was registered, and nothing of it is run.
+
+    The SHA-256 is the registry's, which whoever writes to the artifact store cannot change.
+
+    Raises:
+        RunError: the registry does not answer, has no champion of that name, or not its SHA-256.
+        ChecksumMismatch: the artifact store has another file by now.
+    """
+    from mlflow.artifacts import download_artifacts
+
+    from tasks.served import check_file
+
+    try:
+        version = client_of(uri).get_model_version_by_alias(model, ALIAS)
+        sha256 = version.tags.get("sha256")
+        source = f"{str(version.source).rstrip('/')}/{FILE}"
+        path = download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=uri) if sha256 else ""
+    except Exception as error:  # whatever a server, its client or its artifact store throws
+        reason = " ".join(str(error).split())[:160]
+        raise RunError(f"{masked(uri)} does not give the champion of {model}: {masked(reason)}") from None
+    if not sha256:
+        raise RunError(f"{masked(uri)}: version {version.version} of {model} has no sha256: no run registered it")
+    check_file(path, sha256)
+    return Path(path)
+
+
 def example_of(run: Run, inputs: Sequence[str] | None) -> Any:
     """Two validation samples as the model takes them: an array (2, ...), or name -> array where samples are mappings.
 
@@ -213,6 +242,7 @@ def package(run: Run, file: Path, example: Any, folder: Path) -> None:
 
     inputs = list(example) if isinstance(example, Mapping) else None
     config = {**{key: run.model[key] for key in ("factory", "kwargs")}, "inputs": inputs, "device": "auto"}
+    config["sha256"] = file_digest(file)
     artifacts, served = {"model": str(file)}, Path(__file__).with_name("served.py")
     code, requirements = _code(str(run.model["factory"]).partition(":")[0], folder / "code")
     with _SAVING:

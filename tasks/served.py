@@ -5,7 +5,9 @@ MLflow copies this file into the logged model, beside the library: it imports no
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,14 @@ class Compressed(PythonModel):
     """A network with the weights of a ``.dcz`` file, in evaluation mode.
 
     The model's configuration has ``factory`` and ``kwargs`` (what builds the network), ``inputs`` (names of the
-    inputs in the order of the network's arguments; None where there is one) and ``device``.
+    inputs in the order of the network's arguments; None where there is one), ``device``, and ``sha256`` of the file.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Builds the network and decodes the file into it; every length and checksum of the file is checked.
+        """Builds the network and decodes the file into it; its SHA-256, every length and checksum of it are checked.
 
         Raises:
+            ChecksumMismatch: it is not the file that was registered.
             FactoryError: the network cannot be built here.
             FormatError, WeightsError: the file is damaged, or does not fit the network.
         """
@@ -33,6 +36,7 @@ class Compressed(PythonModel):
         from deepcompression.torch import load_into
 
         config = context.model_config
+        check_file(context.artifacts["model"], config.get("sha256"))
         self.inputs = config["inputs"]
         self.device = Compute(config["device"]).resolved()
         network = factory.build(config["factory"], config["kwargs"])
@@ -52,6 +56,23 @@ class Compressed(PythonModel):
         arrays = [model_input[name] for name in self.inputs] if self.inputs else [model_input]
         with torch.inference_mode():
             return as_arrays(self.network(*(torch.tensor(array, device=self.device) for array in arrays)))
+
+
+def check_file(path: str, sha256: str | None) -> None:
+    """Compares a file with its SHA-256; nothing to compare with (None) is a model of before these were stored.
+
+    Raises:
+        ChecksumMismatch: it is another file.
+    """
+    from deepcompression.errors import ChecksumMismatch
+
+    with Path(path).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 not in (None, found):
+        raise ChecksumMismatch(
+            f"{path}: its SHA-256 is {found}, the model was registered with {sha256}: the file was changed since; "
+            "restore it, or register the run's file again"
+        )
 
 
 def as_arrays(value: Any) -> Any:

@@ -21,7 +21,7 @@ from conftest import ask, free_port
 from mlflow import MlflowClient
 from torch import nn
 
-from deepcompression.errors import DataError
+from deepcompression.errors import ChecksumMismatch, DataError
 from deepcompression.torch import load_into, save
 from tasks import registry
 from tasks.promote import Case, Gate, metric_loss, promote
@@ -261,6 +261,17 @@ def test_promoted_file_is_a_model_that_mlflow_loads(
     assert len(client.search_runs([open_run.info.experiment_id])) == 1 and mlflow.active_run() is None
     run.tracker.finish()
     assert client.get_run(str(run.tracker.run_id)).info.status == "FINISHED"
+    assert registry.champion_file(database, "digits", tmp_path / "got").read_bytes() == Path(file).read_bytes()
+    changed = load_into(run.blank_model(), file)  # another good file of the same network, put in its place
+    with torch.no_grad():
+        next(iter(changed.parameters())).mul_(2)
+    save(changed.state_dict(), next(place.rglob("model.dcz")))
+    for load in (
+        lambda: mlflow.pyfunc.load_model("models:/digits@champion"),
+        lambda: registry.champion_file(database, "digits", tmp_path / "got"),
+    ):
+        with pytest.raises(ChecksumMismatch, match=f"registered with {version.tags['sha256']}"):
+            load()
 
 
 def failed(result: dict[str, Any]) -> list[str]:
