@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -13,6 +14,7 @@ from torch.nn.utils import parametrize
 from deepcompression.errors import StructureError
 from deepcompression.selection import Holder, first_names, is_held, join, memory, parameters, prunable, refuse_overlaps
 
+log = logging.getLogger(__name__)
 Use = tuple[nn.Module, str]
 Part = TypeVar("Part", bound=Holder)
 
@@ -34,7 +36,8 @@ def hold(model: nn.Module, names: Sequence[str] | None = None, *, shared: Sequen
 
     Args:
         model: any module.
-        names: tensors whose zeros stay; default: the partly zero prunable ones.
+        names: tensors whose zeros stay; default: the partly zero prunable ones. One that is zero throughout is held
+            only if it is named, with a warning: initialisation makes such ones (LoRA, fixup, zero-initialised heads).
         shared: tensors whose equal weights stay equal (their zeros stay too).
 
     Returns:
@@ -45,6 +48,9 @@ def hold(model: nn.Module, names: Sequence[str] | None = None, *, shared: Sequen
     """
     shared = _known(model, shared)
     zeros = _known(model, [*(_partly_zero(model) if names is None else names), *shared])
+    for name, weight in held_state(model, zeros).items():
+        if weight.numel() and not bool(weight.any()):
+            log.warning("%s is zero throughout, and is held so: it can never learn; leave it out if it should", name)
     hold_by(model, {name: SharedWeights if name in shared else _zero_mask for name in zeros})
     return Held(zeros, shared)
 

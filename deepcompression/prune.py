@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deepcompression import structure
 from deepcompression.errors import InvariantError, StructureError
 from deepcompression.finetune import dropout_rates, set_dropout
+from deepcompression.holding import ZeroMask, hold_by
 from deepcompression.problem import Problem
 from deepcompression.training import Fit, fit
 
@@ -77,10 +78,8 @@ def prune(
     scores = {name: _scores(name, clean[name], score, padding or {}) for name in table}
     if quality is not None:
         kept = {name: _above(scores[name], clean[name], quality[name]) for name in table}
-    elif scope == "global":
-        kept = _globally(scores, density or {})
     else:
-        kept = {name: _largest(scores[name], _count(scores[name], (density or {})[name])) for name in table}
+        kept = _kept(scores, density or {}, scope)
     pruned = {name: _cut(name, clean[name], keep) for name, keep in kept.items()}
     layers = [_account(name, clean[name], weight, scores[name]) for name, weight in pruned.items()]
     return Pruned(structure.replaced(clean, pruned), layers)
@@ -115,7 +114,8 @@ def prune_gradually(
 ) -> Pruned:
     """Trains ``model`` in place while its density falls along a cubic curve (Zhu and Gupta 2017).
 
-    Masks are drawn anew from the present weights up to 200 times, and only shrink. The best state is tracked
+    Masks are drawn anew from the present weights up to 200 times, and only shrink. What is zero at first stays so, but
+    in a tensor that is zero throughout, as initialisation leaves some: that one learns first. The best state is tracked
     once the final density is reached.
 
     Args:
@@ -144,7 +144,9 @@ def prune_gradually(
     _refresh(score, model)
     prune(before, density, scope=scope, score=score, padding=padding)  # refuses what is impossible before any training
     rates = dropout_rates(model, dropout or {})
-    structure.hold(model, [*zeros, *density], shared=shared)
+    blank = [name for name in density if name not in zeros and not bool(before[name].any())]
+    structure.hold(model, [name for name in (*zeros, *density) if name not in blank], shared=shared)
+    hold_by(model, dict.fromkeys(blank, _all_alive))
     corrected = False
 
     def tighten(step: int, total: int) -> None:
@@ -174,6 +176,10 @@ def prune_gradually(
     return Pruned(state, layers, done)
 
 
+def _all_alive(weight: Tensor) -> ZeroMask:
+    return ZeroMask(torch.ones_like(weight, dtype=torch.bool))
+
+
 def _tighten(
     model: nn.Module,
     density: Mapping[str, float],
@@ -187,8 +193,9 @@ def _tighten(
     state = structure.held_state(model, density)
     if not all(bool(torch.isfinite(weight).all()) for weight in state.values()):
         return  # training diverged: its own check says so at the end of the epoch
-    for name, weight in prune(state, density, scope=scope, score=score, padding=padding).state.items():
-        masks[name].copy_(weight != 0)
+    scores = {name: _scores(name, weight, score, padding) for name, weight in state.items()}
+    for name, keep in _kept(scores, density, scope).items():
+        masks[name].logical_and_(keep.reshape(masks[name].shape))
 
 
 def _refresh(score: Score | None, model: nn.Module) -> None:
@@ -241,6 +248,13 @@ def _above(scores: Tensor, weight: Tensor, quality: float) -> Tensor:
     return scores >= threshold
 
 
+def _kept(scores: Mapping[str, Tensor], density: Mapping[str, float], scope: str) -> dict[str, Tensor]:
+    """Which weights (n,) stay at a density, by their scores (n,)."""
+    if scope == "global":
+        return _globally(scores, density)
+    return {name: _largest(one, _count(one, density[name])) for name, one in scores.items()}
+
+
 def _globally(scores: Mapping[str, Tensor], density: Mapping[str, float]) -> dict[str, Tensor]:
     if len(set(density.values())) != 1:
         raise StructureError("prune: scope global takes one density for all tensors")
@@ -270,4 +284,4 @@ def _account(name: str, before: Tensor, after: Tensor, scores: Tensor) -> LayerD
     alive = int((after != 0).sum())
     kept = scores[(after != 0).reshape(-1)]
     threshold = float(kept.min()) if alive else 0.0
-    return LayerDensity(name, after.numel(), int((before != 0).sum()), alive, alive / after.numel(), threshold)
+    return LayerDensity(name, after.numel(), int((before != 0).sum()), alive, alive / max(after.numel(), 1), threshold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from deepcompression.selection import Holder
 from deepcompression.share import LayerSharing, account, check_bits, rates_of
 from deepcompression.training import Fit, fit
 
+log = logging.getLogger(__name__)
 UPDATES = 200
 SAMPLE = 1 << 20  # weights of a tensor from which its codebook is drawn while it trains
 RISEN = 0.5  # part of the steps after which the rate is what was asked for
@@ -59,7 +61,7 @@ def share_training(
     Args:
         model: changed in place, baked at the end.
         problem: data, step, metric.
-        bits: tensor name -> 1 to 16.
+        bits: tensor name -> 1 to 16. Tensors that are zero throughout are left free, with a warning.
         rate: see ``rate_codebook``; of all tensors, or by name.
         zeros: further tensors whose zeros stay; those of the named ones stay in any case.
         shared: further tensors whose sharing stays.
@@ -67,7 +69,7 @@ def share_training(
         **fit_arguments: of ``training.fit``.
 
     Raises:
-        StructureError: bits or a rate are impossible, a tensor is missing, is all zero or would become so.
+        StructureError: bits or a rate are impossible, a tensor is missing, or would become all zero.
         DivergedError, StorageError, FactoryError: as ``training.fit``.
 
     Choi, El-Khamy, Lee (2017), "Towards the limit of network quantization"; Bengio et al. (2013) for straight-through;
@@ -79,6 +81,10 @@ def share_training(
     if both:
         raise StructureError(f"{both[0]}: is shared already; its codes are not drawn anew")
     before = structure.plain_state(model)
+    for name in [name for name in bits if name in before and not bool(before[name].any())]:
+        if before[name].numel():
+            log.warning("%s is zero throughout: there is nothing to share in it, and it trains freely", name)
+        bits = {other: width for other, width in bits.items() if other != name}
     structure.hold(model, [name for name in zeros if name not in bits], shared=shared)
     hold_by(model, {name: functools.partial(Reassigned, k=2**width) for name, width in bits.items()})
 
@@ -140,7 +146,7 @@ class Reassigned(Holder):
             weights.lerp_(self._drawn(weights), pull)
 
     def _drawn(self, weights: Tensor) -> Tensor:
-        return self.levels[torch.bucketize(weights, self.thresholds)]
+        return self.levels[torch.bucketize(weights.float(), self.thresholds)].to(weights.dtype)
 
     def _draw(self, weights: Tensor, rate: float) -> None:
         every = -(-len(weights) // SAMPLE)

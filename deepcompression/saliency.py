@@ -78,13 +78,13 @@ def _watched(model: nn.Module, sums: dict[str, Tensor], counts: dict[str, int]) 
 def _squares(module: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
     """Sums of squared inputs, in a shape that broadcasts against the weight, and how many of each were added."""
     if isinstance(module, nn.Linear):
-        flat = inputs.reshape(-1, inputs.shape[-1])
+        flat = inputs.reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
         return flat.square().sum(0), len(flat)
     assert isinstance(module, _ConvNd)
     spatial = module.weight.ndim - 2
     batched = inputs if inputs.ndim == spatial + 2 else inputs[None]
     each = batched.square().sum([0, *range(2, batched.ndim)])  # (in,)
-    count = batched.numel() // batched.shape[1]
+    count = len(batched) * batched.shape[2:].numel()
     if isinstance(module, _ConvTransposeNd):
         return each.reshape(-1, *[1] * (spatial + 1)), count
     by_group = each.reshape(module.groups, -1).repeat_interleave(module.out_channels // module.groups, 0)

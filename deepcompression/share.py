@@ -16,7 +16,7 @@ from deepcompression.kmeans import Init, kmeans1d
 from deepcompression.rate import rate_codebook
 from deepcompression.structure import normalised, replaced
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def share(
     with one, values and zeros are those for which squared error + lambda x coded bits is least.
 
     Args:
-        state: tensors by name, float32, float16 or bfloat16, any shapes; not changed.
+        state: tensors by name, any shapes; not changed. float64 is clustered by its float32 values.
         bits: tensor name -> 1 to 16.
         init: ``linear``, ``density``, ``random`` (the paper's three), or ``optimal``; with a rate always the last.
         rate: see ``rate_codebook``; of all tensors, or by name.
@@ -74,7 +74,7 @@ def share(
     for number, (name, width) in enumerate(bits.items()):
         weight = clean[name]
         if weight.dtype not in DTYPES:
-            raise StructureError(f"{name}: sharing takes float32, float16 and bfloat16, got {weight.dtype}")
+            raise StructureError(f"{name}: sharing takes float32, float16, bfloat16 and float64, got {weight.dtype}")
         chosen = weight != 0
         if name in (padding or {}):
             chosen[(padding or {})[name]] = False
@@ -112,9 +112,8 @@ def account(name: str, bits: int, before: Tensor, after: Tensor) -> LayerSharing
 
 def _by_error(values: Tensor, bits: int, init: Init, seed: int) -> Tensor:
     """The centroid of each value (m,), as the paper has it."""
-    wide = values.float().numpy()
-    book = kmeans1d(wide, 2**bits, init=init, seed=seed)
-    centroids = _without_zero(torch.from_numpy(book.centroids).to(values.dtype), wide, book.codes)
+    book = kmeans1d(values.float().numpy(), 2**bits, init=init, seed=seed)
+    centroids = _without_zero(torch.from_numpy(book.centroids).to(values.dtype), values.double().numpy(), book.codes)
     return centroids[torch.from_numpy(book.codes.astype(np.int32))]
 
 

@@ -42,6 +42,8 @@ def refuse_unfit(model: nn.Module, other: nn.Module) -> None:
         _refuse_value(name, value)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         _refuse_parameter(name, parameter, state)
+    if not any(parameter.numel() for parameter in model.parameters() if parameter.is_floating_point()):
+        raise FactoryError("has no floating-point parameter: there is nothing to compress")
     _refuse_ties(model)
     _refuse_unlike(state, other.state_dict())
 

@@ -323,6 +323,8 @@ class _Graph:
             return f"it is no Linear, Conv1d or Conv2d, but {type(module).__name__}"
         if name not in self.calls:
             return "the graph does not call it as a module"
+        if not module.weight.numel():
+            return "it has no weights"
         if self.uses[name] > 1:
             return f"it is used {self.uses[name]} times"
         if any(self.tensors[selection.memory(one)] > 1 for one in module.parameters()):

@@ -70,13 +70,16 @@ def _gradual(bench: Bench, config: dict[str, Any]) -> Product:
 
 def _product(bench: Bench, pruned: Any) -> Product:
     assert bench.input is not None
-    names = [*bench.input.zeros, *(layer.name for layer in pruned.layers)]
+    # What is zero throughout has no structure yet: held so, it could never learn.
+    blank = [layer.name for layer in pruned.layers if not layer.nonzero]
+    names = [*bench.input.zeros, *(layer.name for layer in pruned.layers if layer.nonzero)]
     return Product(
         pruned.state,
         zeros=list(dict.fromkeys(names)),
         shared=bench.input.shared,
         report={"layers": pruned.layers},
         history=pruned.fit.history if pruned.fit else (),
+        notes=[f"{name} is zero throughout: nothing is pruned in it, and it stays free to learn" for name in blank],
     )
 
 

@@ -78,7 +78,7 @@ def _rates(model: Any, config: dict[str, Any], bits: Mapping[str, int]) -> dict[
 
 def _product(bench: Bench, made: Any) -> Product:
     assert bench.input is not None
-    names = [layer.name for layer in made.layers]
+    names = [layer.name for layer in made.layers if layer.nonzero]  # zero throughout: nothing to hold
     return Product(
         made.state,
         zeros=list(dict.fromkeys([*bench.input.zeros, *names])),
