@@ -456,7 +456,10 @@ def _fail(error: BaseException, verbose: bool) -> None:
 
 
 def _stop(code: int, message: str) -> None:
-    print(message, file=sys.stderr)
+    from flows import watchdog
+
+    print(message, file=sys.stderr, flush=True)
+    watchdog.leave_soon(code)
     raise typer.Exit(code)
 
 

@@ -11,6 +11,7 @@ This file is that process's program as well.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -25,10 +26,12 @@ STOP_SECONDS = 6.0  # from the first signal
 AGAIN_SECONDS = 1.0  # from the second
 KILL_SECONDS = 3.0  # more, for the thread that ends the run in order
 DONE_SECONDS = 22.0  # from the end of the work
+LEAVE_SECONDS = 10.0  # from the last message of a command
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN = "finished stages and the last epoch are kept: start the same command again to go on"
 OURS = 0  # written instead of a signal's number: the last one was not a person's
 
+log = logging.getLogger(__name__)
 _running: Watchdog | None = None
 
 
@@ -46,15 +49,16 @@ class Watchdog:
 
     def start(self) -> None:
         """From now on SIGTERM and SIGINT end this process within ten seconds. For the main thread."""
-        self.guard = subprocess.Popen(
-            _command(os.getpid()),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+        signal.signal(signal.SIGTERM, self._terminated)
+        try:
+            self.guard = subprocess.Popen(
+                _command(os.getpid()), stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            )
+        except OSError as error:
+            log.warning("a signal may have to wait: no process could be started to watch over this one (%s)", error)
+            return
         assert self.guard.stdin is not None
         os.set_blocking(self.guard.stdin.fileno(), False)
-        signal.signal(signal.SIGTERM, self._terminated)
         signal.set_wakeup_fd(self.guard.stdin.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._listen, daemon=True, name="watchdog").start()
 
@@ -117,6 +121,18 @@ def done(result: Any, bytes_left: int = 0) -> None:
     """Says that the work is done, where a watchdog waits for that: a megabyte still to be sent has a second."""
     if _running is not None:
         _running.done(result, bytes_left / 1e6)
+
+
+def leave_soon(code: int) -> None:
+    """Everything is said: what else would hold this process up, such as a client's own threads, has ten seconds."""
+
+    def leave() -> None:
+        _kill_children(os.getpid(), 0.5)
+        os._exit(code)
+
+    timer = threading.Timer(LEAVE_SECONDS, leave)
+    timer.daemon = True
+    timer.start()
 
 
 def _held_up() -> str:

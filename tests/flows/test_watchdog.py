@@ -40,7 +40,7 @@ while True:
 """
 
 
-def _start(folder: Path, code: str, seconds: str = "1, 0.2, 4, 60") -> tuple[subprocess.Popen[str], int]:
+def _start(folder: Path, code: str, seconds: str = "1, 0.2, 15, 60") -> tuple[subprocess.Popen[str], int]:
     """The process, ready, and the number of its child."""
     words = [sys.executable, "-c", START.format(seconds=seconds, folder=str(folder)) + code]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -71,7 +71,7 @@ def _over(child: int) -> bool:
 )
 def test_a_signal_ends_a_run_whatever_holds_it_up(tmp_path: Path, code: str, number: int, wanted: int) -> None:
     """A C call, with the interpreter's lock or without, or code that catches everything; its children end too."""
-    process, child = _start(tmp_path, code, "1, 0.2, 1, 60" if code == LOCKED else "1, 0.2, 4, 60")
+    process, child = _start(tmp_path, code, "1, 0.2, 1, 60" if code == LOCKED else "1, 0.2, 15, 60")
     time.sleep(0.3)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
@@ -84,7 +84,7 @@ def test_a_signal_ends_a_run_whatever_holds_it_up(tmp_path: Path, code: str, num
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     """Who asks twice does not wait; what Prefect sends itself after the first is no second one."""
-    process, _ = _start(tmp_path, DEAF, "30, 0.2, 4, 60")
+    process, _ = _start(tmp_path, DEAF, "30, 0.2, 15, 60")
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
@@ -103,18 +103,36 @@ except TerminationSignal:
 time.sleep(1.5)
 print("still here")
 """
-    process, _ = _start(tmp_path, again, "20, 0.2, 4, 60")
+    process, _ = _start(tmp_path, again, "20, 0.2, 15, 60")
     out, err = process.communicate(timeout=20)
     assert process.returncode == 0 and "still here" in out, err
 
 
 def test_a_run_that_is_done_ends_with_its_result(tmp_path: Path) -> None:
     """A server that hangs at the end: what came out is shown once, with its exit code, the journal has the end."""
-    process, child = _start(tmp_path, 'watchdog.done("the table")\ntime.sleep(60)', "1, 0.2, 4, 0.3")
+    process, child = _start(tmp_path, 'watchdog.done("the table")\ntime.sleep(60)', "1, 0.2, 15, 0.3")
     out, err = process.communicate(timeout=30)
     assert process.returncode == 3 and out.strip() == "the table" and "not waited for" in err, err
     assert _over(child) and "FAILED" in (tmp_path / "tracking.jsonl").read_text()
     code = 'watchdog.done("the table")\nsys.exit(dog.report("the table"))'
-    process, child = _start(tmp_path, code, "1, 0.2, 4, 60")
+    process, child = _start(tmp_path, code, "1, 0.2, 15, 60")
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 3 and out.strip() == "the table"
+
+
+def test_a_command_that_has_said_everything_ends(tmp_path: Path) -> None:
+    """A client's threads, that wait for a server at the interpreter's end, do not hold a failed command up."""
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+import typer
+from flows.__main__ import _stop
+watchdog.LEAVE_SECONDS = 0.5
+ThreadPoolExecutor(1).submit(time.sleep, 60)
+try:
+    _stop(1, "error: no answer")
+except typer.Exit as stopped:
+    sys.exit(stopped.exit_code)
+"""
+    process, child = _start(tmp_path, code)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 1 and err == "error: no answer\n" and _over(child)
