@@ -134,10 +134,8 @@ def test_killed_run_goes_on_and_ends_in_the_same_bytes(
         _, err = process.communicate(timeout=200)
         assert process.returncode not in (0, 2), err
         if how != signal.SIGKILL:
-            assert (
-                process.returncode in (128 + how, -signal.SIGKILL)
-                and "start the same command again" in err.strip().splitlines()[-1]
-            )
+            assert process.returncode in (128 + how, -signal.SIGKILL)  # killed: on a machine too busy to end in order
+            assert "start the same command again" in err.strip().splitlines()[-1]
         assert not list(tmp_path.glob("runs/*/model.dcz")) and list(tmp_path.glob("store/partial/*/checkpoint.pt"))
     code, out, err = _run(words, env=environment)
     assert code == 0, err

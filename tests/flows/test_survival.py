@@ -161,8 +161,8 @@ def test_prefect_server_hangs_at_the_end(write: Callable[..., str], tmp_path: Pa
     _wait_until(lambda: bool(list(tmp_path.glob("runs/*/summary.json"))) or process.poll() is not None)
     tap.shut.set()
     started = time.monotonic()
-    code_, out, err = _finish(process, 60)
-    assert code_ == 0 and time.monotonic() - started < 20, err
+    code_, out, err = _finish(process, 90)
+    assert code_ == 0 and time.monotonic() - started < 40, err
     assert Path(json.loads(out)["file"]).exists() and "Prefect does not answer and is not waited for" in err, err
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     journal = Path(json.loads(out)["folder"], "tracking.jsonl").read_text().splitlines()
@@ -202,7 +202,7 @@ def _runs(tmp_path: Path) -> list[Any]:
 
 
 def _wait_until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.1)
