@@ -144,6 +144,8 @@ def _held_up() -> str:
                               ("prefect", "Prefect"), ("tasks.life", "Prefect")):  # fmt: skip
             if module == name or module.startswith(f"{name}."):
                 return waiting
+        if (module, frame.f_code.co_name) == ("flows.compress", "_leave"):
+            return "Prefect"  # its artifacts; MLflow's are sent below tasks.tracking
         if module.startswith(("tasks.", "flows.", "deepcompression.")) and module != "tasks.deadline":
             return f"{module}:{frame.f_code.co_name}"
         frame = frame.f_back
