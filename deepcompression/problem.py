@@ -335,11 +335,19 @@ class Batches:
 
     def _count(self) -> int:
         """One pass over a stream, after which everything is drawn as if there had been none."""
-        started, number = time.perf_counter(), 0
+        started, number, said = time.perf_counter(), 0, False
         with kept([self.generator] if self.generator else [], self.loader):
             for _ in self._fetched():
                 number += 1
-                if time.perf_counter() - started > COUNTING_SECONDS:
+                spent = time.perf_counter() - started
+                if spent > COUNTING_SECONDS / 60 and not said:
+                    said = True
+                    log.warning(
+                        "data: %s tells no length and is read to count its batches, for %.0f s at most",
+                        type(self.loader.dataset).__name__,
+                        COUNTING_SECONDS,
+                    )
+                if spent > COUNTING_SECONDS:
                     raise DataError(
                         f"data: {type(self.loader.dataset).__name__} tells no length and has not ended after "
                         f"{number:,} batches in {COUNTING_SECONDS:.0f} s; give it a __len__: how many samples are an "
@@ -400,6 +408,8 @@ def _hint(error: Exception) -> str:
             "; BatchNorm cannot train on a batch of one sample: set drop_last: true (of a DataLoader: there), or "
             "another batch_size"
         )
+    if any(word in str(error) for word in ("dtype", "scalar type", "Double", "not implemented for 'Int'")):
+        return "; models take float32 samples, cross-entropy int64 classes: is it the data's dtype?"
     return ""
 
 

@@ -53,7 +53,7 @@ def attempt(
     """Tries the problem on some samples; afterwards everything is drawn as if nothing had been tried.
 
     Validation goes through step and metric, training through one step of each plan's optimizer, in a last batch of one
-    sample too, where there will be one; of the test split a batch is put together, and not looked into.
+    sample too, where there will be one; of the test split a batch is put together, and compared in its types alone.
 
     Args:
         problem: data, step, metric, augmentation.
@@ -72,7 +72,7 @@ def attempt(
         _validated(problem, make, compute)
         _trained(problem, make, plans, compute, teacher)
         if test is not None:
-            _alike(problem.validation, test, compute)
+            _alike(problem, test, make, compute)
 
 
 def few(split: Any, batch_size: int, compute: Compute, *, most: int, number: int = 1, **given: Any) -> Batches:
@@ -208,13 +208,23 @@ def _small_then_whole(work: Callable[[int], None]) -> None:
     work(EVALUATED)
 
 
-def _alike(validation: Any, test: Any, compute: Compute) -> None:
-    """Warns where batches of the two splits are not made of the same things."""
+def _alike(problem: Problem, test: Any, make: Callable[[], nn.Module], compute: Compute) -> None:
+    """Whether batches of the test split are made of the same things as validation's.
+
+    If they are not, and the step cannot take one (whose answer is not looked at), that is an error; else a warning.
+    """
     with _where("test"):
-        found = _kind(next(iter(few(test, 2, compute, most=2)), None))
-    wanted = _kind(next(iter(few(validation, 2, compute, most=2)), None))
-    if found != wanted:
-        log.warning("data: batches of the test split are %s, those of validation %s", found, wanted)
+        batch = next(iter(few(test, 2, compute, most=2)), None)
+    found, wanted = _kind(batch), _kind(next(iter(few(problem.validation, 2, compute, most=2)), None))
+    if found == wanted:
+        return
+    sentence = f"batches of the test split are {found}, those of validation {wanted}"
+    try:
+        with torch.no_grad():
+            stepped(problem.step, compute.place(make()).eval(), batch)
+    except FactoryError as error:
+        raise DataError(f"test: data: {sentence}: {error}") from error
+    log.warning("data: %s", sentence)
 
 
 def _kind(batch: Any) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset, get_worker_info
 
 from deepcompression.errors import DataError, FactoryError, InputError
-from deepcompression.problem import Compute, Problem, cross_entropy_step
+from deepcompression.problem import Accuracy, Compute, Problem, cross_entropy_step
 from deepcompression.trial import Plan, attempt
 
 CPU = Compute("cpu")
@@ -214,19 +214,27 @@ def test_distillation_needs_logits_of_the_same_classes():
     assert "teacher: distil: " in wider and "[(8, 3), (8, 7)]" in wider
 
 
-def test_the_test_split_is_put_together_and_not_looked_into(caplog: pytest.LogCaptureFixture):
-    """A broken one is refused, one of another make is warned of; no model and no metric sees it."""
+def test_the_test_split_is_put_together_and_not_measured(caplog: pytest.LogCaptureFixture):
+    """A broken one is refused, as is one of another make that the step does not take; else that is warned of."""
     seen: list[int] = []
 
+    class Accurate(Accuracy):
+        def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            seen.extend(targets.tolist())
+            return super().__call__(outputs, targets)
+
     def step(model: nn.Module, batch: Any) -> Any:
-        seen.extend(batch[0][:, 0].tolist())
-        return cross_entropy_step(model, batch)
+        return cross_entropy_step(model, batch[:2])
 
     assert says(known(), test=Broken(X)).startswith("test: data: Broken does not give a batch")
+    assert says(known(), test=(X,)).startswith(
+        "test: data: batches of the test split are (float32 of 2 dimensions), those"
+    )
     with caplog.at_level(logging.WARNING):
-        attempt(known(step=step), (X + 100, Y, Y), net, [PLAN], compute=CPU)
+        two = known(step=step, metric=Accurate(), validation=(X, Y % 2))
+        attempt(two, (X, Y * 0 + 2, Y), net, [PLAN], compute=CPU)
     assert "batches of the test split are (float32 of 2 dimensions, int64 of 1 dimensions, int64" in caplog.text
-    assert max(seen) < 50
+    assert seen and 2 not in seen
 
 
 def test_errors_keep_their_kind():
