@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -26,7 +27,7 @@ def whoami() -> dict[str, Any]:
     The host's name is for people; it, the space and the time of the start are also what older releases go by.
     """
     process = psutil.Process()
-    ours = {"host": socket.gethostname(), "space": here()[2], "pid": process.pid, "started": process.create_time()}
+    ours = {"host": socket.gethostname(), "space": _space(), "pid": process.pid, "started": process.create_time()}
     return {**ours, "here": here(), "ticks": _ticks(process)}
 
 
@@ -46,12 +47,13 @@ def lives(facts: Mapping[str, Any]) -> bool | None:
 
 
 @lru_cache
-def here() -> list[str]:
+def here() -> str:
     """What process numbers count within: the machine, its present boot, and the PID namespace (a container's).
 
-    Host names are given twice, machine ids are copied with images: no one of the three is enough.
+    Host names are given twice, machine ids are copied with images: no one of the three is enough. A digest, since a
+    machine's id is not for others to know.
     """
-    return [_machine(), _boot(), _space()]
+    return hashlib.sha256("\n".join(["deep-compression", _machine(), _boot(), _space()]).encode()).hexdigest()[:32]
 
 
 def mapping_of(content: bytes) -> dict[str, Any] | None:

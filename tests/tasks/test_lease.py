@@ -67,7 +67,7 @@ with lease(place_at({place.where!r}), "k"):
 
 def _elsewhere(place: Place, name: str, **facts: Any) -> dict[str, Any]:
     """Writes the lease of a holder of whom nothing but its file can be known from here."""
-    written = {"host": socket.gethostname(), "here": ["?", "?", "?"], "pid": 1, "ticks": 0, "token": "t", **facts}
+    written = {"host": socket.gethostname(), "here": "?", "pid": 1, "ticks": 0, "token": "t", **facts}
     place.write(f"leases/{name}.json", json.dumps(written).encode())
     return written
 
@@ -150,9 +150,12 @@ def test_a_process_is_known_by_machine_boot_and_namespace(monkeypatch: pytest.Mo
     assert process.lives(ours) is True
     assert process.lives({**ours, "ticks": ours["ticks"] - 5}) is False
     assert process.lives({**ours, "pid": 2**31 - 1}) is False
-    for part in range(3):
-        there = [f"other {one}" if number == part else one for number, one in enumerate(ours["here"])]
-        assert process.lives({**ours, "here": there}) is None
+    for part in ("_machine", "_boot", "_space"):
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(process, part, lambda: "other")
+            process.here.cache_clear()
+            assert process.lives(ours) is None and process.lives(process.whoami()) is True
+        process.here.cache_clear()
     assert process.lives({name: ours[name] for name in ("host", "space", "pid", "started")}) is None  # older releases
 
     def denied(*_: object) -> None:
