@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from deepcompression.errors import BudgetError
+
+if TYPE_CHECKING:
+    from deepcompression.sensitivity import TensorSensitivity
 
 FIRST_RATIO = 24.0
 FASTEST = 2.5  # how many times smaller the next step may be
@@ -15,6 +19,10 @@ NEAR = 1.5  # times the loss that is allowed: so near, training on may be enough
 AGAIN = 1.15  # how many times larger a candidate that is trained on may become
 CLOSE = 1.1  # what is between a result that is kept and one that is not, so near that a step would gain nothing
 LEAST_SAMPLES = 2
+LARGER = 1.5  # from one size of the first candidate to the next larger one, until one is predicted to keep
+LEFT_OVER = 0.1  # of what pruning and sharing cost before any training, how much training leaves
+OVERHEAD = 1.4  # seconds of a step's epoch to those of the dense model's: masks, a teacher asked, files encoded
+LOOKS = 10  # evaluations at all else in a step
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,43 @@ class Candidate:
 
     @property
     def worst(self) -> float:
-        """The larger of the loss that was observed and the one that is expected."""
-        return self.loss if self.expected is None else max(self.loss, self.expected)
+        """The larger of the loss that was observed and the one that is expected; infinite where one is no number."""
+        losses = [self.loss] if self.expected is None else [self.loss, self.expected]
+        return max(map(_known, losses))
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What takes how long, in seconds, known before the first step.
+
+    Attributes:
+        an_epoch: a pass over the training split, forwards and backwards.
+        a_look: an evaluation on validation.
+        tensors: how many are pruned and shared.
+        others: how many are only rounded.
+        samples: of validation.
+        cut: whether the first so many of them can be looked at alone.
+    """
+
+    an_epoch: float
+    a_look: float
+    tensors: int
+    others: int
+    samples: int
+    cut: bool
+
+    def sensitivity(self, points: int, most_samples: int) -> float:
+        """Each tensor tried at so many points, on so many samples at most."""
+        share = min(1.0, most_samples / max(self.samples, 1)) if self.cut else 1.0
+        return self.tensors * points * self.a_look * share
+
+    def by_effect(self) -> float:
+        """Three precisions of each other tensor tried."""
+        return 3 * self.others * self.a_look
+
+    def training(self, epochs: int) -> float:
+        """So many epochs of a step."""
+        return OVERHEAD * epochs * self.an_epoch + LOOKS * self.a_look
 
 
 @dataclass(frozen=True)
@@ -113,8 +156,11 @@ def margin_of(metric_loss: float, correct: int | None, total: int) -> float:
 def keeps(budget: Budget, file_bytes: int, loss: float, expected: float | None = None) -> bool:
     """Whether a candidate keeps to the budget: what it lost, and, less the margin, what it is expected to lose.
 
-    Where the loss that is expected on new samples is not known, it is the one that was observed.
+    Where the loss that is expected on new samples is not known, it is the one that was observed. What is not a number
+    keeps to nothing.
     """
+    if not math.isfinite(loss):
+        return False
     if budget.metric_loss is not None:
         likely = loss if expected is None else expected
         return loss <= budget.metric_loss + 1e-9 and likely <= budget.metric_loss - budget.margin + 1e-9
@@ -126,16 +172,67 @@ def best_of(budget: Budget, candidates: Sequence[Candidate]) -> int:
     bytes are what is given; of none that does the one that comes nearest.
     """
     kept = [place for place, one in enumerate(candidates) if one.kept]
+    by_size = [(one.file_bytes, _known(one.loss)) for one in candidates]
+    by_loss = [(loss, size) for size, loss in by_size]
     if budget.metric_loss is not None:
-        if kept:
-            return min(kept, key=lambda place: (candidates[place].file_bytes, candidates[place].loss))
-        return min(range(len(candidates)), key=lambda place: (candidates[place].loss, candidates[place].file_bytes))
-    if kept:
-        return min(kept, key=lambda place: (candidates[place].loss, candidates[place].file_bytes))
-    return min(range(len(candidates)), key=lambda place: candidates[place].file_bytes)
+        return min(kept, key=by_size.__getitem__) if kept else min(range(len(candidates)), key=by_loss.__getitem__)
+    return min(kept, key=by_loss.__getitem__) if kept else min(range(len(candidates)), key=by_size.__getitem__)
 
 
-def next_step(budget: Budget, candidates: Sequence[Candidate], dense_bytes: int, most_steps: int) -> Next | Stop:
+def _known(loss: float) -> float:
+    """Infinite where it is not a number: nothing is worse."""
+    return math.inf if math.isnan(loss) else loss
+
+
+def first_sizes(dense_bytes: int) -> list[int]:
+    """Bytes that the first candidate may have, smallest first."""
+    sizes = [dense_bytes / FIRST_RATIO]
+    while sizes[-1] * LARGER < dense_bytes / 2:
+        sizes.append(sizes[-1] * LARGER)
+    return [int(size) for size in sizes]
+
+
+def predicted_loss(
+    density: Mapping[str, float],
+    bits: Mapping[str, int],
+    tensors: Sequence[TensorSensitivity],
+    metric: float,
+    *,
+    higher_is_better: bool,
+    in_points: bool,
+) -> float:
+    """By how much the metric is likely to be worse after training, in the unit of ``loss_of``.
+
+    What each tensor's pruning and sharing alone cost before any training is added up; of that, training leaves a
+    tenth. Coarse: it tells 24 times smaller from what a small network can bear, no more.
+
+    Args:
+        density: of each tensor, as allocated; bits: of each.
+        tensors: what was measured of each.
+        metric: the unchanged model's.
+    """
+
+    def cost(changed: float) -> float:
+        loss = loss_of(changed, metric, higher_is_better=higher_is_better, in_points=in_points)
+        return max(_known(loss), 0.0)
+
+    costs = [
+        cost(point.metric)
+        for one in tensors
+        for point in (
+            min(one.by_density, key=lambda point: abs(math.log(point.density / density[one.name])), default=None)
+            if density[one.name] < one.density * (1 - 1e-6)
+            else None,
+            next((point for point in one.by_bits if point.bits == bits[one.name]), None),
+        )
+        if point is not None
+    ]
+    return LEFT_OVER * math.fsum(costs) if all(map(math.isfinite, costs)) else math.inf
+
+
+def next_step(
+    budget: Budget, candidates: Sequence[Candidate], dense_bytes: int, most_steps: int, first_bytes: int | None = None
+) -> Next | Stop:
     """Where to go from all candidates so far: 2.5 times smaller at most, then between what is kept and what is not.
 
     Args:
@@ -143,15 +240,17 @@ def next_step(budget: Budget, candidates: Sequence[Candidate], dense_bytes: int,
         candidates: in the order in which they were made.
         dense_bytes: of the dense model.
         most_steps: candidates at most.
+        first_bytes: of the first candidate, where a loss is what is given; default: 24 times smaller.
     """
     if len(candidates) >= most_steps:
         return Stop(f"all {most_steps} steps are done")
     if budget.metric_loss is None:
         return _towards_bytes(budget.most_bytes or 0, candidates, dense_bytes)
-    return _towards_loss(budget.metric_loss - budget.margin, candidates, dense_bytes)
+    first = first_bytes or int(dense_bytes / FIRST_RATIO)
+    return _towards_loss(budget.metric_loss - budget.margin, candidates, dense_bytes, first)
 
 
-def _towards_loss(most: float, candidates: Sequence[Candidate], dense_bytes: int) -> Next | Stop:
+def _towards_loss(most: float, candidates: Sequence[Candidate], dense_bytes: int, first: int) -> Next | Stop:
     kept = [place for place, one in enumerate(candidates) if one.kept]
     made_up = {candidates[place].start for place in kept}  # what was trained on, and then kept to the budget
     lost = [one.file_bytes for place, one in enumerate(candidates) if not one.kept and place not in made_up]
@@ -159,7 +258,7 @@ def _towards_loss(most: float, candidates: Sequence[Candidate], dense_bytes: int
     if again is not None:
         return Next(int(candidates[again].file_bytes * AGAIN), again)
     if not kept:
-        target = _larger(most, candidates) if candidates else dense_bytes / FIRST_RATIO
+        target = _larger(most, candidates) if candidates else first
         return Next(int(target), None) if target < dense_bytes else Stop("no candidate kept to the budget")
     start = min(kept, key=lambda place: candidates[place].file_bytes)
     smallest = candidates[start].file_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -153,18 +154,22 @@ def sensitivity(
 
 
 def restored(plain: Mapping[str, Any]) -> Sensitivity:
-    """The inverse of ``dataclasses.asdict``, from what JSON holds."""
+    """The inverse of ``dataclasses.asdict``, from what JSON holds: null is what was not a number."""
     tensors = [
         TensorSensitivity(
             one["name"],
             one["weights"],
             one["density"],
-            tuple(DensityPoint(**point) for point in one["by_density"]),
-            tuple(BitsPoint(**point) for point in one["by_bits"]),
+            tuple(DensityPoint(**_measured(point)) for point in one["by_density"]),
+            tuple(BitsPoint(**_measured(point)) for point in one["by_bits"]),
         )
         for one in plain["tensors"]
     ]
-    return Sensitivity(Result(**plain["base"]), plain["samples"], tuple(tensors))
+    return Sensitivity(Result(**_measured(plain["base"])), plain["samples"], tuple(tensors))
+
+
+def _measured(point: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in point.items()}
 
 
 def _check(densities: Sequence[float] | None) -> None:

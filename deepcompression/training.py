@@ -101,8 +101,25 @@ def fit(
             break
         loop.run_epoch(epoch, track=epoch >= track_from)
     loop.restore_best()
+    if loop.history:
+        _tell_no_numbers(loop.history, f"val_{problem.metric.name}", bool(loop.best))
     best = loop.best or {"epoch": loop.epoch, "metric": math.nan}
     return Fit(loop.history, int(best["epoch"]), float(best["metric"]), reason)
+
+
+def _worst_if_nan(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def _tell_no_numbers(history: list[dict[str, float]], name: str, best: bool) -> None:
+    """A warning where epochs were validated with a result that is not a number."""
+    bad = [int(row["epoch"]) for row in history if not math.isfinite(row[name])]
+    if not bad:
+        return
+    which = f"{len(bad)} of {len(history)} epochs" if best else f"any of {len(history)} epochs"
+    kept = "the best of the others is kept" if best else "the last epoch's weights are kept, for want of a better rule"
+    told = f"{name.replace('_', ' ', 1)} is not a number"
+    log.warning("training: %s in %s; %s", told, which, kept)
 
 
 class _Loop:
@@ -181,11 +198,12 @@ class _Loop:
             self.progress(Progress(epoch, self.epochs, step, len(self.batches), *known))
 
     def _track(self, epoch: int, result: Evaluation) -> None:
-        if math.isnan(result.metric):
-            return  # no state to go back to
+        if not math.isfinite(result.metric):
+            return  # no state to go back to: what is not a number never wins
+        loss = -result.loss if math.isfinite(result.loss) else -math.inf
         sign = 1 if self.problem.metric.higher_is_better else -1
-        rank = (sign * result.metric, -result.loss)
-        if not self.best or rank > (sign * self.best["metric"], -self.best["loss"]):
+        rank = (sign * result.metric, loss)
+        if not self.best or rank > (sign * self.best["metric"], _worst_if_nan(-self.best["loss"])):
             state = _copy(self.model)
             self.best = {"epoch": epoch, "metric": result.metric, "loss": result.loss, "state": state}
 

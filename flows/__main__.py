@@ -148,6 +148,7 @@ def sweep(
       python -m flows sweep conf/sweeps/digits.yaml workers=4 runner=dask
     """
     with _guarded(verbose, quiet):
+        from deepcompression.errors import AimMissed
         from flows import recipe as recipes
         from flows import sweep as sweeps
         from tasks import secrets
@@ -155,8 +156,12 @@ def sweep(
         changes = recipes.parse_overrides(overrides or [])
         sweeps.load(sweep, changes)
         watchdog = _begin(lambda result: _print_sweep(result, as_json))
-        result: dict[str, Any] = sweeps.sweep(sweep, secrets.aside(changes))
-        watchdog.report(result)
+        try:
+            result: dict[str, Any] = sweeps.sweep(sweep, secrets.aside(changes))
+        except AimMissed as missed:
+            result = missed.summary
+        if code := watchdog.report(result):
+            raise typer.Exit(code)
 
 
 @app.command()
@@ -390,12 +395,17 @@ def _print_json(value: Any) -> None:
 
 
 def _print_sweep(result: dict[str, Any], as_json: bool) -> None:
+    """The result; exit code 3 where every trial misses what was asked for."""
+    from flows.table import show_sweep
+    from tasks.verdict import missed, told
+
     if as_json:
         _print_json(result)
     else:
-        from flows.table import show_sweep
-
         show_sweep(result)
+    if missed(result):
+        print(told(result["verdict"]), file=sys.stderr)
+        raise typer.Exit(AIM_MISSED)
 
 
 def _settings(verbose: bool) -> None:

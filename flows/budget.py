@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from deepcompression import budget as library
-from deepcompression.budget import Budget, Candidate, Next, Stop
+from deepcompression.budget import Budget, Candidate, Clock, Next, Stop
 from deepcompression.errors import BudgetError
 from flows import schema
 from tasks import budget as task_budget
 from tasks.console import say, size
 from tasks.encode import encode
+from tasks.pace import measured as measured_pace
+from tasks.pace import pace
 from tasks.prune import prune
 from tasks.quantize import quantize
 from tasks.run import Reference, Run
 from tasks.sensitivity import sensitivity
 from tasks.share import share
 from tasks.slim import slim
+from tasks.verdict import lost
 
 Call = Callable[..., Reference]
 PLANNED_EPOCHS = 11  # in epochs of a first step: how many of them a time limit is to be enough for
@@ -28,7 +32,17 @@ SHARING = 0.5  # epochs of a step's sharing, to those of its pruning
 REST_BITS = 3  # of biases and normalisations
 CRITERION = "wanda"
 # What pruning does to the loss without training is known no further than this share of a layer's present weights.
-TRIED = {"points": 7, "down_to": 0.2, "bits": [3, 4, 5], "most_samples": 2000, "criterion": CRITERION}
+TRIED = {"points": 7, "down_to": 0.2, "bits": [3, 4, 5], "criterion": CRITERION}
+POINTS = 10  # of a tensor: densities and bits
+SAMPLES = (2000, 1000, 500, 250)  # of validation that they are tried on: fewer where there is little time
+PLANNED_STEPS = 4  # whose sensitivity a time limit is to be enough for
+# Nearly lossless: nothing pruned or trained; bits of shared weights, or None and the precision of all that floats.
+FALLBACKS: tuple[tuple[int | None, str, str], ...] = (
+    (8, "float16", "nothing pruned, weights shared at 8 bits"),
+    (None, "float16", "nothing pruned or shared, rounded to float16"),
+    (None, "float32", "the dense model, coded without loss"),
+)
+SMALL_FALLBACKS = (FALLBACKS[0], (4, "float16", "nothing pruned, weights shared at 4 bits"))  # where bytes are given
 
 
 @dataclass(frozen=True)
@@ -44,11 +58,19 @@ class Step:
     sharing: tuple[Reference, ...]
     epochs: int
     result: Candidate
+    tried: Reference | None = None
+    note: str = ""
 
     @property
     def seconds(self) -> float:
         """Work, wherever and whenever it was done."""
-        return sum(float(one.numbers["worked_seconds"]) for one in (*self.pruning, *self.sharing))
+        tried = (self.tried,) if self.tried else ()
+        return sum(float(one.numbers["worked_seconds"]) for one in (*tried, *self.pruning, *self.sharing))
+
+    def needed(self, epochs: int) -> float:
+        """Seconds that it would have taken with so many epochs."""
+        trained = sum(float(one.numbers["worked_seconds"]) for one in (self.pruning[-2], self.sharing[0]))
+        return self.seconds - trained + trained * epochs / self.epochs
 
 
 @dataclass
@@ -65,6 +87,15 @@ class Search:
     spent: float
     steps: list[Step] = field(default_factory=list)
     number: int = 0
+    samples: int = SAMPLES[0]
+    rest: str = "auto"
+    tried: Reference | None = None  # the dense model's sensitivity
+    first: float = 0.0  # seconds that the first step's training is planned to take
+
+    @property
+    def left(self) -> float:
+        """Seconds; infinite without a time limit."""
+        return math.inf if self.plan.time_limit is None else 60 * self.plan.time_limit - self.spent
 
     def made(
         self, task: Any, label: str, config: Mapping[str, Any], source: Reference, *, counted: bool = True
@@ -77,7 +108,8 @@ class Search:
 
 
 def search(run: Run, recipe: schema.Recipe, dense: Reference, call: Call) -> tuple[list[Reference], dict[str, Any]]:
-    """Makes candidates until there is nothing more to gain, or no time, and chooses the best.
+    """Makes candidates until there is nothing more to gain, or no time, and chooses the best; where none keeps to the
+    budget, nearly lossless ones too.
 
     Args:
         run: the run; stages learn from its teacher.
@@ -90,22 +122,27 @@ def search(run: Run, recipe: schema.Recipe, dense: Reference, call: Call) -> tup
         what was asked for, every step, why it stopped, which one was chosen.
 
     Raises:
-        BudgetError: the budget cannot be measured on so few validation samples, or is no smaller than the model.
+        BudgetError: the budget cannot be measured on so few validation samples, or is no smaller than the model; or the
+            dense model's metric or loss is not a number.
     """
     assert recipe.budget is not None
     train = recipe.budget.train or recipe.train
+    _refuse_unmeasured(str(run.metric_object().name), dense)
     now = Search(
         run, recipe.budget, train, _budget(recipe.budget, dense), dense, call, 0, float(dense.numbers["worked_seconds"])
     )
-    now.epochs = recipe.budget.epochs or _affordable(now, recipe)
-    reason = ""
+    reason = _plan(now, recipe)
+    first = None if reason else _first_bytes(now)
     while not reason:
         results = [step.result for step in now.steps]
-        following = library.next_step(now.budget, results, dense.numbers["dense_bytes"], now.plan.steps)
+        following = library.next_step(now.budget, results, dense.numbers["dense_bytes"], now.plan.steps, first)
         reason = following.reason if isinstance(following, Stop) else _late(now, following)
         if not reason and isinstance(following, Next):
             now.steps.append(_step(now, following))
             _tell(now, now.steps[-1])
+    if not any(step.result.kept for step in now.steps):
+        _fall_back(now)
+        reason += "; what is nearly lossless was made instead"
     chosen = library.best_of(now.budget, [step.result for step in now.steps])
     say(f"[bold]budget[/]       step {chosen + 1} of {len(now.steps)} is taken; no further: {reason}")
     outcome = _outcome(now, chosen, reason)
@@ -120,7 +157,8 @@ def _step(now: Search, following: Next) -> Step:
     """Cut units, prune from an earlier candidate's weights, share, encode, measure."""
     source = now.dense if following.start is None else now.steps[following.start].pruning[-1]
     name = str(len(now.steps) + 1)
-    allocation = _allocated(now, source, following.target_bytes, name)
+    tried = _tried(now, source, name)
+    allocation = _allocated(now, tried, following.target_bytes)
     epochs = _epochs(now, following)
     gradual = schema.Gradual(**_training(now, epochs), ramp=0.6)
     units = task_budget.units_to_keep(now.run, source, allocation.density)
@@ -130,7 +168,7 @@ def _step(now: Search, following: Next) -> Step:
     pruned = now.made(prune, f"prune-{name}", sparse.model_dump(mode="json"), (*cut, source)[0])
     dead = schema.Slim(stage="slim", reorder=False)
     clean = now.made(slim, f"slim-{name}", dead.model_dump(mode="json"), pruned)
-    reassign = schema.Reassign(**_training(now, max(2, round(epochs * SHARING))))
+    reassign = schema.Reassign(**_training(now, _sharing(epochs)))
     rest = task_budget.worth_sharing(now.run, source)
     sharing = schema.Share(
         stage="share",
@@ -139,7 +177,7 @@ def _step(now: Search, following: Next) -> Step:
         train=reassign,
     )
     shared = now.made(share, f"share-{name}", sharing.model_dump(mode="json"), clean)
-    rounding = schema.Quantize(stage="quantize", codebook="auto", rest="auto")
+    rounding = schema.Quantize.model_validate({"stage": "quantize", "codebook": "auto", "rest": now.rest})
     tidy = now.made(slim, f"order-{name}", schema.Slim(stage="slim").model_dump(mode="json"), shared)
     rounded = now.made(quantize, f"quantize-{name}", rounding.model_dump(mode="json"), tidy)
     coding = schema.Encode(stage="encode", coder=now.plan.coder)
@@ -154,7 +192,32 @@ def _step(now: Search, following: Next) -> Step:
         (shared, tidy, rounded, encoded),
         epochs,
         _measured(now, encoded, following.start),
+        tried,
     )
+
+
+def _fall_back(now: Search) -> None:
+    """Nearly lossless files, the smallest first, until one keeps to the budget; seconds, whatever time is left."""
+    say("[bold]budget[/]       nothing keeps to the budget so far: what is nearly lossless is made")
+    for bits, rest, note in FALLBACKS if now.budget.most_bytes is None else SMALL_FALLBACKS:
+        now.steps.append(_without_training(now, bits, rest, note))
+        _tell(now, now.steps[-1])
+        if now.steps[-1].result.kept:
+            return
+
+
+def _without_training(now: Search, bits: int | None, rest: str, note: str) -> Step:
+    name, chain = str(len(now.steps) + 1), [now.dense]
+    if bits:
+        sharing = schema.Share(stage="share", bits=bits, init="optimal")
+        chain.append(now.made(share, f"share-{name}", sharing.model_dump(mode="json"), chain[-1]))
+    if rest != "float32":
+        rounding = schema.Quantize.model_validate({"stage": "quantize", "codebook": "auto", "rest": rest})
+        chain.append(now.made(quantize, f"quantize-{name}", rounding.model_dump(mode="json"), chain[-1]))
+    coding = schema.Encode(stage="encode", coder=now.plan.coder)
+    chain.append(now.made(encode, f"encode-{name}", coding.model_dump(mode="json"), chain[-1]))
+    result = _measured(now, chain[-1], None)
+    return Step(result.file_bytes, None, {}, {}, result.file_bytes, (), tuple(chain[1:]), 0, result, None, note)
 
 
 def _epochs(now: Search, following: Next) -> int:
@@ -165,6 +228,11 @@ def _epochs(now: Search, following: Next) -> int:
     return now.epochs * (LONGER if near else 1)
 
 
+def _sharing(epochs: int) -> int:
+    """Of a step's sharing."""
+    return max(2, round(epochs * SHARING))
+
+
 def _training(now: Search, epochs: int) -> dict[str, Any]:
     distil = now.plan.distil.model_dump() if now.plan.distil else None
     keys = set(schema.Training.model_fields)
@@ -172,11 +240,33 @@ def _training(now: Search, epochs: int) -> dict[str, Any]:
     return {**plain, "epochs": epochs, "distil": distil}
 
 
-def _allocated(now: Search, source: Reference, target_bytes: int, name: str) -> Any:
+def _tried(now: Search, source: Reference, name: str) -> Reference:
+    """How sensitive the model is; the dense model's is asked for once, before the first step."""
+    if now.tried is not None and source is now.dense and not now.steps:
+        return now.tried
+    config = {"stage": "sensitivity", **TRIED, "most_samples": now.samples}
+    return now.made(sensitivity, f"sensitivity-{name}", config, source, counted=False)
+
+
+def _first_bytes(now: Search) -> int | None:
+    """The smallest size that is predicted to keep to the budget; else the largest, and the search goes up from it."""
+    if now.budget.metric_loss is None or now.left <= 0:
+        return None
+    now.tried = _tried(now, now.dense, "1")
+    sizes = library.first_sizes(now.dense.numbers["dense_bytes"])
+    in_points = now.dense.numbers["val_correct"] is not None
+    for size_ in sizes:
+        allocation = _allocated(now, now.tried, size_)
+        expected = task_budget.predicted(now.run, now.tried, allocation, in_points=in_points)
+        if expected <= now.budget.metric_loss - now.budget.margin:
+            return size_
+    return sizes[-1]
+
+
+def _allocated(now: Search, tried: Reference, target_bytes: int) -> Any:
     """Density and bits of every tensor, for the bytes that are to be reached."""
     from deepcompression.allocation import allocate
 
-    tried = now.made(sensitivity, f"sensitivity-{name}", {"stage": "sensitivity", **TRIED}, source, counted=False)
     options, rest = task_budget.options(now.run, tried, now.plan.coder)
     least = rest + sum(min(map(min, one.sizes)) for one in options)
     wanted = target_bytes / _actual_to_predicted(now.steps)
@@ -226,34 +316,88 @@ def _budget(plan: schema.Budget, dense: Reference) -> Budget:
     return Budget(None, most)
 
 
-def _affordable(now: Search, recipe: schema.Recipe) -> int:
+def _plan(now: Search, recipe: schema.Recipe) -> str:
+    """Sets how long steps train and how much they try, by the time there is; why there is none for even one step."""
+    now.epochs = now.plan.epochs or EPOCHS
+    if now.plan.time_limit is None:
+        return ""
+    if now.left <= 0:
+        return f"{_spent(now)} by the dense model alone"
+    clock = _clock(now, recipe)
+    now.samples, now.rest = _thrift(clock, now.left)
+    aside = clock.sensitivity(POINTS, now.samples) + (clock.by_effect() if now.rest == "auto" else 0.0)
+    wanted = now.plan.epochs or _affordable(now, clock, aside)
+    now.epochs = wanted if now.plan.epochs else _fitting(clock, now.left - aside, wanted)
+    now.first = clock.training(max(now.epochs, 1) + _sharing(max(now.epochs, 1)))
+    needed = aside + now.first
+    if now.epochs and needed <= now.left:
+        return ""
+    which = f"a step of {now.epochs} epochs (budget.epochs)" if now.plan.epochs else "the shortest step"
+    return f"{_spent(now)} and {which} takes {_time(needed)}"
+
+
+def _clock(now: Search, recipe: schema.Recipe) -> Clock:
+    """What an epoch and an evaluation take: of the dense model's own training where steps train as it did."""
+    config = {"stage": "pace", "batch_size": now.train.batch_size, "distil": _training(now, 1)["distil"]}
+    measured = now.made(pace, "pace", config, now.dense, counted=False)
+    an_epoch, a_look = measured_pace(now.run, measured)
+    known = None if recipe.budget is None or recipe.budget.train else task_budget.epoch_seconds(now.run, now.dense)
+    return task_budget.clock_of(now.run, now.dense, an_epoch if known is None else known, a_look)
+
+
+def _thrift(clock: Clock, left: float) -> tuple[int, str]:
+    """On how many samples tensors are tried, a fifth of the time at most if that can be; the precision of the rest."""
+    samples = next((one for one in SAMPLES if clock.sensitivity(POINTS, one) <= left / 5), SAMPLES[-1])
+    return samples, "auto" if clock.by_effect() <= left / 10 else "bfloat16"
+
+
+def _affordable(now: Search, clock: Clock, aside: float) -> int:
     """Epochs of a step's pruning that leave room for so many steps in the time there is."""
-    if now.plan.time_limit is None or recipe.model.weights:
-        return EPOCHS
-    an_epoch = now.spent / recipe.train.epochs
-    left = 0.9 * 60 * now.plan.time_limit - now.spent
-    affordable = left / (PLANNED_EPOCHS * (1 + SHARING) * max(an_epoch, 1e-3)) / 1.4  # a teacher asked, files encoded
+    left = now.left - 6 * (now.plan.time_limit or 0) - PLANNED_STEPS * aside
+    affordable = left / (PLANNED_EPOCHS * (1 + SHARING) * library.OVERHEAD * max(clock.an_epoch, 1e-3))
     return int(min(max(affordable, FEWEST), MOST))
+
+
+def _fitting(clock: Clock, left: float, wanted: int) -> int:
+    """As many epochs as fit into the time, up to ``wanted``; 0 where not even one does."""
+    return next((one for one in range(wanted, 0, -1) if clock.training(one + _sharing(one)) <= left), 0)
 
 
 def _late(now: Search, following: Next) -> str:
     """Why there is no time for the next step; empty where there is."""
-    needed = max((step.seconds / step.epochs for step in now.steps), default=0.0) * _epochs(now, following)
-    if not now.steps or now.plan.time_limit is None or now.spent + 1.1 * needed <= 60 * now.plan.time_limit:
-        return ""
-    return f"{now.spent / 60:.1f} of {now.plan.time_limit:g} minutes are spent and a step takes {needed / 60:.1f}"
+    needed = max((1.1 * step.needed(_epochs(now, following)) for step in now.steps), default=now.first)
+    return f"{_spent(now)} and a step takes {_time(needed)}" if needed > now.left else ""
+
+
+def _spent(now: Search) -> str:
+    return f"{_time(now.spent)} of {now.plan.time_limit:g} minutes are spent"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 6 else f"{seconds:.1f} s"
+
+
+def _refuse_unmeasured(metric: str, dense: Reference) -> None:
+    """BudgetError where there is nothing that a loss could be measured against."""
+    for name, key in ((metric, "val_metric"), ("loss", "val_loss")):
+        if not math.isfinite(dense.numbers[key]):
+            raise BudgetError(
+                f"budget: the dense model's val {name} is not a number ({dense.numbers[key]}), so what a file loses "
+                "against it cannot be measured; look at the metric, the loss and the validation split"
+            )
 
 
 # ---------------------------------------------------------------- what is left
 
 
 def _tell(now: Search, step: Step) -> None:
-    unit = "points" if now.dense.numbers["val_correct"] is not None else ""
+    unit = "points" if now.dense.numbers["val_correct"] is not None else str(now.run.metric_object().name)
+    note = f" ({step.note})" if step.note else ""
     verdict = "keeps to the budget" if step.result.kept else "does not keep to the budget"
     say(
         f"[bold]budget[/]       step {len(now.steps)}: {size(step.result.file_bytes)}, "
         f"{now.dense.numbers['dense_bytes'] / step.result.file_bytes:.1f}x, "
-        f"{step.result.loss:+.2f} {unit} lost on validation: {verdict}"
+        f"{lost(step.result.loss, unit)} on validation: {verdict}{note}"
     )
 
 
@@ -297,6 +441,7 @@ def _outcome(now: Search, chosen: int, reason: str) -> dict[str, Any]:
                 "expected_loss": step.result.expected,
                 "kept": step.result.kept,
                 "seconds": step.seconds,
+                "note": step.note,
                 "density": dict(step.density),
                 "bits": dict(step.bits),
             }

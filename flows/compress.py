@@ -48,7 +48,7 @@ from tasks.run import Reference, Run
 from tasks.secrets import hidden, masked, restored, sealed
 from tasks.share import share
 from tasks.slim import slim
-from tasks.store import UNSENT, Store, publish, write_json
+from tasks.store import UNSENT, Store, finite, publish, write_json
 from tasks.tracking import Parent, Tracker, resolve_uri
 from tasks.verdict import budget_aims, emit_missed, missed, told, verdict_of, verdict_of_seeds
 from tasks.verify import Verified, verify
@@ -203,6 +203,8 @@ def spread_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean, worst and spread (sample standard deviation) over seeds, of size, ratio and test results."""
 
     def over(values: Sequence[float], worst: Any) -> dict[str, float]:
+        if not all(map(math.isfinite, values)):
+            return dict.fromkeys(("mean", "worst", "spread"), math.nan)
         return {
             "mean": statistics.fmean(values),
             "worst": worst(values),
@@ -466,9 +468,7 @@ def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
     if not flow_run.id:
         return
     metric = summary["metric"]
-    create_table_artifact(
-        key="stages", table=[dict(row) for row in summary["stages"]], description=f"{run.name}, seed {run.seed}"
-    )
+    create_table_artifact(key="stages", table=finite(summary["stages"]), description=f"{run.name}, seed {run.seed}")
     report, page = (Path(run.folder) / "report.html").resolve(), run.tracker.page
     create_link_artifact(
         key="report",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -13,8 +14,9 @@ from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
+from prefect.states import Failed, State
 
-from deepcompression.errors import RunError
+from deepcompression.errors import AimMissed, RunError
 from flows import recipe as recipes
 from flows import watchdog
 from flows.schema import BUILT_IN, Recipe
@@ -28,6 +30,7 @@ from tasks.secrets import hidden, masked, restored, sealed
 from tasks.sources import code_digest
 from tasks.store import Store, write_json
 from tasks.tracking import Tracker, resolve_uri
+from tasks.verdict import missed, told
 
 SWEEPS = recipes.ROOT / "artifacts" / "sweeps"
 CODE = tuple(f"tasks.{stem}" for stem in ("baseline", *BUILT_IN, "custom", "sensitivity"))
@@ -40,7 +43,9 @@ def _name() -> str:
 
 
 @flow(name="sweep", flow_run_name=_name, validate_parameters=False)
-def sweep(sweep_: str | dict[str, Any], overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+def sweep(
+    sweep_: str | dict[str, Any], overrides: dict[str, Any] | None = None
+) -> dict[str, Any] | State[dict[str, Any]]:
     """Runs all trials of a sweep and returns its result. Started again, it goes on where it was.
 
     Args:
@@ -49,6 +54,8 @@ def sweep(sweep_: str | dict[str, Any], overrides: dict[str, Any] | None = None)
 
     Raises:
         InputError: the sweep, its recipe, or a key of its parameters is wrong.
+        AimMissed: trials were made, and every one missed its budget; ``summary`` is the result. A trial that did is
+            never chosen while another did not.
         RunError: not one trial succeeded; or the cluster's workers have other versions.
     """
     return _sweep(restored(sweep_), restored(overrides))
@@ -64,9 +71,12 @@ def _sweep(source: str | dict[str, Any], overrides: dict[str, Any] | None) -> di
     recover(_place(parsed), resolve_uri(parsed.tracking.uri))
     tracker = _open(plan, parsed, folder)
     alive = living(_place(parsed), tracker, str(flow_run.id) if flow_run.id else None)
-    with ending(tracker), alive, _crew(plan, parsed) as crew:
-        trials = _search(plan, raw, folder, tracker, crew)
-        return _finish(plan, raw, trials, folder, tracker, crew)
+    try:
+        with ending(tracker), alive, _crew(plan, parsed) as crew:
+            trials = _search(plan, raw, folder, tracker, crew)
+            return _finish(plan, raw, trials, folder, tracker, crew)
+    except AimMissed as error:
+        return Failed(name="AimMissed", message=str(error), data=error)
 
 
 def load(source: str | dict[str, Any], overrides: Mapping[str, Any] | None = None) -> Sweep:
@@ -153,10 +163,10 @@ def _tell(study: Any, trial: Any, answer: Mapping[str, Any]) -> str:
     from optuna.trial import TrialState
 
     values = None
-    if "error" not in answer:
+    if "error" not in answer and math.isfinite(answer["final"]["metric"]):
         trial.set_user_attr("summary", hidden(answer))
         values = [answer["file_bytes"], answer["final"]["metric"]]
-    if values is None or any(value != value for value in values):
+    if values is None:
         reason = masked(answer.get("error") or "its validation metric is not a number")
         trial.set_user_attr("error", reason)
         study.tell(trial, state=TrialState.FAIL)
@@ -177,10 +187,11 @@ def _finish(
         first = trials[0].error if trials else "there was nothing to try"
         raise RunError(f"sweep {plan.name}: all {len(trials)} trials failed; the first: {first}")
     points = [_point(trial) for trial in good]
-    best = front(points, higher=bool(good[0].summary["final"]["higher_is_better"]))
+    kept = [_point(trial) for trial in good if not missed(trial.summary)]
+    best = front(kept or points, higher=bool(good[0].summary["final"]["higher_is_better"]))
     chosen = spread_out(best, plan.chosen)
     _read_test(plan, raw, [trial for trial in good if trial.number in {one.number for one in chosen}], tracker, crew)
-    result = _result(plan, trials, {one.number for one in best}, folder, tracker)
+    result = {**_result(plan, trials, {one.number for one in best}, folder, tracker), "verdict": _verdict(good, kept)}
     write_json(folder / "sweep.json", result)
     tested = {trial.number: trial.test for trial in good if trial.test}
     picture(points, best, tested, result, folder / "pareto.svg")
@@ -196,7 +207,18 @@ def _finish(
     for name in ("sweep.json", "pareto.svg"):
         tracker.artifact(folder / name)
     _prefect_artifacts(plan, result)
+    if missed(result):
+        raise AimMissed(told(result["verdict"]), result)
     return result
+
+
+def _verdict(good: Sequence[Trial], kept: Sequence[Point]) -> dict[str, Any] | None:
+    """None where trials kept their aims, or had none; a miss where all missed theirs, with the first one's words."""
+    if kept:
+        return None
+    first = f"trial {good[0].number}: {good[0].summary['verdict']['text']}"
+    text = f"no trial of {len(good)} kept what was asked for; {first}"
+    return {"kept": False, "text": text, "aims": [], "test": None}
 
 
 def _point(trial: Trial) -> Point:

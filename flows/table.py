@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tasks.console import size
 from tasks.report import difference
-from tasks.verdict import missed
+from tasks.verdict import missed, told
 
 
 def show(summary: Mapping[str, Any]) -> None:
@@ -157,6 +157,10 @@ def show_sweep(result: Mapping[str, Any]) -> None:
             console.print(
                 f"trial {one['number']} {one['parameters']} failed: {one['error']}", soft_wrap=True, markup=False
             )
+    for one in good:
+        if missed(one["summary"]):
+            text = f"trial {one['number']} {told(one['summary']['verdict'])}"
+            console.print(text, style="red", soft_wrap=True, markup=False)
     for one in good:
         if one["test"]:
             console.print(f"trial {one['number']}: {one['test']['folder']}/model.dcz", soft_wrap=True)

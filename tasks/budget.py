@@ -14,7 +14,8 @@ from tasks.sensitivity import curves
 from tasks.store import write_json
 
 if TYPE_CHECKING:
-    from deepcompression.allocation import TensorCurves
+    from deepcompression.allocation import Allocation, TensorCurves
+    from deepcompression.budget import Clock
 
 SPREAD = 3.0
 # What was lost at once, before any training: training makes up for most of what pruning costs, hardly for lost levels.
@@ -41,6 +42,43 @@ def options(run: Run, tried: Reference, coder: str) -> tuple[list[TensorCurves],
     priced = {one.name for one in tensors}
     rest = round_precision({name: tensor for name, tensor in state.items() if name not in priced}, rest="bfloat16")
     return found, len(files.encode(rest.state, coder))
+
+
+def predicted(run: Run, tried: Reference, allocation: Allocation, *, in_points: bool) -> float:
+    """By how much the metric is likely to be worse after a step's training; see ``deepcompression.budget``."""
+    from deepcompression.budget import predicted_loss
+
+    found, higher = curves(run, tried), bool(run.metric_object().higher_is_better)
+    tensors = [one for one in found.tensors if one.name in allocation.density]
+    return predicted_loss(
+        allocation.density,
+        allocation.bits,
+        tensors,
+        found.base.metric,
+        higher_is_better=higher,
+        in_points=in_points,
+    )
+
+
+def clock_of(run: Run, dense: Reference, an_epoch: float, a_look: float) -> Clock:
+    """What a step's parts take, and how many there are of each."""
+    from torch import Tensor
+
+    from deepcompression import selection
+    from deepcompression.budget import Clock
+
+    model, split = run.model_with(dense), run.splits().validation
+    tensors = len(set(selection.prunable(model)))
+    others = len({name for name, one in run.state(dense).items() if one.is_floating_point()}) - tensors
+    cut = isinstance(split, tuple | list) and all(isinstance(part, Tensor) for part in split)
+    return Clock(an_epoch, a_look, tensors, max(others, 0), int(dense.numbers["val_total"]), cut)
+
+
+def epoch_seconds(run: Run, dense: Reference) -> float | None:
+    """Mean seconds of an epoch in which the dense model was trained; None where it was read from a file."""
+    history = (run.store.find(dense.key) or {}).get("history") or []
+    seconds = [float(row["seconds"]) for row in history if row.get("seconds") is not None]
+    return sum(seconds) / len(seconds) if seconds else None
 
 
 def worth_sharing(run: Run, reference: Reference) -> list[str]:

@@ -172,7 +172,9 @@ def sensitivity(curves: Mapping[str, Any], metric: str, path: Path) -> None:
             for place, one in enumerate(named):
                 look = {"color": LINES[place % len(LINES)], "marker": MARKERS[place // len(LINES)], "markersize": 3.5}
                 _sensitive(axes, curves, one, points, unit, label=_short(one["name"], 24), linewidth=1.3, **look)
-            axes.axhline(curves["base"]["metric"], color="black", linestyle="--", linewidth=0.9, label="unchanged")
+            axes.axhline(
+                _drawn(curves["base"]["metric"]), color="black", linestyle="--", linewidth=0.9, label="unchanged"
+            )
             axes.spines[["top", "right"]].set_visible(False)
         _sensitivity_axes(left, right, curves, _short(metric, 24))
         handles, labels = left.get_legend_handles_labels()
@@ -193,6 +195,9 @@ def tradeoff(key: str, outcome: Mapping[str, Any]) -> str:
     """
     steps, dense = outcome["steps"], outcome["dense_val_metric"]
     chosen = steps[outcome["chosen"] - 1]
+    steps = [step for step in steps if math.isfinite(step["val_metric"])]
+    if chosen not in steps:  # nothing that was made has a metric that is a number
+        return ""
     with _style(INK):
         figure, axes = _figure(5.2, 3.2)
         axes.axhline(dense, color=INK, linewidth=0.8, linestyle=":")
@@ -401,15 +406,23 @@ def _sensitive(
     axes: Any, curves: Mapping[str, Any], tensor: Mapping[str, Any], points: str, unit: str, **look: Any
 ) -> None:
     """One tensor's line; that of densities begins at its present one."""
-    rows = [(point[unit], point["metric"]) for point in tensor[points]]
+    rows = [(point[unit], _drawn(point["metric"])) for point in tensor[points]]
     if unit == "density":
-        rows = [(tensor["density"], curves["base"]["metric"]), *rows]
+        rows = [(tensor["density"], _drawn(curves["base"]["metric"])), *rows]
     axes.plot([row[0] for row in rows], [row[1] for row in rows], **look)
+
+
+def _drawn(value: float | None) -> float:
+    """NaN, which leaves a gap, for what is not finite, and for the null that stands for it in the store."""
+    return value if value is not None and math.isfinite(value) else math.nan
 
 
 def _sensitivity_axes(left: Any, right: Any, curves: Mapping[str, Any], metric: str) -> None:
     from matplotlib.ticker import NullFormatter
 
+    tried = [curves["base"], *(point for one in curves["tensors"] for point in one["by_density"])]
+    if all(math.isnan(_drawn(point["metric"])) for point in tried):
+        left.set_xlim(0.01, 1)  # with nothing to draw, a logarithmic axis has no limits of its own
     left.set_xscale("log")
     left.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     left.xaxis.set_minor_formatter(NullFormatter())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ def front(points: Sequence[Point], *, higher: bool) -> list[Point]:
     """The points that no other beats in one of bytes and metric without losing in the other; smallest first.
 
     Args:
-        points: any; of equal ones the first stays.
+        points: any; of equal ones the first stays, and one whose metric is not a number beats nothing.
         higher: whether a higher metric is better.
     """
     best: list[Point] = []
     sign = -1 if higher else 1
-    for point in sorted(points, key=lambda one: (one.file_bytes, sign * one.metric, one.number)):
+    for point in sorted(
+        (one for one in points if isfinite(one.metric)), key=lambda one: (one.file_bytes, sign * one.metric, one.number)
+    ):
         if not best or sign * point.metric < sign * best[-1].metric:
             best.append(point)
     return best
@@ -60,6 +63,8 @@ def picture(
 ) -> None:
     """Writes an SVG: all trials by bytes (logarithmic) and validation metric, the front, test results of the chosen.
 
+    What is not a number is not drawn.
+
     Args:
         points: all trials.
         best: the front.
@@ -79,13 +84,16 @@ def picture(
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     metric = result["metric"]
-    axes.axhline(result["dense_val_metric"], color=DENSE, linestyle=":", label=f"dense model, val {metric}")
+    points = [one for one in points if isfinite(one.metric)]
+    taken = taken if taken is not None and isfinite(taken.metric) else None
+    if result["dense_val_metric"] is not None and isfinite(result["dense_val_metric"]):
+        axes.axhline(result["dense_val_metric"], color=DENSE, linestyle=":", label=f"dense model, val {metric}")
     axes.scatter([p.file_bytes for p in points], [p.metric for p in points], color=OTHER, label="trial, validation")
     axes.plot(
         [p.file_bytes for p in best], [p.metric for p in best], "o-", color=FRONT, drawstyle="steps-post",
         label="Pareto front, validation",
     )  # fmt: skip
-    if worst is not None:
+    if worst is not None and isfinite(worst):
         axes.axhline(worst, color=DENSE, linestyle="--", linewidth=1, label=f"what was asked for, val {metric}")
     if most_bytes is not None:
         axes.axvline(most_bytes, color=DENSE, linestyle="--", linewidth=1, label="what was asked for, bytes")
@@ -93,13 +101,15 @@ def picture(
         axes.scatter(taken.file_bytes, taken.metric, s=160, facecolors="none", edgecolors="black", label="taken")
     for point in sorted({*best, *([taken] if taken else [])}, key=lambda one: one.number):
         axes.annotate(str(point.number), (point.file_bytes, point.metric), (4, 5), textcoords="offset points", size=8)
+    tested = {number: one for number, one in tested.items() if isfinite(one["final"]["metric"])}
     if tested:
         sizes = [one["file_bytes"] for one in tested.values()]
         values = [one["final"]["metric"] for one in tested.values()]
         axes.scatter(sizes, values, marker="x", color="black", zorder=3, label="chosen, test")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
-    spread = max(p.file_bytes for p in points) / min(p.file_bytes for p in points)
+    sizes = [p.file_bytes for p in points] or [1]
+    spread = max(sizes) / min(sizes)
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: size(value)) if spread < 10 else NullFormatter())
     axes.tick_params(axis="x", which="both", labelrotation=30, labelsize=8)
     axes.set_xlabel("bytes of the file")

@@ -383,7 +383,7 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for one in (size, number, percent, significance.points, bits, times, sortable):
+    for one in (size, number, percent, significance.points, bits, times, signed, sortable):
         environment.filters[one.__name__] = one
     return environment
 
@@ -410,6 +410,11 @@ def bits(value: float | None) -> str:
 def times(value: float | None) -> str:
     """24.6487 -> 24.6×."""
     return "–" if value is None else f"{value:.1f}×"
+
+
+def signed(value: float | None) -> str:
+    """0.5 -> +0.50; a zero has no minus; nothing for nothing."""
+    return "" if value is None else f"{round(value, 2) + 0.0:+.2f}"
 
 
 def sortable(value: Any) -> str:

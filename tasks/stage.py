@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deepcompression.structure import Coarsened
+
+log = logging.getLogger(__name__)
 
 # Every stage is one Prefect task with these settings: the store resumes, Prefect's cache cannot (its keys differ
 # between equal tensors, and it returns results whose file is gone).
@@ -74,10 +78,17 @@ def perform(
         run.store.used(key, entry)
     for text in entry.get("warnings", ()):  # of a result that is used again, too
         warn(run.folder, label, text)
-    numbers = {**entry["numbers"], "seconds": round(time.perf_counter() - started, 3), "cached": cached, "stage": label}
+    seconds = round(time.perf_counter() - started, 3)
+    numbers = {**_numbers(entry), "seconds": seconds, "cached": cached, "stage": label}
     _log(run, label, number, config, numbers, entry)
     reference = Reference(key, entry["object"], tuple(entry["zeros"]), tuple(entry["shared"]), numbers)
     return Completed(name="Reused", data=reference) if cached else reference
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry's numbers; null is what JSON has for a result that was not a number."""
+    numbers = entry["numbers"]
+    return {**numbers, **{name: math.nan for name in ("val_metric", "val_loss") if numbers[name] is None}}
 
 
 @contextlib.contextmanager
@@ -180,6 +191,9 @@ def _measure(run: Run, source: Reference | None, product: Product) -> dict[str, 
     model.load_state_dict(dict(product.state))
     problem = run.problem()
     result = evaluate(model, problem.validation, problem.step, problem.metric, run.compute())
+    for name, value in ((str(problem.metric.name), result.metric), ("loss", result.loss)):
+        if not math.isfinite(value):
+            log.warning("val %s is not a number (%s): it wins over nothing, and JSON has null for it", name, value)
     state = structure.plain_state(model)
     return {
         "dense_bytes": base["dense_bytes"],

@@ -36,7 +36,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def as_json(value: Any) -> str:
     """``value`` as indented JSON; NaN and infinity, which JSON does not have, as null."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def file_digest(path: Path) -> str:
@@ -180,12 +180,13 @@ def _json(value: Any) -> bytes:
     return (as_json(value) + "\n").encode()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """``value`` with null for NaN and infinity, at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: finite(one) for key, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _cache(url: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -90,8 +91,8 @@ class Tracker:
         self._log("params", values={_legal(k): masked(str(v))[:6000] for k, v in flatten(params).items()})
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Numbers at one step, sent in one call."""
-        self._log("metrics", values=[[_legal(k), float(v), step] for k, v in values.items()])
+        """Numbers at one step, sent in one call; what is not finite is left out, as MLflow has no place for it."""
+        self._log("metrics", values=[[_legal(k), float(v), step] for k, v in values.items() if math.isfinite(v)])
 
     def curve(self, prefix: str, history: list[Mapping[str, Any]]) -> None:
         """What was measured after each epoch, as ``prefix/loss`` and so on, step = epoch; sent in one call."""
@@ -99,7 +100,7 @@ class Tracker:
             [_legal(f"{prefix}/{name}"), float(value), int(row["epoch"])]
             for row in history
             for name, value in row.items()
-            if name != "epoch" and isinstance(value, int | float)
+            if name != "epoch" and isinstance(value, int | float) and math.isfinite(value)
         ]
         self._log("metrics", values=rows)
 

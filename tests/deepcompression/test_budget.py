@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,16 +12,20 @@ from hypothesis import strategies as st
 from deepcompression.budget import (
     Budget,
     Candidate,
+    Clock,
     Next,
     Stop,
     best_of,
     expected_loss,
+    first_sizes,
     keeps,
     loss_of,
     margin_of,
     next_step,
+    predicted_loss,
 )
 from deepcompression.errors import BudgetError
+from deepcompression.sensitivity import BitsPoint, DensityPoint, TensorSensitivity
 
 DENSE = 1_000_000
 
@@ -159,3 +164,48 @@ def test_the_loss_is_a_second_opinion():
     assert abs(expected_loss(0.0, **many, loss_after=0.04)) < 0.1
     assert expected_loss(1.0, **few, loss_after=1e6) < 1.1
     assert expected_loss(0.5, **few | {"loss_before": 0.0}, loss_after=0.1) == pytest.approx(0.5, abs=0.01)
+
+
+def test_not_a_number_never_wins():
+    """A loss that is NaN keeps to no budget, is chosen over nothing, and makes the next candidate larger."""
+    for budget in (Budget(metric_loss=1.0), Budget(most_bytes=100)):
+        assert not keeps(budget, 10, math.nan) and not keeps(budget, 10, math.inf)
+    lost = [Candidate(50, math.nan, False), Candidate(90, 7.0, False), Candidate(40, math.nan, False)]
+    assert best_of(Budget(metric_loss=1.0), lost) == 1 == best_of(Budget(metric_loss=1.0), lost[::-1])
+    step = next_step(Budget(metric_loss=1.0), [Candidate(40_000, math.nan, False)], DENSE, 10)
+    assert step == Next(100_000, None)
+    assert next_step(Budget(metric_loss=1.0), [Candidate(40_000, 0.1, False, math.nan)], DENSE, 10) == step
+
+
+def test_the_first_candidate_is_as_large_as_is_predicted_to_keep():
+    """24 times smaller at most; the sizes rise to less than half of the dense model; a given one is taken."""
+    sizes = first_sizes(DENSE)
+    assert sizes[0] == DENSE // 24 and sizes == sorted(sizes) and DENSE / 4 < sizes[-1] < DENSE / 2
+    assert next_step(Budget(metric_loss=1.0), [], DENSE, 10, sizes[2]) == Next(sizes[2], None)
+    assert next_step(Budget(most_bytes=100), [], DENSE, 10, sizes[2]) == Next(DENSE // 24, None)
+
+
+def test_what_is_predicted_is_a_tenth_of_what_pruning_alone_costs():
+    """Costs of all tensors add up, in the metric's unit and direction; gains count nothing, NaN is infinite."""
+    one = TensorSensitivity(
+        "a", 100, 1.0, (DensityPoint(0.5, 0.9, 0), DensityPoint(0.2, 0.6, 0)), (BitsPoint(4, 0.85, 0),)
+    )
+    other = TensorSensitivity("b", 100, 0.5, (DensityPoint(0.2, 0.95, 0),), (BitsPoint(4, math.nan, 0),))
+
+    def predicted(density: dict[str, float], bits: dict[str, int], higher: bool = True) -> float:
+        some = [tensor for tensor in (one, other) if tensor.name in density]
+        return predicted_loss(density, bits, some, 0.9, higher_is_better=higher, in_points=True)
+
+    assert predicted({"a": 0.21}, {"a": 4}) == pytest.approx(0.1 * (30 + 5))
+    assert predicted({"a": 1.0}, {"a": 4}) == pytest.approx(0.1 * 5)
+    assert predicted({"a": 0.2}, {"a": 4}, higher=False) == 0
+    assert predicted({"a": 1.0, "b": 0.2}, {"a": 4, "b": 4}) == math.inf
+    assert predicted({"b": 0.5}, {"b": 3}) == 0
+
+
+def test_the_clock_counts_what_stands_beside_training():
+    """Sensitivity by tensors, points and samples; a split that cannot be cut is looked at whole."""
+    clock = Clock(an_epoch=10.0, a_look=2.0, tensors=50, others=100, samples=20_000, cut=True)
+    assert clock.sensitivity(10, 2000) == pytest.approx(50 * 10 * 0.2) and clock.by_effect() == 600
+    assert replace(clock, cut=False).sensitivity(10, 2000) == 1000
+    assert clock.training(3) == pytest.approx(3 * 14 + 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 
 import pytest
@@ -161,3 +162,24 @@ def test_what_is_impossible_is_refused_by_name(arguments: dict, rule: str):
     """The message names the tensor or the number."""
     with pytest.raises(StructureError, match=rule):
         sensitivity(net(), problem(), **{"names": ["0.weight"], **arguments})
+
+
+def test_null_in_json_is_what_was_not_a_number():
+    """A loss or metric that was NaN comes back as NaN, so that it never looks like a good one."""
+    plain = {
+        "base": {"metric": None, "loss": 0.5},
+        "samples": 10,
+        "tensors": [
+            {
+                "name": "a",
+                "weights": 4,
+                "density": 1.0,
+                "by_density": [{"density": 0.5, "metric": None, "loss": None}],
+                "by_bits": [{"bits": 4, "metric": 0.5, "loss": None}],
+            }
+        ],
+    }
+    found = restored(plain)
+    point, coarse = found.tensors[0].by_density[0], found.tensors[0].by_bits[0]
+    assert all(math.isnan(one) for one in (found.base.metric, point.metric, point.loss, coarse.loss))
+    assert found.base.loss == coarse.metric == 0.5

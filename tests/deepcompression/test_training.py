@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -393,3 +394,18 @@ def test_a_clipped_gradient_bounds_the_step():
     run(model, epochs=1, optimizer=plain, schedule="constant", gradient_clip=1e-3)
     moved = sum(float((plain_state(model)[name] - before[name]).square().sum()) for name in before) ** 0.5
     assert 0 < moved <= 6 * 1.01e-3
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "words"),
+    [
+        ([math.nan, math.inf, math.nan], 3, "in any of 3 epochs; the last epoch's weights are kept"),
+        ([math.inf, 0.4, math.nan], 2, "in 2 of 3 epochs; the best of the others is kept"),
+    ],
+)
+def test_a_metric_that_is_not_a_number_never_wins(
+    values: list[float], best: int, words: str, caplog: pytest.LogCaptureFixture
+):
+    """NaN and infinity are no best epoch; where nothing else comes the last state stays, and a warning says so."""
+    fitted = run(net(), problem=scripted(values), epochs=3)
+    assert fitted.best_epoch == best and f"is not a number {words}" in caplog.text

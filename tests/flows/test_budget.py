@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
 from mlflow import MlflowClient
 
+from deepcompression import budget as library
+from deepcompression.budget import Clock
 from deepcompression.errors import BudgetError, RecipeError
+from flows import budget as flow_budget
 from flows import recipe as recipes
+from flows import schema
+from flows.budget import Search
 from flows.compress import compress
+from tasks.run import Reference
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -110,18 +119,117 @@ def test_killed_between_steps_it_ends_in_the_same_bytes(
     ]
 
 
-def test_time_ends_the_search_and_a_file_is_there(tiny: Tiny) -> None:
-    """After the first step there is no time for another; whether it keeps to the loss, less the margin, is told."""
-    summary = compress(
-        tiny(train={"epochs": 4}, stages=[], budget={"metric_loss": 1.0, "epochs": 1, "time_limit": 0.01})
-    )
+def test_where_no_step_fits_into_the_time_a_nearly_lossless_file_is_made(tiny: Tiny) -> None:
+    """No step is begun that the limit cannot hold; what needs no training keeps to the budget, and that is said."""
+    summary = compress(tiny(train={"epochs": 4}, stages=[], budget={"metric_loss": 1.0, "time_limit": 1e-4}))
     assert isinstance(summary, dict)
     outcome = summary["budget"]
-    assert len(outcome["steps"]) == outcome["chosen"] == 1 and "minutes are spent" in outcome["stopped"]
-    step = outcome["steps"][0]
-    assert outcome["kept"] == (step["loss"] <= 1.0 and step["expected_loss"] <= 1.0 - outcome["margin"])
-    assert 0 < outcome["margin"] <= 0.25
-    assert Path(summary["file"]).exists()
+    assert outcome["stopped"].endswith("by the dense model alone; what is nearly lossless was made instead")
+    step = outcome["steps"][outcome["chosen"] - 1]
+    assert outcome["kept"] == (step["loss"] <= 1.0 and step["expected_loss"] <= 1.0 - outcome["margin"]) is True
+    assert [row["stage"] for row in summary["stages"]] == ["baseline", "share-1", "quantize-1", "encode-1"]
+    assert step["note"] == "nothing pruned, weights shared at 8 bits" and summary["ratio"] > 3
+    assert summary["verdict"]["kept"] and summary["verdict"]["text"].endswith("on validation, 1 allowed")
+
+
+def planned(plan: dict[str, Any], spent: float = 60.0, train: dict[str, Any] | None = None) -> Search:
+    """A search that has not begun, of a run whose dense model took so many seconds."""
+    budget = schema.Budget.model_validate({"metric_loss": 1.0, **plan})
+    metric = SimpleNamespace(name="auc", higher_is_better=True)
+    run: Any = SimpleNamespace(name="mine", metric_object=lambda: metric)
+    numbers = {"val_metric": 0.9, "val_loss": 0.5, "val_correct": None, "val_total": 1000, "dense_bytes": 10_000}
+    dense = Reference("dense", "dense", numbers={**numbers, "worked_seconds": spent})
+    limits = library.Budget(metric_loss=budget.metric_loss, margin=0.25)
+    return Search(run, budget, schema.Training.model_validate(train or {}), limits, dense, cast(Any, None), 0, spent)
+
+
+CLOCK = Clock(an_epoch=4.0, a_look=0.5, tensors=4, others=6, samples=1000, cut=True)
+
+
+@pytest.mark.parametrize(
+    ("plan", "clock", "epochs", "reason"),
+    [
+        ({}, CLOCK, 20, ""),
+        ({"time_limit": 30}, CLOCK, 15, ""),
+        ({"time_limit": 4}, CLOCK, 4, ""),
+        ({"time_limit": 1.5}, CLOCK, 1, ""),
+        ({"time_limit": 1.4}, CLOCK, 0, "1.0 minutes of 1.4 minutes are spent and the shortest step takes 0.4 minutes"),
+        ({"time_limit": 1}, CLOCK, 20, "1.0 minutes of 1 minutes are spent by the dense model alone"),
+        ({"time_limit": 5, "epochs": 40}, CLOCK, 40, "and a step of 40 epochs (budget.epochs) takes 6."),
+        ({"time_limit": 5}, replace(CLOCK, an_epoch=200), 0, "the shortest step takes"),
+        ({"time_limit": 5}, replace(CLOCK, tensors=400, cut=False), 0, "the shortest step takes"),
+    ],
+)
+def test_steps_are_planned_into_the_time(
+    plan: dict[str, Any], clock: Clock, epochs: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer epochs where there is less time, none begun that does not fit, sensitivity's and rounding's time counted.
+
+    Epochs that the recipe gives are not changed: where they do not fit, that is the reason.
+    """
+    monkeypatch.setattr(flow_budget, "_clock", lambda now, recipe: clock)
+    now = planned(plan)
+    told = flow_budget._plan(now, cast(Any, None))
+    assert now.epochs == epochs and (reason in told if reason else told == "")
+    if not reason and plan:
+        assert now.first <= now.left
+
+
+def test_little_time_is_spent_on_less_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where looking takes long, tensors are tried on fewer samples, and the rest is rounded without trying."""
+    monkeypatch.setattr(flow_budget, "_clock", lambda now, recipe: clock)
+    for looks, samples, rest in ((0.5, 2000, "auto"), (3.0, 500, "bfloat16")):
+        clock, now = replace(CLOCK, a_look=looks, samples=2000), planned({"time_limit": 4})
+        flow_budget._plan(now, cast(Any, None))
+        assert (now.samples, now.rest) == (samples, rest)
+
+
+def fallen_back(metrics: dict[str, float], plan: dict[str, Any]) -> Search:
+    """A search in which no step was made, after it fell back; files have these metrics and bytes by their labels."""
+    now = planned(plan)
+    if "file_bytes" in plan:
+        now.budget = library.Budget(most_bytes=plan["file_bytes"])
+    numbers = {**now.dense.numbers, "worked_seconds": 1.0, "cached": False}
+    sizes = {"encode-1": 2500, "encode-2": 5000 if "file_bytes" not in plan else 1300, "encode-3": 9800}
+
+    def call(task: Any, run: Any, label: str, number: Any, config: Any, source: Any) -> Reference:
+        changes = {"val_metric": metrics.get(label, 0.9), "size_bytes": sizes.get(label, 10_000)}
+        return Reference(label, label, numbers={**numbers, **changes})
+
+    now.call = call
+    flow_budget._fall_back(now)
+    return now
+
+
+@pytest.mark.parametrize(
+    ("metrics", "plan", "labels"),
+    [
+        ({}, {}, ["share-1", "quantize-1", "encode-1"]),
+        ({"encode-1": -0.5}, {}, ["quantize-2", "encode-2"]),
+        ({"encode-1": -0.5, "encode-2": math.nan}, {}, ["encode-3"]),
+        ({}, {"metric_loss": None, "file_bytes": 1300}, ["share-2", "quantize-2", "encode-2"]),
+        ({}, {"metric_loss": None, "file_bytes": 1000}, ["share-2", "quantize-2", "encode-2"]),
+    ],
+)
+def test_what_is_nearly_lossless_is_always_there(
+    metrics: dict[str, float], plan: dict[str, Any], labels: list[str]
+) -> None:
+    """The smallest that keeps to the budget, at last the dense model itself; by bytes the nearest, though it misses."""
+    now = fallen_back(metrics, plan)
+    chosen = library.best_of(now.budget, [step.result for step in now.steps])
+    assert [one.key for one in flow_budget._chain(now, chosen)] == ["dense", *labels]
+    assert now.steps[chosen].result.kept == (plan.get("file_bytes") != 1000)
+    outcome = flow_budget._outcome(now, chosen, "reason")
+    assert outcome["steps"][chosen]["note"] and outcome["steps"][chosen]["density"] == {}
+
+
+@pytest.mark.parametrize("name", ["val_metric", "val_loss"])
+def test_a_dense_model_without_a_number_is_refused(name: str) -> None:
+    """Right after the baseline, in a line that names the metric: nothing could be measured against it."""
+    now = planned({})
+    dense = replace(now.dense, numbers={**now.dense.numbers, name: math.nan})
+    with pytest.raises(BudgetError, match=r"budget: the dense model's val (auc|loss) is not a number \(nan\)"):
+        flow_budget._refuse_unmeasured("auc", dense)
 
 
 def test_budgets_that_cannot_be_measured_are_refused(tiny: Tiny) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -428,3 +429,10 @@ def test_a_secret_is_not_stored_with_a_promoted_model(tiny: Tiny, monkeypatch: p
     with pytest.raises(InputError) as told:
         compress(tiny(model=model, promote={"model": "m"}))
     assert "s3cr3t" not in str(told.value)
+
+
+def test_spread_of_what_is_not_a_number_is_none_of_it() -> None:
+    """A seed whose metric is NaN spoils mean and worst of the metric, and stops nothing."""
+    end = {"metric": math.nan, "higher_is_better": True}
+    spread = spread_of([{"file_bytes": 10, "ratio": 2.0, "baseline": end, "final": {**end, "metric": 0.5}}] * 2)
+    assert math.isnan(spread["baseline"]["metric"]["worst"]) and spread["final"]["metric"]["mean"] == 0.5

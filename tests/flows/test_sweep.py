@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,16 +11,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 import yaml
 from conftest import free_port
 
-from deepcompression.errors import RecipeError, RunError
+from deepcompression.errors import AimMissed, RecipeError, RunError
 from flows import sweep as sweeps
 from flows import workers
+from flows.study import Trial
 from flows.sweep import load, sweep
 from tasks.lease import leases
 from tasks.places import place_at
@@ -299,3 +302,37 @@ def test_a_dask_worker_that_dies_in_a_trial_costs_no_trial(
     assert len(killed) == 2 and [one["error"] for one in result["trials"]] == [None, None]
     ends = [Path(path).read_text() for path in tmp_path.glob("runs/*/tracking.jsonl")]
     assert sum('"status": "KILLED"' in text for text in ends) == 2 and all('"kind": "finish"' in text for text in ends)
+
+
+@pytest.mark.parametrize("metric", [math.nan, math.inf])
+def test_a_trial_without_a_number_fails(metric: float) -> None:
+    """It is told as failed, with the reason, and never reaches the study's memory, which is JSON."""
+    told: dict[str, Any] = {}
+    study = SimpleNamespace(tell=lambda trial, values=None, state=None: told.update(values=values, state=state))
+    trial = SimpleNamespace(number=0, set_user_attr=told.__setitem__)
+    sweeps._tell(study, trial, {"file_bytes": 5, "ratio": 2.0, "metric": "auc", "final": {"metric": metric}})
+    assert told["values"] is None and told["state"].name == "FAIL" and "summary" not in told
+    assert told["error"] == "its validation metric is not a number"
+
+
+def test_trials_that_missed_their_aim_are_chosen_only_where_all_did(
+    plan: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A smaller and better file that missed its budget is on no front beside one that kept it; all missed is a miss."""
+    monkeypatch.setattr(sweeps, "_read_test", lambda *arguments: None)
+    monkeypatch.setattr(sweeps, "_prefect_artifacts", lambda *arguments: None)
+    quiet: Any = SimpleNamespace(metrics=lambda values: None, artifact=lambda path: None, run_id=None)
+
+    def trial(number: int, size: int, kept: bool) -> Trial:
+        end = {"metric": 0.9, "higher_is_better": True}
+        verdict = {"kept": kept, "text": f"{number} in words", "aims": [], "test": None}
+        numbers = {"file_bytes": size, "dense_bytes": 9000, "ratio": 9000 / size, "metric": "accuracy"}
+        return Trial(number, {}, summary={**numbers, "baseline": end, "final": end, "verdict": verdict})
+
+    def finish(*trials: Trial) -> dict[str, Any]:
+        return sweeps._finish(load(plan()), {}, trials, tmp_path, quiet, cast(Any, None))
+
+    result = finish(trial(0, 100, False), trial(1, 200, True))
+    assert [one["pareto"] for one in result["trials"]] == [False, True]
+    with pytest.raises(AimMissed, match="aim missed: no trial of 2 kept what was asked for; trial 0: 0 in words"):
+        finish(trial(0, 100, False), trial(1, 200, False))

@@ -110,3 +110,18 @@ def test_centroids_are_followed_though_units_change_places() -> None:
     for state in (rounded, rounded[[1, 4, 0, 2, 3]]):
         before, after = figures._codebooks([shared, state])
         assert before.tolist() == [-1.0, 0.5, 2.0] and after.tolist() == [-1.5, 0.25, 2.5]
+
+
+def test_pictures_leave_out_what_is_not_a_number(tmp_path: Path) -> None:
+    """A search and curves with NaN, or with the null that stands for it in the store, are drawn without it."""
+    steps = [
+        {"number": place, "file_bytes": 100 * place, "val_metric": metric, "kept": metric == 0.9}
+        for place, metric in enumerate((np.nan, 0.9, np.inf), 1)
+    ]
+    outcome = {"steps": steps, "dense_val_metric": 0.95, "chosen": 2, "metric": "auc"}
+    assert ElementTree.fromstring(figures.tradeoff("t", outcome)).tag == "svg"
+    assert figures.tradeoff("t", {**outcome, "chosen": 1}) == ""
+    points = [{"density": 0.5, "bits": 4, "metric": None}, {"density": 0.2, "bits": 3, "metric": np.nan}]
+    tensor = {"name": "a", "weights": 5, "density": 1.0, "by_density": points, "by_bits": points}
+    figures.sensitivity({"base": {"metric": None}, "tensors": [tensor]}, "auc", tmp_path / "s.svg")
+    assert ElementTree.fromstring((tmp_path / "s.svg").read_bytes()).tag.endswith("svg")

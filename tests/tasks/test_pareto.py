@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -61,3 +62,14 @@ def test_what_was_asked_for_and_what_was_taken_are_drawn(tmp_path: Path) -> None
     assert {"taken", "what was asked for, val accuracy", "what was asked for, bytes"} <= set(words)
     picture(points, points, {}, result, tmp_path / "p.svg")
     assert "taken" not in re.findall(r"<!-- (.*?) -->", (tmp_path / "p.svg").read_text())
+
+
+def test_what_is_not_a_number_is_on_no_front_and_in_no_picture(tmp_path: Path) -> None:
+    """It beats nothing, however small its file; a picture is drawn all the same, even where nothing else is there."""
+    points = [Point(0, 100, math.nan), Point(1, 900, 0.9), Point(2, 1200, math.inf)]
+    assert front(points, higher=True) == [points[1]] and front(points[:1], higher=False) == []
+    tested = {0: {"file_bytes": 100, "final": {"metric": math.nan}}}
+    for shown, dense in ((points, 0.95), (points[:1], math.nan), (points[:1], None)):
+        result = {"name": "a", "metric": "auc", "dense_val_metric": dense}
+        picture(shown, front(shown, higher=True), tested, result, tmp_path / "p.svg", taken=shown[0], worst=math.nan)
+        assert ElementTree.fromstring((tmp_path / "p.svg").read_bytes()).tag.endswith("svg")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import time
 from dataclasses import replace
@@ -159,3 +160,14 @@ def test_flatten_nested_recipes() -> None:
     assert flatten({"a": {"b": 1, "c": []}, "d": [{"e": 2}], "f": [1, 2], "g": None}) == {
         "a.b": 1, "d.0.e": 2, "f": [1, 2],
     }  # fmt: skip
+
+
+def test_what_is_not_finite_is_left_out_and_breaks_nothing(tmp_path: Path, database: str) -> None:
+    """The journal stays JSON for every reader, and MLflow, which would keep infinity as 1.8e308, gets numbers."""
+    tracker = Tracker(str(_folder(tmp_path)), database, "tests")
+    tracker.start("run", {})
+    tracker.metrics({"a": math.nan, "b": math.inf, "c": 0.5})
+    tracker.curve("train", [{"epoch": 1, "loss": math.nan}, {"epoch": 2, "loss": 0.25}, {"epoch": 3, "loss": None}])
+    assert MlflowClient(database).get_run(str(tracker.run_id)).data.metrics == {"c": 0.5, "train/loss": 0.25}
+    for line in (tmp_path / "run" / JOURNAL).read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)

@@ -1,0 +1,60 @@
+"""How long a training takes, from a few of its batches."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from deepcompression.problem import Batches, Compute, Problem, evaluate, stepped
+
+ENOUGH = 2.0  # seconds of batches
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a pass over the training split, forwards and backwards, and of an evaluation on validation."""
+
+    an_epoch: float
+    a_look: float
+
+
+def pace(model: nn.Module, problem: Problem, compute: Compute | None = None, enough: float = ENOUGH) -> Pace:
+    """Measured on some batches, as many as ``enough`` seconds allow; the first is left out where there are more.
+
+    Args:
+        model: its buffers (BatchNorm's statistics) change, its parameters do not.
+        problem: as it is to be trained.
+        compute: where and how.
+        enough: seconds.
+    """
+    compute = compute or Compute()
+    compute.place(model).train()
+    batches = Batches(problem.train, problem.batch_size, compute, torch.Generator().manual_seed(0), problem.augment)
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=0.0, weight_decay=0.0)
+    times = [time.perf_counter()]
+    for batch in batches:
+        with compute.autocast():
+            loss, _, _ = stepped(problem.train_step or problem.step, model, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        float(loss.detach())  # waits for the device
+        times.append(time.perf_counter())
+        if times[-1] - times[0] > enough and len(times) > 2:
+            break
+    known = times[1:] if len(times) > 2 else times
+    a_batch = (known[-1] - known[0]) / max(len(known) - 1, 1)
+    started = time.perf_counter()
+    evaluate(model, problem.validation, problem.step, problem.metric, compute)
+    return Pace(a_batch * _count(batches), time.perf_counter() - started)
+
+
+def _count(batches: Batches) -> int:
+    """Batches in one pass; of a stream that does not say, they are counted."""
+    try:
+        return len(batches)
+    except TypeError:
+        return sum(1 for _ in batches)
