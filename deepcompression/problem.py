@@ -291,14 +291,22 @@ class Batches:
         """Whether a last batch that is smaller is left out."""
         return self.drop_last if self.loader is None else bool(self.loader.drop_last)
 
+    def drops_all(self) -> bool:
+        """Whether the only batch is one that is left out, as far as the split tells."""
+        known = self.known()
+        return known is not None and self.drops_last() and known[0] < known[1]
+
     def _augmented(self, batch: Any) -> Any:
         assert self.augment is not None and self.generator is not None
         try:
-            return self.augment(batch, self.generator)
+            changed = self.augment(batch, self.generator)
         except DeepCompressionError:
             raise
         except Exception as error:
             raise FactoryError(f"augment: {told(error)}; the batch is {described(batch)}") from error
+        if changed is None:
+            raise FactoryError("augment: returned None; expected the changed batch")
+        return changed
 
     def _slices(self) -> Iterator[Any]:
         count = len(self.tensors[0])

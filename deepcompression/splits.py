@@ -58,14 +58,15 @@ def as_split(split: Any) -> Any:
         DataError: it is something else, it has no sample, or its columns are of unequal lengths.
     """
     if isinstance(split, Mapping) and not all(isinstance(key, int) for key in split):
-        return _columns(list(split.values()), [str(key) for key in split])
-    if isinstance(split, tuple) and any(isinstance(part, COLUMN) for part in split):
-        return _columns(split, None)
+        return _columns([_of_pandas(part) for part in split.values()], [str(key) for key in split])
+    if isinstance(split, tuple) and any(isinstance(_of_pandas(part), COLUMN) for part in split):
+        return _columns([_of_pandas(part) for part in split], None)
     if isinstance(split, list) and _are_columns(split):
         return _columns(split, None)
     if isinstance(split, DataLoader | Stream | Columns):
         return split
-    if not (hasattr(split, "__getitem__") and hasattr(split, "__len__")) or isinstance(split, str | bytes):
+    scalar = isinstance(split, Tensor | np.ndarray) and not split.ndim
+    if scalar or not (hasattr(split, "__getitem__") and hasattr(split, "__len__")) or isinstance(split, str | bytes):
         missing = "; it has no __len__" if hasattr(split, "__getitem__") and hasattr(split, "__iter__") else ""
         raise DataError(f"data: expected {FORMS}, got {type(split).__name__}{missing}")
     if not len(split):
@@ -91,6 +92,11 @@ def _are_columns(split: list[Any]) -> bool:
         return False
     shapes = {np.shape(part) if isinstance(part, np.ndarray | Tensor) else len(part) for part in split}
     return len(shapes) > 1 if not any(isinstance(part, list) for part in split) else len(split[0]) > len(split)
+
+
+def _of_pandas(part: Any) -> Any:
+    """A frame or series as an array."""
+    return part.to_numpy() if callable(getattr(part, "to_numpy", None)) else part
 
 
 def _columns(given: Sequence[Any], names: Sequence[str] | None) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deepcompression import randomness
 from deepcompression.atomic import written
-from deepcompression.errors import DivergedError
+from deepcompression.errors import DataError, DivergedError
 from deepcompression.optimizers import make_optimizer, make_schedule
 from deepcompression.problem import Batches, Compute, Evaluation, Problem, evaluate, stepped
 
@@ -87,6 +87,7 @@ def fit(
     Raises:
         DivergedError: loss not finite; the model has its best state so far, the checkpoint the last epoch.
         FactoryError: optimizer, schedule, step or metric are not what they should be.
+        DataError: the data fails, or nothing is left of it.
         StorageError: the checkpoint cannot be written.
     """
     loop = _Loop(model, problem, epochs, compute or Compute(), seed, checkpoint)
@@ -140,6 +141,8 @@ class _Loop:
         self.batches = Batches(
             problem.train, problem.batch_size, compute, self.generator, problem.augment, problem.drop_last
         )
+        if self.batches.drops_all():
+            raise DataError("data: drop_last leaves nothing to train on: all samples are fewer than a batch")
         self.path = path
         self.epoch = 0
         self.start = _copy(self.model)

@@ -175,6 +175,9 @@ def _compared(problem: Problem, model: nn.Module, teacher: nn.Module, compute: C
 def _last_sample(problem: Problem, model: nn.Module, plan: Plan, compute: Compute) -> None:
     """A last batch of one sample, which BatchNorm cannot train on."""
     batches = Batches(problem.train, plan.batch_size, compute, drop_last=plan.drop_last)
+    if batches.drops_all():
+        total, size = batches.known() or (0, 0)
+        raise DataError(f"{plan.label}: drop_last leaves nothing: {total:,} training samples, batches of {size:,}")
     if _last_of(batches) != 1:
         return
     batch = next(iter(few(problem.train, 1, compute, most=1)))

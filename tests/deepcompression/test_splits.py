@@ -54,6 +54,16 @@ class HuggingFace:
         return [self[index] for index in indices]
 
 
+class Frame:
+    """pandas' DataFrame and Series, as far as they are used."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def to_numpy(self) -> Any:
+        return self.values.numpy()
+
+
 def by_name(model: nn.Module, batch: Any) -> Any:
     return cross_entropy_step(model, (batch["pixel"], batch["label"]))
 
@@ -67,6 +77,7 @@ def by_name(model: nn.Module, batch: Any) -> Any:
         ((list(X.numpy()), Y.tolist()), cross_entropy_step),
         ([list(X), list(Y)], cross_entropy_step),
         ((X, Y.numpy()), cross_entropy_step),
+        ((Frame(X), Frame(Y)), cross_entropy_step),
         ({"x": X, "y": Y.numpy()}, cross_entropy_step),
         ({"pixel": X, "name": [str(one) for one in range(33)], "label": Y}, by_name),
         ([(x, y) for x, y in zip(X, Y, strict=True)], cross_entropy_step),
@@ -76,7 +87,18 @@ def by_name(model: nn.Module, batch: Any) -> Any:
         (DataLoader(Stream(), 8), cross_entropy_step),
     ],
     ids=[
-        *("arrays", "list-of-arrays", "lists", "lists-of-arrays", "list-of-lists", "mixed", "dict", "texts", "samples"),
+        *(
+            "arrays",
+            "list-of-arrays",
+            "lists",
+            "lists-of-arrays",
+            "list-of-lists",
+            "mixed",
+            "pandas",
+            "dict",
+            "texts",
+            "samples",
+        ),
         *("rows", "rows-loader", "stream", "stream-loader"),
     ],
 )
@@ -107,6 +129,7 @@ def test_every_form_of_a_split_trains_and_evaluates_as_tensors_do(split: Any, st
         (3, "got int"),
         (None, "got NoneType"),
         ("train", "got str"),
+        (torch.tensor(3.0), "got Tensor"),
         (iter([1, 2]), "got list_iterator"),
         ((one for one in X), "got generator"),
     ],
@@ -208,6 +231,14 @@ def test_a_last_batch_that_is_smaller_can_be_left_out(split: Any):
     assert recalibrate(norm(), known, compute=CPU) == ["1"]
     with pytest.raises(FactoryError, match=r"Expected more than 1 value.*BatchNorm cannot train .* drop_last: true"):
         fit(norm(), Problem(split, (X, Y), batch_size=8), epochs=1, optimizer=SGD, compute=CPU)
+
+
+def test_dropping_the_only_batch_is_refused():
+    """Epochs without a step would pass for a training."""
+    for split in ((X, Y), TensorDataset(X, Y), DataLoader(TensorDataset(X, Y), 40, drop_last=True)):
+        small = Problem(split, (X, Y), batch_size=40, drop_last=True)
+        with pytest.raises(DataError, match="drop_last leaves nothing"):
+            fit(norm(), small, epochs=1, optimizer=SGD, compute=CPU)
 
 
 def test_dropping_nothing_changes_nothing():

@@ -130,6 +130,7 @@ class Broken(TensorDataset):
         ({"train": Broken(X)}, "train: data: Broken does not give a batch: KeyError: 0"),
         ({"validation": Broken(X)}, "validation: data: Broken does not give a batch: KeyError: 0"),
         ({"augment": lambda batch, generator: batch["x"]}, "train: augment: TypeError"),
+        ({"augment": lambda batch, generator: None}, "train: augment: returned None"),
         ({"train": (X.double(), Y)}, "train: step: RuntimeError: "),
         ({"train": (X, Y.float())}, "train: step: RuntimeError: "),
         ({"train": (X,)}, "train: step: the default one takes batches (samples, targets)"),
@@ -157,6 +158,7 @@ def test_what_does_not_work_is_told_with_its_split(changes: dict[str, Any], word
             "prune: 33 training samples in batches of 32 leave one for the last, and BatchNorm cannot train on a "
             "batch of one sample: set drop_last: true",
         ),
+        (Plan("share", 40, True, SGD), "share: drop_last leaves nothing: 33 training samples, batches of 40"),
         (Plan("recalibrate", 16), "recalibrate: 33 training samples in batches of 16 leave one"),
     ],
 )
