@@ -468,7 +468,8 @@ def _fail(error: BaseException, verbose: bool) -> None:
 def _stop(code: int, message: str) -> None:
     from flows import watchdog
 
-    print(message, file=sys.stderr, flush=True)
+    # A message may quote what a server or a file says: no sequence in it reaches the terminal.
+    print("".join(one if one.isprintable() else "?" for one in message), file=sys.stderr, flush=True)
     watchdog.leave_soon(code)
     raise typer.Exit(code)
 

@@ -61,10 +61,11 @@ MODEL_NUMBERS = """
     stochastic_depth_prob width_mult init_weights aux_logits transform_input zero_init_residual groups
     width_per_group replace_stride_with_dilation memory_efficient progress scriptable exportable
 """
+PLAIN = (str, int, float, bool, type(None))
 POOLS = ("", "avg", "max", "avgmax", "catavgmax", "fast", "token", "map")
 NO_WEIGHTS = ("pretrained", "weights", "weights_backbone")  # may be said, if they say that there are none
 WEIGHTS = (".safetensors", ".dcz")
-REFERENCE = re.compile(r"\$\{\s*(\.*)([A-Za-z0-9_][\w.\-]*|)((?:\[\w+\]|\.[\w\-]+)*)\s*\}")
+REFERENCE = re.compile(r"\$\{\s*+(\.*+)([\w.\-\[\]]*+)\s*+\}")
 FILE_WORD = re.compile(r"(^|_)(root|roots|path|paths|dir|dirs|directory|folder|folders|file|files|filename|url|uri)$")
 
 
@@ -182,6 +183,10 @@ class _Resolver:
             return {self._key(key, place): self.value(one, (*place, key)) for key, one in value.items()}
         if isinstance(value, list | tuple):
             return [self.value(one, (*place, index)) for index, one in enumerate(value)]
+        if not isinstance(value, PLAIN):  # YAML has bytes, sets and dates too; a path can be bytes
+            raise RecipeError(
+                f"run {self.who}: {_shown(place)}: a {type(value).__name__}; expected text, numbers, lists and mappings"
+            )
         return self._text(value, place) if isinstance(value, str) and "${" in value else value
 
     def _text(self, text: str, place: Path_) -> Any:
@@ -197,7 +202,7 @@ class _Resolver:
         return made
 
     def _target(self, found: re.Match[str], place: Path_) -> Any:
-        dots, name = len(found[1]), found[2] + found[3]
+        dots, name = len(found[1]), found[2]
         keys = [one for one in re.split(r"[.\[\]]+", name) if one]
         if not keys or dots > len(place):
             self._lost(found, place)
@@ -244,8 +249,8 @@ class _Resolver:
         return value
 
     def _key(self, key: Any, place: Path_) -> Any:
-        if isinstance(key, str) and "${" in key:
-            self._refuse(place, key)
+        if not isinstance(key, PLAIN) or (isinstance(key, str) and "${" in key):
+            self._refuse(place, str(key))
         return key
 
     def _refuse(self, place: Path_, text: str) -> NoReturn:

@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, get_args
 
 import pytest
+import typer
 import yaml
 
 from deepcompression.errors import RecipeError
@@ -56,6 +57,7 @@ CREATE = '${oc.create:{stage:prune,density:0.5,score:{factory:"os:system",kwargs
         {"name": "${oc.select:seed}"},
         {"name": "\\${seed}"},
         {"name": "${seed"},
+        {"model": _model("a:b", **{"x": {b"k": 1}})},
         {"model": _model("a:b", p="$", q="{oc.env:HOME}", r="${.p}${.q}")},
     ],
 )
@@ -65,6 +67,33 @@ def test_a_recipe_from_a_server_is_plain_data(changes: dict[str, Any], monkeypat
     for name in ("create", "decode", "env", "select"):
         monkeypatch.setattr(f"omegaconf.resolvers.oc.{name}", called, raising=False)
     assert "would be read from this machine" in _refusal(_foreign(**changes))
+
+
+def test_what_only_yaml_can_say_is_refused() -> None:
+    """A path can be bytes, which no rule for texts would look at; sets and dates are nothing that a recipe has."""
+    for text in ("!!binary L2V0Yy9wYXNzd2Q=", "!!set {a, b}", "2026-11-26", "!!timestamp 2026-11-26"):
+        recipe = history._parsed(f"name: n\nmodel: {{factory: 'a:b', kwargs: {{root: {text}}}}}", "r")
+        assert "model.kwargs.root: a " in _refusal(Found("r", recipe, foreign=True))
+
+
+def test_no_escape_sequence_of_a_recipe_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A key that a server chose stands in the message as it would print, harmlessly."""
+    from flows import __main__ as command
+
+    with pytest.raises(RecipeError) as told:
+        admit(_foreign(**{"\x1b]0;title\x07": 1}), [], None, {})
+    with pytest.raises(typer.Exit):
+        command._fail(told.value, False)
+    assert capsys.readouterr().err.strip().isprintable()
+
+
+def test_long_references_are_refused_fast() -> None:
+    """No regular expression goes back and forth over ten thousand dots."""
+    start = time.monotonic()
+    for inner in ("." * 9000, "a." * 4500, "a[" * 4500, " " * 9000):
+        for end in ("!}", "}", ""):
+            _refusal(_foreign(hold={"shared": [f"${{{inner}{end}"] * 5}))
+    assert time.monotonic() - start < 3
 
 
 def test_references_within_the_recipe_are_followed_and_then_judged() -> None:

@@ -480,6 +480,8 @@ def test_champion_of_a_server_is_served(finished: Finished, tmp_path: Path, mlfl
         parts = finished(uri=uri)
         assert go(parts)["version"] == 1
         batch = parts[0].splits().validation[0][:3]
+        got = registry.champion_file(uri, "digits", tmp_path / "got")
+        assert got.read_bytes() == Path(parts[3]).read_bytes()
         with served(serve, f"http://127.0.0.1:{port}/ping", {"MLFLOW_TRACKING_URI": uri}, tmp_path / "serve.log"):
             answer = ask(f"http://127.0.0.1:{port}/invocations", {"inputs": batch.tolist()})
     with torch.inference_mode():
