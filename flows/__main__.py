@@ -468,10 +468,14 @@ def _fail(error: BaseException, verbose: bool) -> None:
 def _stop(code: int, message: str) -> None:
     from flows import watchdog
 
-    # A message may quote what a server or a file says: no sequence in it reaches the terminal.
-    print("".join(one if one.isprintable() else "?" for one in message), file=sys.stderr, flush=True)
+    print(_printable(message), file=sys.stderr, flush=True)
     watchdog.leave_soon(code)
     raise typer.Exit(code)
+
+
+def _printable(message: str) -> str:
+    """A message may quote what a server or a file says: no sequence in it reaches the terminal."""
+    return "".join(one if one.isprintable() else "?" for one in message)
 
 
 if __name__ == "__main__":
