@@ -74,7 +74,11 @@ def _read(path: Path) -> Any:
             ) from None
         raise WeightsError(f"weights {path}: is damaged or no checkpoint") from None
     except Exception as error:  # the readers throw many kinds for a damaged file
-        raise WeightsError(f"weights {path}: cannot be read: {' '.join(str(error).split())[:160]}") from None
+        raise WeightsError(f"weights {path}: cannot be read: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or "it is empty, or ends too soon"
 
 
 def _stripped(name: str, strip: Sequence[str]) -> str:

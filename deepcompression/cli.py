@@ -103,7 +103,8 @@ def encode(
     """Write the tensors of IN as .dcz: lossless, names, types and metadata kept.
 
     IN is .safetensors (read one tensor at a time) or a torch checkpoint (.pt, .pth, .bin, .ckpt), which needs torch;
-    a pickle with code in it is refused, unrun.
+    a pickle with code in it is refused, unrun. Of a checkpoint the tensors at --key are kept, nothing beside them
+    (optimizer, epoch, versions of modules).
 
     \b
     Examples:

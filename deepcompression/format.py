@@ -178,9 +178,9 @@ def _read_name(cursor: Cursor, previous: bytes, names: set[str]) -> tuple[str, b
     try:
         name = raw.decode()
     except UnicodeDecodeError:
-        raise cursor.fail(f"the name {raw!r} is not UTF-8") from None
+        raise cursor.fail(f"the name {raw[:80]!r} is not UTF-8") from None
     if name in names:
-        raise cursor.fail(f"two tensors are called {name!r}")
+        raise cursor.fail(f"two tensors are called {name[:80]!r}")
     names.add(name)
     return name, raw
 
@@ -190,16 +190,16 @@ def _read_entry(cursor: Cursor, name: str, offset: int, earlier: list[Entry]) ->
     if number == 0:
         place = cursor.varint("the place of an equal tensor")
         if place >= len(earlier) or earlier[place].same_as is not None:
-            raise cursor.fail(f"{name!r} refers to tensor {place}, which is not an earlier stored one")
+            raise cursor.fail(f"{name[:80]!r} refers to tensor {place}, which is not an earlier stored one")
         first = earlier[place]
         return Entry(name, first.dtype, first.shape, place, offset, 0, 0)
     if number not in NAMES:
-        raise cursor.fail(f"{name!r} has the unknown dtype {number}")
+        raise cursor.fail(f"{name[:80]!r} has the unknown dtype {number}")
     dimensions = cursor.varint("the number of dimensions", most=MOST_DIMENSIONS)
     shape = tuple(cursor.varint("a dimension") for _ in range(dimensions))
     least = math.prod(shape) if 0 not in shape else math.prod(max(n, 1) for n in shape)
     if least * DTYPES[NAMES[number]].itemsize > MOST_BYTES:
-        raise cursor.fail(f"{name!r} has the impossible shape {shape}")
+        raise cursor.fail(f"{name[:80]!r} has the impossible shape {shape}")
     size = cursor.varint("a blob's size")
     crc = int.from_bytes(cursor.take(4, "a checksum"), "little")
     return Entry(name, NAMES[number], shape, None, offset, size, crc)

@@ -24,6 +24,7 @@ from deepcompression.terminal import compiled, plain
 PARTS = ("values", "positions", "codebook", "table")
 _SLICE = 1 << 20
 _ROOM_OF_A_PIPE = 100_000
+_MOST_ROWS = 2_000  # a millisecond each
 _MOST_TEXTS = 20
 _MOST_OF_A_TEXT = 200
 
@@ -67,10 +68,11 @@ def print_report(path: str, report: dict[str, Any]) -> None:
     """Print what `io.inspect` found, as wide as the terminal; in a pipe as wide as it needs to be."""
     console = _console()
     tensors = report["tensors"]
-    columns = _chosen(console.width, tensors)
+    shown = tensors[:_MOST_ROWS]
+    columns = _chosen(console.width, shown)
     totals = _totals(tensors, columns) if len(tensors) > 1 else None
     table = _table(["tensor", *(column.title for column in columns)], totals)
-    for one in tensors:
+    for one in shown:
         table.add_row(*_row(one, columns), style="dim" if one["same_as"] is not None else "")
     _print(console, table, *map(Text, _notes(path, report, columns)))
 
@@ -108,7 +110,8 @@ def _table(titles: list[str], totals: list[Text] | None = None) -> Table:
 
 
 def _name(one: dict[str, Any]) -> str:
-    return plain(one["name"]) + (f" (same as {plain(one['same_as'])})" if one["same_as"] is not None else "")
+    same = f" (same as {plain(_cut(one['same_as']))})" if one["same_as"] is not None else ""
+    return plain(_cut(one["name"])) + same
 
 
 def _row(one: dict[str, Any], columns: Iterable[Column]) -> list[Text]:
@@ -152,6 +155,8 @@ def _notes(path: str, report: dict[str, Any], columns: list[Column]) -> list[str
     hidden = [column.title for column in COLUMNS if column not in columns]
     if hidden:
         lines.append(f"no room for {', '.join(hidden)}: a wider window, a pipe and --json have them")
+    if len(report["tensors"]) > _MOST_ROWS:
+        lines.append(f"the first {_MOST_ROWS:,} of {len(report['tensors']):,} tensors; --json has all")
     lines.append(
         f"{plain(path)}: format version {report['format_version']}, {report['coder']}, {report['file_bytes']:,} bytes "
         f"({report['header_bytes']:,} header), {report['dense_bytes']:,} dense, {report['ratio']:.2f}x"

@@ -41,6 +41,7 @@ __all__ = ["CODERS", "File", "RawTensor", "decode", "encode", "inspect", "load",
 
 CODERS = format.CODERS
 _IN_MEMORY = 64 << 20
+_MOST_COMPARED = 10_000  # names, to find the one that was meant
 _NEAR = 4 << 20  # bytes of a blob that is read at once
 
 
@@ -473,7 +474,8 @@ def _select(index: Index, names: Iterable[str] | None) -> list[Entry]:
     wanted = {names} if isinstance(names, str) else set(names)
     known = [entry.name for entry in index.entries]
     for name in sorted(wanted - set(known)):
-        near = difflib.get_close_matches(name, known, 3) or known[:3]
+        short = [one for one in known[:_MOST_COMPARED] if len(one) <= 200]  # comparing takes the square of a length
+        near = difflib.get_close_matches(name[:200], short, 3) or [one[:200] for one in known[:3]]
         raise InputError(f"no tensor is called {name!r}; there are {', '.join(near) or 'none'}")
     return [entry for entry in index.entries if entry.name in wanted]
 

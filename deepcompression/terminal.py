@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 PATIENCE = 2.0
+MOST_OF_A_NOTE = 2_000
 
 
 class Bar:
@@ -67,8 +68,9 @@ def plain(text: str) -> str:
 
 
 def note(text: str) -> None:
-    """One line on stderr."""
-    print(f"dcz: {plain(' '.join(text.split()))}", file=sys.stderr)
+    """One line on stderr, cut where a hostile file's name made it endless."""
+    line = plain(" ".join(text.split()))
+    print(f"dcz: {line if len(line) <= MOST_OF_A_NOTE else f'{line[:MOST_OF_A_NOTE]}...'}", file=sys.stderr)
 
 
 def compiled() -> tuple[float, bool]:

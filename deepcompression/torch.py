@@ -77,14 +77,23 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> 
     model.load_state_dict(found)
 
 
-def save(state: Mapping[str, Tensor], path: str | Path, coder: str = "huffman") -> int:
+def save(
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    coder: str = "huffman",
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> int:
     """Writes a state_dict to a ``.dcz`` file, losslessly; returns its bytes on disk.
+
+    Args:
+        metadata: texts by key, as ``.safetensors`` has them.
 
     Raises:
         WeightsError: something in it is no dense tensor, or of a dtype that the format does not know.
         StorageError: the file cannot be written.
     """
-    return io.save(to_raw_state(state), path, coder=coder)
+    return io.save(to_raw_state(state), path, coder=coder, metadata=metadata)
 
 
 def encode(state: Mapping[str, Tensor], coder: str = "huffman") -> bytes:

@@ -540,6 +540,21 @@ def test_metadata_goes_both_ways(
     assert said in capsys.readouterr().err
 
 
+def test_inspect_of_very_many_and_very_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file with more tensors than anybody reads, or names longer than a page, does not flood the terminal."""
+    monkeypatch.setattr(inspection, "_MOST_ROWS", 5)
+    deepcompression.save({f"{i}{'x' * 5000}": np.zeros(0) for i in range(9)}, tmp_path / "a.dcz")
+    assert dcz(monkeypatch, "inspect", tmp_path / "a.dcz") == 0
+    out = capsys.readouterr().out
+    assert "the first 5 of 9 tensors; --json has all" in out and len(out) < 8000
+    assert dcz(monkeypatch, "inspect", tmp_path / "a.dcz", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["tensors"]) == 9
+    assert dcz(monkeypatch, "decode", tmp_path / "a.dcz", tmp_path / "b.pt", "--name", "y" * 9000) == 2
+    assert len(capsys.readouterr().err) < 2100
+
+
 def test_metadata_that_is_too_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -603,6 +618,7 @@ def test_small_checkpoint_of_huge_expanded_tensors(
         (["decode", "round", "out.safetensors"], 2, "round: cannot be read: Too many levels of symbolic links"),
         (["encode", "pipe.safetensors", "out.dcz"], 2, "pipe.safetensors: cannot be read: it is no ordinary file"),
         (["encode", "pipe.pt", "out.dcz"], 2, "pipe.pt: no such file"),
+        (["encode", "empty.pt", "out.dcz"], 2, "empty.pt: cannot be read: it is empty, or ends too soon"),
         (["encode", "in.safetensors", "pipe"], 1, "pipe: cannot be written: it is no ordinary file"),
         (["encode", "in.safetensors", "."], 1, "cannot be written: Is a directory"),
         (["decode", "good.dcz", "pipe.pt"], 1, "pipe.pt: cannot be written: it is no ordinary file"),
@@ -655,7 +671,8 @@ def test_errors(
     content = packed.read_bytes()
     Path("cut.dcz").write_bytes(content[:-5])
     Path("damaged.dcz").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    Path("empty.dcz").write_bytes(b"")
+    for empty in ("empty.dcz", "empty.pt"):
+        Path(empty).write_bytes(b"")
     for pipe in ("pipe", "pipe.safetensors", "pipe.pt"):
         os.mkfifo(pipe)
     Path("round").symlink_to("round")

@@ -180,6 +180,8 @@ def test_a_great_many_empty_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
         (sealed(b"\x01\x00\x09abc"), MalformedFile, "a name needs 9 bytes"),
         (sealed(b"\x01\x00" + varint(1 << 63)), MalformedFile, "a name needs"),
         (sealed(b"\x01" + record(b"\xff", "float32", (0,), b"")), MalformedFile, "not UTF-8"),
+        (sealed(b"\x01" + record(b"\x80" * 10, "float32", (0,), b"")), MalformedFile, "not UTF-8"),
+        (sealed(b"\x01" + record(b"\xff" + b"\xbf" * 9, "float32", (0,), b"")), MalformedFile, "not UTF-8"),
         (sealed(b"\x01" + record(b"\xed\xa0\x80", "float32", (0,), b"")), MalformedFile, "not UTF-8"),
         # types and references
         (sealed(b"\x01\x00\x01a"), MalformedFile, "a dtype needs"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import deepcompression
 from deepcompression import torch as bridge
 from deepcompression.errors import WeightsError
 from deepcompression.structure import bits_of
@@ -43,9 +44,11 @@ def test_transposed_channels_last_and_parameters_are_saved_by_value(tmp_path: Pa
     image = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     state = {"t": image.transpose(0, 3), "p": nn.Parameter(image), "again": image}
     assert bridge.encode(state) == bridge.encode({name: tensor.detach().clone() for name, tensor in state.items()})
-    bridge.save(state, tmp_path / "t.dcz")
+    bridge.save(state, tmp_path / "t.dcz", metadata={"format": "pt"})
     back = bridge.load(tmp_path / "t.dcz")
     assert all(torch.equal(back[name], state[name]) for name in state)
+    with deepcompression.File(tmp_path / "t.dcz") as file:
+        assert file.metadata == {"format": "pt"}
 
 
 def test_a_model_goes_through_a_file_and_works_the_same(tmp_path: Path):
