@@ -65,6 +65,7 @@ PLAIN = (str, int, float, bool, type(None))
 POOLS = ("", "avg", "max", "avgmax", "catavgmax", "fast", "token", "map")
 NO_WEIGHTS = ("pretrained", "weights", "weights_backbone")  # may be said, if they say that there are none
 WEIGHTS = (".safetensors", ".dcz")
+SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 REFERENCE = re.compile(r"\$\{\s*+(\.*+)([\w.\-\[\]]*+)\s*+\}")
 FILE_WORD = re.compile(r"(^|_)(root|roots|path|paths|dir|dirs|directory|folder|folders|file|files|filename|url|uri)$")
 
@@ -290,7 +291,8 @@ class _Judge:
             self._refuse_spec(place, spec)
 
     def values(self, place: Path_, value: Any) -> None:
-        """Texts at any depth, keys too: what looks like a path must lie below an allowed folder."""
+        """Texts at any depth, keys too: what looks like a path must lie below an allowed folder; what names code is
+        judged as such, since user's code may build it."""
         if self._is_yours(place):
             return
         if isinstance(value, Mapping):
@@ -301,6 +303,8 @@ class _Judge:
         elif isinstance(value, list | tuple):
             for index, one in enumerate(value):
                 self.values((*place, index), one)
+        elif isinstance(value, str) and SPEC.fullmatch(value):
+            self.spec(place, value, {})
         elif isinstance(value, str) and (_like_a_path(value) or any(FILE_WORD.search(str(key)) for key in place)):
             self.folder(place, value)
 

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from socketserver import StreamRequestHandler, TCPServer
 from types import ModuleType, SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 import yaml
+from bad_servers import bad_server
 
 from deepcompression.errors import RecipeError
 from flows import history, reading
@@ -181,6 +185,8 @@ def test_every_type_that_names_code_is_judged() -> None:
         {"stages": [{"stage": "prune", "density": 0.5, "score": evil}]},
         {"stages": [{"stage": "prune", "density": 0.5, "gradual": {"epochs": 1, "optimizer": evil}}]},
         {"data": {"factory": "deepcompression.data:digits", "augment": evil}},
+        {"model": _model("deepcompression.models:lenet5", inner=[{"x": evil}])},
+        {"stages": [{"stage": "deepcompression.models:lenet5", "with": "os:getcwd"}]},
     ):
         assert "os:getcwd" in _refusal(_foreign(**changes)), changes
     assert all(issubclass(one, Strict) for one in found)
@@ -381,6 +387,30 @@ def test_hostile_yaml_is_one_line_and_fast(kind: str, tmp_path: Path) -> None:
             read()
         assert "\n" not in str(told.value)
     assert time.monotonic() - start < 3
+
+
+def test_a_recipe_behind_a_url_is_bounded_in_bytes_and_in_time() -> None:
+    """Neither a server that drips nor one that does not stop holds a run for long, or fills its memory."""
+    with bad_server("drip") as url:
+        start = time.monotonic()
+        with pytest.raises(RecipeError, match="cannot be fetched"):
+            reading.fetched(url, 0.4)
+        assert time.monotonic() - start < 3
+    with TCPServer(("127.0.0.1", 0), _Endless) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        with pytest.raises(RecipeError, match="more than 262,144 bytes"):
+            reading.fetched(f"http://127.0.0.1:{server.server_address[1]}/recipe.yaml")
+
+
+class _Endless(StreamRequestHandler):
+    """Bytes until somebody hangs up."""
+
+    def handle(self) -> None:
+        self.rfile.readline()
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b"#" * 65536)
 
 
 def test_the_line_of_a_key_that_stands_twice() -> None:
