@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deepcompression import structure
 from deepcompression.errors import InvariantError
 from deepcompression.ordering import Ordering, best_order
-from deepcompression.units import Chain, chains, resting, wanted
+from deepcompression.units import Chain, chains, resting, shapes, wanted
 
 State = Mapping[str, Tensor]
 NARROWER = (torch.float16, torch.bfloat16)
@@ -79,14 +79,16 @@ def slim(
             layers that have units to remove.
         reorder: whether units may change places.
         shared: tensors whose equal values stay equal: such a bias takes no constants in.
-        outputs: what the model gives for some samples; compared before and after, once units are cut.
+        outputs: what the model gives for some samples; compared before and after, once units are cut. Without it,
+            layers are left alone where only the shape of samples tells what their units are (``units.chains``).
 
     Raises:
         StructureError: a layer in ``units`` has none to remove, or not so many; a value is NaN or infinite.
         InvariantError: outputs changed: the graph misled about what the units are. The model is spoilt then.
     """
-    counts = wanted(model, units) if units else {}
-    found, left = chains(model)
+    seen = shapes(model, outputs) if outputs else None
+    counts = wanted(model, units, seen) if units else {}
+    found, left = chains(model, seen)
     found = [replace(chain, bias=None) if chain.bias in shared else chain for chain in found]
     arranged = structure.plain_state(model)
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -103,7 +103,31 @@ class Chain:
         return value.masked_fill(~steady | ~torch.isfinite(value), torch.nan)
 
 
-def chains(model: nn.Module) -> tuple[list[Chain], dict[str, str]]:
+Seen = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def shapes(model: nn.Module, run: Callable[[nn.Module], Any]) -> Seen:
+    """Shapes of what goes into, and comes out of, the modules that ``run(model)`` calls, by name; the first call's."""
+    seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+            if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+                seen.setdefault(name, (tuple(inputs[0].shape), tuple(output.shape)))
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    try:
+        with resting(model), torch.no_grad():
+            run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def chains(model: nn.Module, seen: Seen | None = None) -> tuple[list[Chain], dict[str, str]]:
     """The chains of units that ``model``'s graph has, in its order; and of each other layer why it begins none.
 
     A chain leads from a Linear, Conv1d or Conv2d by element-wise operations, BatchNorm, pools and flattening to the
@@ -112,13 +136,15 @@ def chains(model: nn.Module) -> tuple[list[Chain], dict[str, str]]:
 
     Args:
         model: with ordinary parameters; not changed. Its samples are batches: the first axis counts them.
+        seen: of ``shapes``, for some samples. Without it, a chain is left out where only the shape of samples tells
+            what an axis is: a BatchNorm behind a Linear whose inputs may be sequences, a ``view(-1, n)`` of a map.
 
     Returns:
         The chains, and reasons by the name of the layer (``WHOLE`` where torch.fx cannot trace the model).
     """
     names = [name.removesuffix("weight").removesuffix(".") for name in selection.prunable(model)]
     try:
-        graph = _Graph(model)
+        graph = _Graph(model, seen or {})
     except Exception as error:  # a model's forward is anybody's code, traced with stand-ins for tensors
         lines = str(error).splitlines() or [type(error).__name__]
         return [], {WHOLE: f"torch.fx cannot trace it: {lines[0][:120]}"}
@@ -134,19 +160,20 @@ def chains(model: nn.Module) -> tuple[list[Chain], dict[str, str]]:
     return sorted(found, key=lambda chain: order[chain.producer]), left
 
 
-def wanted(model: nn.Module, units: Mapping[str, int | float]) -> dict[str, int]:
+def wanted(model: nn.Module, units: Mapping[str, int | float], seen: Seen | None = None) -> dict[str, int]:
     """How many units each named producer is to keep, by the producer's name.
 
     Args:
         model: its chains are read.
         units: layer names or patterns, as of ``selection.resolve``, -> a count, or a fraction of the units in (0, 1];
             ``default`` is for all other producers.
+        seen: as of ``chains``.
 
     Raises:
         StructureError: a pattern matches nothing; a layer is no producer of a chain, with the reason; an impossible
             number.
     """
-    found, left = chains(model)
+    found, left = chains(model, seen)
     producers = {chain.weight: chain for chain in found}
     named = selection.resolve(model, {name: number for name, number in units.items() if name != "default"})
     for weight in named:
@@ -189,6 +216,8 @@ class _Path:
     units: int
     dimensions: int  # axes behind the units'; 0 where units are the last
     flat: bool  # whether a flattening has come
+    rank: int | None  # axes in all where units are the last, if that is known
+    rewrapped: bool = False  # whether a view may have put parts of one sample into several
     steps: list[Step] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
 
@@ -196,7 +225,8 @@ class _Path:
 class _Graph:
     """A model's graph and what its modules are; raises whatever tracing raises."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, seen: Seen) -> None:
+        self.seen = seen
         own = set(vars(model))
         with resting(model):
             self.nodes = list(fx.Tracer().trace(model).nodes)
@@ -219,8 +249,10 @@ class _Graph:
             return reason
         layer: Any = self.modules[name]
         dimensions = _DIMENSIONS[type(layer)]
-        path = _Path(len(layer.weight), dimensions, flat=False)
         node = self.calls[name]
+        path = _Path(len(layer.weight), dimensions, flat=False, rank=self._rank(node))
+        if dimensions and name in self.seen and len(self.seen[name][1]) != dimensions + 2:
+            return "its input has no axis that counts samples"
         while True:
             users = [user for user in node.users if not _reads_shape(user)]
             if len(users) != 1:
@@ -253,6 +285,8 @@ class _Graph:
             fits &= path.flat or not path.dimensions
         else:
             fits = not path.flat and path.dimensions == _DIMENSIONS[type(second)] and inputs == path.units
+        if path.rewrapped and not self._whole_samples(name, consumer):
+            return f"whether a row that {consumer} gets is one sample, only shapes of samples tell, or they deny it"
         if not fits:
             return f"its units do not reach {consumer} as input channels"
         rows = [selection.join(name, "weight")]
@@ -292,7 +326,10 @@ class _Graph:
         if target in _MEAN_CALLS:
             return _mean(node, path) or f"{self._told(node)} mixes its units"
         if _flattens(node, module):
-            path.flat = True
+            path.rewrapped |= (
+                bool(path.dimensions) and not path.flat and node.target in _RESHAPE_CALLS and _guesses(node)
+            )
+            path.flat, path.rank = True, 2
             return Step(lambda value: value)
         return f"{self._told(node)} follows, through which units cannot be followed"
 
@@ -301,10 +338,30 @@ class _Graph:
             return f"{name} has no running statistics"
         if module.num_features != path.units:
             return f"{name} does not normalise its units"
+        if not path.dimensions and path.rank != 2:
+            what = f"has {path.rank} axes" if path.rank else "may have more than two axes (sequences)"
+            return f"{name} normalises the second axis, units are the last, and the input {what}"
         if self.uses[name] > 1 or any(self.tensors[selection.memory(one)] > 1 for one in module.parameters()):
             return f"{name} is used more than once"
         path.norms.append(name)
         return Step(lambda value: _normalised(module, value))
+
+    def _whole_samples(self, name: str, consumer: str) -> bool:
+        """Whether samples were seen to come to a layer one in a row, as they left another."""
+        return {name, consumer} <= set(self.seen) and self.seen[name][1][0] == self.seen[consumer][0][0]
+
+    def _rank(self, node: fx.Node) -> int | None:
+        """How many axes a node's output has, where samples were seen or the graph tells."""
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        if module is not None and node.target in self.seen:
+            return len(self.seen[str(node.target)][1])
+        if _flattens(node, module):
+            return 2
+        same = (*_RESTING, *_ELEMENTWISE, nn.Linear, nn.BatchNorm1d)
+        if type(module) in same or node.target in _ELEMENTWISE_CALLS or node.target in _DROPOUT_CALLS:
+            before = node.args[0] if node.args else None
+            return self._rank(before) if isinstance(before, fx.Node) else None
+        return None
 
     def _callable(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
         """A node as a function of its one tensor."""
@@ -386,6 +443,12 @@ def _flattens(node: fx.Node, module: nn.Module | None) -> bool:
         shape = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else arguments
         return len(shape) == 2 and (_is_batch(shape[0]) or shape[0] == -1) and isinstance(shape[1], int)
     return False
+
+
+def _guesses(node: fx.Node) -> bool:
+    """Whether a view leaves the number of rows open."""
+    shape = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
+    return isinstance(shape[0], int) and shape[0] == -1
 
 
 def _is_batch(node: object) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.pareto import Point, front, picture
 from tasks.run import Reference, Run
 from tasks.sensitivity import curves
+from tasks.slim import outputs
 from tasks.store import write_json
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def units_to_keep(run: Run, reference: Reference, density: Mapping[str, float]) 
     """
     from deepcompression import units
 
-    state, found = run.state(reference), units.chains(run.model_with(reference))[0]
+    state, model = run.state(reference), run.model_with(reference)
+    found = units.chains(model, units.shapes(model, lambda one: outputs(run, one)))[0]
     keep = {one.producer: math.ceil(SPREAD * math.sqrt(density[one.weight]) * one.units) for one in found}
     alive = {one.producer: int(state[one.weight].flatten(1).any(1).sum()) for one in found}
     return {layer: count for layer, count in keep.items() if count < alive[layer]}

@@ -13,6 +13,7 @@ from tasks.key import callables, factories_in
 from tasks.prune import table_of
 from tasks.run import Run
 from tasks.secrets import public
+from tasks.slim import outputs
 from tasks.sound import refuse_hidden_state, refuse_unfit
 from tasks.sources import factory_digest
 from tasks.trial import trial
@@ -56,21 +57,21 @@ def _check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]], test: bool
     refuse_unfit(run)
     run.problem()
     public(*model.state_dict(), str(run.metric_object().name))
-    _match(model, {"zeros": run.hold["zeros"] or [], "shared": run.hold["shared"]})
+    _match(run, model, {"zeros": run.hold["zeros"] or [], "shared": run.hold["shared"]})
     for label, config in stages:
         for spec in factories_in(config):
             factory.load(spec["factory"])
         if ":" in config.get("stage", ""):  # the keys of a stage of the user's mean what that stage says
             continue
         try:
-            _match(model, config)
+            _match(run, model, config)
         except InputError as error:
             raise type(error)(f"stage {label}: {error}") from None
     trial(run, stages, test=test)
     refuse_hidden_state(run)
 
 
-def _match(model: Any, config: Mapping[str, Any]) -> None:
+def _match(run: Run, model: Any, config: Mapping[str, Any]) -> None:
     from deepcompression import structure, units
     from deepcompression.finetune import dropout_rates
 
@@ -78,7 +79,7 @@ def _match(model: Any, config: Mapping[str, Any]) -> None:
         if config.get(key):
             structure.resolve(model, table_of(config[key]))
     if config.get("units") is not None:
-        units.wanted(model, table_of(config["units"]))
+        units.wanted(model, table_of(config["units"]), units.shapes(model, lambda one: outputs(run, one)))
     for key in ("zeros", "shared"):
         structure.select(model, config.get(key) or [])
     dropout_rates(model, config.get("dropout") or {})

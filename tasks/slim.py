@@ -37,7 +37,7 @@ def _work(bench: Bench, config: dict[str, Any]) -> Product:
         units=None if config["units"] is None else table_of(config["units"]),
         reorder=config["reorder"],
         shared=bench.input.shared,
-        outputs=lambda model: _outputs(bench.run, model),
+        outputs=lambda model: outputs(bench.run, model),
     )
     return Product(
         structure.plain_state(model),
@@ -49,7 +49,7 @@ def _work(bench: Bench, config: dict[str, Any]) -> Product:
     )
 
 
-def _outputs(run: Run, model: nn.Module) -> Tensor:
+def outputs(run: Run, model: nn.Module) -> Tensor:
     """What the model gives for some samples of the validation split, where it is; its loss if that is no tensor."""
     import torch
 

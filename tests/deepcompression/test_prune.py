@@ -219,7 +219,7 @@ def test_gradual_pruning_corrects_dropout_as_the_masks_change():
 def test_interrupted_gradual_pruning_ends_in_the_same_bytes(tmp_path: Path):
     """Masks, dropout rates and random states all come back, also after the ramp has ended."""
 
-    class Stop(Exception):
+    class Stop(BaseException):
         pass
 
     def gradual(checkpoint: Path, stop_at: int | None) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from deepcompression import models
 from deepcompression.errors import StructureError
-from deepcompression.units import WHOLE, chains, wanted
+from deepcompression.units import WHOLE, chains, shapes, wanted
 
 
 class Net(nn.Module):
@@ -66,7 +66,8 @@ def test_the_papers_networks_are_chains_from_end_to_end():
 def test_flattening_is_recognised_however_it_is_written(flat: Callable[[Tensor], Tensor]):
     """People write it in many ways; each must lead from convolutions to linear layers."""
     model = Net(lambda net, x: net.second(net.first(flat(net.conv(x))).relu()))
-    assert ("conv", "first") in pairs(model)
+    seen = shapes(model, lambda one: one(torch.zeros(2, 3, 8, 8)))
+    assert ("conv", "first") in [(chain.producer, chain.consumer) for chain in chains(model, seen)[0]]
     assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
 
 
@@ -166,3 +167,33 @@ def test_units_that_cannot_be_removed_are_refused_by_name(units, words):
     """Before any training, in a line that says why."""
     with pytest.raises(StructureError, match=words):
         wanted(models.lenet5(), units)
+
+
+def test_an_open_view_is_followed_where_samples_show_that_it_keeps_them_whole():
+    """``view(-1, 64)`` of a larger map puts rows of one sample under each other: the graph looks the same."""
+    model = Net(lambda net, x: net.head(net.conv(x).view(-1, 64)), head=nn.Linear(64, 5))
+    assert "only shapes of samples tell" in chains(model)[1]["conv"]
+    whole, parts = (shapes(model, lambda one, n=n: one(torch.zeros(2, 3, n, n))) for n in (4, 8))
+    assert [chain.consumer for chain in chains(model, whole)[0]] == ["head"]
+    assert "or they deny it" in chains(model, parts)[1]["conv"]
+
+
+def test_a_norm_behind_a_linear_layer_is_followed_where_its_input_has_two_axes():
+    """BatchNorm takes the second axis: of sequences, that are the tokens."""
+
+    def make(before: nn.Module) -> nn.Sequential:
+        return nn.Sequential(before, nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
+
+    assert pairs(make(nn.Flatten())) == [("1", "4")]
+    assert "may have more than two axes (sequences)" in chains(make(nn.Identity()))[1]["1"]
+    model = make(nn.Identity())
+    rows, tokens = (shapes(model, lambda one, s=s: one(torch.zeros(*s))) for s in ((2, 6), (2, 4, 6)))
+    assert len(chains(model, rows)[0]) == 1
+    assert "the input has 3 axes" in chains(model, tokens)[1]["1"]
+
+
+def test_samples_without_a_batch_axis_are_seen():
+    """A convolution takes a single image too; flattening from its second axis is another thing then."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(64, 2))
+    seen = shapes(model, lambda one: one(torch.zeros(1, 8, 8)))
+    assert chains(model, seen)[1]["0"] == "its input has no axis that counts samples"
