@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from deepcompression.problem import Batches, Compute, Problem, evaluate, stepped
+from deepcompression.randomness import kept
 
 ENOUGH = 2.0  # seconds of batches
 
@@ -32,7 +33,18 @@ def pace(model: nn.Module, problem: Problem, compute: Compute | None = None, eno
     """
     compute = compute or Compute()
     compute.place(model).train()
-    batches = Batches(problem.train, problem.batch_size, compute, torch.Generator().manual_seed(0), problem.augment)
+    users = [problem.train, problem.validation, problem.step, problem.train_step, problem.metric, problem.augment]
+    with kept([], *users):  # a run that is started again does not measure anew: what it draws must be the same
+        a_batch, batches = _a_batch(model, problem, compute, enough)
+        started = time.perf_counter()
+        evaluate(model, problem.validation, problem.step, problem.metric, compute)
+        return Pace(a_batch * batches, time.perf_counter() - started)
+
+
+def _a_batch(model: nn.Module, problem: Problem, compute: Compute, enough: float) -> tuple[float, int]:
+    """Seconds of one, and how many there are in a pass."""
+    order = torch.Generator().manual_seed(0)
+    batches = Batches(problem.train, problem.batch_size, compute, order, problem.augment, problem.drop_last)
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=0.0, weight_decay=0.0)
     times = [time.perf_counter()]
     for batch in batches:
@@ -46,15 +58,4 @@ def pace(model: nn.Module, problem: Problem, compute: Compute | None = None, eno
         if times[-1] - times[0] > enough and len(times) > 2:
             break
     known = times[1:] if len(times) > 2 else times
-    a_batch = (known[-1] - known[0]) / max(len(known) - 1, 1)
-    started = time.perf_counter()
-    evaluate(model, problem.validation, problem.step, problem.metric, compute)
-    return Pace(a_batch * _count(batches), time.perf_counter() - started)
-
-
-def _count(batches: Batches) -> int:
-    """Batches in one pass; of a stream that does not say, they are counted."""
-    try:
-        return len(batches)
-    except TypeError:
-        return sum(1 for _ in batches)
+    return (known[-1] - known[0]) / max(len(known) - 1, 1), len(batches)

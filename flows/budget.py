@@ -338,7 +338,8 @@ def _plan(now: Search, recipe: schema.Recipe) -> str:
 
 def _clock(now: Search, recipe: schema.Recipe) -> Clock:
     """What an epoch and an evaluation take: of the dense model's own training where steps train as it did."""
-    config = {"stage": "pace", "batch_size": now.train.batch_size, "distil": _training(now, 1)["distil"]}
+    keys = ("batch_size", "drop_last", "distil")
+    config = {"stage": "pace", **{key: value for key, value in _training(now, 1).items() if key in keys}}
     measured = now.made(pace, "pace", config, now.dense, counted=False)
     an_epoch, a_look = measured_pace(now.run, measured)
     known = None if recipe.budget is None or recipe.budget.train else task_budget.epoch_seconds(now.run, now.dense)
