@@ -45,8 +45,9 @@ def test_an_epoch_is_told_by_a_few_batches_and_no_parameter_moves() -> None:
 def test_a_single_batch_is_enough_and_nothing_drawn_is_drawn_from_others() -> None:
     """A loader of the user's gives the same order afterwards as if nothing had been measured."""
     loader = DataLoader(TensorDataset(*data(40)), 10, shuffle=True, generator=torch.Generator().manual_seed(3))
+    model, validation = net(), data(5)
     seeded = torch.get_rng_state()
-    assert pace(net(), Problem(loader, data(5)), Compute("cpu")).an_epoch > 0
+    assert pace(model, Problem(loader, validation), Compute("cpu")).an_epoch > 0
     assert torch.equal(torch.get_rng_state(), seeded)
     assert loader.generator.get_state().equal(torch.Generator().manual_seed(3).get_state())
     assert pace(net(), Problem(data(8), data(5), batch_size=8), Compute("cpu")).an_epoch > 0
