@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from deepcompression.errors import StructureError
-from deepcompression.selection import Holder, first_names, is_held, join, memory, parameters, prunable, refuse_overlaps
+from deepcompression.parametrized import Holder, is_held, join
+from deepcompression.selection import first_names, memory, misfit, parameters, prunable, refuse_overlaps
 
 log = logging.getLogger(__name__)
 Use = tuple[nn.Module, str]
@@ -210,7 +211,8 @@ def _known(model: nn.Module, names: Iterable[str]) -> list[str]:
     first = first_names(model)
     for name in names:
         if name not in first:
-            raise StructureError(f"{name}: the model has no floating-point parameter of this name to hold")
+            why = misfit(model, name) or "the model has no floating-point parameter of this name to hold"
+            raise StructureError(f"{name}: {why}")
     return list(dict.fromkeys(first[name] for name in names))
 
 

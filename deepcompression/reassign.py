@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from deepcompression import structure
 from deepcompression.errors import StructureError
 from deepcompression.holding import held_by, hold_by
+from deepcompression.parametrized import Holder
 from deepcompression.problem import Problem
 from deepcompression.rate import RateBook, rate_codebook
-from deepcompression.selection import Holder
 from deepcompression.share import LayerSharing, account, check_bits, rates_of
 from deepcompression.training import Fit, fit
 

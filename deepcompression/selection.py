@@ -11,25 +11,37 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import parametrize
 
 from deepcompression.errors import StructureError
+from deepcompression.parametrized import computed, is_held, join
+
+__all__ = [
+    "first_names",
+    "join",
+    "memory",
+    "misfit",
+    "padding_rows",
+    "parameters",
+    "prunable",
+    "refuse_overlaps",
+    "resolve",
+    "select",
+]
 
 T = TypeVar("T")
+LAYERS = (nn.Linear, _ConvNd)  # and their subclasses: what is pruned and shared by default
+SHOWN = 4  # names in a message
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def prunable(model: nn.Module) -> list[str]:
     """Names of what is pruned and shared by default: the weights of Linear, ConvNd and ConvTransposeNd.
 
-    Only floating-point parameters; a tied weight appears once, under the first of its names.
+    Only floating-point parameters; a tied weight appears once, under the first of its names. One that is tied with an
+    embedding is an embedding: each of its rows is an input's whole representation, and pruned only when named.
     """
-    first = first_names(model)
-    weights = [
-        join(prefix, "weight")
-        for prefix, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.Linear | _ConvNd)
-    ]
-    return list(dict.fromkeys(first[name] for name in weights if name in first))
+    embeddings = set(_weights(model, EMBEDDINGS))
+    return [name for name in dict.fromkeys(_weights(model, LAYERS)) if name not in embeddings]
 
 
 def select(model: nn.Module, patterns: Iterable[str]) -> list[str]:
@@ -71,7 +83,7 @@ def padding_rows(model: nn.Module) -> dict[str, int]:
     return {
         first[join(prefix, "weight")]: module.padding_idx % module.num_embeddings
         for prefix, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None
+        if isinstance(module, EMBEDDINGS) and module.padding_idx is not None
     }
 
 
@@ -115,33 +127,17 @@ def refuse_overlaps(named: Mapping[str, Tensor]) -> None:
                 )
 
 
-class Holder(nn.Module):
-    """Base of the parametrizations with which training holds structure."""
-
-    layout: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        # What is trained may be flat, and tells nothing of the memory format that the model is moved to: this does.
-        self.register_buffer("layout", torch.zeros(2, 2, 2, 2), persistent=False)
-
-    def laid_out(self, weight: Tensor) -> Tensor:
-        """``weight`` in the model's memory format: convolutions take twice as long with one that is in another."""
-        last = weight.ndim == 4 and self.layout.is_contiguous(memory_format=torch.channels_last)
-        # Not contiguous(), which leaves strides as they are where there is one channel, and convolutions go by strides.
-        return weight.to(memory_format=torch.channels_last) if last else weight
+def misfit(model: nn.Module, name: str) -> str | None:
+    """Why the tensor of this name (or the weight of this module) cannot be pruned, shared or held; None: it may be."""
+    return _computed(model, name) or _of_other_kind(model, name)
 
 
-def is_held(module: nn.Module, attribute: str) -> bool:
-    """Whether structure is held in this parameter (a parametrization of the user's own is another matter)."""
-    if not parametrize.is_parametrized(module, attribute):
-        return False
-    return isinstance(module.parametrizations[attribute][0], Holder)  # type: ignore[index]
-
-
-def join(prefix: str, name: str) -> str:
-    """A tensor's full name."""
-    return f"{prefix}.{name}" if prefix else name
+def _weights(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:
+    """First names of the weights of all modules of these kinds."""
+    first = first_names(model)
+    modules = model.named_modules(remove_duplicate=False)
+    names = [join(prefix, "weight") for prefix, module in modules if isinstance(module, kinds)]
+    return [first[name] for name in names if name in first]
 
 
 def _meet(one: Tensor, other: Tensor) -> bool:
@@ -168,9 +164,53 @@ def _matches(model: nn.Module, pattern: str) -> list[str]:
         return [first[join(pattern, "weight")]]
     found = [one for name, one in first.items() if _means(pattern, name, one in default)]
     if not found:
-        near = difflib.get_close_matches(pattern, [*modules, *first], 3) or sorted(default)[:5]
-        raise StructureError(f"pattern {pattern!r} matches no tensor of the model; the nearest are {', '.join(near)}")
+        why = _computed(model, pattern) or _unspelt(model, pattern) or _of_other_kind(model, pattern)
+        raise StructureError(f"pattern {pattern!r}{f': {why}' if why else _nearest(model, pattern)}")
     return found
+
+
+def _nearest(model: nn.Module, pattern: str) -> str:
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    near = difflib.get_close_matches(pattern, [*names, *first_names(model)], 3) or sorted(prunable(model))[:5]
+    return f" matches no tensor of the model; the nearest are {', '.join(near)}"
+
+
+def _computed(model: nn.Module, pattern: str) -> str | None:
+    for name, one in computed(model).items():
+        if _spells(pattern, name):
+            return (
+                f"{one}, so that it has no values of its own to prune or share; make it a parameter in the model's "
+                f"factory ({one.undo}), or name what it is computed from"
+            )
+    return None
+
+
+def _of_other_kind(model: nn.Module, pattern: str) -> str | None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        parameter = isinstance(tensor, nn.Parameter)
+        if _spells(pattern, name) and not (parameter and tensor.is_floating_point()):
+            what = f"a {'parameter' if parameter else 'buffer'} of {str(tensor.dtype).removeprefix('torch.')}"
+            return f"{name} is {what}; only floating-point parameters can be pruned or shared"
+    return None
+
+
+def _unspelt(model: nn.Module, pattern: str) -> str | None:
+    """What to write where a pattern means only tensors that must be spelt out; None where it means none."""
+    first = first_names(model)
+    meant = [name for name in first if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
+    if not meant:
+        return None
+    more = f" and {len(meant) - SHOWN} more" if len(meant) > SHOWN else ""
+    return (
+        "no Linear or Conv layer, and other tensors are pruned or shared only when they are named in full: "
+        f"{', '.join(meant[:SHOWN])}{more}"
+    )
+
+
+def _spells(pattern: str, name: str) -> bool:
+    """Whether a pattern means this tensor, or as a module's name its weight."""
+    module, _, own = name.rpartition(".")
+    return fnmatchcase(name, pattern) or (own == "weight" and fnmatchcase(module, pattern))
 
 
 def _means(pattern: str, name: str, default: bool) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deepcompression.errors import InvariantError, StructureError
 from deepcompression.holding import Held, bake, held_state, hold, masks
-from deepcompression.selection import memory, padding_rows, prunable, refuse_overlaps, resolve, select
+from deepcompression.selection import first_names, memory, padding_rows, prunable, refuse_overlaps, resolve, select
 
 __all__ = [
     "Coarsened",
@@ -24,6 +24,7 @@ __all__ = [
     "check",
     "dense_bytes",
     "density",
+    "first_names",
     "held_state",
     "hold",
     "is_zero",
@@ -35,6 +36,7 @@ __all__ = [
     "replaced",
     "resolve",
     "select",
+    "stored_bytes",
 ]
 
 INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -111,10 +113,13 @@ def dense_bytes(model: nn.Module) -> int:
     """Bytes of all persistent state_dict tensors: tied ones once, floats at most 4 bytes an element."""
     state = model.state_dict(keep_vars=True).values()
     tensors = {memory(tensor): tensor for tensor in state if isinstance(tensor, Tensor)}
-    return sum(
-        tensor.numel() * (min(tensor.element_size(), 4) if tensor.is_floating_point() else tensor.element_size())
-        for tensor in tensors.values()
-    )
+    return sum(map(stored_bytes, tensors.values()))
+
+
+def stored_bytes(tensor: Tensor) -> int:
+    """Bytes of a dense tensor: floats count at most 4 an element."""
+    width = tensor.element_size()
+    return tensor.numel() * (min(width, 4) if tensor.is_floating_point() else width)
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:

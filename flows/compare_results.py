@@ -15,6 +15,7 @@ RESULTS: dict[str, bool | None] = {
     "ratio": True,
     "bits_per_weight": False,
     "density": None,
+    "model_density": None,
     "dense_score": None,
     "file_score": None,
     "change": None,
@@ -176,7 +177,7 @@ def _numbers(run: Mapping[str, Any], measure: Measure) -> dict[str, float | None
     seconds = [value for value in (_number(stage.get("seconds")) for stage in stages) if value is not None]
     return {
         **{name: _number(run.get(name)) for name in ("dense_bytes", "file_bytes", "ratio")},
-        **{name: _number(last.get(name)) for name in ("bits_per_weight", "density")},
+        **{name: _number(last.get(name)) for name in ("bits_per_weight", "density", "model_density")},
         "dense_score": dense,
         "file_score": file,
         "change": None if dense is None or file is None else file - dense,

@@ -48,10 +48,16 @@ UNITS = {
     "ratio": Unit(1, "x"),
     "bits_per_weight": Unit(2),
     "density": Unit(1, " %", 100),
+    "model_density": Unit(1, " %", 100),
     "p_value": Unit(4),
     "seconds": Unit(1),
 }
-LABELS = {"dense_bytes": "dense bytes", "file_bytes": "file bytes", "bits_per_weight": "bits per weight"}
+LABELS = {
+    "dense_bytes": "dense bytes",
+    "file_bytes": "file bytes",
+    "bits_per_weight": "bits per weight",
+    "model_density": "density of all weights",
+}
 BEST = ("file_bytes", "ratio", "bits_per_weight", "file_score")
 
 

@@ -48,6 +48,7 @@ from tasks.run import Reference, Run
 from tasks.secrets import hidden, masked, restored, sealed
 from tasks.share import share
 from tasks.slim import slim
+from tasks.stage import left_alone
 from tasks.store import UNSENT, Store, finite, publish, write_json
 from tasks.tracking import Parent, Tracker, resolve_uri
 from tasks.verdict import budget_aims, emit_missed, missed, told, verdict_of, verdict_of_seeds
@@ -409,7 +410,13 @@ def _summary(run: Run, references: Sequence[Reference], verified: Verified, path
         "final": verified.final,
         "comparison": verified.comparison,
         "stages": [
-            {**{name: reference.numbers[name] for name in names}, "key": reference.key} for reference in references
+            {
+                **{name: reference.numbers[name] for name in names},
+                "model_density": reference.numbers.get("model_density"),
+                "left_alone": left_alone(run.store.find(reference.key) or {}),
+                "key": reference.key,
+            }
+            for reference in references
         ],
         "reused": [reference.numbers["stage"] for reference in references if reference.numbers["cached"]],
         "warnings": kept(run.folder),
@@ -461,6 +468,11 @@ def _warnings_tag(summary: Mapping[str, Any]) -> dict[str, str]:
     return {"warnings": text[:4900]} if text else {}
 
 
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's row of numbers; what it left alone as how many tensors that are."""
+    return {**row, "left_alone": len(row["left_alone"])}
+
+
 def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
     """The stage table and the key figures, for Prefect's flow-run page."""
     from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
@@ -468,7 +480,8 @@ def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
     if not flow_run.id:
         return
     metric = summary["metric"]
-    create_table_artifact(key="stages", table=finite(summary["stages"]), description=f"{run.name}, seed {run.seed}")
+    table = [_shown(row) for row in finite(summary["stages"])]
+    create_table_artifact(key="stages", table=table, description=f"{run.name}, seed {run.seed}")
     report, page = (Path(run.folder) / "report.html").resolve(), run.tracker.page
     create_link_artifact(
         key="report",

@@ -40,7 +40,7 @@ def _aims(console: Console, summary: Mapping[str, Any]) -> None:
 def _stages(console: Console, summary: Mapping[str, Any]) -> None:
     table = Table(title=f"{summary['name']}, seed {summary['seed']}", title_justify="left")
     table.add_column("stage")
-    for heading in ("size", "ratio", "density", f"val {summary['metric']}", "seconds"):
+    for heading in ("size", "ratio", "density", "of all\nweights", f"val {summary['metric']}", "seconds"):
         table.add_column(heading, justify="right")
     for row in summary["stages"]:
         table.add_row(
@@ -48,6 +48,7 @@ def _stages(console: Console, summary: Mapping[str, Any]) -> None:
             size(row["size_bytes"]),
             f"{row['compression_ratio']:.1f}x",
             f"{row['density']:.1%}",
+            "" if row.get("model_density") is None else f"{row['model_density']:.1%}",
             f"{row['val_metric']:.4f}",
             "reused" if row["cached"] else f"{row['seconds']:.1f}",
         )

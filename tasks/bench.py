@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from tasks.run import Reference, Run
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from deepcompression.coverage import Covered
     from deepcompression.problem import Problem
 
 
@@ -83,3 +84,13 @@ class Product:
     history: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()  # what a person must see: console, report, the run's folder, a tag of its MLflow run
+
+
+def covering(product: Product, rows: Sequence[Covered]) -> Product:
+    """``product`` with the table of every tensor, done or left alone; it warns where most bytes were left alone."""
+    from deepcompression import coverage
+
+    warning = coverage.warning(rows)
+    told = "" if warning else coverage.sentence(rows)
+    warnings = [*product.warnings, *([warning] if warning else [])]
+    return replace(product, report={**product.report, "covered": rows, "told": told}, warnings=warnings)

@@ -83,13 +83,16 @@ def epoch_seconds(run: Run, dense: Reference) -> float | None:
 
 
 def worth_sharing(run: Run, reference: Reference) -> list[str]:
-    """Biases and normalisations (what is not pruned) that are long enough for a codebook, and not all zero."""
+    """Biases and normalisations (vectors) that are long enough for a codebook, and not all zero.
+
+    Other matrices that are not pruned, such as embeddings, are not among them: few values would do them harm.
+    """
     from deepcompression import selection
 
     model = run.model_with(reference)
-    known, weights = selection.parameters(model), set(selection.prunable(model))
-    names = [name for name in dict.fromkeys(selection.first_names(model).values()) if name not in weights]
-    return [name for name in names if known[name].numel() >= SMALLEST_SHARED and bool(known[name].any())]
+    known = selection.parameters(model)
+    vectors = [name for name in dict.fromkeys(selection.first_names(model).values()) if known[name].ndim < 2]
+    return [name for name in vectors if known[name].numel() >= SMALLEST_SHARED and bool(known[name].any())]
 
 
 def units_to_keep(run: Run, reference: Reference, density: Mapping[str, float]) -> dict[str, int]:

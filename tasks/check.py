@@ -72,12 +72,13 @@ def _check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]], test: bool
 
 
 def _match(run: Run, model: Any, config: Mapping[str, Any]) -> None:
-    from deepcompression import structure, units
+    from deepcompression import coverage, structure, units
     from deepcompression.finetune import dropout_rates
 
-    for key in ("density", "quality", "bits", "rate"):
+    for key in ("density", "quality", "bits"):
         if config.get(key):
-            structure.resolve(model, table_of(config[key]))
+            coverage.selected(model, table_of(config[key]))
+    structure.resolve(model, table_of(config.get("rate") or {}))
     if config.get("units") is not None:
         units.wanted(model, table_of(config["units"]), units.shapes(model, lambda one: outputs(run, one)))
     for key in ("zeros", "shared"):

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import task
 from prefect.states import State
 
-from tasks.bench import Bench, Product
+from tasks.bench import Bench, Product, covering
 from tasks.run import Reference, Run
 from tasks.secrets import sealed
 from tasks.stage import TASK, perform, shown
@@ -42,7 +42,7 @@ def _one_shot(bench: Bench, config: dict[str, Any]) -> Product:
         score=score_of(bench, config, model),
         padding=structure.padding_rows(model),
     )
-    return _product(bench, pruned)
+    return _product(bench, model, pruned)
 
 
 def _gradual(bench: Bench, config: dict[str, Any]) -> Product:
@@ -65,15 +65,17 @@ def _gradual(bench: Bench, config: dict[str, Any]) -> Product:
             dropout=config["dropout"],
             **bench.fit_arguments(gradual, show),
         )
-    return _product(bench, pruned)
+    return _product(bench, model, pruned)
 
 
-def _product(bench: Bench, pruned: Any) -> Product:
+def _product(bench: Bench, model: Any, pruned: Any) -> Product:
+    from deepcompression.coverage import coverage
+
     assert bench.input is not None
     # What is zero throughout has no structure yet: held so, it could never learn.
     blank = [layer.name for layer in pruned.layers if not layer.nonzero]
     names = [*bench.input.zeros, *(layer.name for layer in pruned.layers if layer.nonzero)]
-    return Product(
+    product = Product(
         pruned.state,
         zeros=list(dict.fromkeys(names)),
         shared=bench.input.shared,
@@ -81,6 +83,8 @@ def _product(bench: Bench, pruned: Any) -> Product:
         history=pruned.fit.history if pruned.fit else (),
         notes=[f"{name} is zero throughout: nothing is pruned in it, and it stays free to learn" for name in blank],
     )
+    done = [layer.name for layer in pruned.layers if layer.nonzero]
+    return covering(product, coverage(model, done, dict.fromkeys(blank, "zero throughout")))
 
 
 def score_of(bench: Bench, config: Mapping[str, Any], model: Any = None) -> Any:

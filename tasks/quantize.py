@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.states import State
 
-from tasks.bench import Bench, Product
+from tasks.bench import Bench, Product, covering
 from tasks.finetune import train
 from tasks.run import Reference, Run
 from tasks.secrets import sealed
 from tasks.stage import TASK, perform
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @task(name="quantize", **TASK)
@@ -28,6 +32,7 @@ def quantize(
 def _work(bench: Bench, config: dict[str, Any]) -> Product:
     from deepcompression import quantize as library
     from deepcompression import structure
+    from deepcompression.coverage import coverage
 
     assert bench.input is not None
     trained = train(bench, config["train"]) if config["train"] else None
@@ -53,4 +58,22 @@ def _work(bench: Bench, config: dict[str, Any]) -> Product:
     notes = [f"{name} keeps its precision: {reason}" for name, reason in rounded.kept.items()]
     notes += [f"{name} {what}" for name, what in {**rounded.instead, **rounded.coarse}.items()]
     report = {**product.report, "kept": rounded.kept, "precisions": precisions}
-    return replace(product, state=rounded.state, notes=notes, report=report)
+    why = {**unrounded(product.state, bench.input.shared, config), **rounded.kept}
+    rows = coverage(bench.run.blank_model(), [name for name in product.state if name not in why], why)
+    return covering(replace(product, state=rounded.state, notes=notes, report=report), rows)
+
+
+def unrounded(state: Mapping[str, Tensor], shared: Collection[str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Why the recipe's keys leave tensors of ``state`` as they are, by name; a trained codebook is not among them."""
+    books = {id(state[name]) for name in shared}
+    found = {}
+    for name, tensor in state.items():
+        key = "codebook" if id(tensor) in books else "rest"
+        asked, kind = config[key], str(tensor.dtype).removeprefix("torch.")
+        if kind not in ("float32", "float16", "bfloat16"):
+            found[name] = f"{kind} is not rounded"
+        elif asked == "float32" and not (key == "codebook" and config["train"]):
+            found[name] = f"stays as it is: {key} is float32"
+        elif kind != "float32" and asked not in ("float32", "auto"):
+            found[name] = f"has {kind} already" if asked != "int8" else f"{kind} is not rounded to int8"
+    return found

@@ -98,6 +98,7 @@ def write_report(
         bits_per_weight=references[-1].numbers["bits_per_weight"],
         stages=stages,
         longest=max(stage["worked"] or 0 for stage in stages) or 1,
+        covered=covered_table(stages),
         layers=layers,
         total=total,
         inspection=inspection,
@@ -207,6 +208,7 @@ def _stage(reference: Reference, entry: Mapping[str, Any]) -> dict[str, Any]:
         "size_bytes": numbers["size_bytes"],
         "ratio": numbers["compression_ratio"],
         "density": numbers["density"],
+        "model_density": numbers.get("model_density"),
         "bits_per_weight": numbers["bits_per_weight"],
         "metric": numbers["val_metric"],
         "seconds": numbers["seconds"],
@@ -215,7 +217,26 @@ def _stage(reference: Reference, entry: Mapping[str, Any]) -> dict[str, Any]:
         "notes": entry.get("notes") or [],
         "history": entry.get("history") or [],
         "best": (entry.get("report") or {}).get("best_epoch"),
+        "covered": (entry.get("report") or {}).get("covered") or [],
     }
+
+
+def covered_table(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row a matrix: which stages worked on it, and which left it alone, by reason; and vectors left alone, summed up.
+
+    Args:
+        stages: each with ``stage``, its label, and ``covered``, rows as of ``deepcompression.coverage.Covered``.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        total = sum(one["bytes"] for one in stage["covered"])
+        for one in stage["covered"]:
+            if one["done"] and not one["matrix"]:
+                continue
+            plain = {**one, "share": one["bytes"] / total if total else 0.0, "done": [], "left": {}}
+            row = rows.setdefault(one["tensor"], plain)
+            (row["done"] if one["done"] else row["left"].setdefault(one["reason"], [])).append(stage["stage"])
+    return list(rows.values())
 
 
 def layer_table(

@@ -9,7 +9,7 @@ from typing import Any
 from prefect import task
 from prefect.states import State
 
-from tasks.bench import Bench, Product
+from tasks.bench import Bench, Product, covering
 from tasks.prune import table_of
 from tasks.run import Reference, Run
 from tasks.secrets import sealed
@@ -48,7 +48,7 @@ def _trained(bench: Bench, config: dict[str, Any]) -> Product:
             shared=[name for name in bench.input.shared if name not in bits],
             **bench.fit_arguments(train, show),
         )
-    return replace(_product(bench, made), regrouped=list(bits), history=made.fit.history)
+    return replace(_product(bench, model, made), regrouped=list(bits), history=made.fit.history)
 
 
 def _at_once(bench: Bench, config: dict[str, Any]) -> Product:
@@ -66,7 +66,7 @@ def _at_once(bench: Bench, config: dict[str, Any]) -> Product:
         seed=bench.seed,
         padding=structure.padding_rows(model),
     )
-    return _product(bench, made)
+    return _product(bench, model, made)
 
 
 def _rates(model: Any, config: dict[str, Any], bits: Mapping[str, int]) -> dict[str, float]:
@@ -76,12 +76,16 @@ def _rates(model: Any, config: dict[str, Any], bits: Mapping[str, int]) -> dict[
     return {name: rates.get(name, 0.0) for name in bits}
 
 
-def _product(bench: Bench, made: Any) -> Product:
+def _product(bench: Bench, model: Any, made: Any) -> Product:
+    from deepcompression.coverage import coverage
+
     assert bench.input is not None
     names = [layer.name for layer in made.layers if layer.nonzero]  # zero throughout: nothing to hold
-    return Product(
+    product = Product(
         made.state,
         zeros=list(dict.fromkeys([*bench.input.zeros, *names])),
         shared=list(dict.fromkeys([*bench.input.shared, *names])),
         report={"layers": made.layers},
     )
+    blank = [layer.name for layer in made.layers if not layer.nonzero]
+    return covering(product, coverage(model, names, dict.fromkeys(blank, "zero throughout")))

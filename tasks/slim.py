@@ -16,6 +16,9 @@ from tasks.stage import TASK, perform
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from deepcompression.coverage import Covered
+    from deepcompression.slim import Slimmed
+
 SAMPLES = 64  # whose outputs are compared
 
 
@@ -44,9 +47,18 @@ def _work(bench: Bench, config: dict[str, Any]) -> Product:
         zeros=list(dict.fromkeys([*bench.input.zeros, *made.zeroed])),
         shared=bench.input.shared,
         compared=made.arranged,
-        report={"layers": made.layers, "left": made.left},
+        report={"layers": made.layers, "left": made.left, "covered": _covered(model, made)},
         notes=made.notes,
     )
+
+
+def _covered(model: nn.Module, made: Slimmed) -> list[Covered]:
+    """Every tensor: in a chain of units, or why its layer is in none."""
+    from deepcompression.coverage import coverage
+
+    done = {f"{layer}.weight" for one in made.layers for layer in (one.name, one.consumer)}
+    why = {f"{layer}.weight": reason for layer, reason in made.left.items()}
+    return coverage(model, done, {**dict.fromkeys(model.state_dict(), "in no chain of units"), **why})
 
 
 def outputs(run: Run, model: nn.Module) -> Tensor:

@@ -91,6 +91,12 @@ def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {**numbers, **{name: math.nan for name in ("val_metric", "val_loss") if numbers[name] is None}}
 
 
+def left_alone(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a stored stage left alone: tensor, elements, bytes, reason. Empty in entries of older releases."""
+    rows = (entry.get("report") or {}).get("covered") or []
+    return [{name: row[name] for name in ("tensor", "elements", "bytes", "reason")} for row in rows if not row["done"]]
+
+
 @contextlib.contextmanager
 def shown(run: Run, label: str) -> Iterator[Any]:
     """The progress callback of a training stage."""
@@ -199,7 +205,8 @@ def _measure(run: Run, source: Reference | None, product: Product) -> dict[str, 
         "dense_bytes": base["dense_bytes"],
         "weights": base["weights"],
         **_sizes(len(files.encode(state, "packed")), base),
-        "density": structure.density(state, structure.prunable(model)),
+        "density": structure.density(state, structure.prunable(model) or product.zeros),
+        "model_density": structure.density(state, dict.fromkeys(structure.first_names(model).values())),
         "val_metric": result.metric,
         "val_loss": result.loss,
         "val_correct": result.correct,
@@ -209,7 +216,7 @@ def _measure(run: Run, source: Reference | None, product: Product) -> dict[str, 
 
 def _inherited(source: Reference) -> dict[str, Any]:
     names = ("dense_bytes", "weights", "density", "val_metric", "val_loss", "val_correct", "val_total")
-    return {name: source.numbers[name] for name in names}
+    return {**{name: source.numbers[name] for name in names}, "model_density": source.numbers.get("model_density")}
 
 
 def _sizes(count: int, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,6 +249,7 @@ def _log(
         metric: numbers["val_metric"],
         "val_loss": numbers["val_loss"],
         "density": numbers["density"],
+        "model_density": numbers.get("model_density"),
         "bits_per_weight": numbers["bits_per_weight"],
         "stage_seconds": numbers["seconds"],
     }
@@ -251,8 +259,11 @@ def _log(
     run.tracker.metrics({**named, **(logged if number is not None else {})}, step=number or 0)
     if entry["history"]:
         run.tracker.curve(label, entry["history"])
+    of_all = "" if logged.get("model_density") is None else f" (of all weights {logged['model_density']:.1%})"
     reused = "reused" if numbers["cached"] else f"{numbers['seconds']:.1f} s"
     say(
         f"[bold]{label:<12}[/] {size(numbers['size_bytes']):>9}  {numbers['compression_ratio']:6.1f}x  "
-        f"density {numbers['density']:6.1%}  {metric} {numbers['val_metric']:.4f}  [dim]{reused}[/]"
+        f"density {numbers['density']:6.1%}{of_all}  {metric} {numbers['val_metric']:.4f}  [dim]{reused}[/]"
     )
+    if told := entry["report"].get("told"):
+        say(f"{label}: {escape(told)}")

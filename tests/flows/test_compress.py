@@ -78,6 +78,29 @@ def test_summary_tells_the_file_as_it_is(finished: dict[str, Any]) -> None:
     assert json.loads((Path(summary["folder"]) / "summary.json").read_text()) == summary
 
 
+def test_what_stages_left_alone_is_told(finished: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Vectors that prune and share leave stand in summary and report; density of all weights beside that of layers."""
+    from flows.table import show
+
+    summary = finished["summary"]
+    rows = {row["stage"]: row for row in summary["stages"]}
+    sizes = [one.numel() for one in digits_net().parameters()]
+    vectors = sum(one.numel() for one in digits_net().parameters() if one.ndim == 1)
+    for stage in ("prune", "share"):
+        (left,) = rows[stage]["left_alone"]
+        assert (left["tensor"], left["elements"], left["bytes"]) == ("4 vectors", vectors, 4 * vectors)
+        assert "only when named" in left["reason"]
+    assert rows["baseline"]["left_alone"] == rows["encode"]["left_alone"] == []
+    found = rows["prune"]["model_density"] * sum(sizes)
+    assert found == pytest.approx(rows["prune"]["density"] * (sum(sizes) - vectors) + vectors, abs=vectors)
+    page = (Path(summary["folder"]) / "report.html").read_text()
+    assert "4 vectors" in page and "density of all weights" in page
+    run = MlflowClient(tracking_uri=finished["overrides"]["tracking.uri"]).get_run(summary["mlflow_run_id"])
+    assert run.data.metrics["model_density/prune"] == pytest.approx(rows["prune"]["model_density"])
+    show(summary)
+    assert max(map(len, capsys.readouterr().out.partition("└")[0].splitlines())) <= 80
+
+
 def test_the_file_alone_has_the_measured_accuracy(finished: dict[str, Any]) -> None:
     """Loaded by hand into a new model, the file makes exactly the errors that the summary tells."""
     from deepcompression.data import digits
@@ -271,6 +294,11 @@ def test_missing_tracking_server_does_not_sink_a_run(tiny: Tiny, tmp_path: Path)
     ("changes", "error", "part"),
     [
         ({"stages": [{"stage": "prune", "density": {"fc9": 0.1}}]}, StructureError, "fc9"),
+        (
+            {"model": {"factory": "torch.nn:Flatten"}, "stages": [{"stage": "prune", "density": 0.1}]},
+            StructureError,
+            "stage prune: default selects nothing",
+        ),
         ({"stages": [{"stage": "finetune", "dropout": {"fc1": "fc1"}}]}, StructureError, "no dropout module"),
         ({"model": {"factory": "no_such_package:net"}}, FactoryError, "no_such_package"),
         ({"model": {"factory": "builtins:dict"}}, FactoryError, "torch.nn.Module"),
