@@ -65,9 +65,8 @@ def coverage(model: nn.Module, done: Collection[str], reasons: Mapping[str, str]
         if once[place] == name:
             reason = "" if place in worked else own.get(place) or general.get(name) or "named by no pattern"
             rows.append(_row(name, tensor, reason))
-    return [row for row in rows if row.matrix or row.done] + _summed(
-        [row for row in rows if not row.matrix and not row.done]
-    )
+    vectors = [row for row in rows if not row.matrix and not row.done]
+    return [row for row in rows if row not in vectors] + _summed(vectors)
 
 
 def unselected(model: nn.Module) -> dict[str, str]:
@@ -141,7 +140,7 @@ def _uses(model: nn.Module) -> dict[object, list[Use]]:
     """Every (module, attribute) that is a tensor, by the tensor's id."""
     found: dict[object, list[Use]] = defaultdict(list)
     for module in model.modules():
-        for attribute, parameter in module._parameters.items():
+        for attribute, parameter in module.named_parameters(recurse=False):
             found[memory(parameter)].append((module, attribute))
     return found
 
