@@ -107,6 +107,7 @@ def made(
         "baseline": {"higher_is_better": True, **ends[0]},
         "final": {"higher_is_better": True, **ends[1]},
         "file": str(file),
+        "warnings": [],
         **summary,
     }
     return run, [*references, Reference("encode", "encode", numbers=encoded)], told
