@@ -7,6 +7,7 @@ import random
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -84,9 +85,9 @@ def _inside(user: Any) -> list[Any]:
     if isinstance(user, torch.Tensor | np.ndarray | str | bytes | torch.nn.Module | type | types.ModuleType):
         return []
     if isinstance(user, Mapping):
-        return list(user.values())[:WIDTH]
+        return list(islice(user.values(), WIDTH))
     if isinstance(user, list | tuple | set):
-        return list(user)[:WIDTH]
+        return list(islice(user, WIDTH))
     module = sys.modules.get(getattr(user, "__module__", None) or "")
     shared = [value for value in vars(module).values() if isinstance(value, Drawn)] if module else []
     cells = [cell.cell_contents for cell in getattr(user, "__closure__", None) or () if _full(cell)]

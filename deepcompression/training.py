@@ -19,7 +19,7 @@ from deepcompression import randomness
 from deepcompression.atomic import written
 from deepcompression.errors import DataError, DivergedError
 from deepcompression.optimizers import make_optimizer, make_schedule
-from deepcompression.problem import Batches, Compute, Evaluation, Problem, evaluate, stepped
+from deepcompression.problem import Batches, Compute, Evaluation, Problem, backward, evaluate, stepped
 
 log = logging.getLogger(__name__)
 REPORT_SECONDS = 0.2
@@ -183,7 +183,7 @@ class _Loop:
         with self.compute.autocast():
             loss, _, _ = stepped(self.problem.train_step or self.problem.step, self.model, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        backward(loss)
         if self.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
         self.optimizer.step()

@@ -26,6 +26,7 @@ from deepcompression.splits import Stream, as_split, columns_of, like
 log = logging.getLogger(__name__)
 FEW = 8  # samples of a batch are tried; a whole one where these do not work
 EVALUATED = 1000  # samples of a whole batch of validation
+NOWHERE = Compute("cpu")  # of batches that are only counted
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,20 @@ def attempt(
     compute = compute or Compute()
     users = [problem.train, problem.validation, test, problem.step, problem.metric, problem.augment]
     with kept([], *users):
-        _validated(problem, make, compute)
-        _trained(problem, make, plans, compute, teacher)
+        model = compute.place(make())
+        start = copy.deepcopy(model.state_dict())
+        _validated(problem, model, compute)
         if test is not None:
-            _alike(problem, test, make, compute)
+            _alike(problem, test, model, compute)
+        if teacher is not None and any(plan.distils for plan in plans):
+            _compared(problem, model, teacher(), compute)
+        for plan in plans:
+            model.train()
+            if plan.optimizer is not None:
+                _small_then_whole(partial(_step, problem, model, plan, compute))
+                model.load_state_dict(start)
+            _last_sample(problem, model, plan, compute)
+            model.load_state_dict(start)
 
 
 def few(split: Any, batch_size: int, compute: Compute, *, most: int, number: int = 1, **given: Any) -> Batches:
@@ -108,38 +119,16 @@ def _like(loader: Any, most: int, number: int) -> Any:
     return DataLoader(loader.dataset, batch_sampler=indices, **same)
 
 
-def _validated(problem: Problem, make: Callable[[], nn.Module], compute: Compute) -> None:
-    model = make()
-
+def _validated(problem: Problem, model: nn.Module, compute: Compute) -> None:
     def judge(most: int) -> None:
         with _where("validation"):
             batches = few(problem.validation, EVALUATED, compute, most=most, number=2)
             judged(model, batches, problem.step, problem.metric, compute)
 
     _small_then_whole(judge)
-    if _last_of(Batches(problem.validation, EVALUATED, compute)) == 1:
+    if _last_of(Batches(problem.validation, EVALUATED, NOWHERE)) == 1:
         with _where("validation, the last batch of one sample"):
             judged(model, few(problem.validation, 1, compute, most=1), problem.step, problem.metric, compute)
-
-
-def _trained(
-    problem: Problem,
-    make: Callable[[], nn.Module],
-    plans: Sequence[Plan],
-    compute: Compute,
-    teacher: Callable[[], nn.Module] | None,
-) -> None:
-    """One step of every training, each from the first weights."""
-    model = compute.place(make()).train()
-    start = copy.deepcopy(model.state_dict())
-    for plan in plans:
-        model.load_state_dict(start)
-        if plan.optimizer is not None:
-            _small_then_whole(partial(_step, problem, model, plan, compute))
-        if plan.distils and teacher is not None:
-            _compared(problem, model, teacher(), compute)
-        model.load_state_dict(start)
-        _last_sample(problem, model, plan, compute)
 
 
 def _step(problem: Problem, model: nn.Module, plan: Plan, compute: Compute, most: int) -> None:
@@ -149,9 +138,8 @@ def _step(problem: Problem, model: nn.Module, plan: Plan, compute: Compute, most
         make_schedule(optimizer, plan.schedule, plan.warmup, 1, 1)
     generator = torch.Generator().manual_seed(0)
     with _where("train"):
-        batch = next(
-            iter(few(problem.train, plan.batch_size, compute, most=most, augment=problem.augment, generator=generator))
-        )
+        drawn: dict[str, Any] = {"augment": problem.augment, "generator": generator}
+        batch = _first(few(problem.train, plan.batch_size, compute, most=most, **drawn))
         with compute.autocast():
             loss, outputs, _ = stepped(problem.step, model, batch)
         with _told("step: backward"):
@@ -165,22 +153,21 @@ def _step(problem: Problem, model: nn.Module, plan: Plan, compute: Compute, most
 
 def _compared(problem: Problem, model: nn.Module, teacher: nn.Module, compute: Compute) -> None:
     """Whether student and teacher speak of the same classes."""
-    batch = next(iter(few(problem.validation, FEW, compute, most=FEW)))
+    batch = _first(few(problem.validation, FEW, compute, most=FEW))
     with torch.no_grad(), _where("teacher"):
         wanted = stepped(problem.step, compute.place(teacher).eval(), copied(batch))[1]
         divergence(stepped(problem.step, model.eval(), batch)[1], wanted, 1.0)
-    model.train()
 
 
 def _last_sample(problem: Problem, model: nn.Module, plan: Plan, compute: Compute) -> None:
     """A last batch of one sample, which BatchNorm cannot train on."""
-    batches = Batches(problem.train, plan.batch_size, compute, drop_last=plan.drop_last)
+    batches = Batches(problem.train, plan.batch_size, NOWHERE, drop_last=plan.drop_last)
     if batches.drops_all():
         total, size = batches.known() or (0, 0)
         raise DataError(f"{plan.label}: drop_last leaves nothing: {total:,} training samples, batches of {size:,}")
     if _last_of(batches) != 1:
         return
-    batch = next(iter(few(problem.train, 1, compute, most=1)))
+    batch = _first(few(problem.train, 1, compute, most=1))
     try:
         with compute.autocast(), torch.set_grad_enabled(plan.optimizer is not None):
             stepped(problem.step, model, batch)
@@ -192,6 +179,12 @@ def _last_sample(problem: Problem, model: nn.Module, plan: Plan, compute: Comput
             f"{plan.label}: {total:,} training samples in batches of {size} leave one for the last, and BatchNorm "
             "cannot train on a batch of one sample: set drop_last: true (of a DataLoader: there), or another batch_size"
         ) from error
+
+
+def _first(batches: Batches) -> Any:
+    for batch in batches:
+        return batch
+    raise DataError("data: a split has no samples")
 
 
 def _last_of(batches: Batches) -> int | None:
@@ -211,20 +204,20 @@ def _small_then_whole(work: Callable[[int], None]) -> None:
     work(EVALUATED)
 
 
-def _alike(problem: Problem, test: Any, make: Callable[[], nn.Module], compute: Compute) -> None:
+def _alike(problem: Problem, test: Any, model: nn.Module, compute: Compute) -> None:
     """Whether batches of the test split are made of the same things as validation's.
 
     If they are not, and the step cannot take one (whose answer is not looked at), that is an error; else a warning.
     """
     with _where("test"):
-        batch = next(iter(few(test, 2, compute, most=2)), None)
-    found, wanted = _kind(batch), _kind(next(iter(few(problem.validation, 2, compute, most=2)), None))
+        batch = _first(few(test, 2, compute, most=2))
+    found, wanted = _kind(batch), _kind(_first(few(problem.validation, 2, compute, most=2)))
     if found == wanted:
         return
     sentence = f"batches of the test split are {found}, those of validation {wanted}"
     try:
         with torch.no_grad():
-            stepped(problem.step, compute.place(make()).eval(), batch)
+            stepped(problem.step, model.eval(), batch)
     except FactoryError as error:
         raise DataError(f"test: data: {sentence}: {error}") from error
     log.warning("data: %s", sentence)

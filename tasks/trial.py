@@ -86,14 +86,18 @@ def _by_name(run: Run) -> Iterator[None]:
     """Errors say which of the recipe's factories they are about."""
     from deepcompression.errors import InputError
 
-    names = {"step: ": run.step, "data: ": run.data, "augment: ": run.data["augment"]}
     try:
         yield
     except InputError as error:
-        message = str(error)
-        for word, spec in names.items():
-            if spec and word in message:
-                called = "data.factory" if word == "data: " else word.removesuffix(": ")
-                message = message.replace(word, f"{called} {spec['factory']}: ", 1)
-                break
-        raise type(error)(f"tried before training: {message}") from error
+        raise type(error)(f"tried before training: {_named(str(error), run)}") from error
+
+
+def _named(message: str, run: Run) -> str:
+    """``message`` with the recipe's factory beside the word that says whose fault it is."""
+    specs = {"step": run.step, "data": run.data, "augment": run.data["augment"]}
+    words = message.split(": ")
+    place = next((at for at, word in enumerate(words[:3]) if word in specs), None)
+    if place is not None and (spec := specs[words[place]]):
+        called = {"data": "data.factory", "augment": "data.augment"}.get(words[place], words[place])
+        words[place] = f"{called} {spec['factory']}"
+    return ": ".join(words)

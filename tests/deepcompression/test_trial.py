@@ -103,7 +103,7 @@ def test_a_loader_is_left_alone():
     stream = DataLoader(Stream(), 16, num_workers=2, persistent_workers=True)
     custom = DataLoader(TensorDataset(X, Y), batch_sampler=[[4, 5, 6]] * 3, collate_fn=collate)
     attempt(known(train=stream, validation=custom), custom, net, [PLAN], compute=CPU)
-    assert stream._iterator is None and calls == [3, 3, 2, 2]
+    assert stream._iterator is None and calls == [3, 3, 2, 2]  # two to judge, one of each to compare
     ready = DataLoader([(X, Y), (X[:3], Y[:3])], batch_size=None)
     attempt(known(train=ready, validation=ready), ready, net, [PLAN], compute=CPU)
 
@@ -133,6 +133,7 @@ class Broken(TensorDataset):
         ({"augment": lambda batch, generator: None}, "train: augment: returned None"),
         ({"train": (X.double(), Y)}, "train: step: RuntimeError: "),
         ({"train": (X, Y.float())}, "train: step: RuntimeError: "),
+        ({"train": DataLoader(TensorDataset(X[:9], Y[:9]), 16, drop_last=True)}, "train: data: a split has no samples"),
         ({"train": (X,)}, "train: step: the default one takes batches (samples, targets)"),
     ],
 )
