@@ -56,7 +56,7 @@ class Metrics(TypedDict):
 
     kind: Literal["metrics"]
     time: Time
-    values: list[tuple[Text, float, int]]
+    values: list[tuple[Text, float, Annotated[int, Field(gt=-(2**53), lt=2**53)]]]
 
 
 class Artifact(TypedDict):

@@ -85,6 +85,7 @@ def test_a_run_of_another_machine_is_sent_but_no_file_outside_of_its_folder(
         "{",
         {"kind": "tags", "time": 1},
         {"kind": "metrics", "time": 1, "values": [["a", "b", "c"]]},
+        {"kind": "metrics", "time": 1, "values": [["a", 1, 10**30]]},
         {"kind": "shell", "time": 1},
         {"kind": "finish", "time": 1, "status": "x"},
     ]
