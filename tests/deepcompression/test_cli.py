@@ -575,19 +575,16 @@ def test_decode_is_bounded_by_the_sum(
 ) -> None:
     """A hundred names of one tensor are written a hundred times: --max-bytes, or the disk, refuses before a byte is."""
     file = tmp_path / "a.dcz"
-    deepcompression.save(dict.fromkeys(map(str, range(100)), np.ones(250_000, np.float32)), file)
+    deepcompression.save(dict.fromkeys(map(str, range(100)), np.ones(2_500, np.float32)), file)
     for verb in (("decode", file, tmp_path / "a.safetensors"), ("verify", file), ("inspect", file)):
-        assert dcz(monkeypatch, *verb, "--max-bytes", 99_999_999) == 2
-        assert (
-            "a.dcz: decodes to 100000000 bytes, allowed are 99999999; --max-bytes allows more"
-            in capsys.readouterr().err
-        )
-    usage = shutil.disk_usage(tmp_path)._replace(free=99_999_999)
+        assert dcz(monkeypatch, *verb, "--max-bytes", 999_999) == 2
+        assert "a.dcz: decodes to 1000000 bytes, allowed are 999999; --max-bytes allows more" in capsys.readouterr().err
+    usage = shutil.disk_usage(tmp_path)._replace(free=999_999)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     for name in ("a.safetensors", "a.pt"):
         assert dcz(monkeypatch, "decode", file, tmp_path / name) == 2
         err = capsys.readouterr().err
-        assert f"a.dcz: decodes to 100000000 bytes, and {tmp_path} has 99999999 left" in err and err.count("\n") == 1
+        assert f"a.dcz: decodes to 1000000 bytes, and {tmp_path} has 999999 left" in err and err.count("\n") == 1
     assert [one.name for one in tmp_path.iterdir()] == ["a.dcz"]
 
 

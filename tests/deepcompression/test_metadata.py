@@ -32,7 +32,7 @@ def with_record(content: bytes, tag: int = metadata.TAG) -> bytes:
     return sealed(b"\0" + varint(tag) + varint(len(content)) + content)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(st.dictionaries(TEXT, TEXT, max_size=6), st.randoms(use_true_random=False))
 def test_round_trip(kept: dict[str, str], random: Any) -> None:
     """Any texts come back, the bytes do not depend on their order, and the tensors are none the wiser."""
