@@ -185,7 +185,7 @@ def _guard(run: int) -> None:
         if time.monotonic() > late:
             _kill_children(run, 0)
             os.kill(run, signal.SIGKILL)
-            print(f"stopped: killed, since a call into C did not let Python go on; {AGAIN}", file=sys.stderr)
+            print(f"stopped: killed, since Python did not come to its end in time; {AGAIN}", file=sys.stderr)
             return
         time.sleep(0.05)
 
