@@ -33,6 +33,7 @@ WRONG = [
     ({"cron": "0 3 * * *", "overrides": {"stages.prune.densty": 0.1}}, "densty"),
     ({"cron": "0 3 * * *", "recipe": "conf/none.yaml"}, "none.yaml"),
     ({"cron": "0 3 * * *", "name": "../x"}, "name"),
+    ({"cron": "0 3 * * *", "overrides": {"tracking.uri": "http://me:hunter2@host"}}, "write ${oc.env:NAME} in its"),
     ({"crom": "0 3 * * *"}, "did you mean 'cron'"),
 ]
 

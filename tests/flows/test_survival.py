@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -236,37 +238,102 @@ def test_four_processes_on_one_fresh_database(tmp_path: Path) -> None:
     assert {one.info.status for one in runs} == {"FINISHED"}
 
 
+PRIVATE = """
+import logging
+import warnings
+
+import torch
+from prefect import get_run_logger
+
+from deepcompression.data import digits
+from deepcompression.models import digits_net
+
+
+def net(**kwargs):
+    assert kwargs["token"].startswith("alpha") and kwargs["quoted"].endswith("of-mine")
+    return digits_net()
+
+
+def data(**kwargs):
+    assert kwargs["decoded"] == 8273645519280 + 3 and "lima" in kwargs["several"][0]
+    return digits()
+
+
+def step(model, batch, **kwargs):
+    outputs = model(batch[0])
+    return torch.nn.functional.cross_entropy(outputs, batch[1]), outputs, batch[1]
+
+
+def clip(model, problem, seed, token, again):
+    assert token == again
+    print("printed", token)
+    warnings.warn("warned " + token)
+    logging.getLogger("tasks").warning("told %r", [token])
+    get_run_logger().error("sent to Prefect: %s", token)
+
+
+def bad(token, **kwargs):
+    try:
+        raise KeyError(token)
+    except KeyError as error:
+        raise OSError(2, f"cannot log in with {token!r}", token) from error
+"""
+SECRETS = {
+    "MY_PASSWORD": "hunter2-in-the-address", "MY_A": "alpha-value-of-mine", "MY_C": "char\"lie's \\<value>&é of-mine",
+    "MY_D": "delta-value-of-mine", "MY_E": "8273645519283", "MY_L": "lima-1st-line\nlima-2nd-line",
+    "MY_M": "mike-value-of-mine", "MY_S": "sierra/value+of=mine",
+}  # fmt: skip
+
+
+def _forms(secret: str) -> set[str]:
+    """As it is, and as it is escaped where things are written."""
+    dumped = [json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret), json.dumps(json.dumps(secret))]
+    escaped = [quote(secret), quote(secret, safe=""), html.escape(secret), *(one.strip("\"'") for one in dumped)]
+    return {secret, *secret.splitlines(), *escaped}
+
+
 def test_no_secret_of_a_recipe_stands_anywhere(
     write: Callable[..., str], tmp_path: Path, mlflow_template: Path
 ) -> None:
-    """A password in an address, a key from the environment: searched for in every byte that a run leaves."""
+    """Whatever way it takes, of a run that ends and of one that fails: searched for in every byte that they leave."""
     data = tmp_path / "prefect"
     data.mkdir()
     server = servers.prefect_server(data, free_port())
     database = f"sqlite+aiosqlite:///{data}/prefect.db"
     server.environment = {**server.environment, "PREFECT_API_DATABASE_CONNECTION_URL": database}
-    secrets = {"MY_PASSWORD": "hunter2-in-the-address", "MY_KEY": "s3cr3t-key-of-the-data"}
-    (tmp_path / "private.py").write_text(
-        "from deepcompression.data import digits\n\n"
-        "def data(key):\n    assert key.startswith('s3cr3t')\n    return digits()\n"
-    )
+    (tmp_path / "private.py").write_text(PRIVATE)
+    kwargs = {
+        "a": "${model.kwargs.quoted}", "several": ["${oc.env:MY_L}"], "created": "${oc.create:{x:${oc.env:MY_D}}}",
+        "decoded": "${oc.decode:'${oc.env:MY_E}'}", "around": "pre-${oc.env:MY_M}-post", "b": "${step.kwargs.around}",
+    }  # fmt: skip
     recipe = write(
         train={"epochs": 1},
-        stages=[{"stage": "prune", "density": 0.5}],
+        stages=[
+            {"stage": "prune", "density": 0.5},
+            {"stage": "private:clip", "token": "${oc.env:MY_S}", "again": "${stages.1.token}"},
+        ],
         python_path=[str(tmp_path)],
-        data={"factory": "private:data", "kwargs": {"key": "${oc.env:MY_KEY}"}, "validation": 0.15},
-        tracking={"uri": "http://me:${oc.env:MY_PASSWORD}@127.0.0.1:9", "experiment": "e"},
+        model={"factory": "private:net", "kwargs": {"token": "${oc.env:MY_A}", "quoted": '${oc.env:"MY_C"}'}},
+        data={"factory": "private:data", "kwargs": "${step.kwargs}", "validation": 0.15},
+        step={"factory": "private:step", "kwargs": kwargs},
     )
+    bad = ["model.factory=private:bad", "tracking.uri=http://${oc.env:MY_PASSWORD}:typed-on-the-line@127.0.0.1:9"]
     with servers.started(server, tmp_path / "log"):
         url = server.health.removesuffix("/health")
-        code, out, err = _finish(_start(["run", recipe, "-v"], PREFECT_API_URL=url, **secrets))
-        assert code == 0, err
+        code, *shown = _finish(_start(["run", recipe, "-v"], PREFECT_API_URL=url, **SECRETS))
+        assert code == 0, shown
+        code, *more = _finish(_start(["run", recipe, *bad], PREFECT_API_URL=url, **SECRETS))
+        assert code == 2, more
+        told = "".join([*shown, *more])
         time.sleep(3)  # Prefect sends its log a moment later
+    assert "printed ${oc.env:MY_S}" in told and "cannot log in with '${oc.env:MY_A}'" in told
     places = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert any(path.name == "prefect.db" for path in places) and len(places) > 15
-    for secret in secrets.values():
-        assert secret not in out + err
-        assert [str(path) for path in places if secret.encode() in path.read_bytes()] == []
+    assert {"prefect.db", "mlflow.db", "tracking.jsonl", "report.html"} <= {path.name for path in places}
+    contents = {str(path): path.read_bytes() for path in places}
+    assert any(b"sent to Prefect: ${oc.env:MY_S}" in contents[path] for path in contents if "prefect.db" in path)
+    for form in {form for secret in [*SECRETS.values(), "typed-on-the-line"] for form in _forms(secret)}:
+        assert form not in told
+        assert [path for path, content in contents.items() if form.encode() in content] == [], form
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import json
 import logging
 import re
 import urllib.parse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -199,3 +201,11 @@ def test_what_is_printed_is_masked(capsys: pytest.CaptureFixture[str]) -> None:
         print("a", "token-of-mine")
         print('{"a": 123}', file=secrets.unmasked_stdout())
     assert capsys.readouterr().out == 'a ${oc.env:T}\n{"a": 123}\n'
+
+
+@pytest.mark.parametrize("path", sorted(Path(secrets.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_every_task_is_sealed(path: Path) -> None:
+    """Prefect stores the message, the log and the traceback of what a task raises."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [ast.unparse(one).partition("(")[0] for one in getattr(node, "decorator_list", [])]
+        assert "task" not in names or names == ["task", "sealed"], (path.stem, names)
