@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -311,10 +312,7 @@ def _guarded(verbose: bool, quiet: bool) -> Iterator[None]:
         except typer.Exit:
             raise
         except Exception as error:
-            failed = secrets.without_secrets(error)
-        else:
-            return
-        _fail(failed, verbose)
+            _fail(secrets.without_secrets(error), verbose)
 
 
 def _begin(tell: Callable[[Any], None]) -> Watchdog:
@@ -453,8 +451,9 @@ def _terminated(*_: object) -> None:
 def _fail(error: BaseException, verbose: bool) -> None:
     from deepcompression.errors import InputError
 
+    code = 2 if isinstance(error, InputError) else 1
     if verbose:
-        raise error from error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        _stop(code, "".join(traceback.format_exception(error)).rstrip())
     if type(error).__module__.partition(".")[0] in ("httpx", "httpcore"):
         print(f"error: Prefect's server does not answer any more ({error}); {AGAIN}", file=sys.stderr, flush=True)
         os._exit(1)  # Prefect would try for a minute to deliver its events
@@ -462,7 +461,7 @@ def _fail(error: BaseException, verbose: bool) -> None:
     text = " ".join(str(error).split()) or type(error).__name__
     kind = "" if known else f"{type(error).__name__}: "
     hint = "" if known else " (run again with -v for the traceback)"
-    _stop(2 if isinstance(error, InputError) else 1, f"error: {kind}{text}{hint}")
+    _stop(code, f"error: {kind}{text}{hint}")
 
 
 def _stop(code: int, message: str) -> None:

@@ -410,7 +410,7 @@ def _stored_at(value: Any, parent: Any, key: Any) -> Any:
     if OmegaConf.is_config(found):
         OmegaConf.to_container(found, resolve=True)
     if next(_reads) > before + 1:
-        return OmegaConf.to_container(parent, resolve=False)[key]  # type: ignore[index, call-overload]
+        return secrets.without_passwords(OmegaConf.to_container(parent, resolve=False)[key])  # type: ignore
     return _stored(value, None)
 
 

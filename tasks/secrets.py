@@ -32,7 +32,8 @@ from urllib.parse import unquote, urlsplit
 LEAST, ANYWHERE, DIGITS = 4, 8, 6
 UNKNOWN = "***"
 WORDS = frozenset({"true", "false", "null", "none", "auto"})
-_PASSWORD = re.compile(r"(\w+://[^/:@\s\"'<>]*):(?!\$\{[^@\s]*\}@|\*\*\*\d*@)([^/\s\"'<>]+)@")
+_LOGIN = r"\w+://(?:\$\{[^{}]*\}|[^/:@\s\"'<>])*"
+_PASSWORD = re.compile(rf"({_LOGIN}):(?![^@\s\"'<>]*\$\{{|\*\*\*\d*@)([^/\s\"'<>]+)@")
 _LABEL = re.compile(r"\$\{oc\.env:\w+\}")
 _KEPT = re.compile(r":\*\*\*(\d+)@")
 _PLAIN_KEY = re.compile(r"[a-z_]+")
@@ -102,8 +103,7 @@ def public(*names: str) -> None:
 
 def masked(text: str) -> str:
     """``text`` without any known value, and without the passwords of URLs."""
-    if "://" in text and "@" in text:
-        text = _PASSWORD.sub(rf"\1:{UNKNOWN}@", text)
+    text = without_passwords(text)
     named = [one.span() for one in _LABEL.finditer(text)]  # a value may be called as a variable is
     found = sorted(
         (*match.span(), one.label)
@@ -117,6 +117,11 @@ def masked(text: str) -> str:
         told += [text[end:start], label]
         end = stop
     return "".join([*told, text[end:]])
+
+
+def without_passwords(text: str) -> str:
+    """``text`` without the passwords of URLs; a ``${...}`` in place of one stays."""
+    return _PASSWORD.sub(rf"\1:{UNKNOWN}@", text) if "://" in text and "@" in text else text
 
 
 def hidden(value: Any) -> Any:

@@ -166,6 +166,7 @@ def test_secrets_are_used_but_not_stored(monkeypatch: pytest.MonkeyPatch) -> Non
     source = _mapping(
         tracking={"uri": "http://me:${oc.env:DC_TEST_TOKEN}@host", "experiment": "${tracking.uri}"},
         store="s3://user:plain@bucket",
+        runs="s3://${oc.env:DC_TEST_TOKEN}:plain@bucket",
     )
     loaded = recipes.load(source)
     assert loaded.tracking.uri == "http://me:hunter2@host"
