@@ -32,8 +32,8 @@ from urllib.parse import unquote, urlsplit
 LEAST, ANYWHERE, DIGITS = 4, 8, 6
 UNKNOWN = "***"
 WORDS = frozenset({"true", "false", "null", "none", "auto"})
-_LOGIN = r"\w+://(?:\$\{[^{}]*\}|[^/:@\s\"'<>])*"
-_PASSWORD = re.compile(rf"({_LOGIN}):(?![^@\s\"'<>]*\$\{{|\*\*\*\d*@)([^/\s\"'<>]+)@")
+_LOGIN = r"(?<=\w)://(?:\$\{[^{}]*\}|(?!\$\{)[^/:@\s\"'<>])*"
+_PASSWORD = re.compile(rf"({_LOGIN}):(?![^@/\s\"'<>]*\$\{{|\*\*\*\d*@)([^/\s\"'<>]+)@")
 _LABEL = re.compile(r"\$\{oc\.env:\w+\}")
 _KEPT = re.compile(r":\*\*\*(\d+)@")
 _PLAIN_KEY = re.compile(r"[a-z_]+")

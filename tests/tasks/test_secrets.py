@@ -7,6 +7,7 @@ import html
 import json
 import logging
 import re
+import time
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,17 @@ def test_passwords_of_urls_are_masked() -> None:
     assert told == "*** *** *** *** https://***:***@host/x"
     know_passwords("s3://key:another-one@bucket")
     assert masked("denied: another-one") == "denied: ***"
+
+
+@pytest.mark.parametrize(
+    "text", ["w" * 300_000, "http://" * 40_000 + "@", "http://a:" + "b" * 300_000 + " @", "\\" * 300_000]
+)
+def test_long_texts_take_no_time(text: str) -> None:
+    """A report is megabytes, some of it one word."""
+    know("a\\b 'c' of mine", "S")
+    began = time.monotonic()
+    masked(f"{text} http://a:b@c")
+    assert time.monotonic() - began < 5
 
 
 def test_json_is_hidden_at_any_depth_and_stays_json() -> None:
