@@ -14,7 +14,7 @@
      │       ├─ TruncatedFile             the file ends before its header says so
      │       ├─ ChecksumMismatch          bytes changed after they were written
      │       ├─ MalformedFile             a field contradicts FORMAT.md
-     │       └─ TooLarge                  decoding would take more memory than allowed
+     │       └─ TooLarge                  decoding would take more memory, or disk, than allowed
      └─ RunError                          everything else: exit code 1
          ├─ DivergedError                 the loss became NaN or infinite
          ├─ InvariantError                a stage broke the structure that it promised to hold
@@ -87,7 +87,7 @@ class MalformedFile(FormatError):
 
 
 class TooLarge(FormatError):
-    """Decoding would take more memory than allowed."""
+    """Decoding would take more memory, or disk, than allowed, or the file has more tensors than are read."""
 
 
 class RunError(DeepCompressionError):
