@@ -89,8 +89,9 @@ class Run:
 
         from deepcompression import factory
         from deepcompression.errors import FactoryError
+        from deepcompression.randomness import seed_everything
 
-        torch.manual_seed(self.stage_seed("model") + draw)
+        seed_everything(self.stage_seed("model") + draw)
         model = factory.build(self.model["factory"], self.model["kwargs"])
         if not isinstance(model, torch.nn.Module):
             raise FactoryError(

@@ -26,8 +26,8 @@ def refuse_unfit(run: Run) -> None:
     """
     from deepcompression import soundness
 
-    for one in _models(run):
-        with _named(one):
+    for key, one in _models(run).items():
+        with _named(key, one):
             soundness.refuse_unfit(one.blank_model(), one.blank_model(draw=1))
 
 
@@ -43,23 +43,24 @@ def refuse_hidden_state(run: Run) -> None:
     problem = run.problem()
     with kept([], problem.validation, problem.step):
         forward = _forward(run)
-        for one in _models(run):
-            with _named(one), contextlib.suppress(_Untried):
+        for key, one in _models(run).items():
+            with _named(key, one), contextlib.suppress(_Untried):
                 soundness.refuse_hidden_state(one.blank_model(), one.blank_model(draw=1), forward)
 
 
-def _models(run: Run) -> list[Run]:
-    return [run, *([replace(run, model=run.teacher)] if run.teacher else [])]
+def _models(run: Run) -> dict[str, Run]:
+    """The run by the recipe's key of its model; and one whose model is the teacher."""
+    return {"model": run, **({"teacher": replace(run, model=run.teacher)} if run.teacher else {})}
 
 
 @contextlib.contextmanager
-def _named(run: Run) -> Iterator[None]:
+def _named(key: str, run: Run) -> Iterator[None]:
     from deepcompression.errors import FactoryError, StructureError
 
     try:
         yield
     except (FactoryError, StructureError) as error:
-        raise FactoryError(f"model.factory {run.model['factory']}: {error}") from None
+        raise FactoryError(f"{key}.factory {run.model['factory']}: {error}") from None
 
 
 def _forward(run: Run) -> Callable[[nn.Module], Any]:

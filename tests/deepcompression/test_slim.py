@@ -307,11 +307,11 @@ def test_no_layer_is_emptied():
 
 
 @pytest.mark.parametrize(
-    ("tensor", "value"), [("0.weight", torch.nan), ("0.bias", torch.inf), ("1.running_var", torch.nan)]
+    ("tensor", "value"), [("1.weight", torch.nan), ("1.bias", torch.inf), ("2.running_var", torch.nan)]
 )
 def test_values_that_are_not_finite_are_refused_by_name(tensor: str, value: float):
     """0 times infinity is not 0: no unit could be called dead."""
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
     model.state_dict()[tensor][(0,) * model.state_dict()[tensor].ndim] = value
     with pytest.raises(StructureError, match=f"{tensor}: 1 values"):
         slim(model)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -53,11 +55,34 @@ def broken_step(model: nn.Module, batch: Any) -> Any:
     return model(batch[0]).logits, None, None
 
 
+MADE = norm()
+
+
+def cached() -> nn.Module:
+    return MADE
+
+
+class Moving(nn.Module):
+    """Centres its inputs by a mean that it keeps to itself; drawn by numpy."""
+
+    def __init__(self, persistent: bool) -> None:
+        super().__init__()
+        self.out = nn.Linear(64, 10)
+        self.out.bias.data = torch.from_numpy(np.random.rand(10)).float()
+        self.register_buffer("mean", torch.zeros(64), persistent=persistent)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        if self.training:
+            self.mean = 0.5 * self.mean + 0.5 * (x + 1).mean(0).detach()
+        return self.out(x - self.mean)
+
+
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     """A run of this module's factories."""
     module = types.ModuleType("checked")
-    for name in ("norm", "plain", "loaders", "holes", "holes_in_test", "broken_step"):
+    for name in ("norm", "plain", "loaders", "holes", "holes_in_test", "broken_step", "cached", "Moving"):
         setattr(module, name, globals()[name])
     monkeypatch.setitem(sys.modules, "checked", module)
     monkeypatch.setattr("tasks.check.factory_digest", lambda spec: spec)  # of a module that is no file
@@ -120,3 +145,29 @@ def test_a_batch_size_beside_a_loader_is_told_where_it_was_asked_for(made: Made)
     quiet = made("loaders", folder="quiet")
     check(quiet, [("train", training())])
     assert not warned.kept(quiet.folder)
+
+
+def test_a_model_that_no_file_holds_is_told_with_its_factory(made: Made) -> None:
+    """Whose weights in a new model give other outputs, or which is no new one; of the teacher too."""
+    whole, part = (
+        {"factory": "checked:Moving", "kwargs": {"persistent": kept}, "weights": None} for kept in (True, False)
+    )
+    old = {"factory": "checked:cached", "kwargs": {}, "weights": None}
+    run, trained = made(), [("train", training(batch_size=13))]
+    check(replace(run, model=whole), trained)
+    with pytest.raises(
+        FactoryError, match=r"^model.factory checked:Moving: .* other outputs: .*, such as mean: register"
+    ):
+        check(replace(run, model=part), trained)
+    for one in (replace(run, model=old), replace(run, teacher={**old, "train": training()["train"]})):
+        with pytest.raises(
+            FactoryError, match=r"^(model|teacher).factory checked:cached: returned the same object on two calls"
+        ):
+            check(one, trained)
+
+
+def test_models_that_numpy_draws_are_those_of_the_seed(made: Made) -> None:
+    """Else the same recipe and seed would give another result each time."""
+    run = replace(made(), model={"factory": "checked:Moving", "kwargs": {"persistent": True}, "weights": None})
+    one, again, other = (run.blank_model(draw).out.bias for draw in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other)
