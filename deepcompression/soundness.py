@@ -44,6 +44,13 @@ def refuse_unfit(model: nn.Module, other: nn.Module) -> None:
         _refuse_parameter(name, parameter, state)
     if not any(parameter.numel() for parameter in model.parameters() if parameter.is_floating_point()):
         raise FactoryError("has no floating-point parameter: there is nothing to compress")
+    half = [name for name, one in model.named_parameters() if one.requires_grad and one.dtype == torch.float16]
+    if half:
+        log.warning(
+            "%s is float16, in which what Adam and its kin divide by becomes zero: training may end in NaN; float32 "
+            "weights with precision: bfloat16 train as fast",
+            half[0],
+        )
     _refuse_ties(model)
     _refuse_unlike(state, other.state_dict())
 

@@ -222,3 +222,11 @@ def test_a_state_dict_that_a_new_model_does_not_take_is_refused():
     assert refused(Renamed).startswith("a.weight is a parameter that state_dict() leaves out")
     with pytest.raises(FactoryError, match="a new model does not take its state_dict"):
         refuse_hidden_state(Renamed(), Renamed(), lambda model: model(torch.ones(2, 4)))
+
+
+def test_training_in_float16_is_warned_of(caplog: pytest.LogCaptureFixture):
+    """SGD gets through, Adam ends in NaN; frozen weights are no matter."""
+    caplog.set_level(logging.WARNING, "deepcompression")
+    assert refused(lambda: Net().half().requires_grad_(False), hidden=False) == "" and not caplog.messages
+    assert refused(lambda: Net().half(), hidden=False) == ""
+    assert caplog.messages[0].startswith("a.weight is float16, in which what Adam")
