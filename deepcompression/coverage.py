@@ -83,7 +83,7 @@ def unselected(model: nn.Module) -> dict[str, str]:
 
 
 def selected(model: nn.Module, table: Mapping[str, T]) -> dict[str, T]:
-    """As ``selection.resolve``, of at least one tensor.
+    """As ``selection.resolve``, of at least one tensor. A default of None is of a caller who takes no names.
 
     Raises:
         StructureError: as ``resolve``; or the table means no tensor of the model, whose largest are told.
@@ -129,7 +129,8 @@ def _nothing(rows: Sequence[Covered], value: object) -> str:
     left = sorted((row for row in rows if row.matrix), key=lambda row: -row.bytes)
     if not left:
         return f"{why}, nor is there any other matrix"
-    return f"{why}; name what is meant, such as {{{left[0].tensor}: {value}}}. There are {told(left)}"
+    hint = "" if value is None else f"; name what is meant, such as {{{left[0].tensor}: {value}}}"
+    return f"{why}{hint}. There are {told(left)}"
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

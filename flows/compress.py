@@ -276,9 +276,11 @@ def _start(model: Mapping[str, Any], train: Training) -> dict[str, Any]:
 
 
 def _first_trainings(parsed: Recipe, start: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Trainings that stand in the recipe beside its stages, under the keys that they stand in."""
+    """Trainings that stand in the recipe beside its stages, under the keys that they stand in; what a budget prunes."""
     budget = parsed.budget.train if parsed.budget else None
-    return [("train", start), *([("budget.train", {"train": budget.model_dump(mode="json")})] if budget else [])]
+    chosen = [("budget", {"density": {"default": None}})] if parsed.budget else []
+    training = [("budget.train", {"train": budget.model_dump(mode="json")})] if budget else []
+    return [("train", start), *chosen, *training]
 
 
 def _no_secret_promoted(parsed: Recipe, stored: Mapping[str, Any]) -> None:

@@ -182,6 +182,8 @@ def test_a_default_that_selects_nothing_is_refused_and_names_the_largest():
     """A stage that would do nothing must be told before anything trains, with what could be named instead."""
     with pytest.raises(StructureError, match=r"such as \{1.weight: 0.2\}.*1.weight 12 \(Conv1D is no"):
         selected(nn.Sequential(nn.Embedding(2, 3), Conv1D(3, 4)), {"default": 0.2})
+    with pytest.raises(StructureError, match=r"weight of its own\. There are weight 12"):
+        selected(Conv1D(3, 4), {"default": None})
     with pytest.raises(StructureError, match="nor is there any other matrix"):
         selected(nn.BatchNorm1d(3), {"default": 0.2})
     assert selected(Conv1D(3, 4), {"weight": 0.2}) == {"weight": 0.2}
