@@ -7,8 +7,10 @@ import math
 from typing import Any
 
 import pytest
+import typer
 
 from deepcompression.errors import AimMissed
+from flows.__main__ import _print
 from flows.table import show
 from tasks.report import sentence
 from tasks.store import as_json
@@ -129,3 +131,19 @@ def test_the_error_keeps_the_summary_between_processes() -> None:
 
     error = pickle.loads(pickle.dumps(AimMissed("aim missed: x", {"file": "f"})))
     assert str(error) == "aim missed: x" and error.summary == {"file": "f"}
+
+
+def test_a_missed_aim_is_exit_code_3_with_the_result_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    """A script gets the summary, as JSON that any reader takes, and tells by the exit code that it is not good."""
+    for one, text in ((summary(budget=outcome(), p=math.nan), True), (summary(budget=outcome()), False)):
+        with pytest.raises(typer.Exit) as stopped:
+            _print(one, text)
+        assert stopped.value.exit_code == 3
+        out, err = capsys.readouterr()
+        if text:
+            assert json.loads(out, parse_constant=pytest.fail)["p"] is None
+            assert err == "aim missed: 12.67 points lost on validation, 1 allowed\n"
+        else:
+            assert "AIM MISSED" in out
+    _print(summary(budget=outcome(kept=True, loss=0.1)), True)
+    assert json.loads(capsys.readouterr().out)["verdict"]["kept"]
