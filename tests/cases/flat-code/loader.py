@@ -1,8 +1,12 @@
-def splits():
-    import sys
+import sys
+from pathlib import Path
 
-    sys.path.insert(0, str(__import__("pathlib").Path(__file__).parents[1]))
+from pre import scale
+
+
+def splits():
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     from mine.data import plain
 
-    t, v, e = plain()
-    return t, v, e
+    train, validation, test = plain()
+    return (train[0] * scale, train[1]), validation, test
