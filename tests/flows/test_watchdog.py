@@ -136,3 +136,25 @@ except typer.Exit as stopped:
     process, child = _start(tmp_path, code)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 1 and err == "error: no answer\n" and _over(child)
+
+
+def test_a_run_that_was_told_to_end_does_not_take_itself_apart(tmp_path: Path) -> None:
+    """What is registered for the end is done; what the interpreter would do after it is not waited for."""
+    code = """
+import atexit
+from flows.__main__ import _stop
+
+class Slow:
+    def __del__(self):
+        time.sleep(60)
+
+slow = Slow()
+atexit.register(print, "delivered", flush=True)
+try:
+    _stop(143, "stopped: terminated")
+except BaseException as stopped:
+    sys.exit(stopped.exit_code)
+"""
+    process, _ = _start(tmp_path, code)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 143 and out.strip() == "delivered"
