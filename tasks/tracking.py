@@ -262,7 +262,7 @@ def _check_size(size: int | None) -> None:
 
 
 def runs_of_experiment(uri: str, experiment: str) -> list[str]:
-    """Ids of an experiment's finished runs that are no children, newest first.
+    """Ids of an experiment's finished runs that are no children, newest first; one that missed its aim is finished too.
 
     Raises:
         RunError: no such server, or no such experiment.
@@ -270,13 +270,14 @@ def runs_of_experiment(uri: str, experiment: str) -> list[str]:
     try:
         client = client_of(uri)
         found = client.get_experiment_by_name(experiment)
-        runs = client.search_runs([found.experiment_id], "attributes.status = 'FINISHED'") if found else None
+        runs = client.search_runs([found.experiment_id], "attributes.status != 'RUNNING'") if found else None
         there = [] if found else [repr(one.name) for one in client.search_experiments()]
     except Exception as error:
         raise RunError(f"{masked(uri)} does not answer: {masked(' '.join(str(error).split()))[:160]}") from None
     if runs is None:
         raise RunError(f"{masked(uri)} has no experiment {experiment!r}; there are {', '.join(there)}")
-    return [str(run.info.run_id) for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    whole = [run for run in runs if run.info.status == "FINISHED" or "verdict" in run.data.tags]
+    return [str(run.info.run_id) for run in whole if "mlflow.parentRunId" not in run.data.tags]
 
 
 def run_of_flow(uri: str, flow_run_id: str) -> str | None:

@@ -15,7 +15,7 @@ from deepcompression.errors import RecipeError, RunError
 from flows.reading import fetched
 from flows.servers import Server
 from tasks import deadline, tracking
-from tasks.tracking import JOURNAL, Tracker, flatten, masked, resolve_uri
+from tasks.tracking import JOURNAL, Tracker, flatten, masked, resolve_uri, runs_of_experiment
 
 
 @pytest.fixture
@@ -171,3 +171,16 @@ def test_what_is_not_finite_is_left_out_and_breaks_nothing(tmp_path: Path, datab
     assert MlflowClient(database).get_run(str(tracker.run_id)).data.metrics == {"c": 0.5, "train/loss": 0.25}
     for line in (tmp_path / "run" / JOURNAL).read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
+
+
+def test_runs_that_missed_their_aim_are_compared_too(tmp_path: Path, database: str) -> None:
+    """They failed, but have a file, a report and a verdict; those that failed without one, and live ones, have not."""
+    ends = {"kept": "FINISHED", "missed": "FAILED", "broken": "FAILED", "alive": None}
+    for name, end in ends.items():
+        tracker = Tracker(str(_folder(tmp_path, name)), database, "tests")
+        tracker.start(name, {"verdict": "aim missed: 5 points lost"} if name == "missed" else {})
+        if end:
+            tracker.finish(end)
+    found = runs_of_experiment(database, "tests")
+    names = {MlflowClient(database).get_run(one).info.run_name for one in found}
+    assert names == {"kept", "missed"}
