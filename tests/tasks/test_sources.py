@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks import sources
-from tasks.sources import changed, code_digest, factory_digest, imports_of
+from tasks.sources import OUTSIDE, changed, code_digest, factory_digest, imports_of
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = sorted(path.stem for path in (ROOT / "tasks").glob("*.py") if "perform(" in path.read_text())
@@ -77,6 +77,12 @@ def test_files_are_known_by_their_place(project: Path) -> None:
     (project / "deepcompression/prune.py").write_text("import deepcompression.parts.mask\n")
     code_digest.cache_clear()
     assert code_digest("tasks.prune") != before
+
+
+def test_what_is_left_out_is_there() -> None:
+    """A module of `tasks` that is renamed does not slip out of, or into, the code of stages unseen."""
+    known = {f"tasks.{path.stem}" for path in (ROOT / "tasks").glob("*.py")}
+    assert known >= OUTSIDE
 
 
 @pytest.mark.parametrize("stem", STAGES)
