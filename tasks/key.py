@@ -46,7 +46,7 @@ def stage_key(
             "step": run.step,
             "metric": run.metric,
             "hold": run.hold,
-            "code": code_digest(module),
+            "code": code_digest(module, "tasks.bench"),
             "factories": {spec: factory_digest(spec) for spec in callables(run, config)},
             "versions": versions(),
             "device": str(run.compute().resolved()),
