@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,16 +17,12 @@ from deepcompression.atomic import written
 from tasks.bench import Bench, Product
 from tasks.console import progress, say, size
 from tasks.key import stage_key
+from tasks.measure import measure, measuring_code
 from tasks.run import Reference, Run
-from tasks.sources import code_digest
 from tasks.warned import listen, warn, warned
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from deepcompression.structure import Coarsened
-
-log = logging.getLogger(__name__)
 
 # Every stage is one Prefect task with these settings: the store resumes, Prefect's cache cannot (its keys differ
 # between equal tensors, and it returns results whose file is gone).
@@ -120,24 +115,20 @@ def _usable(run: Run, key: str, source: Reference | None) -> dict[str, Any] | No
     entry = run.store.find(key)
     if entry is None or not run.store.intact(entry["object"]):
         return None
-    if entry["measured_by"] == _measuring_code():
+    if entry["measured_by"] == measuring_code():
         return entry
     file = run.store.object_path(entry["object"]) if entry["encoded"] else None
     reference = Reference(key, entry["object"], tuple(entry["zeros"]), tuple(entry["shared"]))
     product = Product(None if file else run.state(reference), file, entry["zeros"], entry["shared"])
-    numbers = {**entry["numbers"], **_measure(run, source, product)}
-    return run.store.commit(key, {**entry, "numbers": numbers, "measured_by": _measuring_code()})
-
-
-def _measuring_code() -> str:
-    return code_digest(__name__)
+    numbers = {**entry["numbers"], **measure(run, source, product)}
+    return run.store.commit(key, {**entry, "numbers": numbers, "measured_by": measuring_code()})
 
 
 def _store(
     run: Run, key: str, label: str, bench: Bench, product: Product, started: float, warnings: Sequence[str]
 ) -> dict[str, Any]:
     """Checks, measures and stores what a stage made."""
-    numbers = {"coarsened": plain(_coarsened(bench, product)), **_measure(run, bench.input, product)}
+    numbers = {"coarsened": plain(_coarsened(bench, product)), **measure(run, bench.input, product)}
     seconds = time.perf_counter() - started
     part = product.file
     if part is None:
@@ -157,7 +148,7 @@ def _store(
             "input": bench.input.key if bench.input else None,
             "object": run.store.put(part),
             "encoded": product.file is not None,
-            "measured_by": _measuring_code(),
+            "measured_by": measuring_code(),
             "zeros": list(product.zeros),
             "shared": list(product.shared),
             "numbers": {**numbers, "worked_seconds": round(seconds, 3)},
@@ -181,55 +172,6 @@ def _coarsened(bench: Bench, product: Product) -> Coarsened | None:
     shared -= {*product.regrouped}
     before = bench.state() if product.compared is None else product.compared
     return structure.check(before, product.state, zeros=sorted(zeros), shared=sorted(shared))
-
-
-def _measure(run: Run, source: Reference | None, product: Product) -> dict[str, Any]:
-    """Bytes as really encoded, metric on validation, density."""
-    from deepcompression import structure
-    from deepcompression import torch as files
-    from deepcompression.problem import evaluate
-
-    if product.state is None:  # the encoded file: the same weights as its input
-        assert source is not None and product.file is not None
-        return {**_inherited(source), **_sizes(product.file.stat().st_size, source.numbers)}
-    model = run.blank_model()
-    base = source.numbers if source else {"dense_bytes": structure.dense_bytes(model), "weights": _weights(model)}
-    model.load_state_dict(dict(product.state))
-    problem = run.problem()
-    result = evaluate(model, problem.validation, problem.step, problem.metric, run.compute())
-    for name, value in ((str(problem.metric.name), result.metric), ("loss", result.loss)):
-        if not math.isfinite(value):
-            log.warning("val %s is not a number (%s): it wins over nothing, and JSON has null for it", name, value)
-    state = structure.plain_state(model)
-    return {
-        "dense_bytes": base["dense_bytes"],
-        "weights": base["weights"],
-        **_sizes(len(files.encode(state, "packed")), base),
-        "density": structure.density(state, structure.prunable(model) or product.zeros),
-        "model_density": structure.density(state, dict.fromkeys(structure.first_names(model).values())),
-        "val_metric": result.metric,
-        "val_loss": result.loss,
-        "val_correct": result.correct,
-        "val_total": result.total,
-    }
-
-
-def _inherited(source: Reference) -> dict[str, Any]:
-    names = ("dense_bytes", "weights", "density", "val_metric", "val_loss", "val_correct", "val_total")
-    return {**{name: source.numbers[name] for name in names}, "model_density": source.numbers.get("model_density")}
-
-
-def _sizes(count: int, base: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "size_bytes": count,
-        "compression_ratio": base["dense_bytes"] / count,
-        "bits_per_weight": 8 * count / base["weights"],
-    }
-
-
-def _weights(model: nn.Module) -> int:
-    """Parameters, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _log(
