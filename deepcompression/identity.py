@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
 from deepcompression import randomness
 from deepcompression.data import Splits
@@ -25,7 +26,8 @@ from deepcompression.splits import Columns
 
 SECONDS = 30.0  # that reading one data set for its digest may take
 AGAIN = 16  # samples that are read twice, to see whether they are the same ones
-DEEPEST = 20  # containers in containers in a sample
+DEEPEST = 50  # objects in objects
+EXACT = {str, int, float, bool, complex, type(None)}  # whose repr is all of them
 LOADER = ("batch_size", "drop_last", "num_workers", "sampler", "batch_sampler", "collate_fn", "worker_init_fn")
 PLAIN = (str, int, float, complex, bool, type(None), np.generic, torch.dtype, torch.device, torch.Size, slice, range)
 
@@ -90,9 +92,13 @@ def _split(split: Any, name: str, found: _Found) -> str:
     if split is None:
         return "none"
     if isinstance(split, DataLoader):
+        if type(split).__iter__ is not DataLoader.__iter__:  # batches of its own making
+            return _by_content(split, name, found)
         return f"{_split(split.dataset, name, found)} {_loader(split, name, found)}"
-    if isinstance(split, Subset):
+    if type(split) is Subset:  # what derives from it may change samples
         return f"{_split(split.dataset, name, found)} {_of(np.asarray(split.indices, np.int64))}"
+    if type(split) is ConcatDataset:
+        return f"[{' + '.join(_split(one, name, found) for one in split.datasets)}]"
     if id(split) not in found.digests:
         found.digests[id(split)] = _dataset(split, name, found)
     return found.digests[id(split)]
@@ -105,15 +111,45 @@ def _dataset(split: Any, name: str, found: _Found) -> str:
         return _of([split.names, split.tensors])
     if type(split) is TensorDataset:
         return _of(split.tensors)
-    told = getattr(split, "digest", None)
-    if told is not None:
-        return str(told() if callable(told) else told)
-    if isinstance(told := getattr(split, "_fingerprint", None), str):  # Hugging Face's, of all that led to the rows
+    if told := _told(split, name):
         return told
-    if files := _files(split):
-        found.notes.append(f"data: {name} is identified by names, sizes and times of {len(files):,} files")
-        return _of([type(split).__qualname__, _length(split), [_facts(path) for path in files]])
-    return _by_content(split, name, found)
+    if isinstance(told := _own(split, "_fingerprint"), str):  # Hugging Face's, of all that led to the rows
+        return told
+    files = _files(split)
+    if not files:
+        return _by_content(split, name, found)
+    try:  # files alone do not tell what is made of them: labels, a choice, a transform
+        digest = _of([split, _length(split), [_facts(path) for path in files]])
+    except _Unknown:
+        return _by_content(split, name, found)
+    found.notes.append(
+        f"data: {name} is identified by names, sizes and times of {len(files):,} files, and by what the data set holds"
+    )
+    return digest
+
+
+def _own(data: Any, attribute: str) -> Any:
+    """What a data set has itself; what its ``__getattr__`` takes from one that it wraps says nothing of the wrapper."""
+    return getattr(data, attribute, None) if inspect.getattr_static(data, attribute, None) is not None else None
+
+
+def _told(split: Any, name: str) -> str | None:
+    """A data set's ``digest``, if it has one.
+
+    Raises:
+        DataError: it fails, or is nothing that says what is in the data.
+    """
+    try:
+        told = _own(split, "digest")
+        told = told() if callable(told) else told
+    except Exception as error:  # code of the user's
+        raise DataError(f"data: {name}: the `digest` of {type(split).__qualname__} fails: {_reason(error)}") from error
+    if told is None or isinstance(told, str):
+        return told
+    if isinstance(told, bytes | int):
+        return _of(told)
+    got, whose = type(told).__qualname__, type(split).__qualname__
+    raise DataError(f"data: {name}: the `digest` of {whose}: expected a text that says what is in the data, got {got}")
 
 
 def _by_content(data: Any, name: str, found: _Found) -> str:
@@ -121,14 +157,14 @@ def _by_content(data: Any, name: str, found: _Found) -> str:
     started = time.perf_counter()
     try:
         with randomness.kept(_generators(data), data):
-            if _beginning(data) != _beginning(data):
+            if _some(data) != _some(data):
                 raise _Unknown(f"{type(data).__qualname__} gives other samples each time it is read")
             digest, count = _streamed(data, started)
     except (_Unknown, DataError):
         raise
     except Exception as error:  # code of the user's
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise DataError(f"data: {name}: reading a sample of {type(data).__qualname__} fails: {told}") from error
+        what = f"reading a sample of {type(data).__qualname__}"
+        raise DataError(f"data: {name}: {what} fails: {_reason(error)}") from error
     seconds, read = time.perf_counter() - started, "batches" if isinstance(data, DataLoader) else "samples"
     found.notes.append(
         f"data: {name} is identified by content: {count:,} {read} read in {seconds:.1f} s, at every start; a "
@@ -137,11 +173,16 @@ def _by_content(data: Any, name: str, found: _Found) -> str:
     return digest
 
 
-def _beginning(data: Any) -> str:
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _some(data: Any) -> str:
+    """A few samples: the first of a stream, from all of the rest."""
     randomness.seed_everything(0)
     _reseed(data)
     digest = hashlib.sha256()
-    for value in islice(_samples(data), AGAIN):
+    for value in islice(_samples(data, AGAIN), AGAIN):
         _feed(digest.update, value)
     return digest.hexdigest()
 
@@ -161,10 +202,13 @@ def _streamed(data: Any, started: float) -> tuple[str, int]:
     return digest.hexdigest(), count
 
 
-def _samples(data: Any) -> Iterator[Any]:
+def _samples(data: Any, most: int | None = None) -> Iterator[Any]:
+    """All samples; of what is read by index no more than ``most``, from its beginning to its end."""
     if isinstance(data, DataLoader | IterableDataset) or not hasattr(data, "__getitem__"):
         return iter(data)
-    return (data[index] for index in range(len(data)))
+    count = len(data)
+    step = 1 if most is None or count <= most else (count - 1) / (most - 1)
+    return (data[int(number * step)] for number in range(count if most is None else min(count, most)))
 
 
 def _reseed(data: Any) -> None:
@@ -187,51 +231,12 @@ def _loader(loader: Any, name: str, found: _Found) -> str:
     try:
         for part in LOADER:
             digest.update(part.encode())
-            _describe(digest.update, getattr(loader, part, None), loader.dataset)
+            _feed(digest.update, getattr(loader, part, None), loader.dataset)
         for generator in _generators(loader):
-            digest.update(str(generator.initial_seed()).encode())
+            _feed(digest.update, generator)
     except _Unknown:
         return _by_content(loader, name, found)
     return digest.hexdigest()
-
-
-def _describe(feed: Feed, value: Any, dataset: Any, depth: int = 0) -> None:
-    """What draws or joins samples: its class and what it holds, but for the data set; functions by their code."""
-    if value is dataset or isinstance(value, torch.Generator):
-        return
-    if depth > DEEPEST:
-        raise _Unknown("an object that holds itself")
-    if isinstance(value, partial):
-        value = ["partial", value.func, value.args, value.keywords]
-    if isinstance(value, MethodType):
-        value = ["method", value.__func__, value.__self__]
-    if isinstance(value, type):
-        feed(f"{value.__module__}.{value.__qualname__}".encode())
-    elif isinstance(value, FunctionType):
-        feed(f"{value.__module__}.{value.__qualname__}".encode())
-        _code(feed, value.__code__)
-        inner = [[cell.cell_contents for cell in value.__closure__ or ()], value.__defaults__, value.__kwdefaults__]
-        _describe(feed, inner, dataset, depth + 1)
-    elif isinstance(value, list | tuple):
-        feed(f"{type(value).__qualname__} {len(value)}".encode())
-        for one in value:
-            _describe(feed, one, dataset, depth + 1)
-    elif isinstance(value, Mapping):
-        _describe(feed, [list(value), list(value.values())], dataset, depth + 1)
-    elif hasattr(value, "__dict__") and not isinstance(value, Tensor | np.ndarray):
-        feed(f"{type(value).__module__}.{type(value).__qualname__}".encode())
-        _describe(feed, vars(value), dataset, depth + 1)
-    else:
-        _feed(feed, value)
-
-
-def _code(feed: Feed, code: CodeType) -> None:
-    feed(code.co_code + repr(code.co_names).encode())
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            _code(feed, constant)
-        else:
-            feed(repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant).encode())
 
 
 # ---------------------------------------------------------------- values
@@ -243,45 +248,100 @@ def _of(value: Any) -> str:
     return digest.hexdigest()
 
 
-def _feed(feed: Feed, value: Any, depth: int = 0) -> None:
-    """A value's type and content, unambiguously, to a digest; _Unknown where an object does not show what it holds."""
-    if depth > DEEPEST:
-        raise _Unknown(f"containers are more than {DEEPEST} deep")
+def _feed(feed: Feed, value: Any, but: Any = None, above: tuple[int, ...] = ()) -> None:
+    """A value's type and content, unambiguously, to a digest; _Unknown where an object does not show what it holds.
+
+    Args:
+        feed: takes bytes.
+        value: anything.
+        but: an object that is left out, wherever it stands.
+        above: ids of the objects that the value is in.
+    """
     kind = type(value).__qualname__
     if isinstance(value, Tensor):
         _feed_tensor(feed, value)
-    elif isinstance(value, np.ndarray) and value.dtype != object:
-        feed(f"array {value.dtype} {value.shape}\n".encode())
-        feed(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    elif isinstance(value, np.ndarray):
+        _feed_array(feed, value)
     elif isinstance(value, PLAIN):
         feed(f"{kind} {value!r}\n".encode())
     elif isinstance(value, bytes | bytearray):
         feed(f"{kind} {len(value)}\n".encode() + bytes(value))
-    elif isinstance(value, Mapping):
-        feed(f"{kind} {len(value)}\n".encode())
-        for key, one in value.items():
-            _feed(feed, key, depth + 1)
-            _feed(feed, one, depth + 1)
-    elif isinstance(value, tuple | list | np.ndarray):
-        feed(f"{kind} {len(value)}\n".encode())
-        for one in value:
-            _feed(feed, one, depth + 1)
     elif isinstance(value, Path):
         feed(f"path {value}\n".encode())
+    elif value is but:
+        feed(b"it\n")
+    elif id(value) in above:
+        feed(f"above {above.index(id(value))}\n".encode())
+    elif len(above) > DEEPEST:
+        raise _Unknown(f"objects are more than {DEEPEST} deep")
+    elif type(value) in (list, tuple) and _flat(value):
+        feed(f"{kind} {len(value)} {value!r}\n".encode())
     else:
-        feed(f"{kind}\n".encode())
-        _feed(feed, _content(value), depth + 1)
+        inside = _content(feed, value)
+        feed(f"{kind} {len(inside)}\n".encode())
+        for one in inside:
+            _feed(feed, one, but, (*above, id(value)))
 
 
-def _content(value: Any) -> Any:
-    """What an object of another class holds."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return [getattr(value, field.name) for field in fields(value)]
+def _flat(value: Any) -> bool:
+    """Whether a list or tuple holds plain values, or tuples of them, alone: of a million one repr is the fastest."""
+    kinds = set(map(type, value))
+    return kinds <= EXACT or (kinds == {tuple} and set(map(type, chain.from_iterable(value))) <= EXACT)
+
+
+def _content(feed: Feed, value: Any) -> list[Any]:
+    """What an object holds; what its code is goes to the digest at once."""
+    if type(value) in (list, tuple):
+        return list(value)
+    if type(value) is dict:
+        return list(chain.from_iterable(value.items()))
+    if type(value) in (set, frozenset):
+        return sorted(map(_of, value))
+    if isinstance(value, torch.Generator):
+        return [str(value.device), value.initial_seed()]
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, FunctionType):
+        _code(feed, value.__code__)
+        cells = [cell.cell_contents if randomness.full(cell) else None for cell in value.__closure__ or ()]
+        return [value.__module__, value.__qualname__, cells, value.__defaults__, value.__kwdefaults__]
+    if isinstance(value, type | BuiltinFunctionType):
+        return [value.__module__, value.__qualname__, getattr(value, "__self__", None)]
+    if isinstance(value, ModuleType):
+        return [value.__name__]
     if all(hasattr(value, name) for name in ("tobytes", "mode", "size")):  # an image of Pillow's
         return [value.mode, value.size, value.tobytes()]
-    if vars_ := getattr(value, "__dict__", None):
-        return dict(vars_)
-    raise _Unknown(f"samples hold a {type(value).__qualname__}, whose content cannot be seen")
+    return _reduced(value)
+
+
+def _reduced(value: Any) -> list[Any]:
+    """All that pickle would keep of an object (nothing is pickled)."""
+    try:
+        made = value.__reduce_ex__(4)
+    except Exception as error:  # locks, handles, what is compiled
+        raise _Unknown(f"it holds a {type(value).__qualname__}, whose content cannot be seen") from error
+    if isinstance(made, str):  # a thing of this name in its module, perhaps around a function
+        return [type(value).__qualname__, getattr(value, "__module__", None), made, getattr(value, "__wrapped__", None)]
+    return [part if at < 3 or part is None else list(part) for at, part in enumerate(made)]
+
+
+def _feed_array(feed: Feed, value: np.ndarray[Any, Any]) -> None:
+    feed(f"array {value.dtype} {value.shape}\n".encode())
+    if value.dtype.hasobject:
+        _feed(feed, value.reshape(-1).tolist())
+    elif value.size:
+        feed(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+
+
+def _code(feed: Feed, code: CodeType) -> None:
+    feed(code.co_code + repr(code.co_names).encode())
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            _code(feed, constant)
+        else:
+            feed(repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant).encode())
 
 
 def _feed_tensor(feed: Feed, value: Tensor) -> None:
@@ -297,13 +357,21 @@ def _feed_tensor(feed: Feed, value: Tensor) -> None:
 
 def _files(split: Any) -> list[Path]:
     """The files that a data set names, or all below its root, in order."""
-    root, named = getattr(split, "root", None), getattr(split, "files", None)
+    try:
+        root, named = _own(split, "root"), _own(split, "files")
+    except Exception:  # a property of the user's; reading samples will tell
+        return []
     listed: Iterable[Path] = ()
     if isinstance(named, list | tuple) and all(isinstance(path, str | Path) for path in named):
         listed = [Path(path) for path in named]
     elif isinstance(root, str | Path) and str(root):
         listed = Path(root).rglob("*")
-    return sorted(path for path in listed if path.is_file())
+    started, found = time.perf_counter(), []
+    for path in listed:
+        if time.perf_counter() - started > SECONDS:
+            raise _Unknown(f"there are more files below {root} than can be listed in {SECONDS:g} s")
+        found += [path] if path.is_file() else []
+    return sorted(found)
 
 
 def _facts(path: Path) -> list[Any]:

@@ -90,11 +90,12 @@ def _inside(user: Any) -> list[Any]:
         return list(islice(user, WIDTH))
     module = sys.modules.get(getattr(user, "__module__", None) or "")
     shared = [value for value in vars(module).values() if isinstance(value, Drawn)] if module else []
-    cells = [cell.cell_contents for cell in getattr(user, "__closure__", None) or () if _full(cell)]
+    cells = [cell.cell_contents for cell in getattr(user, "__closure__", None) or () if full(cell)]
     return [*getattr(user, "__dict__", {}).values(), *cells, *shared]
 
 
-def _full(cell: Any) -> bool:
+def full(cell: Any) -> bool:
+    """Whether a closure's cell has a value."""
     try:
         return cell.cell_contents is not None
     except ValueError:  # a name that has no value yet

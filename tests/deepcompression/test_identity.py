@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import random
+import threading
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from deepcompression import identity
 from deepcompression.data import Splits
@@ -128,10 +139,10 @@ def test_what_cannot_be_identified_is_never_equal(monkeypatch):
     """Other samples at every reading, objects that hide what they hold, and what takes too long are never reused."""
     generator = np.random.default_rng()
     own_draws = Rows(lambda index: generator.random())
-    opaque = Rows(lambda index: (X[index], object()))
+    opaque = Rows(lambda index: (X[index], threading.Lock()))
     monkeypatch.setattr(identity, "SECONDS", -1.0)
     slow = Rows(lambda index: X[index])
-    for split, reason in ((own_draws, "other samples each time"), (opaque, "object"), (slow, "takes more than")):
+    for split, reason in ((own_draws, "other samples each time"), (opaque, "lock"), (slow, "takes more than")):
         found = [identify(Splits(split, None, None)) for _ in range(2)]
         assert found[0].digest != found[1].digest and not found[0].certain
         assert reason in found[0].doubts[0] and "`digest`" in found[0].doubts[0]
@@ -194,7 +205,7 @@ def test_a_loader_that_cannot_be_described_counts_by_its_batches():
 
     class Collate:
         def __init__(self, scale):
-            self.lock, self.scale = object(), scale
+            self.lock, self.scale = threading.Lock(), scale
 
         def __call__(self, batch):
             x, y = _collate(batch)
@@ -204,3 +215,140 @@ def test_a_loader_that_cannot_be_described_counts_by_its_batches():
     found = [identify(Splits(DataLoader(data, 8, collate_fn=Collate(scale)), None, None)) for scale in (1, 1, 2)]
     assert found[0].certain and "5 batches read" in found[0].notes[0]
     assert found[0].digest == found[1].digest != found[2].digest
+
+
+class Scaled(Dataset):
+    """What a person puts around a data set; whatever it has not, the inner one has."""
+
+    def __init__(self, inner, scale):
+        self.inner, self.scale = inner, scale
+
+    def __getattr__(self, name):
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __getitem__(self, index):
+        return self.inner[index] * self.scale
+
+
+class Part(Subset):
+    def __init__(self, inner, scale):
+        super().__init__(inner, range(10))
+        self.scale = scale
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) * self.scale
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+class Filed(Rows):
+    """Files below a root, and labels from elsewhere."""
+
+    def __init__(self, root, labels):
+        super().__init__(lambda index: labels[index])
+        self.root, self.labels = root, labels
+
+
+class OwnBatches(DataLoader):
+    def __iter__(self):
+        return (batch * self.dataset.scale for batch in super().__iter__())
+
+
+class Drawing(Sampler):
+    def __init__(self, generator):
+        self.own = generator
+
+    def __iter__(self):
+        return iter(range(20))
+
+    def __len__(self):
+        return 20
+
+
+class Listed(list):
+    def __call__(self, batch):
+        return batch[0] * self.scale
+
+
+def _listed(scale):
+    made = Listed()
+    made.scale = scale
+    return made
+
+
+def _with(inner, **attributes):
+    for name, value in attributes.items():
+        setattr(inner, name, value)
+    return inner
+
+
+ROWS = [float(number) for number in range(1, 21)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda tmp, one: Scaled(_with(Rows(lambda index: X[index]), digest="v1"), one),
+        lambda tmp, one: Scaled(_with(Rows(lambda index: X[index]), root=tmp), one),
+        lambda tmp, one: Part(_with(Rows(lambda index: X[index]), digest="v1"), one),
+        lambda tmp, one: Filed(tmp, [one] * 20),
+        lambda tmp, one: ConcatDataset([TensorDataset(X), _with(Rows(lambda index: X[index]), digest=f"v{one}")]),
+        lambda tmp, one: OwnBatches(_with(Scaled(ROWS, one), digest="v1"), 4),
+        lambda tmp, one: DataLoader(ROWS, 4, sampler=Drawing(torch.Generator().manual_seed(one))),
+        lambda tmp, one: DataLoader(ROWS, 4, sampler=Drawing(random.Random(one))),
+        lambda tmp, one: DataLoader(ROWS, 4, sampler=Drawing(np.random.default_rng(one))),
+        lambda tmp, one: DataLoader(ROWS, 4, collate_fn=_listed(one)),
+        lambda tmp, one: _with(Rows(lambda index: X[index] * one), digest=lambda: None),
+        lambda tmp, one: _with(Rows(lambda index: X[index]), digest=bytes([one])),
+        lambda tmp, one: Rows(lambda index: {"a", "b", str(one)}),
+        lambda tmp, one: Rows(lambda index: np.array([(one, "a")], [("object", "O"), ("text", "U1")])),
+    ],
+    ids=[
+        "digest of what is inside",
+        "root of what is inside",
+        "Subset",
+        "labels",
+        "ConcatDataset",
+        "batches",
+        "torch",
+        "python",
+        "numpy",
+        "list",
+        "no digest",
+        "bytes",
+        "set",
+        "structured",
+    ],
+)
+def test_what_one_object_holds_does_not_stand_for_what_another_makes_of_it(tmp_path, make):
+    """Wrappers, subclasses, files with labels from elsewhere, generators of any kind: what differs is told apart."""
+    (tmp_path / "a.bin").write_bytes(b"1")
+    found = [identify(Splits(make(tmp_path, one), None, None)) for one in (1, 1, 2)]
+    assert found[0].certain and found[0].digest == found[1].digest != found[2].digest
+
+
+@pytest.mark.parametrize("digest", [lambda: 1 / 0, lambda what: "v1", torch.zeros(3000), object()])
+def test_a_digest_that_says_nothing_is_refused_in_a_line(digest):
+    """What fails, or would be shown in part or by its address, is no digest."""
+    with pytest.raises(DataError, match="data: train: the `digest` of Rows"):
+        digest_of(_with(Rows(lambda index: X[index]), digest=digest))
+
+
+def test_randomness_anywhere_in_the_data_is_seen():
+    """Samples that are read twice are taken from all of a data set."""
+    late = Rows(lambda index: X[index] if index < 35 else torch.from_numpy(np.random.default_rng().random(3)), 40)
+    assert not identify(Splits(late, None, None)).certain
+
+
+def test_too_many_files_below_a_root(monkeypatch, tmp_path):
+    """A root such as / is not walked for ever."""
+    (tmp_path / "a.bin").write_bytes(b"1")
+    monkeypatch.setattr(identity, "SECONDS", -1.0)
+    found = identify(Splits(_with(Rows(lambda index: X[index]), root=tmp_path), None, None))
+    assert not found.certain and "more files below" in found.doubts[0]
