@@ -68,7 +68,7 @@ def resolve(model: nn.Module, table: Mapping[str, T]) -> dict[str, T]:
     """
     found: dict[str, T] = {}
     patterns = [pattern for pattern in table if pattern != "default"]
-    for pattern in sorted(patterns, key=lambda one: any(sign in one for sign in "*?[")):
+    for pattern in sorted(patterns, key=lambda one: _written_out(model, one) is None):
         for name in _matches(model, pattern):
             found.setdefault(name, table[pattern])
     if "default" in table:
@@ -158,15 +158,22 @@ def _end(tensor: Tensor) -> int:
 
 
 def _matches(model: nn.Module, pattern: str) -> list[str]:
+    exact = _written_out(model, pattern)
+    if exact is not None:
+        return [exact]
     first, default = first_names(model), set(prunable(model))
-    modules = dict(model.named_modules(remove_duplicate=False))
-    if pattern in modules and join(pattern, "weight") in first:
-        return [first[join(pattern, "weight")]]
     found = [one for name, one in first.items() if _means(pattern, name, one in default)]
     if not found:
         why = _computed(model, pattern) or _unspelt(model, pattern) or _of_other_kind(model, pattern)
         raise StructureError(f"pattern {pattern!r}{f': {why}' if why else _nearest(model, pattern)}")
     return found
+
+
+def _written_out(model: nn.Module, pattern: str) -> str | None:
+    """The tensor whose name, or whose module's name, this is, signs of patterns in it or not (``experts.a[0]``)."""
+    first = first_names(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return first.get(pattern) or (first.get(join(pattern, "weight")) if pattern in modules else None)
 
 
 def _nearest(model: nn.Module, pattern: str) -> str:

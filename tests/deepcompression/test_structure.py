@@ -92,6 +92,18 @@ def test_exact_names_beat_patterns_and_earlier_patterns_beat_later_ones():
     assert structure.resolve(model, table) == {"fc1.weight": 1, "fc2.weight": 3, "out.weight": 4}
 
 
+def test_names_may_hold_the_signs_of_patterns():
+    """A budget names every tensor in full; a key such as experts[0] must mean itself, and beat patterns before it."""
+    model = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("a[0]", "a0", "b*", "bc", "q?", "[!z]")})
+    own = {f"{name}.weight": place for place, name in enumerate(model)}
+    assert structure.resolve(model, own) == own
+    assert structure.resolve(model, {"b*": 1, "*": 2, "a[0]": 3}) == {
+        **dict.fromkeys(own, 2),
+        "b*.weight": 1,
+        "a[0].weight": 3,
+    }
+
+
 def test_a_pattern_that_matches_nothing_names_its_neighbours():
     """A typing error in a layer's name must not silently leave the layer dense."""
     with pytest.raises(StructureError, match=r"'frist'.*first"):
