@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from deepcompression.errors import DataError, RunError
+from deepcompression.errors import DataError, FactoryError, RunError
 from tasks.deadline import Bounded
 from tasks.run import Run
 from tasks.secrets import masked
@@ -293,6 +293,8 @@ def _code(module: str, into: Path) -> tuple[list[Path], list[str]]:
     for top in sorted({LIBRARY, *needed.own}):
         spec = importlib.util.find_spec(top)
         assert spec is not None
+        if not Path(str(spec.origin or next(iter(spec.submodule_search_locations or ()), ""))).exists():
+            raise FactoryError(f"{top} lies in an archive, from which a registered model takes no code; unpack it")
         for place in spec.submodule_search_locations or []:
             shutil.copytree(place, into / top, ignore=_not_code, dirs_exist_ok=True)
         if not spec.submodule_search_locations:

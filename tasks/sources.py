@@ -17,6 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = "deepcompression"
 TASKS = "tasks"
 STANDARD = Path(sysconfig.get_paths()["stdlib"])
+# What imports a module by its name as a text; and what runs files, or all modules that it finds.
+BY_NAME = frozenset(("import_module", "__import__", "run_module", "locate"))
+BY_FILE = frozenset(
+    (
+        "exec", "run_path", "spec_from_file_location", "SourceFileLoader", "load_source", "iter_modules",
+        "walk_packages",
+    )
+)  # fmt: skip
 # Modules of ``tasks`` that decide no result: they show, log, keep and find again. A walk does not enter them.
 OUTSIDE = frozenset(
     f"{TASKS}.{stem}"
@@ -91,27 +99,30 @@ def imports_of(module: str) -> Imports:
     """A module and all that it imports, also inside functions and through others; the standard library left out.
 
     Names that cannot be found (an optional dependency) are left out, as is this library. A file that imports what it
-    computes at run time brings all files of its package, or, where it is in none, of its folder.
+    computes at run time brings all modules of the package that the name begins with, or, where it begins with none, of
+    its own package; where it is in none, of its folder. What is compiled, or in an archive, counts as a file.
     """
     files: dict[str, Path] = {}
     installed, seen = set[str](), set[str]()
-    waiting = [module]
+    waiting: list[tuple[str, Path | None]] = [(module, None)]
     while waiting:
-        name = waiting.pop()
+        name, path = waiting.pop()
         top = name.partition(".")[0]
         if name in seen or top == LIBRARY:
             continue
         seen.add(name)
-        kind = _kind(top)
+        kind = "own" if path else _kind(top)
         if kind == "installed":
             installed.add(top)
-        elif kind == "own" and (path := _source(name)) is not None:
+        elif kind == "own" and (path := path or _file(name)) is not None:
             files[name] = path
             package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            read = _read(path, package)
-            waiting += [name.rpartition(".")[0] or name, *_names(read.pairs)]
+            read = _read(_text(name, path), package)
+            waiting += [(one, None) for one in [name.rpartition(".")[0] or name, *_names(read.pairs), *read.below]]
+            for outer in read.below:
+                waiting += [found for folder in _folders(outer) for found in _modules(folder, f"{outer}.")]
             if read.computed:
-                files |= _beside(name, path)
+                waiting += _beside(name, path)
     return Imports(files, frozenset(installed))
 
 
@@ -133,7 +144,7 @@ def _project_file(name: str) -> Path:
 def _imported_here(name: str, path: Path) -> Iterator[str]:
     """Modules of this project that a file of it imports: of ``from package import x`` the module x, if it is one."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for base, attribute in _read(path, package).pairs:
+    for base, attribute in _read(path.read_bytes(), package).pairs:
         if base.partition(".")[0] not in (LIBRARY, TASKS):
             continue
         inner = f"{base}.{attribute}" if attribute else base
@@ -156,46 +167,98 @@ def _names(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Read:
-    """What a file imports: ``pairs`` (module, "") or (module, what is taken from it); whether more is computed."""
+    """What a file imports: ``pairs`` (module, "") or (module, what is taken from it).
+
+    ``below``: packages of which it imports modules whose names it computes; ``computed``: whether it computes others.
+    """
 
     pairs: tuple[tuple[str, str], ...] = ()
+    below: tuple[str, ...] = ()
     computed: bool = False
 
 
-def _read(path: Path, package: str) -> _Read:
-    """All imports of a file of Python source, at its top or inside a function; relative ones resolved."""
+def _read(text: bytes, package: str) -> _Read:
+    """All imports of Python source, at its top or inside a function; relative ones resolved."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):  # not Python: importing it will tell
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # not Python: importing it will tell
         return _Read()
     pairs: list[tuple[str, str]] = []
-    computed = False
-    for node in ast.walk(tree):
+    begun: list[str] = []
+    nodes = list(ast.walk(tree))
+    called = {one.asname: one.name for node in nodes if isinstance(node, ast.ImportFrom) for one in node.names}
+    for node in nodes:
         if isinstance(node, ast.Import):
             pairs += [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = "." * node.level + (node.module or "")
-            base = importlib.util.resolve_name(base, package) if node.level and package else base.lstrip(".")
+            base = _resolved("." * node.level + (node.module or ""), package)
             pairs += [(base, alias.name) for alias in node.names]
-        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__", "exec", "run_path"):
-            named = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
-            pairs += [(named, "")] if isinstance(named, str) else []
-            computed |= not isinstance(named, str)
-    return _Read(tuple(pairs), computed)
+        elif isinstance(node, ast.Call):
+            name = called.get(_called(node), _called(node))
+            begun += [""] if name in BY_FILE else []
+            if name in BY_NAME:
+                begins, whole = _beginning(_first_argument(node))
+                module = _resolved(begins, package)
+                pairs += [(module, ""), (module.rpartition(".")[0] or module, "")] if whole else []
+                begun += [] if whole else [module.rpartition(".")[0]]
+    return _Read(tuple(pairs), tuple(filter(None, begun)), "" in begun)
 
 
 def _called(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
-def _beside(name: str, path: Path) -> dict[str, Path]:
-    """All Python files of a module's outermost package, or of its folder where it is in none."""
+def _first_argument(call: ast.Call) -> ast.expr | None:
+    return call.args[0] if call.args else next((one.value for one in call.keywords if one.arg == "name"), None)
+
+
+def _beginning(node: ast.expr | None) -> tuple[str, bool]:
+    """How a computed text begins, as far as that stands in the source; whether that is all of it."""
+    if isinstance(node, ast.Constant):
+        return (node.value, True) if isinstance(node.value, str) else ("", False)
+    if isinstance(node, ast.JoinedStr) and node.values:
+        return _beginning(node.values[0])[0], False
+    if isinstance(node, ast.BinOp):  # "package." + name, "package.%s" % name
+        return _beginning(node.left)[0].partition("%")[0], False
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):  # "package.{}".format(name)
+        return _beginning(node.func.value)[0].partition("{")[0], False
+    return "", False
+
+
+def _resolved(name: str, package: str) -> str:
+    """A module's name without leading dots."""
+    level = len(name) - len(name.lstrip("."))
+    if not level or not package:
+        return name.lstrip(".")
+    outer = package.rsplit(".", level - 1)[0]
+    return f"{outer}.{name[level:]}" if name[level:] else outer
+
+
+def _beside(name: str, path: Path) -> list[tuple[str, Path | None]]:
+    """All modules of a module's outermost package, or of its folder, with the packages there, where it is in none."""
     package = path.name == "__init__.py"
-    if not package and "." not in name:
-        return {f"{name}:{one.name}": one for one in path.parent.glob("*.py")}
-    folder = path.parents[name.count(".") if package else name.count(".") - 1]
-    found = folder.rglob("*.py")
-    return {f"{name}:{one.relative_to(folder)}": one for one in found}
+    if package or "." in name:
+        return _modules(path.parents[name.count(".") if package else name.count(".") - 1], f"{name.partition('.')[0]}.")
+    found = [(one.stem, one) for one in path.parent.glob("*.py") if one.stem.isidentifier()]
+    inner = [one.parent for one in path.parent.glob("*/__init__.py")]
+    return [*found, *(module for folder in inner for module in _modules(folder, f"{folder.name}."))]
+
+
+def _modules(folder: Path, before: str) -> list[tuple[str, Path | None]]:
+    """All modules below a folder, with their files; ``before`` their names."""
+    found: list[tuple[str, Path | None]] = []
+    for path in folder.rglob("*.py"):
+        inner = path.relative_to(folder).with_suffix("").parts
+        if all(map(str.isidentifier, inner)):
+            found.append(((before + ".".join(inner)).removesuffix(".__init__"), path))
+    return found
+
+
+def _folders(package: str) -> list[Path]:
+    """The folders of a package of the user's; of an installed one none, for its version tells."""
+    if _kind(package.partition(".")[0]) != "own":
+        return []
+    return [path.parent if path.name == "__init__.py" else path for path in _places(package)]
 
 
 def _kind(top: str) -> str:
@@ -208,9 +271,24 @@ def _kind(top: str) -> str:
     return "own"
 
 
-def _source(name: str) -> Path | None:
-    """A module's file of Python source, or None: an attribute of a module, compiled, or not to be found."""
-    return next((path for path in _places(name) if path.suffix == ".py" and path.is_file()), None)
+def _file(name: str) -> Path | None:
+    """The file that a module comes from, an archive perhaps; None: an attribute of a module, or not to be found."""
+    for place in _places(name):
+        for path in (place, *place.parents):
+            if path.is_file():
+                return path
+    return None
+
+
+def _text(name: str, path: Path) -> bytes:
+    """A module's source; empty where it has none."""
+    if path.suffix == ".py":
+        return path.read_bytes()
+    loader = getattr(getattr(sys.modules.get(name), "__spec__", None), "loader", None)
+    try:
+        return str(loader.get_source(name) or "").encode()  # type: ignore[union-attr]
+    except (AttributeError, ImportError):  # compiled
+        return b""
 
 
 def _places(name: str) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,14 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "dcu_alone.py": "",
         "dcu_named.py": "import importlib\nimportlib.import_module('dcu_deep')\n",
         "dcu_dynamic.py": "import importlib\nname = 'dcu_' + 'deep'\nimportlib.import_module(name)\n",
+        "dcu_flat.py": "import importlib\ndef make(kind): return importlib.import_module(f'dcu_pack.{kind}')\n",
+        "dcu_percent.py": "from importlib import import_module as get\nget('dcu_pack.%s' % 1)\n",
+        "dcu_path.py": "import runpy, os\nrunpy.run_path(os.path.join('.', 'dcu_deep.py'))\n",
+        "dcu_bom.py": "\ufeffimport dcu_deep\n",
+        "dcu_compiled.py": "import dcu_binary\n",
+        "dcu_binary.pyc": "not read, for nothing imports it here\n",
         "dcu_pack/__init__.py": "",
+        "dcu_pack/near.py": "import importlib\nimportlib.import_module('.unused', __package__)\n",
         "dcu_pack/nets.py": "from .parts import block\nfrom . import more\n",
         "dcu_pack/parts.py": "block = 1\n",
         "dcu_pack/more.py": "",
@@ -134,6 +142,14 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("dcu_pack.nets:x", "dcu_pack/__init__.py", True),
         ("dcu_pack.nets:x", "dcu_pack/unused.py", False),
         ("dcu_pack.registry:x", "dcu_pack/unused.py", True),
+        ("dcu_pack.registry:x", "dcu_deep.py", False),
+        ("dcu_pack.near:x", "dcu_pack/unused.py", True),
+        ("dcu_flat:make", "dcu_pack/unused.py", True),
+        ("dcu_flat:make", "dcu_alone.py", False),
+        ("dcu_percent:make", "dcu_pack/unused.py", True),
+        ("dcu_path:x", "dcu_deep.py", True),
+        ("dcu_bom:x", "dcu_deep.py", True),
+        ("dcu_compiled:x", "dcu_binary.pyc", True),
     ],
 )
 def test_a_users_code_is_all_that_its_module_imports(user: Path, spec: str, file: str, counts: bool) -> None:
@@ -144,6 +160,20 @@ def test_a_users_code_is_all_that_its_module_imports(user: Path, spec: str, file
     assert factory_digest(spec) == before  # what this process has imported
     factory_digest.cache_clear()
     assert (factory_digest(spec) != before) == counts
+
+
+def test_source_in_another_encoding_and_in_an_archive_counts(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python reads what PEP 263 allows, and zip files: so does the digest."""
+    (user / "dcu_latin.py").write_bytes("# coding: latin-1\n# é\nimport dcu_zipped\n".encode("latin-1"))
+    monkeypatch.syspath_prepend(str(user / "dcu.zip"))
+    digests = []
+    for value in (1, 2):
+        with zipfile.ZipFile(user / "dcu.zip", "w") as archive:
+            archive.writestr("dcu_zipped.py", f"import dcu_deep\nvalue = {value}\n")
+        digests.append(factory_digest("dcu_latin:x"))
+        factory_digest.cache_clear()
+    assert digests[0] != digests[1]
+    assert imports_of("dcu_latin").own >= {"dcu_latin", "dcu_zipped"}
 
 
 def test_installed_packages_count_by_their_version(user: Path) -> None:
