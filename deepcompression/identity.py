@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -76,16 +76,43 @@ def identify(splits: Splits) -> Identity:
                 "give the data set a `digest`: a text that says what is in it"
             )
     whole = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return Identity(whole, not found.doubts, tuple(found.notes), tuple(found.doubts))
+    return Identity(whole, not found.doubts, tuple(_sentences(found.read)), tuple(found.doubts))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What was read of a split to identify it: so many ``files``, ``samples`` or ``batches``."""
+
+    split: str
+    what: str
+    count: int
+    seconds: float
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What is known so far: digests of data sets by id (splits may share one), sentences for people."""
+    """What is known so far: digests of data sets by id (splits may share one), what was read, sentences for people."""
 
     digests: dict[int, str]
-    notes: list[str]
+    read: list[_Read]
     doubts: list[str]
+
+
+def _sentences(read: Sequence[_Read]) -> Iterator[str]:
+    """A sentence for all splits that were identified in one way."""
+    for what in dict.fromkeys(one.what for one in read):
+        alike = [one for one in read if one.what == what]
+        count, seconds = sum(one.count for one in alike), sum(one.seconds for one in alike)
+        who = ", ".join(one.split for one in alike)
+        if what == "files":
+            yield (
+                f"data: {who} identified by names, sizes and times of {count:,} files, and by what the data set holds"
+            )
+        else:
+            yield (
+                f"data: {who} identified by content: {count:,} {what} read in {seconds:.1f} s, at every start; a "
+                "`digest` of the data set's own would save that"
+            )
 
 
 def _split(split: Any, name: str, found: _Found) -> str:
@@ -122,9 +149,7 @@ def _dataset(split: Any, name: str, found: _Found) -> str:
         digest = _of([split, _length(split), [_facts(path) for path in files]])
     except _Unknown:
         return _by_content(split, name, found)
-    found.notes.append(
-        f"data: {name} is identified by names, sizes and times of {len(files):,} files, and by what the data set holds"
-    )
+    found.read.append(_Read(name, "files", len(files), 0.0))
     return digest
 
 
@@ -165,11 +190,8 @@ def _by_content(data: Any, name: str, found: _Found) -> str:
     except Exception as error:  # code of the user's
         what = f"reading a sample of {type(data).__qualname__}"
         raise DataError(f"data: {name}: {what} fails: {_reason(error)}") from error
-    seconds, read = time.perf_counter() - started, "batches" if isinstance(data, DataLoader) else "samples"
-    found.notes.append(
-        f"data: {name} is identified by content: {count:,} {read} read in {seconds:.1f} s, at every start; a "
-        "`digest` of the data set's own would save that"
-    )
+    kind = "batches" if isinstance(data, DataLoader) else "samples"
+    found.read.append(_Read(name, kind, count, time.perf_counter() - started))
     return digest
 
 

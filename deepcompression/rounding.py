@@ -59,7 +59,7 @@ def lost_ratio(before: Tensor, after: Tensor, variance: Tensor | None = None) ->
     alive = before != 0
     magnitudes = before[alive].double().abs()
     error = _largest(gap[alive] / magnitudes)
-    spread = f"which have one sign and go from {float(magnitudes.min()):.2g} to {float(magnitudes.max()):.2g}"
+    spread = f"which have one sign and go from {float(magnitudes.min()):.3g} to {float(magnitudes.max()):.3g}"
     return f"one of its values, {spread}, would change by {error:.0%}" if error > RELATIVE else ""
 
 

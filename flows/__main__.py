@@ -467,7 +467,7 @@ def _fail(error: BaseException, verbose: bool) -> None:
 def _stop(code: int, message: str) -> None:
     from flows import watchdog
 
-    print(_printable(message), file=sys.stderr, flush=True)
+    print(*map(_printable, message.split("\n")), sep="\n", file=sys.stderr, flush=True)  # a traceback has many lines
     watchdog.leave_soon(code)
     raise typer.Exit(code)
 

@@ -257,8 +257,8 @@ class _Resolver:
     def _refuse(self, place: Path_, text: str) -> NoReturn:
         where = ".".join(map(str, place)) or "recipe"
         raise RecipeError(
-            f"run {self.who}: {_shown(place)}: {text[:80]!r} would be read from this machine, but the recipe came from "
-            f"a tracking server; give the value: {where[:80]}=..."
+            f"run {self.who}: {_shown(place)}: {text[:80]!r} is no plain data: a recipe from a tracking server "
+            f"may hold no ${{...}} but references within itself; give the value: {where[:80]}=..."
         )
 
     def _count(self, more: int) -> None:

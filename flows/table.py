@@ -39,7 +39,7 @@ def _aims(console: Console, summary: Mapping[str, Any]) -> None:
 
 def _stages(console: Console, summary: Mapping[str, Any]) -> None:
     table = Table(title=f"{summary['name']}, seed {summary['seed']}", title_justify="left")
-    table.add_column("stage")
+    table.add_column("stage", overflow="fold")
     for heading in ("size", "ratio", "density", "of all\nweights", f"val {summary['metric']}", "seconds"):
         table.add_column(heading, justify="right")
     for row in summary["stages"]:

@@ -165,8 +165,8 @@ def _their_tracker(folder: Path, uri: str | None, own: Sequence[Path]) -> Tracke
         raise RecipeError(f"run {folder.name}: tracking: {error.errors()[0]['msg']}; it is not sent") from None
     if "${" in wanted.experiment or not wanted.experiment.isprintable():
         raise RecipeError(
-            f"run {folder.name}: tracking.experiment {wanted.experiment[:80]!r} would be read from this machine, but "
-            "the run came from a shared store; it is not sent"
+            f"run {folder.name}: tracking.experiment {wanted.experiment[:80]!r} is no plain text, and the run came "
+            "from a shared store; it is not sent"
         )
     known = {_anonymous(one): one for one in _your_servers(own)}
     asked = "" if "${" in wanted.uri else _anonymous(resolve_uri(wanted.uri))

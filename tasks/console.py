@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
 from tasks.secrets import masked
 
 CALM_SECONDS = 60.0  # between two lines about one training in a log
+
+NOTES = 8  # of one stage
 
 WIDE = 110  # columns that a bar needs with everything beside it
 
@@ -23,6 +26,14 @@ console = Console(stderr=True, highlight=False)
 def say(text: str) -> None:
     """One line for the person who watches."""
     console.print(masked(text), soft_wrap=True)
+
+
+def say_some(label: str, notes: Sequence[str]) -> None:
+    """A stage's notes, of many the first ones: the report has all."""
+    for note in notes[:NOTES]:
+        say(f"{label}: {escape(note)}")
+    if more := len(notes[NOTES:]):
+        say(f"{label}: and {more:,} more like these, in report.html")
 
 
 def quiet() -> None:

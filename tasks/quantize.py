@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from tasks.stage import TASK, perform
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+NAMED = 3  # tensors that a sentence names
 
 
 @task(name="quantize", **TASK)
@@ -55,12 +57,21 @@ def _work(bench: Bench, config: dict[str, Any]) -> Product:
         rounded = library.round_precision(
             product.state, shared=bench.input.shared, codebook=config["codebook"], rest=config["rest"]
         )
-    notes = [f"{name} keeps its precision: {reason}" for name, reason in rounded.kept.items()]
+    notes = [*_kept(rounded.kept)]
     notes += [f"{name} {what}" for name, what in {**rounded.instead, **rounded.coarse}.items()]
     report = {**product.report, "kept": rounded.kept, "precisions": precisions}
     why = {**unrounded(product.state, bench.input.shared, config), **rounded.kept}
     rows = coverage(bench.run.blank_model(), [name for name in product.state if name not in why], why)
     return covering(replace(product, state=rounded.state, notes=notes, report=report), rows)
+
+
+def _kept(reasons: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for all tensors that keep their precision for one reason."""
+    for reason in dict.fromkeys(reasons.values()):
+        names = [name for name, why in reasons.items() if why == reason]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        verb = "keeps its" if len(names) == 1 else "keep their"
+        yield f"{', '.join(names[:NAMED])}{more} {verb} precision: {reason}"
 
 
 def unrounded(state: Mapping[str, Tensor], shared: Collection[str], config: Mapping[str, Any]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from deepcompression.atomic import written
 from tasks.bench import Bench, Product
-from tasks.console import progress, say, size
+from tasks.console import progress, say, say_some, size
 from tasks.key import stage_key
 from tasks.measure import measure, measuring_code
 from tasks.run import Reference, Run
@@ -139,8 +139,7 @@ def _store(
         with written(part) as file:
             # a tied tensor is one object under two names, which safetensors refuses
             file.write(save({name: tensor.clone() for name, tensor in product.state.items()}))
-    for note in product.notes:
-        say(f"{label}: {escape(note)}")
+    say_some(label, product.notes)
     return run.store.commit(
         key,
         {

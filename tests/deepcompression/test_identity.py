@@ -117,9 +117,10 @@ def test_a_data_set_without_a_digest_is_read(wrap):
     """Content decides, whatever a sample looks like: equal samples, equal digest; one number other, another."""
     same = [Rows(lambda index: wrap(X[index], index)) for _ in range(2)]
     other = Rows(lambda index: wrap(X[index] + (index == 19) * 1e-6, index))
-    found = identify(Splits(same[0], None, None))
-    assert found.certain and "20 samples read" in found.notes[0]
-    assert found.digest == digest_of(same[1]) != digest_of(other)
+    found = identify(Splits(*same, None))
+    assert found.certain and len(found.notes) == 1
+    assert found.notes[0].startswith("data: train, validation identified by content: 40 samples read")
+    assert digest_of(same[0]) == digest_of(same[1]) != digest_of(other)
 
 
 def test_reading_leaves_every_random_state_as_it_was():

@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, get_args
 
 import pytest
+import typer
 import yaml
 from bad_servers import bad_server
 
@@ -69,7 +70,7 @@ def test_a_recipe_from_a_server_is_plain_data(changes: dict[str, Any], monkeypat
     called = pytest.fail
     for name in ("create", "decode", "env", "select"):
         monkeypatch.setattr(f"omegaconf.resolvers.oc.{name}", called, raising=False)
-    assert "would be read from this machine" in _refusal(_foreign(**changes))
+    assert "is no plain data" in _refusal(_foreign(**changes))
 
 
 def test_what_only_yaml_can_say_is_refused() -> None:
@@ -85,6 +86,21 @@ def test_no_escape_sequence_of_a_recipe_reaches_the_terminal() -> None:
 
     message = _refusal(_foreign(**{"\x1b]0;title\x07": 1}))
     assert "\x1b" in message and command._printable(message).isprintable()
+
+
+def test_a_traceback_keeps_its_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """-v shows it as Python does, but for what a terminal would obey."""
+    from flows import __main__ as command
+    from flows import watchdog
+
+    monkeypatch.setattr(watchdog, "leave_soon", lambda code: None)
+    try:
+        raise OSError("\x1b[2Jgone")
+    except OSError as error:
+        with pytest.raises(typer.Exit):
+            command._fail(error, verbose=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):" and lines[-1] == "OSError: ?[2Jgone"
 
 
 def test_long_references_are_refused_fast() -> None:

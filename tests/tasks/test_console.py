@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from tasks import console
+from tasks.quantize import _kept
 
 
 def _now(epoch: int) -> SimpleNamespace:
@@ -66,6 +67,24 @@ def test_quiet_is_quiet(screen: io.StringIO) -> None:
         assert show is None
         advance("24.6x")
     assert screen.getvalue() == ""
+
+
+@pytest.mark.parametrize("screen", [False], indirect=True)
+def test_many_notes_are_no_wall(screen: io.StringIO) -> None:
+    """A stage that has something to say about each of a hundred tensors says how much more there is, and where."""
+    console.say_some("quantize", [f"bn{index}.running_var is [float16]" for index in range(100)])
+    lines = screen.getvalue().splitlines()
+    assert lines[0] == "quantize: bn0.running_var is [float16]"
+    assert len(lines) == 9 and lines[-1] == "quantize: and 92 more like these, in report.html"
+
+
+def test_tensors_of_one_reason_are_one_note() -> None:
+    """Six tensors that are not rounded for one reason make one sentence."""
+    notes = list(_kept({**dict.fromkeys("abcde", "float64 is not rounded"), "f": "holds NaN"}))
+    assert notes == [
+        "a, b, c and 2 more keep their precision: float64 is not rounded",
+        "f keeps its precision: holds NaN",
+    ]
 
 
 def test_no_color_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
