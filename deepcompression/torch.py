@@ -51,8 +51,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> 
     Values go into the model's own dtypes; where that rounds them, a warning says so.
 
     Raises:
-        WeightsError: names what is missing, unexpected, of another shape, of a dtype that does not hold it, unlike
-            under two names of one tensor, or left on the meta device, and what to do; the model is as it was.
+        WeightsError: names what is missing, unexpected, of another shape, not dense, of a dtype that does not hold it,
+            unlike under two names of one tensor, or left on the meta device, and what to do; the model is as it was.
     """
     own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
     whole = {name: _tied(own, name, state) for name in own}
@@ -71,6 +71,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> 
         ]
         raise WeightsError(f"{where}: does not fit the model; {'; '.join(parts)}{_hint(own, unexpected)}")
     found = {name: tensor for name, tensor in whole.items() if tensor is not None}
+    for name, tensor in found.items():
+        if not _is_dense(tensor):
+            raise WeightsError(f"{where}: {name} is {_kind(tensor)}; only dense ones with values can be loaded")
     _refuse_unlike(own, found, where)
     _refuse_casts(own, found, where)
     _give_memory(model, own, where)
@@ -106,8 +109,7 @@ def to_raw_state(state: Mapping[str, Tensor]) -> dict[str, io.RawTensor]:
     made: dict[int, io.RawTensor] = {}
     raws = {}
     for name, tensor in state.items():
-        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_quantized
-        if not dense or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
+        if not _is_dense(tensor) or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
             raise WeightsError(f"{name}: only dense tensors of {', '.join(DTYPES)} can be saved, got {_kind(tensor)}")
         raws[name] = made.setdefault(id(tensor), to_raw(tensor))
     return raws
@@ -129,8 +131,17 @@ def from_raw(raw: io.RawTensor) -> Tensor:
     return torch.from_numpy(signed).view(dtype).reshape(raw.bits.shape)
 
 
+def _is_dense(value: object) -> bool:
+    """Whether this is a tensor of ordinary layout that has values."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
+
+
 def _kind(value: object) -> str:
-    return f"a {value.layout} tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return "on the meta device" if value.is_meta else f"a {value.layout} tensor of {value.dtype}"
 
 
 def _is_extra(name: str) -> bool:
@@ -170,7 +181,7 @@ def _refuse_casts(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where:
         complex_ = tensor.is_complex() or target.is_complex
         if not complex_ and _same(tensor.to(target).to(tensor.dtype), tensor):
             continue
-        if not (tensor.is_floating_point() and target.is_floating_point):
+        if not (tensor.is_floating_point() and target.is_floating_point) or _overflows(tensor, target):
             raise WeightsError(
                 f"{where}: {name} is {_name(tensor.dtype)}, the model's is {_name(target)}, which does not hold its "
                 "values"
@@ -178,6 +189,11 @@ def _refuse_casts(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where:
         rounded.append(f"{name} from {_name(tensor.dtype)} to {_name(target)}")
     if rounded:
         log.warning("%s: the model holds fewer digits than the file: %s rounded", where, _some(rounded))
+
+
+def _overflows(tensor: Tensor, target: torch.dtype) -> bool:
+    """Whether a finite value has no place in a floating-point type."""
+    return bool((tensor.isfinite() & ~tensor.to(target).isfinite()).any())
 
 
 def _give_memory(model: nn.Module, own: Mapping[str, Tensor], where: str) -> None:

@@ -123,6 +123,29 @@ def test_casts_that_lose_nothing_pass_and_others_are_told_or_refused(caplog: pyt
         bridge.load_state(counter, state, where="f")
 
 
+def test_what_would_become_infinite_is_refused():
+    """A file of float32 in a model of float16: digits may go with a warning, weights may not turn into infinity."""
+    state = {"weight": torch.tensor([[1.0, 7e4]]), "bias": torch.tensor([torch.inf])}
+    with pytest.raises(WeightsError, match="weight is float32, the model's is float16, which does not hold its values"):
+        bridge.load_state(nn.Linear(2, 1).half(), state, where="f")
+    state["weight"][0, 1] = 7.0
+    bridge.load_state(nn.Linear(2, 1).half(), state, where="f")
+
+
+@pytest.mark.parametrize(
+    ("weight", "told"),
+    [
+        (torch.eye(2).to_sparse(), "a torch.sparse_coo tensor"),
+        (torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8), "torch.qint8"),
+        (torch.empty(2, 2, device="meta"), "on the meta device"),
+    ],
+)
+def test_tensors_without_plain_values_are_refused_by_name(weight: Tensor, told: str):
+    """A checkpoint may hold any kind of tensor; torch's own message for such ones is a page long."""
+    with pytest.raises(WeightsError, match=rf"^f: weight is .*{told}.*; only dense ones with values can be loaded$"):
+        bridge.load_state(nn.Linear(2, 2, bias=False), {"weight": weight}, where="f")
+
+
 def test_two_parameters_on_one_memory_are_one_tensor():
     """Tied by ``.data``: held once, saved once, counted once, and tied for good afterwards."""
     model = by_data()
