@@ -446,4 +446,8 @@ def _at(value: Any, path: Sequence[Any]) -> Any:
 
 
 def _one_line(error: Exception) -> str:
+    """The message; of OmegaConf's, which have the key below them, the key and what is wrong with it."""
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        what = str(error).partition("\n    full_key")[0].split(" raised while resolving interpolation: ")[-1]
+        return f"{error.full_key}: {' '.join(what.split())}".replace('"', "")
     return " ".join(str(error).split())

@@ -254,9 +254,13 @@ def test_a_password_in_a_recipes_address_is_not_shown() -> None:
 
 
 def test_interpolation_of_a_missing_variable_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A secret that is not there is told by name."""
+    """A secret that is not there is told by name, at the key that wants it; so is whatever else leads nowhere."""
     monkeypatch.delenv("DC_TEST_NONE", raising=False)
-    assert "DC_TEST_NONE" in _message(_mapping(store="${oc.env:DC_TEST_NONE}"))
+    assert _message(_mapping(store="${oc.env:DC_TEST_NONE}")) == (
+        "recipe: store: Environment variable 'DC_TEST_NONE' not found"
+    )
+    assert _message(_mapping(store="${runs}", runs="${store}")).endswith(": Recursive interpolation detected")
+    assert _message(_mapping(store="${no.where}")) == "recipe: store: Interpolation key 'no.where' not found"
 
 
 def test_stored_recipe_runs_again_unchanged() -> None:
