@@ -96,7 +96,7 @@ def selected(model: nn.Module, table: Mapping[str, T]) -> dict[str, T]:
 
 def sentence(rows: Sequence[Covered]) -> str:
     """Which matrices were left alone, how much of all weights they are, and why; empty where there is none."""
-    left = [row for row in rows if row.matrix and not row.done]
+    left = [row for row in rows if row.matrix and not row.done and row.elements]
     return _sentence(left, rows, "1 matrix" if len(left) == 1 else f"{len(left)} matrices") if left else ""
 
 
@@ -129,7 +129,8 @@ def _nothing(rows: Sequence[Covered], value: object) -> str:
     left = sorted((row for row in rows if row.matrix), key=lambda row: -row.bytes)
     if not left:
         return f"{why}, nor is there any other matrix"
-    hint = "" if value is None else f"; name what is meant, such as {{{left[0].tensor}: {value}}}"
+    named = [row.tensor for row in left if row.reason.endswith(NAMED)]
+    hint = f"; name what is meant, such as {{{named[0]}: {value}}}" if named and value is not None else ""
     return f"{why}{hint}. There are {told(left)}"
 
 
@@ -184,6 +185,8 @@ def _reason(tensor: Tensor, uses: Sequence[Use], made: str) -> str:
         return f"{kind} buffer, no parameter"
     if not tensor.is_floating_point():
         return f"{kind}: only floating-point weights are selected"
+    if any(isinstance(module, torch.jit.ScriptModule) for module, _ in uses):
+        return "in a TorchScript module, which takes no masks or codebooks"
     if made:
         return f"{made}: {NAMED}"
     if tensor.ndim < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -13,7 +13,15 @@ from torch.nn.utils import parametrize
 
 from deepcompression.errors import StructureError
 from deepcompression.parametrized import Holder, is_held, join
-from deepcompression.selection import first_names, memory, misfit, parameters, prunable, refuse_overlaps
+from deepcompression.selection import (
+    first_names,
+    memory,
+    misfit,
+    parameters,
+    prunable,
+    refuse_compiled,
+    refuse_overlaps,
+)
 
 log = logging.getLogger(__name__)
 Use = tuple[nn.Module, str]
@@ -206,13 +214,14 @@ def _restore(module: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
         module._parameters = {name: known[name] for name in order}
 
 
-def _known(model: nn.Module, names: Iterable[str]) -> list[str]:
+def _known(model: nn.Module, names: Collection[str]) -> list[str]:
     """First names of parameters that can be held."""
     first = first_names(model)
     for name in names:
         if name not in first:
             why = misfit(model, name) or "the model has no floating-point parameter of this name to hold"
             raise StructureError(f"{name}: {why}")
+    refuse_compiled(model, names)
     return list(dict.fromkeys(first[name] for name in names))
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "padding_rows",
     "parameters",
     "prunable",
+    "refuse_compiled",
     "refuse_overlaps",
     "resolve",
     "select",
@@ -71,6 +72,7 @@ def resolve(model: nn.Module, table: Mapping[str, T]) -> dict[str, T]:
     for pattern in sorted(patterns, key=lambda one: _written_out(model, one) is None):
         for name in _matches(model, pattern):
             found.setdefault(name, table[pattern])
+    refuse_compiled(model, found)
     if "default" in table:
         for name in prunable(model):
             found.setdefault(name, table["default"])
@@ -124,6 +126,18 @@ def refuse_overlaps(named: Mapping[str, Tensor]) -> None:
                 raise StructureError(
                     f"{one} and {other} are unlike views of the same memory: what is done to one would be undone by "
                     "the other; make them one Parameter, or apart, and take the view or the transpose in forward"
+                )
+
+
+def refuse_compiled(model: nn.Module, names: Iterable[str]) -> None:
+    """Raises StructureError where one of these parameters is in a TorchScript module."""
+    for prefix, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            own = {join(prefix, name) for name, _ in module.named_parameters(recurse=False)}
+            for name in own.intersection(names):
+                raise StructureError(
+                    f"{name} is in a TorchScript module, which takes no masks or codebooks; let the factory build the "
+                    "model in Python, and give it the script's weights"
                 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.bench import Product
@@ -12,7 +12,7 @@ from tasks.run import Reference, Run
 from tasks.sources import code_digest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +44,22 @@ def measure(run: Run, source: Reference | None, product: Product) -> dict[str, A
         "dense_bytes": base["dense_bytes"],
         "weights": base["weights"],
         **_sizes(len(files.encode(state, "packed")), base),
-        "density": structure.density(state, structure.prunable(model) or product.zeros),
+        "density": structure.density(state, judged(structure.prunable(model), product.zeros, state)),
         "model_density": structure.density(state, dict.fromkeys(structure.first_names(model).values())),
         "val_metric": result.metric,
         "val_loss": result.loss,
         "val_correct": result.correct,
         "val_total": result.total,
     }
+
+
+def judged(prunable: Sequence[str], zeros: Sequence[str], state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors whose density is told: what is pruned by default, and every other matrix that was pruned.
+
+    Vectors are told only where there is nothing else.
+    """
+    matrices = [name for name in zeros if state[name].ndim > 1]
+    return list(dict.fromkeys([*prunable, *matrices])) or list(zeros)
 
 
 def _inherited(source: Reference) -> dict[str, Any]:

@@ -189,6 +189,24 @@ def test_a_default_that_selects_nothing_is_refused_and_names_the_largest():
     assert selected(Conv1D(3, 4), {"weight": 0.2}) == {"weight": 0.2}
 
 
+def test_torchscript_is_left_alone_and_refused_by_name_before_anything_trains():
+    """Nothing can be held in a compiled module: naming its weights must not end in a traceback after a training."""
+    model = nn.ModuleDict({"body": torch.jit.script(nn.Linear(4, 4)), "head": nn.Linear(4, 4)})
+    told = "in a TorchScript module, which takes no masks or codebooks"
+    assert [row.reason for row in coverage(model, ["head.weight"]) if row.matrix] == [told, ""]
+    for use in (lambda: select(model, ["body"]), lambda: structure.hold(model, ["body.weight"])):
+        with pytest.raises(StructureError, match=r"^body.weight is in a TorchScript module"):
+            use()
+    with pytest.raises(StructureError, match=rf"of its own. There are weight 16 \({told}\)$"):
+        selected(torch.jit.script(nn.Linear(4, 4)), {"default": 0.5})
+
+
+def test_matrices_without_elements_are_not_worth_a_sentence():
+    """Zero of so many weights left alone is no news."""
+    model = nn.ModuleDict({"empty": nn.Embedding(0, 4), "head": nn.Linear(4, 4)})
+    assert sentence(coverage(model, ["head.weight"])) == ""
+
+
 def test_a_tied_embedding_is_selected_only_by_name():
     """Each row of it stands for an input: pruning it by default cost a language model half of its accuracy."""
     assert prunable(tied()) == []
