@@ -119,7 +119,9 @@ def _split(split: Any, name: str, found: _Found) -> str:
     if split is None:
         return "none"
     if isinstance(split, DataLoader):
-        if type(split).__iter__ is not DataLoader.__iter__:  # batches of its own making
+        own = type(split).__iter__ is not DataLoader.__iter__  # batches of its own making
+        streams = isinstance(split.dataset, IterableDataset) and split.num_workers  # which may be read in workers alone
+        if own or (streams and not _told(split.dataset, name)):
             return _by_content(split, name, found)
         return f"{_split(split.dataset, name, found)} {_loader(split, name, found)}"
     if type(split) is Subset:  # what derives from it may change samples
@@ -262,6 +264,14 @@ def _loader(loader: Any, name: str, found: _Found) -> str:
 
 
 # ---------------------------------------------------------------- values
+
+
+def content(value: Any) -> str | None:
+    """A digest of what a value holds; None where that cannot be seen."""
+    try:
+        return _of(value)
+    except _Unknown:
+        return None
 
 
 def _of(value: Any) -> str:

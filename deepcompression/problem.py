@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import chain, islice, repeat
+from itertools import chain, count, islice, repeat
 from typing import Any
 
 import torch
@@ -289,12 +289,16 @@ class Batches:
 
     def drops_last(self) -> bool:
         """Whether a last batch that is smaller is left out."""
-        return self.drop_last if self.loader is None else bool(self.loader.drop_last)
+        if self.loader is None:
+            return self.drop_last
+        return bool(self.loader.drop_last or getattr(self.loader.batch_sampler, "drop_last", False))
 
     def drops_all(self) -> bool:
         """Whether the only batch is one that is left out, as far as the split tells."""
         known = self.known()
-        return known is not None and self.drops_last() and known[0] < known[1]
+        if known is None:
+            return self.loader is not None and self._tells_length() and not len(self.loader)
+        return self.drops_last() and known[0] < known[1]
 
     def _augmented(self, batch: Any) -> Any:
         assert self.augment is not None and self.generator is not None
@@ -322,18 +326,30 @@ class Batches:
         return tuple(tensors) if self.names is None else dict(zip(self.names, tensors, strict=True))
 
     def _fetched(self) -> Iterator[Any]:
-        """What the loader yields; in training, of a stream that tells a length, no more than that."""
+        """What the loader yields; of a stream that tells a length, no more than that: it may be endless."""
         with _of_data(self.loader):
             iterator = iter(self.loader)
-        if self.generator is not None and isinstance(self.loader.dataset, Stream) and self._tells_length():
-            iterator = islice(iterator, len(self.loader))
-        end = object()
-        while True:
+        end, most = object(), self._told()
+        if self.generator is not None:
+            iterator = islice(iterator, most)
+        for number in count():
             with _of_data(self.loader):
                 batch = next(iterator, end)
             if batch is end:
                 return
+            if number == most:
+                name = type(self.loader.dataset).__name__
+                log.warning(
+                    "data: %s goes on after the %s batches that its length tells; these count", name, f"{most:,}"
+                )
+                return
             yield batch
+
+    def _told(self) -> int | None:
+        """Batches of a stream by the length that it tells; in validation by each worker, which may give all of it."""
+        if not isinstance(self.loader.dataset, Stream) or not self._tells_length():
+            return None
+        return len(self.loader) * (1 if self.generator is not None else max(1, self.loader.num_workers))
 
     def _tells_length(self) -> bool:
         try:

@@ -53,9 +53,14 @@ def kept(generators: Sequence[torch.Generator], *users: Any) -> Iterator[None]:
     Args:
         generators: beside those of torch, numpy and Python.
         users: objects of somebody's, such as data sets, loaders, functions: every generator that is found in them is
-            kept too.
+            kept too, and what data sets, samplers and loaders hold: a file that one opens when it is first read, or a
+            number that it counts, must not be there when workers start, or training does.
     """
-    theirs = [one for user in users for one in _found(user)]
+    seen: dict[int, Any] = {}
+    for user in users:
+        _find(user, seen)
+    theirs = [one for one in seen.values() if isinstance(one, Drawn)]
+    held = [(vars(one), dict(vars(one))) for one in seen.values() if _holds(one)]
     ours = [*generators, *(one for one in theirs if isinstance(one, torch.Generator))]
     before, others = states(ours), [(one, _state(one)) for one in theirs if not isinstance(one, torch.Generator)]
     try:
@@ -64,21 +69,29 @@ def kept(generators: Sequence[torch.Generator], *users: Any) -> Iterator[None]:
         restore(before, ours)
         for one, state in others:
             _set_state(one, state)
+        for inside, saved in held:
+            inside.clear()
+            inside.update(saved)
 
 
 Drawn = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 DEPTH, WIDTH = 6, 100  # how deep in objects, and how far in lists and tuples, generators are looked for
 
 
-def _found(user: Any, depth: int = DEPTH, seen: set[int] | None = None) -> list[Any]:
-    """The generators that an object, its attributes and its module hold."""
-    seen = set() if seen is None else seen
+def _find(user: Any, seen: dict[int, Any], depth: int = DEPTH) -> None:
+    """All that is found in an object, its attributes and its module, by id."""
     if id(user) in seen or depth < 0:
-        return []
-    seen.add(id(user))
-    if isinstance(user, Drawn):
-        return [user]
-    return [one for inner in _inside(user) for one in _found(inner, depth - 1, seen)]
+        return
+    seen[id(user)] = user
+    for inner in [] if isinstance(user, Drawn) else _inside(user):
+        _find(inner, seen, depth - 1)
+
+
+def _holds(user: Any) -> bool:
+    """Whether something of a class of its own gives samples, indices or batches."""
+    plain = isinstance(user, torch.Tensor | np.ndarray | torch.nn.Module | Mapping | list | tuple | type)
+    gives = any(hasattr(type(user), name) for name in ("__getitem__", "__iter__"))
+    return gives and not plain and hasattr(user, "__dict__")
 
 
 def _inside(user: Any) -> list[Any]:

@@ -176,8 +176,13 @@ class _Loop:
             if time.perf_counter() - told > REPORT_SECONDS:
                 told = time.perf_counter()
                 self._tell(epoch, number)
+        if not number:
+            raise DataError(
+                f"data: epoch {epoch} has no batch; the training split must give its samples in every epoch, and more "
+                "than one batch where drop_last leaves out the last"
+            )
         self.schedule.epoch_done()
-        return float(total) / max(number, 1)
+        return float(total) / number
 
     def _step(self, batch: Any) -> Tensor:
         with self.compute.autocast():

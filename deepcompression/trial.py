@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from types import GeneratorType
 from typing import Any
 
 import torch
@@ -18,14 +19,16 @@ from torch.utils.data import DataLoader
 from deepcompression.batch import copied, parts
 from deepcompression.distil import divergence
 from deepcompression.errors import DataError, DeepCompressionError, FactoryError, InputError, told
+from deepcompression.identity import content
 from deepcompression.optimizers import make_optimizer, make_schedule
 from deepcompression.problem import ONE_SAMPLE, Batches, Compute, Problem, backward, judged, stepped
-from deepcompression.randomness import kept
+from deepcompression.randomness import kept, seed_everything
 from deepcompression.splits import Stream, as_split, columns_of, like
 
 log = logging.getLogger(__name__)
 FEW = 8  # samples of a batch are tried; a whole one where these do not work
 EVALUATED = 1000  # samples of a whole batch of validation
+ONCE = GeneratorType, map, zip, filter, enumerate
 NOWHERE = Compute("cpu")  # of batches that are only counted
 
 
@@ -69,6 +72,11 @@ def attempt(
     """
     compute = compute or Compute()
     users = [problem.train, problem.validation, test, problem.step, problem.metric, problem.augment]
+    splits = {"train": as_split(problem.train), "validation": as_split(problem.validation)}
+    splits |= {} if test is None else {"test": as_split(test)}
+    for place, split in splits.items():
+        with _where(place):
+            _read_twice(split)
     with kept([], *users):
         model = compute.place(make())
         start = copy.deepcopy(model.state_dict())
@@ -84,6 +92,46 @@ def attempt(
                 model.load_state_dict(start)
             _last_sample(problem, model, plan, compute)
             model.load_state_dict(start)
+    for place, split in splits.items():
+        with _where(place):
+            _read_to_the_end(split)
+
+
+def _read_twice(split: Any) -> None:
+    """Whether what a split, or a loader's sampler, is drawn from begins anew each time, as every epoch needs.
+
+    Raises:
+        DataError: it goes on where it was: what it holds is an iterator, which ends once and for all.
+    """
+    loader = isinstance(split, DataLoader)
+    drawn = [split.sampler, split.batch_sampler] if loader else [split]
+    drawn += [split.dataset] if loader and not split.num_workers else []  # each worker begins with one of its own
+    for source in drawn:
+        if not isinstance(source, Stream) and (not loader or not hasattr(source, "__iter__")):
+            continue
+        with _told(f"data: {type(source).__name__} does not give a sample", DataError):
+            held = any(isinstance(one, ONCE) for one in (source, *getattr(source, "__dict__", {}).values()))
+            once = (held or iter(source) is iter(source)) and _begun(source) != _begun(source)
+        if once:
+            raise DataError(
+                f"data: {type(source).__name__} can be read only once: it goes on where it was when it is read again; "
+                "let its __iter__ make a new iterator each time"
+            )
+
+
+def _begun(source: Any) -> str | None:
+    """A digest of what something gives first."""
+    with kept([], source):
+        seed_everything(0)
+        return content(next(iter(source), None))
+
+
+def _read_to_the_end(split: Any) -> None:
+    """Whether the last sample is there, of what is read by index and tells how many there are."""
+    if columns_of(split) or isinstance(split, Stream | DataLoader):
+        return
+    with kept([], split), _told(f"data: of {len(split):,} samples in {type(split).__name__} the last fails", DataError):
+        split[len(split) - 1]
 
 
 def few(split: Any, batch_size: int, compute: Compute, *, most: int, number: int = 1, **given: Any) -> Batches:
@@ -164,7 +212,8 @@ def _last_sample(problem: Problem, model: nn.Module, plan: Plan, compute: Comput
     batches = Batches(problem.train, plan.batch_size, NOWHERE, drop_last=plan.drop_last)
     if batches.drops_all():
         total, size = batches.known() or (0, 0)
-        raise DataError(f"{plan.label}: drop_last leaves nothing: {total:,} training samples, batches of {size:,}")
+        few_ = f": {total:,} training samples, batches of {size:,}" if size else " of the training samples"
+        raise DataError(f"{plan.label}: drop_last leaves nothing{few_}")
     if _last_of(batches) != 1:
         return
     batch = _first(few(problem.train, 1, compute, most=1))
@@ -245,10 +294,10 @@ def _where(place: str) -> Iterator[None]:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _told(what: str, kind: type[InputError] = FactoryError) -> Iterator[None]:
     try:
         yield
     except (DeepCompressionError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise FactoryError(f"{what}: {told(error)}") from error
+        raise kind(f"{what}: {told(error)}") from error

@@ -353,3 +353,15 @@ def test_too_many_files_below_a_root(monkeypatch, tmp_path):
     monkeypatch.setattr(identity, "SECONDS", -1.0)
     found = identify(Splits(_with(Rows(lambda index: X[index]), root=tmp_path), None, None))
     assert not found.certain and "more files below" in found.doubts[0]
+
+
+class Working(Stream):
+    def __iter__(self):
+        assert torch.utils.data.get_worker_info() is not None
+        return super().__iter__()
+
+
+def test_a_stream_for_workers_is_read_in_workers():
+    """A stream that shares its samples among workers is not asked without them."""
+    found = [digest_of(DataLoader(Working(values), 2, num_workers=1)) for values in ([1, 2, 3], [1, 2, 3], [1, 2, 4])]
+    assert found[0] == found[1] != found[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections.abc import Iterator
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset, get_worker_info
 
+from deepcompression.data import Splits
 from deepcompression.errors import DataError, FactoryError, InputError
-from deepcompression.problem import Accuracy, Compute, Problem, cross_entropy_step
+from deepcompression.identity import identify
+from deepcompression.problem import Accuracy, Compute, Problem, cross_entropy_step, evaluate
+from deepcompression.training import fit
 from deepcompression.trial import Plan, attempt
 
 CPU = Compute("cpu")
@@ -246,3 +250,93 @@ def test_errors_keep_their_kind():
         attempt(known(train=Broken(X)), None, net, [PLAN], compute=CPU)
     with pytest.raises(FactoryError):
         attempt(known(step=failing), None, net, [PLAN], compute=CPU)
+
+
+class Once(IterableDataset[Any]):
+    """A stream that holds its samples as an iterator."""
+
+    def __init__(self, wrapped: bool = False) -> None:
+        self.samples, self.wrapped = zip(X, Y, strict=True), wrapped
+
+    def __iter__(self) -> Iterator[Any]:
+        return (one for one in self.samples) if self.wrapped else self.samples
+
+
+class Anew(IterableDataset[Any]):
+    """A stream that is its own iterator, and begins again."""
+
+    def __iter__(self) -> Iterator[Any]:
+        self.samples = iter(list(zip(X, Y, strict=True)))
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.samples)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        Once(),
+        Once(wrapped=True),
+        DataLoader(Once(), 4),
+        DataLoader(TensorDataset(X, Y), 4, sampler=iter(range(len(X)))),  # type: ignore[arg-type]
+        DataLoader(TensorDataset(X, Y), batch_sampler=([at, at + 1] for at in range(8))),  # type: ignore[arg-type]
+    ],
+    ids=["stream", "wrapped", "loader", "sampler", "batches"],
+)
+def test_what_can_be_read_only_once_is_refused(split: Any):
+    """Trial and identity would use it up, and every epoch after the first would train on nothing."""
+    with pytest.raises(DataError, match=r"train: data: .* can be read only once"):
+        attempt(known(train=split), None, net, [PLAN], compute=CPU)
+    attempt(known(train=Anew()), None, net, [PLAN], compute=CPU)
+
+
+class Lazy(Dataset[Any]):
+    """Opens something when it is first read, and counts."""
+
+    opened, reads = None, 0
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, index: int) -> Any:
+        self.opened, self.reads = object(), self.reads + 1
+        return X[index], Y[index]
+
+
+def test_the_trial_leaves_no_trace_in_a_data_set():
+    """A file that was opened here would be shared by workers; a counter would begin elsewhere."""
+    data = Lazy()
+    attempt(known(train=data, validation=DataLoader(data, 4)), None, net, [PLAN], compute=CPU)
+    assert vars(data) == {} and identify(Splits(data, None, None)).certain and vars(data) == {}
+
+
+class Short(Lazy):
+    def __getitem__(self, index: int) -> Any:
+        return [(X[index], Y[index])][index // 10]
+
+
+def test_samples_that_are_not_there_are_told():
+    """A length beyond the samples fails before an epoch does; so does a batch sampler's own drop_last, rightly."""
+    with pytest.raises(DataError, match=r"train: data: of .* samples in Short the last fails: IndexError"):
+        attempt(known(train=Short()), None, net, [PLAN], compute=CPU)
+    data = TensorDataset(X[:9], Y[:9])
+    batches = torch.utils.data.BatchSampler(range(9), 4, drop_last=True)  # type: ignore[arg-type]
+    attempt(known(train=DataLoader(data, batch_sampler=batches)), None, norm, [PLAN], compute=CPU)
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.cycle(zip(X, Y, strict=True))
+
+    def __len__(self) -> int:
+        return len(X)
+
+
+def test_an_endless_stream_is_judged_by_the_length_that_it_tells(caplog: pytest.LogCaptureFixture):
+    """Validation ends, as an epoch does, and says so; a split that yields nothing is no epoch."""
+    assert evaluate(net(), Endless(), cross_entropy_step, Accuracy(), CPU, batch_size=11).total == len(X)
+    assert "goes on after the 3 batches" in caplog.text
+    empty = DataLoader(Anew(), 64, drop_last=True)
+    with pytest.raises(DataError, match="epoch 1 has no batch"):
+        fit(net(), known(train=empty), epochs=1, optimizer=SGD, compute=CPU)
