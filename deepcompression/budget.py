@@ -243,7 +243,7 @@ def next_step(
         first_bytes: of the first candidate, where a loss is what is given; default: 24 times smaller.
     """
     if len(candidates) >= most_steps:
-        return Stop(f"all {most_steps} steps are done")
+        return Stop(f"{most_steps} of {most_steps} steps are done")
     if budget.metric_loss is None:
         return _towards_bytes(budget.most_bytes or 0, candidates, dense_bytes)
     first = first_bytes or int(dense_bytes / FIRST_RATIO)

@@ -64,6 +64,9 @@ def run(
 
     Started again after an interruption, it goes on from the last epoch; finished stages are never done twice.
 
+    Exit codes: 0 done; 2 the input is wrong, told before anything trains; 3 the file misses its budget, max_metric_loss
+    or min_ratio; 130 after Ctrl-C, 143 after SIGTERM; 1 everything else.
+
     \b
     Examples:
       python -m flows run conf/digits.yaml
@@ -275,7 +278,11 @@ def sync(
     store: StoreOption = "artifacts/store",
     verbose: Verbose = False,
 ) -> None:
-    """Send to MLflow what a server that was away did not get; nothing is sent twice."""
+    """Send to MLflow what a server that was away did not get; nothing is sent twice.
+
+    What other machines left in a shared store goes to MLFLOW_TRACKING_URI, or to a server that runs of yours name;
+    anywhere else only with --tracking-uri.
+    """
     with _guarded(verbose, False):
         from deepcompression.errors import RunError
         from flows import upkeep

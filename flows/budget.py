@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,8 +140,8 @@ def search(run: Run, recipe: schema.Recipe, dense: Reference, call: Call) -> tup
         if not reason and isinstance(following, Next):
             now.steps.append(_step(now, following))
             _tell(now, now.steps[-1])
-    if not any(step.result.kept for step in now.steps):
-        _fall_back(now)
+    if not any(step.result.kept for step in now.steps) and (ways := _fallbacks(now)):
+        _fall_back(now, ways)
         reason += "; what is nearly lossless was made instead"
     chosen = library.best_of(now.budget, [step.result for step in now.steps])
     say(f"[bold]budget[/]       step {chosen + 1} of {len(now.steps)} is taken; no further: {reason}")
@@ -196,10 +196,19 @@ def _step(now: Search, following: Next) -> Step:
     )
 
 
-def _fall_back(now: Search) -> None:
+def _fallbacks(now: Search) -> Sequence[tuple[int | None, str, str]]:
+    """Those that may be small enough, a shared weight taken as half of its bits; all of them where no file is made."""
+    most = now.budget.most_bytes
+    if most is None:
+        return FALLBACKS
+    dense = now.dense.numbers["dense_bytes"]
+    return [one for one in SMALL_FALLBACKS if not now.steps or dense * (one[0] or 32) / 2 / 32 <= most]
+
+
+def _fall_back(now: Search, ways: Sequence[tuple[int | None, str, str]]) -> None:
     """Nearly lossless files, the smallest first, until one keeps to the budget; seconds, whatever time is left."""
     say("[bold]budget[/]       nothing keeps to the budget so far: what is nearly lossless is made")
-    for bits, rest, note in FALLBACKS if now.budget.most_bytes is None else SMALL_FALLBACKS:
+    for bits, rest, note in ways:
         now.steps.append(_without_training(now, bits, rest, note))
         _tell(now, now.steps[-1])
         if now.steps[-1].result.kept:

@@ -67,8 +67,8 @@ def _check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]], test: bool
             _match(run, model, config)
         except InputError as error:
             raise type(error)(f"stage {label}: {error}") from None
+    refuse_hidden_state(run)  # first: a forward that makes layers leaves a model that the trial cannot put back
     trial(run, stages, test=test)
-    refuse_hidden_state(run)
 
 
 def _match(run: Run, model: Any, config: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _Untried(Exception):
-    """Step or model raise: what tries them has told it, or training will."""
+    """Data, step or model raise: the trial, which comes next, tells it."""
 
 
 def refuse_unfit(run: Run) -> None:
@@ -41,7 +41,7 @@ def refuse_hidden_state(run: Run) -> None:
     from deepcompression.randomness import kept
 
     problem = run.problem()
-    with kept([], problem.validation, problem.step):
+    with kept([], problem.validation, problem.step), contextlib.suppress(_Untried):
         forward = _forward(run)
         for key, one in _models(run).items():
             with _named(key, one), contextlib.suppress(_Untried):
@@ -69,7 +69,10 @@ def _forward(run: Run) -> Callable[[nn.Module], Any]:
     from deepcompression.trial import FEW, few
 
     problem, compute = run.problem(), run.compute()
-    batch = next(iter(few(problem.validation, FEW, compute, most=FEW)))
+    try:
+        batch = next(iter(few(problem.validation, FEW, compute, most=FEW)))
+    except Exception as error:
+        raise _Untried from error
 
     def forward(model: nn.Module) -> Any:
         try:

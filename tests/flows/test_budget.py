@@ -197,7 +197,7 @@ def fallen_back(metrics: dict[str, float], plan: dict[str, Any]) -> Search:
         return Reference(label, label, numbers={**numbers, **changes})
 
     now.call = call
-    flow_budget._fall_back(now)
+    flow_budget._fall_back(now, flow_budget._fallbacks(now))
     return now
 
 
@@ -221,6 +221,18 @@ def test_what_is_nearly_lossless_is_always_there(
     assert now.steps[chosen].result.kept == (plan.get("file_bytes") != 1000)
     outcome = flow_budget._outcome(now, chosen, "reason")
     assert outcome["steps"][chosen]["note"] and outcome["steps"][chosen]["density"] == {}
+
+
+def test_by_bytes_only_what_may_be_small_enough_is_a_fallback() -> None:
+    """Weights at 8 or 4 bits are not tried where far fewer bytes are asked for, unless there is no file at all."""
+    tried = {}
+    for most in (1000, 15_000, 30_000):
+        now = planned({})
+        now.budget, now.dense = library.Budget(most_bytes=most), replace(now.dense, numbers={"dense_bytes": 200_000})
+        assert len(flow_budget._fallbacks(now)) == 2
+        now.steps.append(cast(Any, SimpleNamespace()))
+        tried[most] = [bits for bits, *_ in flow_budget._fallbacks(now)]
+    assert tried == {1000: [], 15_000: [4], 30_000: [8, 4]}
 
 
 @pytest.mark.parametrize("name", ["val_metric", "val_loss"])

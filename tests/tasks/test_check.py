@@ -78,11 +78,24 @@ class Moving(nn.Module):
         return self.out(x - self.mean)
 
 
+class Growing(nn.Module):
+    """Makes a layer in its first forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "more"):
+            self.more = nn.Linear(10, 10)
+        return self.more(self.out(x.flatten(1)))
+
+
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     """A run of this module's factories."""
     module = types.ModuleType("checked")
-    for name in ("norm", "plain", "loaders", "holes", "holes_in_test", "broken_step", "cached", "Moving"):
+    for name in ("norm", "plain", "loaders", "holes", "holes_in_test", "broken_step", "cached", "Moving", "Growing"):
         setattr(module, name, globals()[name])
     monkeypatch.setitem(sys.modules, "checked", module)
     monkeypatch.setattr("tasks.check.factory_digest", lambda spec: spec)  # of a module that is no file
@@ -164,6 +177,15 @@ def test_a_model_that_no_file_holds_is_told_with_its_factory(made: Made) -> None
             FactoryError, match=r"^(model|teacher).factory checked:cached: returned the same object on two calls"
         ):
             check(one, trained)
+
+
+def test_layers_of_the_first_forward_are_refused(made: Made) -> None:
+    """They would stand in no optimizer; what is wrong with the step is told where there is nothing wrong with them."""
+    grows = {"factory": "checked:Growing", "kwargs": {}, "weights": None}
+    with pytest.raises(FactoryError, match=r"checked:Growing: its forward makes more.weight; make all layers"):
+        check(replace(made(), model=grows), [("train", training())])
+    with pytest.raises(FactoryError, match=r"^tried before training: .*step checked:broken_step"):
+        check(replace(made(step="broken_step"), model=grows), [("train", training())])
 
 
 def test_models_that_numpy_draws_are_those_of_the_seed(made: Made) -> None:
