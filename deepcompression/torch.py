@@ -48,7 +48,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> 
     """Loads ``state`` into ``model``; every tensor must be there, with its shape.
 
     A tied parameter may be missing under all of its names but one. What is on the meta device gets memory on the CPU.
-    Values go into the model's own dtypes; where that rounds them, a warning says so.
+    Values go into the model's own dtypes; where that rounds them, a warning says so, as of parameters that hold NaN or
+    infinity.
 
     Raises:
         WeightsError: names what is missing, unexpected, of another shape, not dense, of a dtype that does not hold it,
@@ -76,6 +77,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> 
             raise WeightsError(f"{where}: {name} is {_kind(tensor)}; only dense ones with values can be loaded")
     _refuse_unlike(own, found, where)
     _refuse_casts(own, found, where)
+    _tell_unusable(own, found, where)
     _give_memory(model, own, where)
     model.load_state_dict(found)
 
@@ -189,6 +191,17 @@ def _refuse_casts(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where:
         rounded.append(f"{name} from {_name(tensor.dtype)} to {_name(target)}")
     if rounded:
         log.warning("%s: the model holds fewer digits than the file: %s rounded", where, _some(rounded))
+
+
+def _tell_unusable(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+    """A buffer may well be infinite, as masks of attention are; a weight is only after a training that went wrong."""
+    bad = [name for name, one in state.items() if isinstance(own[name], nn.Parameter) and not _is_finite(one)]
+    if bad:
+        log.warning("%s: weights that are NaN or infinite: %s", where, _some(bad).rpartition(" ")[0])
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all()) if tensor.is_floating_point() else True
 
 
 def _overflows(tensor: Tensor, target: torch.dtype) -> bool:

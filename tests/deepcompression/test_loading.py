@@ -132,6 +132,15 @@ def test_what_would_become_infinite_is_refused():
     bridge.load_state(nn.Linear(2, 1).half(), state, where="f")
 
 
+def test_weights_that_are_no_numbers_are_told_by_name(caplog: pytest.LogCaptureFixture):
+    """A checkpoint of a training that went wrong must not look like a bad metric; a mask of -inf is no weight."""
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.full((2,), -torch.inf))
+    state = {**model.state_dict(), "bias": torch.tensor([torch.nan, 1.0])}
+    bridge.load_state(model, state, where="f")
+    assert caplog.messages == ["f: weights that are NaN or infinite: bias"]
+
+
 @pytest.mark.parametrize(
     ("weight", "told"),
     [
