@@ -47,9 +47,9 @@ def round_precision(
     or subnormal: such a tensor stays as it is. int8 is an evenly spaced grid, whose error is a part of the *largest*
     value of the tensor. That serves weights and biases, which are summed, but not what is used by ratio. So a tensor is
     rounded to float16 instead (bfloat16 where that has not the range) where int8 would change one of its values by more
-    than a twentieth, if all have one sign, as variances and scales; a ``running_mean`` by more than a twentieth of the
-    standard deviation that its ``running_var`` tells; or more than an eighth of a vector's values to zero. ``coarse``
-    names what rounding changed by more than a twentieth all in all, or by ratio at 16 bits.
+    than a twentieth, if all have one sign, as variances and scales; a ``mean`` by more than a twentieth of the standard
+    deviation that the ``var`` or ``std`` beside it tells; or more than an eighth of a vector's values to zero.
+    ``coarse`` names what rounding changed by more than a twentieth all in all, or by ratio at 16 bits.
 
     Args:
         state: tensors by name; not changed. Integers and float64 stay.
@@ -116,8 +116,11 @@ def _told(name: str, precision: str, lost: str) -> dict[str, str]:
 
 
 def _variance(state: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """The variances that belong to running means, by the names that BatchNorm and its kin give both."""
-    return state.get(name.removesuffix("mean") + "var") if name.endswith("running_mean") else None
+    """The variances that belong to means, by the names of BatchNorm and its kin, and of what normalises inputs."""
+    if not name.endswith("mean"):
+        return None
+    variance, deviation = (state.get(name.removesuffix("mean") + end) for end in ("var", "std"))
+    return deviation.square() if variance is None and deviation is not None else variance
 
 
 def round_by_effect(

@@ -48,7 +48,7 @@ def _trained(bench: Bench, config: dict[str, Any]) -> Product:
             shared=[name for name in bench.input.shared if name not in bits],
             **bench.fit_arguments(train, show),
         )
-    return replace(_product(bench, model, made), regrouped=list(bits), history=made.fit.history)
+    return replace(_product(bench, model, made, bits), regrouped=list(bits), history=made.fit.history)
 
 
 def _at_once(bench: Bench, config: dict[str, Any]) -> Product:
@@ -66,7 +66,7 @@ def _at_once(bench: Bench, config: dict[str, Any]) -> Product:
         seed=bench.seed,
         padding=structure.padding_rows(model),
     )
-    return _product(bench, model, made)
+    return _product(bench, model, made, bits)
 
 
 def _rates(model: Any, config: dict[str, Any], bits: Mapping[str, int]) -> dict[str, float]:
@@ -76,7 +76,7 @@ def _rates(model: Any, config: dict[str, Any], bits: Mapping[str, int]) -> dict[
     return {name: rates.get(name, 0.0) for name in bits}
 
 
-def _product(bench: Bench, model: Any, made: Any) -> Product:
+def _product(bench: Bench, model: Any, made: Any, bits: Mapping[str, int]) -> Product:
     from deepcompression.coverage import coverage
 
     assert bench.input is not None
@@ -87,5 +87,5 @@ def _product(bench: Bench, model: Any, made: Any) -> Product:
         shared=list(dict.fromkeys([*bench.input.shared, *names])),
         report={"layers": made.layers},
     )
-    blank = [layer.name for layer in made.layers if not layer.nonzero]
+    blank = [name for name in bits if name not in names]
     return covering(product, coverage(model, names, dict.fromkeys(blank, "zero throughout")))

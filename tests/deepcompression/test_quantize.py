@@ -223,6 +223,8 @@ def test_a_running_mean_keeps_its_place_among_its_samples():
     made = round_precision(state, rest="int8")
     assert float(made.state["a.running_mean"][0]) == pytest.approx(0.01, rel=1e-3)
     assert "is float16: by int8 a mean would be off by 0.95 standard deviations" in made.instead["a.running_mean"]
+    inputs = {"mean": torch.tensor([-1.0, 0.01, 100.0]), "std": torch.tensor([1.0, 0.01, 100.0])}
+    assert "is float16: by int8 a mean would be off by " in round_precision(inputs, rest="int8").instead["mean"]
     alone = round_precision({"a.running_mean": torch.tensor([0.3, -1.0, 2.0])}, rest="int8")
     assert not alone.instead and not alone.coarse
     far = {"b.running_mean": torch.tensor([1000.3, -1.0]), "b.running_var": torch.tensor([1e-4, 1e-4])}
