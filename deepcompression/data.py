@@ -61,9 +61,10 @@ def as_splits(made: Any, name: str) -> Splits:
     if isinstance(made, Mapping) and {"train", "test"} <= set(made) <= {"train", "validation", "test"}:
         made = Splits(made["train"], made.get("validation"), made["test"])
     if not isinstance(made, Splits):
+        many = f" of {len(made)}" if isinstance(made, tuple | list) else ""
         raise FactoryError(
             f"data.factory {name}: expected three splits (train, validation, test), each a pair of tensors, a dataset "
-            f"or a DataLoader, got {type(made).__name__}"
+            f"or a DataLoader, got {type(made).__name__}{many}"
         )
     return replace(made, **{which: _read(getattr(made, which), f"data.factory {name}: {which}") for which in SPLITS})
 

@@ -65,7 +65,7 @@ def function(spec: str, kwargs: Mapping[str, Any] | None = None, *, arguments: i
         FactoryError: as ``build``; or neither the callable nor what it returns can be called so.
     """
     call, given = load(spec), dict(kwargs or {})
-    if not isinstance(call, type) and _still_needs(call, given) == arguments:
+    if not isinstance(call, type) and still_needs(call, given) == arguments:
         return partial(call, **given) if given else call
     made = build(spec, given)
     if not callable(made):
@@ -76,7 +76,7 @@ def function(spec: str, kwargs: Mapping[str, Any] | None = None, *, arguments: i
     return made  # type: ignore[no-any-return]
 
 
-def _still_needs(call: Callable[..., Any], given: Mapping[str, Any]) -> int:
+def still_needs(call: Callable[..., Any], given: Mapping[str, Any]) -> int:
     """Positional arguments without a default that ``given`` leaves open."""
     try:
         parameters = signature(call).parameters.values()

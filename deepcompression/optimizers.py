@@ -49,9 +49,11 @@ def make_optimizer(model: nn.Module, spec: Mapping[str, Any]) -> torch.optim.Opt
     """The optimizer ``{factory, kwargs}`` of all parameters that are trained.
 
     Raises:
-        FactoryError: it does not import, cannot be made, or is no optimizer.
+        FactoryError: it does not import, cannot be made, or is no optimizer; or nothing is trained.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise FactoryError("the model has no parameter with requires_grad: there is nothing to train")
     kwargs = {**_fused(spec["factory"], parameters), **spec.get("kwargs", {})}
     made = factory.build(spec["factory"], {"params": parameters, **kwargs})
     if not isinstance(made, torch.optim.Optimizer):

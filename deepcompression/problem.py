@@ -116,7 +116,8 @@ def metric_of(spec: Mapping[str, Any] | None) -> Any:
     if not spec:
         return Accuracy()
     named = factory.load(spec["factory"])
-    itself = not isinstance(named, type) and hasattr(named, "name") and hasattr(named, "higher_is_better")
+    whole = hasattr(named, "name") and hasattr(named, "higher_is_better")
+    itself = not isinstance(named, type) and (whole or factory.still_needs(named, spec["kwargs"]) == 2)
     metric = named if itself else factory.build(spec["factory"], spec["kwargs"])
     for attribute in ("name", "higher_is_better"):
         if not hasattr(metric, attribute):

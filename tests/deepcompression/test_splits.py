@@ -157,6 +157,8 @@ def test_three_splits_come_as_tuple_list_dict_or_splits():
         assert isinstance(splits.train[0], Tensor) and splits.validation is None
     with pytest.raises(FactoryError, match="mine:made: expected three splits"):
         data.as_splits({"x": X, "y": Y}, "mine:made")
+    with pytest.raises(FactoryError, match=r"got tuple of 2$"):
+        data.as_splits((pair, pair), "mine:made")
     with pytest.raises(DataError, match=r"^data.factory mine:made: test: .*unequal lengths"):
         data.as_splits((pair, None, (X, Y[:3])), "mine:made")
     with pytest.raises(DataError, match="train: expected"):

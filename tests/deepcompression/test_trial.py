@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from deepcompression.data import Splits
 from deepcompression.errors import DataError, FactoryError, InputError
 from deepcompression.identity import identify
-from deepcompression.problem import Accuracy, Compute, Problem, cross_entropy_step, evaluate
+from deepcompression.optimizers import make_optimizer
+from deepcompression.problem import Accuracy, Compute, Problem, cross_entropy_step, evaluate, metric_of
 from deepcompression.training import fit
 from deepcompression.trial import Plan, attempt
 
@@ -340,3 +341,15 @@ def test_an_endless_stream_is_judged_by_the_length_that_it_tells(caplog: pytest.
     empty = DataLoader(Anew(), 64, drop_last=True)
     with pytest.raises(DataError, match="epoch 1 has no batch"):
         fit(net(), known(train=empty), epochs=1, optimizer=SGD, compute=CPU)
+
+
+def test_a_metric_that_is_a_bare_function_is_told_what_it_lacks() -> None:
+    """A function of outputs and targets is not called without them."""
+    with pytest.raises(FactoryError, match=r"metric torch.nn.functional:l1_loss: has no 'name'; expected an object"):
+        metric_of({"factory": "torch.nn.functional:l1_loss", "kwargs": {}})
+
+
+def test_a_model_that_is_frozen_throughout_is_told_so() -> None:
+    """Torch's own words are of an empty list."""
+    with pytest.raises(FactoryError, match="no parameter with requires_grad: there is nothing to train"):
+        make_optimizer(nn.Linear(2, 2).requires_grad_(False), {"factory": "torch.optim:AdamW"})
