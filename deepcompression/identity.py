@@ -26,7 +26,7 @@ from deepcompression.splits import Columns
 
 SECONDS = 30.0  # that reading one data set for its digest may take
 AGAIN = 16  # samples that are read twice, to see whether they are the same ones
-DEEPEST = 50  # objects in objects
+DEEPEST = 100  # objects in objects
 EXACT = {str, int, float, bool, complex, type(None)}  # whose repr is all of them
 LOADER = ("batch_size", "drop_last", "num_workers", "sampler", "batch_sampler", "collate_fn", "worker_init_fn")
 PLAIN = (str, int, float, complex, bool, type(None), np.generic, torch.dtype, torch.device, torch.Size, slice, range)
@@ -280,15 +280,20 @@ def _of(value: Any) -> str:
     return digest.hexdigest()
 
 
-def _feed(feed: Feed, value: Any, but: Any = None, above: tuple[int, ...] = ()) -> None:
+Seen = dict[int, tuple[int, Any]]
+
+
+def _feed(feed: Feed, value: Any, but: Any = None, seen: Seen | None = None, depth: int = 0) -> None:
     """A value's type and content, unambiguously, to a digest; _Unknown where an object does not show what it holds.
 
     Args:
         feed: takes bytes.
         value: anything.
         but: an object that is left out, wherever it stands.
-        above: ids of the objects that the value is in.
+        seen: objects by id, with their numbers: what stands at several places, or holds itself, is fed once.
+        depth: objects that the value is in.
     """
+    seen = {} if seen is None else seen
     kind = type(value).__qualname__
     if isinstance(value, Tensor):
         _feed_tensor(feed, value)
@@ -302,17 +307,18 @@ def _feed(feed: Feed, value: Any, but: Any = None, above: tuple[int, ...] = ()) 
         feed(f"path {value}\n".encode())
     elif value is but:
         feed(b"it\n")
-    elif id(value) in above:
-        feed(f"above {above.index(id(value))}\n".encode())
-    elif len(above) > DEEPEST:
+    elif id(value) in seen:
+        feed(f"again {seen[id(value)][0]}\n".encode())
+    elif depth > DEEPEST:
         raise _Unknown(f"objects are more than {DEEPEST} deep")
     elif type(value) in (list, tuple) and _flat(value):
         feed(f"{kind} {len(value)} {value!r}\n".encode())
     else:
+        seen |= {} if type(value) is tuple else {id(value): (len(seen), value)}
         inside = _content(feed, value)
         feed(f"{kind} {len(inside)}\n".encode())
         for one in inside:
-            _feed(feed, one, but, (*above, id(value)))
+            _feed(feed, one, but, seen, depth + 1)
 
 
 def _flat(value: Any) -> bool:

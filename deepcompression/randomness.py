@@ -6,7 +6,7 @@ import contextlib
 import random
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -56,22 +56,39 @@ def kept(generators: Sequence[torch.Generator], *users: Any) -> Iterator[None]:
             kept too, and what data sets, samplers and loaders hold: a file that one opens when it is first read, or a
             number that it counts, must not be there when workers start, or training does.
     """
-    seen: dict[int, Any] = {}
-    for user in users:
-        _find(user, seen)
-    theirs = [one for one in seen.values() if isinstance(one, Drawn)]
-    held = [(vars(one), dict(vars(one))) for one in seen.values() if _holds(one)]
-    ours = [*generators, *(one for one in theirs if isinstance(one, torch.Generator))]
-    before, others = states(ours), [(one, _state(one)) for one in theirs if not isinstance(one, torch.Generator)]
+    back = way_back(*users)
+    before = states(generators)
     try:
         yield
     finally:
-        restore(before, ours)
-        for one, state in others:
+        restore(before, generators)
+        back()
+
+
+def way_back(*users: Any) -> Callable[[], None]:
+    """What brings all that ``kept`` keeps of objects back to where it is now, as often as it is called."""
+    seen = found(*users)
+    drawn = [(one, _state(one)) for one in seen if isinstance(one, Drawn)]
+    held = [(vars(one), dict(vars(one))) for one in seen if _holds(one)]
+
+    def back() -> None:
+        for one, state in drawn:
             _set_state(one, state)
         for inside, saved in held:
-            inside.clear()
             inside.update(saved)
+            for name in [*inside]:
+                if name not in saved:
+                    del inside[name]
+
+    return back
+
+
+def found(*users: Any) -> list[Any]:
+    """All objects that are found in some, their attributes and their modules; themselves among them."""
+    seen: dict[int, Any] = {}
+    for user in users:
+        _find(user, seen)
+    return list(seen.values())
 
 
 Drawn = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
@@ -118,13 +135,15 @@ def full(cell: Any) -> bool:
 def _state(generator: Any) -> Any:
     if isinstance(generator, np.random.Generator):
         return generator.bit_generator.state
-    return generator.get_state() if isinstance(generator, np.random.RandomState) else generator.getstate()
+    if isinstance(generator, torch.Generator | np.random.RandomState):
+        return generator.get_state()
+    return generator.getstate()
 
 
 def _set_state(generator: Any, state: Any) -> None:
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
-    elif isinstance(generator, np.random.RandomState):
+    elif isinstance(generator, torch.Generator | np.random.RandomState):
         generator.set_state(state)
     else:
         generator.setstate(state)

@@ -263,9 +263,9 @@ class _Loop:
         randomness.restore(content["random"], self._generators())
 
     def _generators(self) -> list[torch.Generator]:
-        """What draws batch order: ours, and that of a DataLoader of the user's."""
-        theirs = getattr(self.batches.loader, "generator", None)
-        return [self.generator] if theirs in (None, self.generator) else [self.generator, theirs]
+        """What draws batch order: ours, and those in the loader, its samplers and its data set."""
+        theirs = [one for one in randomness.found(self.batches.loader) if isinstance(one, torch.Generator)]
+        return [self.generator, *(one for one in theirs if one is not self.generator)]
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from tasks.run import Reference, Run
@@ -41,7 +42,7 @@ def stage_key(
             "config": config,
             "seed": run.stage_seed(label) if draws else None,
             "input": [source.object, source.zeros, source.shared] if source else None,
-            "model": [run.model["factory"], run.model["kwargs"]],
+            "model": [run.model["factory"], run.model["kwargs"], run.model_identity()],
             "data": [run.data, run.data_identity().digest],
             "step": run.step,
             "metric": run.metric,
@@ -90,4 +91,4 @@ def _learns(config: Mapping[str, Any]) -> bool:
 def _teacher(run: Run) -> Any:
     assert run.taught_by is not None
     model = run.teacher or run.model
-    return [run.taught_by.object, model["factory"], model["kwargs"]]
+    return [run.taught_by.object, model["factory"], model["kwargs"], replace(run, model=model).model_identity()]

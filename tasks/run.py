@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tasks.store import Store
 from tasks.tracking import Tracker
@@ -99,6 +99,10 @@ class Run:
             )
         return model
 
+    def model_identity(self) -> str:
+        """A digest of what the model's factory makes: arguments and code alone need not decide it. Once a process."""
+        return _identified(json.dumps(self.model, sort_keys=True))
+
     def model_with(self, reference: Reference) -> nn.Module:
         """The model with a stage's weights."""
         model = self.blank_model()
@@ -113,7 +117,14 @@ class Run:
 
     def splits(self) -> Splits:
         """Train, validation and test data; loaded once a process."""
-        return _splits(json.dumps(self.data, sort_keys=True))
+        return _made(json.dumps(self.data, sort_keys=True))[0]
+
+    def rewind(self) -> None:
+        """Brings generators in the data, and what data sets count, back to where they were when the data was made.
+
+        Whatever else this process has read, a stage then draws what it would draw as the first.
+        """
+        _made(json.dumps(self.data, sort_keys=True))[1]()
 
     def data_identity(self) -> Identity:
         """What identifies the data; found once a run and process, of what cannot be identified anew for each run."""
@@ -150,7 +161,6 @@ class Run:
         return metric_of(self.metric)
 
 
-@lru_cache(maxsize=2)
 def _splits(data: str) -> Splits:
     from deepcompression import factory
     from deepcompression.data import as_splits, split_validation
@@ -168,8 +178,38 @@ def _splits(data: str) -> Splits:
     return made
 
 
+@lru_cache(maxsize=4)
+def _identified(model: str) -> str:
+    """Of two models of one draw all that they hold, where it is the same; else names and shapes alone."""
+    from deepcompression import factory
+    from deepcompression.identity import content
+    from deepcompression.randomness import kept, seed_everything
+
+    def made() -> nn.Module:
+        seed_everything(0)
+        config = json.loads(model)
+        return cast("nn.Module", factory.build(config["factory"], config["kwargs"]))
+
+    with kept([]):
+        found = {content(made()) for _ in range(2)}
+        if len(found) == 1 and (one := found.pop()):
+            return one
+        return str(content([(name, value.shape, value.dtype) for name, value in made().state_dict().items()]))
+
+
+@lru_cache(maxsize=2)
+def _made(data: str) -> tuple[Splits, Callable[[], None]]:
+    """Splits, and the way back to how they were made."""
+    from deepcompression.randomness import way_back
+
+    made = _splits(data)
+    return made, way_back(made.train, made.validation, made.test)
+
+
 @lru_cache(maxsize=2)
 def _identity(data: str, folder: str) -> Identity:
     from deepcompression.identity import identify
 
-    return identify(_splits(data))
+    splits, rewind = _made(data)
+    rewind()
+    return identify(splits)

@@ -67,6 +67,7 @@ def perform(
             cached = entry is not None
             if entry is None:
                 with run.store.working(key) as folder, warned(run.folder, label) as warnings:
+                    run.rewind()
                     bench = Bench(run, label, source, folder)
                     entry = _store(run, key, label, bench, work(bench), started, warnings)
     else:

@@ -16,6 +16,8 @@ from tasks.sources import factory_digest
 from tasks.tracking import Tracker
 
 CODE = """
+import os
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
@@ -32,12 +34,32 @@ def loaders(batch=4, balanced=False):
     how = {"sampler": WeightedRandomSampler(weights, 8)} if balanced else {"shuffle": True}
     return DataLoader(parts[0], batch, **how), DataLoader(parts[1], 4), DataLoader(parts[2], 4)
 
+class Owner(TensorDataset):
+    own = None
+
+def owned():
+    parts = [Owner(*part) for part in data()]
+    parts[0].own = np.random.default_rng(1)
+    sampler = torch.utils.data.RandomSampler(parts[0], generator=torch.Generator().manual_seed(1))
+    return DataLoader(parts[0], 4, sampler=sampler), DataLoader(parts[1], 4), DataLoader(parts[2], 4)
+
 def drawn():
     import os
     class Rows(torch.utils.data.Dataset):
         def __len__(self): return 4
         def __getitem__(self, index): return os.urandom(4), index
     return Rows(), Rows(), Rows()
+
+def told():
+    net = torch.nn.Linear(3, int(os.environ.get("DCK_WIDTH", 2)))
+    net.scale = float(os.environ.get("DCK_SCALE", 1))
+    return net
+
+def unseeded():
+    net = torch.nn.Linear(3, 2)
+    torch.nn.init.uniform_(net.weight, generator=None)
+    net.weight.data += float(np.random.default_rng().random())
+    return net
 
 def step(model, batch): ...
 def other_step(model, batch): ...
@@ -50,7 +72,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     """A run on a module of the user's own; keyword arguments replace its fields."""
     (tmp_path / "dck_mine.py").write_text(CODE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for cache in (runs._splits, runs._identity, factory_digest):
+    for cache in (runs._made, runs._identity, runs._identified, factory_digest):
         cache.cache_clear()
 
     def run(**changes: Any) -> Run:
@@ -65,7 +87,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         return Run(**{**plain, **changes})
 
     yield run
-    for cache in (runs._splits, runs._identity, factory_digest):
+    for cache in (runs._made, runs._identity, runs._identified, factory_digest):
         cache.cache_clear()
 
 
@@ -124,3 +146,28 @@ def test_every_callable_counts_at_any_depth(make: Callable[..., Run]) -> None:
         "dck_mine:data", "dck_mine:other_step", "dck_mine:step", "torch.nn:Linear",
     ]  # fmt: skip
     assert "dck_mine:stage" in callables(run, {"gradual": {"distil": {"weight": 0.5}}})
+
+
+def test_what_a_models_factory_takes_from_elsewhere_counts(make: Callable[..., Run], monkeypatch: Any) -> None:
+    """A width or a factor from the environment or a file is another model; draws without a seed are no other one."""
+    told = make(model={"factory": "dck_mine:told", "kwargs": {}})
+    keys = [_key(told)]
+    for name, value in (("DCK_WIDTH", "4"), ("DCK_SCALE", "2")):
+        monkeypatch.setenv(name, value)
+        runs._identified.cache_clear()
+        keys.append(_key(told))
+    assert len(set(keys)) == 3
+    loose = make(model={"factory": "dck_mine:unseeded", "kwargs": {}})
+    first = _key(loose)
+    runs._identified.cache_clear()
+    assert _key(loose) == first
+
+
+def test_what_was_read_before_does_not_change_what_a_stage_draws(make: Callable[..., Run]) -> None:
+    """A loader's own generator is where it was when the loader was made, whether the stage before was used again or
+    not; so are those of a data set and a sampler."""
+    run = make(data=_data("owned"))
+    train = run.splits().train
+    first = [list(train.sampler), train.dataset.own.random()]
+    run.rewind()
+    assert [list(train.sampler), train.dataset.own.random()] == first
