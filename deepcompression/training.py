@@ -222,9 +222,13 @@ class _Loop:
 
     def _diverged(self, epoch: int, loss: float, rate: float) -> None:
         self.model.load_state_dict(self.best["state"] if self.best else self.start)
+        broken = [name for name, one in self.start.items() if one.is_floating_point() and bool(one.isnan().any())]
+        kept = "the last good epoch is kept; " if self.best else ""
+        hint = "lower lr, or set gradient_clip or warmup"
+        if broken:
+            hint = f"{broken[0]} held NaN before any training: look at what makes the model, or at its weights"
         raise DivergedError(
-            f"training: the loss became {loss} in epoch {epoch} at learning rate {rate:.3g}; "
-            "the last good epoch is kept; lower lr, or set gradient_clip or warmup"
+            f"training: the loss became {loss} in epoch {epoch} at learning rate {rate:.3g}; {kept}{hint}"
         )
 
     def _save(self) -> None:

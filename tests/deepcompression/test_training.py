@@ -146,6 +146,16 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path: Path
     assert torch.load(tmp_path / "c.pt", weights_only=True)["epoch"] == 1
 
 
+def test_weights_that_were_never_set_are_named():
+    """A smaller learning rate would not help a model that begins with NaN; nor is there an epoch to keep."""
+    model = net()
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    with pytest.raises(DivergedError, match=r"in epoch 1 .*; 0.weight held NaN before any training") as raised:
+        run(model, epochs=1)
+    assert "is kept" not in str(raised.value)
+
+
 def test_progress_is_told_at_the_end_of_each_epoch():
     """A progress bar knows how far it is and what was reached."""
     told: list[Progress] = []
