@@ -130,6 +130,16 @@ def curves_of(
     )
 
 
+def least_bytes(tensors: Sequence[TensorCurves]) -> int:
+    """The fewest bytes that these tensors can have together, by options of finite loss; each must have one."""
+    return sum(round(float(_options(one)[0].min())) for one in tensors)
+
+
+def has_options(tensor: TensorCurves) -> bool:
+    """Whether anything can be done to a tensor at a finite loss."""
+    return bool(np.isfinite(tensor.density_loss).any() and np.isfinite(tensor.bits_loss).any())
+
+
 def allocate(
     tensors: Sequence[TensorCurves],
     *,

@@ -131,7 +131,7 @@ def search(run: Run, recipe: schema.Recipe, dense: Reference, call: Call) -> tup
     now = Search(
         run, recipe.budget, train, _budget(recipe.budget, dense), dense, call, 0, float(dense.numbers["worked_seconds"])
     )
-    reason = _plan(now, recipe)
+    reason = _plan(now, recipe) or _nothing_to_try(now)
     first = None if reason else _first_bytes(now)
     while not reason:
         results = [step.result for step in now.steps]
@@ -261,12 +261,12 @@ def _first_bytes(now: Search) -> int | None:
     """The smallest size that is predicted to keep to the budget; else the largest, and the search goes up from it."""
     if now.budget.metric_loss is None or now.left <= 0:
         return None
-    now.tried = _tried(now, now.dense, "1")
+    tried = _tried(now, now.dense, "1")
     sizes = library.first_sizes(now.dense.numbers["dense_bytes"])
     in_points = now.dense.numbers["val_correct"] is not None
     for size_ in sizes:
-        allocation = _allocated(now, now.tried, size_)
-        expected = task_budget.predicted(now.run, now.tried, allocation, in_points=in_points)
+        allocation = _allocated(now, tried, size_)
+        expected = task_budget.predicted(now.run, tried, allocation, in_points=in_points)
         if expected <= now.budget.metric_loss - now.budget.margin:
             return size_
     return sizes[-1]
@@ -274,10 +274,10 @@ def _first_bytes(now: Search) -> int | None:
 
 def _allocated(now: Search, tried: Reference, target_bytes: int) -> Any:
     """Density and bits of every tensor, for the bytes that are to be reached."""
-    from deepcompression.allocation import allocate
+    from deepcompression.allocation import allocate, least_bytes
 
     options, rest = task_budget.options(now.run, tried, now.plan.coder)
-    least = rest + sum(min(map(min, one.sizes)) for one in options)
+    least = rest + least_bytes(options)
     wanted = target_bytes / _actual_to_predicted(now.steps)
     return allocate(options, target_bytes=int(max(wanted, least + 1)), fixed_bytes=rest)
 
@@ -343,6 +343,14 @@ def _plan(now: Search, recipe: schema.Recipe) -> str:
         return ""
     which = f"a step of {now.epochs} epochs (budget.epochs)" if now.plan.epochs else "the shortest step"
     return f"{_spent(now)} and {which} takes {_time(needed)}"
+
+
+def _nothing_to_try(now: Search) -> str:
+    """Why no step can be made of this model; empty where one can. Asks for the dense model's sensitivity."""
+    now.tried = _tried(now, now.dense, "1")
+    if task_budget.options(now.run, now.tried, now.plan.coder)[0]:
+        return ""
+    return "no tensor that is pruned by default can be pruned and shared at a loss that is a number"
 
 
 def _clock(now: Search, recipe: schema.Recipe) -> Clock:

@@ -33,14 +33,15 @@ def options(run: Run, tried: Reference, coder: str) -> tuple[list[TensorCurves],
         coder: that of the file.
     """
     from deepcompression import torch as files
-    from deepcompression.allocation import curves_of
+    from deepcompression.allocation import curves_of, has_options
     from deepcompression.quantize import round_precision
 
     state, measured = run.state(tried), curves(run, tried)
     tensors = [one for one in measured.tensors if one.by_density and one.by_bits]
     found = [curves_of(one, measured.base.loss, state[one.name].float().numpy(), coder) for one in tensors]
     found = [replace(one, bits_loss=tuple(LEVELS_COST * rise for rise in one.bits_loss)) for one in found]
-    priced = {one.name for one in tensors}
+    found = [one for one in found if has_options(one)]
+    priced = {one.name for one in found}
     rest = round_precision({name: tensor for name, tensor in state.items() if name not in priced}, rest="bfloat16")
     return found, len(files.encode(rest.state, coder))
 
@@ -105,8 +106,9 @@ def units_to_keep(run: Run, reference: Reference, density: Mapping[str, float]) 
 
     state, model = run.state(reference), run.model_with(reference)
     found = units.chains(model, units.shapes(model, lambda one: outputs(run, one)))[0]
-    keep = {one.producer: math.ceil(SPREAD * math.sqrt(density[one.weight]) * one.units) for one in found}
-    alive = {one.producer: int(state[one.weight].flatten(1).any(1).sum()) for one in found}
+    pruned = [one for one in found if one.weight in density]  # what is zero throughout is not
+    keep = {one.producer: math.ceil(SPREAD * math.sqrt(density[one.weight]) * one.units) for one in pruned}
+    alive = {one.producer: int(state[one.weight].flatten(1).any(1).sum()) for one in pruned}
     return {layer: count for layer, count in keep.items() if count < alive[layer]}
 
 

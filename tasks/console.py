@@ -79,13 +79,18 @@ def bar(label: str, total: int) -> Iterator[Callable[[str], None]]:
         def tell(text: str) -> None:
             nonlocal done
             done += 1
-            say(f"{label} {done}/{total}  {text}")
+            say(f"{label} {done}/{total}  {escape(_one_line(text))}")
 
         yield tell
         return
     with _bar() as shown:
         task = shown.add_task(label, total=total, note="")
-        yield lambda text: shown.update(task, advance=1, note=f"{text}  ")
+        yield lambda text: shown.update(task, advance=1, note=f"{escape(_one_line(text))}  ")
+
+
+def _one_line(text: str) -> str:
+    """A tensor's name may hold line breaks."""
+    return " ".join(text.split())
 
 
 def _bar() -> Progress:

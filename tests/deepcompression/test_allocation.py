@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import isotonic_regression
 
-from deepcompression.allocation import Allocation, TensorCurves, allocate, curves_of, rising
+from deepcompression.allocation import (
+    Allocation,
+    TensorCurves,
+    allocate,
+    curves_of,
+    has_options,
+    least_bytes,
+    rising,
+)
 from deepcompression.errors import StructureError
 from deepcompression.pricing import price
 from deepcompression.sensitivity import BitsPoint, DensityPoint, TensorSensitivity
@@ -136,6 +144,11 @@ def test_options_of_infinite_loss_are_left_out() -> None:
     assert allocate([tensor], max_loss=1e9).density == {"w": 1.0}
     with pytest.raises(StructureError, match=r"least possible .* are 30"):
         allocate([tensor], target_bytes=25)
+    assert least_bytes([tensor, tensor]) == 60 and allocate([tensor], target_bytes=30).density == {"w": 1.0}
+    lost = [
+        TensorCurves("w", (1.0,), (4,), ((30,),), *losses) for losses in (((math.nan,), (0.0,)), ((0.0,), (math.inf,)))
+    ]
+    assert has_options(tensor) and not any(map(has_options, lost))
     with pytest.raises(StructureError, match="w: no option has a finite loss"):
         allocate([TensorCurves("w", (1.0,), (4,), ((30,),), (math.nan,), (0.0,))], max_loss=1.0)
 

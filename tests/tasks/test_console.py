@@ -58,6 +58,14 @@ def test_logs_are_calm(screen: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> 
     assert "epoch 2/3  loss 0.25  accuracy 0.9" in text and "trials 1/2  24.6x" in text and "\x1b" not in text
 
 
+@pytest.mark.parametrize("screen", [False], indirect=True)
+def test_names_are_shown_as_they_are(screen: io.StringIO) -> None:
+    """A layer called [red] is no colour, and a line break in a name no new line."""
+    with console.bar("sensitivity", 1) as tell:
+        tell("m.[red]\nx.weight")
+    assert "sensitivity 1/1  m.[red] x.weight" in screen.getvalue()
+
+
 @pytest.mark.parametrize("screen", [True], indirect=True)
 def test_quiet_is_quiet(screen: io.StringIO) -> None:
     """-q leaves nothing but results and errors."""
