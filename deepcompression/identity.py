@@ -64,19 +64,21 @@ def identify(splits: Splits) -> Identity:
     Raises:
         DataError: a data set cannot be read.
     """
-    found = _Found({}, [], [])
+    found, unknown = _Found({}, []), dict[str, list[str]]()
     parts = []
     for name, split in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
         try:
             parts.append(_split(split, name, found))
         except _Unknown as reason:
             parts.append(secrets.token_hex(16))
-            found.doubts.append(
-                f"data: the {name} split cannot be identified ({reason}), so no result of this run will be used again; "
-                "give the data set a `digest`: a text that says what is in it"
-            )
+            unknown.setdefault(str(reason), []).append(name)
+    doubts = tuple(
+        f"data: {', '.join(names)} cannot be identified ({reason}), so no result of this run will be used again; give "
+        "the data set a `digest`: a text that says what is in it"
+        for reason, names in unknown.items()
+    )
     whole = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return Identity(whole, not found.doubts, tuple(_sentences(found.read)), tuple(found.doubts))
+    return Identity(whole, not doubts, tuple(_sentences(found.read)), doubts)
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,10 @@ class _Read:
 
 @dataclass(frozen=True)
 class _Found:
-    """What is known so far: digests of data sets by id (splits may share one), what was read, sentences for people."""
+    """What is known so far: digests of data sets by id (splits may share one), and what was read."""
 
     digests: dict[int, str]
     read: list[_Read]
-    doubts: list[str]
 
 
 def _sentences(read: Sequence[_Read]) -> Iterator[str]:

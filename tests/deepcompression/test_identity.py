@@ -147,6 +147,9 @@ def test_what_cannot_be_identified_is_never_equal(monkeypatch):
         found = [identify(Splits(split, None, None)) for _ in range(2)]
         assert found[0].digest != found[1].digest and not found[0].certain
         assert reason in found[0].doubts[0] and "`digest`" in found[0].doubts[0]
+    drawn = Rows(lambda index: generator.random())
+    (told,) = identify(Splits(own_draws, drawn, (X, Y))).doubts  # one sentence for all that are alike
+    assert told.startswith("data: train, validation cannot be identified")
 
 
 def test_a_reading_that_fails_is_told_with_its_reason():
