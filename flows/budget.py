@@ -9,7 +9,7 @@ from typing import Any
 
 from deepcompression import budget as library
 from deepcompression.budget import Budget, Candidate, Clock, Next, Stop
-from deepcompression.errors import BudgetError
+from deepcompression.errors import BudgetError, DivergedError, RunError, StructureError
 from flows import schema
 from tasks import budget as task_budget
 from tasks.console import say, size
@@ -124,6 +124,7 @@ def search(run: Run, recipe: schema.Recipe, dense: Reference, call: Call) -> tup
     Raises:
         BudgetError: the budget cannot be measured on so few validation samples, or is no smaller than the model; or the
             dense model's metric or loss is not a number.
+        RunError: not one file could be made.
     """
     assert recipe.budget is not None
     train = recipe.budget.train or recipe.train
@@ -132,22 +133,32 @@ def search(run: Run, recipe: schema.Recipe, dense: Reference, call: Call) -> tup
         run, recipe.budget, train, _budget(recipe.budget, dense), dense, call, 0, float(dense.numbers["worked_seconds"])
     )
     reason = _plan(now, recipe) or _nothing_to_try(now)
-    first = None if reason else _first_bytes(now)
-    while not reason:
-        results = [step.result for step in now.steps]
-        following = library.next_step(now.budget, results, dense.numbers["dense_bytes"], now.plan.steps, first)
-        reason = following.reason if isinstance(following, Stop) else _late(now, following)
-        if not reason and isinstance(following, Next):
-            now.steps.append(_step(now, following))
-            _tell(now, now.steps[-1])
+    reason = reason or _search_on(now, _first_bytes(now))
     if not any(step.result.kept for step in now.steps) and (ways := _fallbacks(now)):
         _fall_back(now, ways)
         reason += "; what is nearly lossless was made instead"
+    if not now.steps:
+        raise RunError(f"budget: no file was made: {reason}")
     chosen = library.best_of(now.budget, [step.result for step in now.steps])
     say(f"[bold]budget[/]       step {chosen + 1} of {len(now.steps)} is taken; no further: {reason}")
     outcome = _outcome(now, chosen, reason)
     task_budget.leave(run, outcome)
     return _chain(now, chosen), outcome
+
+
+def _search_on(now: Search, first: int | None) -> str:
+    """Step after step, each where the ones before point; why there is none after the last."""
+    while True:
+        results = [step.result for step in now.steps]
+        following = library.next_step(now.budget, results, now.dense.numbers["dense_bytes"], now.plan.steps, first)
+        reason = following.reason if isinstance(following, Stop) else _late(now, following)
+        if reason or not isinstance(following, Next):
+            return reason
+        try:
+            now.steps.append(_step(now, following))
+        except (DivergedError, StructureError) as error:  # of this candidate: what was made before is as good as it was
+            return f"step {len(now.steps) + 1} came to nothing ({error})"
+        _tell(now, now.steps[-1])
 
 
 # ---------------------------------------------------------------- one step

@@ -9,10 +9,12 @@ from prefect.states import State
 
 from tasks.bench import Bench, Product
 from tasks.run import Reference, Run
+from tasks.secrets import sealed
 from tasks.stage import TASK, perform
 
 
 @task(name="pace", **TASK)
+@sealed
 def pace(
     run: Run, label: str, number: int | None, config: dict[str, Any], source: Reference
 ) -> State[Reference] | Reference:

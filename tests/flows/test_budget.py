@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from deepcompression import budget as library
 from deepcompression.budget import Clock
-from deepcompression.errors import BudgetError, RecipeError
+from deepcompression.errors import BudgetError, DivergedError, RecipeError
 from flows import budget as flow_budget
 from flows import recipe as recipes
 from flows import schema
@@ -173,6 +173,17 @@ def test_steps_are_planned_into_the_time(
     assert now.epochs == epochs and (reason in told if reason else told == "")
     if not reason and plan:
         assert now.first <= now.left
+
+
+def test_a_step_that_diverges_ends_the_search_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was made before, or the nearly lossless file, is taken; why there is no other is said."""
+
+    def diverges(now: Search, following: Any) -> Any:
+        raise DivergedError("training: the loss became nan")
+
+    monkeypatch.setattr(flow_budget, "_step", diverges)
+    reason = flow_budget._search_on(planned({}), 1000)
+    assert reason == "step 1 came to nothing (training: the loss became nan)"
 
 
 def test_little_time_is_spent_on_less_trying(monkeypatch: pytest.MonkeyPatch) -> None:
