@@ -295,7 +295,10 @@ def test_missing_tracking_server_does_not_sink_a_run(tiny: Tiny, tmp_path: Path)
     [
         ({"stages": [{"stage": "prune", "density": {"fc9": 0.1}}]}, StructureError, "fc9"),
         (
-            {"model": {"factory": "torch.nn:Flatten"}, "stages": [{"stage": "prune", "density": 0.1}]},
+            {
+                "model": {"factory": "torch.nn:Embedding", "kwargs": {"num_embeddings": 4, "embedding_dim": 3}},
+                "stages": [{"stage": "prune", "density": 0.1}],
+            },
             StructureError,
             "stage prune: default selects nothing",
         ),
