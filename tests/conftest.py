@@ -40,7 +40,7 @@ def prefect_server() -> Iterator[str]:
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=300):
         yield str(PREFECT_API_URL.value())
 
 
@@ -85,7 +85,7 @@ def wait_for_epochs(store: Path, count: int, process: subprocess.Popen[str]) -> 
     """Until some checkpoint in the store has seen ``count`` epochs."""
     import torch
 
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
         for path in store.glob("partial/*/checkpoint.pt"):
             try:

@@ -104,7 +104,7 @@ def test_killed_between_steps_it_ends_in_the_same_bytes(
     command = [sys.executable, "-m", "flows", "run", str(tmp_path / "recipe.yaml"), "--json"]
     environment = {**os.environ, "PREFECT_API_URL": prefect_server}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not any('"encode-1"' in path.read_text() for path in tmp_path.glob("store/keys/*.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)

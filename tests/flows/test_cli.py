@@ -38,7 +38,7 @@ def _start(words: Sequence[str], **more: Any) -> subprocess.Popen[str]:
 
 def _run(words: Sequence[str], **more: Any) -> tuple[int, str, str]:
     process = _start(words, **more)
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=900)
     return process.returncode, out, err
 
 
@@ -131,7 +131,7 @@ def test_killed_run_goes_on_and_ends_in_the_same_bytes(
         process = _start(words, env=environment, start_new_session=True)
         wait_for_epochs(tmp_path / "store", epochs, process)
         process.send_signal(how)
-        _, err = process.communicate(timeout=200)
+        _, err = process.communicate(timeout=900)
         assert process.returncode not in (0, 2), err
         if how != signal.SIGKILL:
             assert process.returncode in (128 + how, -signal.SIGKILL)  # killed: on a machine too busy to end in order
@@ -139,7 +139,7 @@ def test_killed_run_goes_on_and_ends_in_the_same_bytes(
         assert not list(tmp_path.glob("runs/*/model.dcz")) and list(tmp_path.glob("store/partial/*/checkpoint.pt"))
     code, out, err = _run(words, env=environment)
     assert code == 0, err
-    uninterrupted, err = whole.communicate(timeout=200)
+    uninterrupted, err = whole.communicate(timeout=900)
     assert whole.returncode == 0, err
     assert Path(json.loads(out)["file"]).read_bytes() == Path(json.loads(uninterrupted)["file"]).read_bytes()
     assert not list(tmp_path.glob("store/partial/*")) and not list(tmp_path.glob("store/leases/*"))
@@ -151,7 +151,7 @@ def test_two_runs_of_one_recipe_at_once_do_the_work_once(write: Callable[..., Pa
     processes = [_start(["run", str(recipe), "--json"], env=_environment(prefect_server)) for _ in range(2)]
     summaries = []
     for process in processes:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=900)
         assert process.returncode == 0, err
         summaries.append(json.loads(out))
     assert Path(summaries[0]["file"]).read_bytes() == Path(summaries[1]["file"]).read_bytes()

@@ -41,7 +41,7 @@ def _ended(home: Path) -> Iterator[None]:
 
 def _deploy() -> None:
     words = [sys.executable, "-m", "prefect", "deploy", "--all", "--no-prompt"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

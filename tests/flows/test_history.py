@@ -32,7 +32,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_in: Tiny, prefect_se
 def _rerun(words: list[str], server: str) -> tuple[int, str, str]:
     environment = {**os.environ, "PREFECT_API_URL": server}
     command = [sys.executable, "-m", "flows", "rerun", *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -229,7 +229,7 @@ def test_four_processes_on_one_fresh_database(tmp_path: Path) -> None:
         words = [sys.executable, "-c", code, str(tmp_path / f"run{number}"), f"sqlite:///{tmp_path}/fresh.db"]
         processes.append(subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True))
     for process in processes:
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=900)
         assert process.returncode == 0, err
     client = MlflowClient(f"sqlite:///{tmp_path}/fresh.db")
     experiment = client.get_experiment_by_name("e")
