@@ -26,7 +26,8 @@ A message is one line: where, the rule, what came, what to do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -127,6 +128,22 @@ def told(error: BaseException) -> str:
     words = lines[-1] if any("Original Traceback" in line for line in lines) else " ".join(lines)
     kind = type(error).__name__
     return (words if words.startswith(f"{kind}: ") else f"{kind}: {words}" if words else kind)[:400] + _place(error)
+
+
+@contextmanager
+def in_one_line(what: str, kind: type[InputError]) -> Iterator[None]:
+    """Whatever somebody's code raises in the block becomes a ``kind``: ``what`` failed, and how (``told``).
+
+    This library's own errors pass, and so does a memory that is full, of which the code is not to blame.
+    """
+    try:
+        yield
+    except (DeepCompressionError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        raise kind(f"{what}: {told(error)}") from error
 
 
 def _place(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset,
 
 from deepcompression import randomness
 from deepcompression.data import Splits
-from deepcompression.errors import DataError
+from deepcompression.errors import DataError, DeepCompressionError, in_one_line
 from deepcompression.splits import Columns
 
 SECONDS = 30.0  # that reading one data set for its digest may take
@@ -50,7 +50,7 @@ class Identity:
 Feed = Callable[[Any], None]  # takes bytes, or what has them
 
 
-class _Unknown(Exception):
+class _Unknown(DeepCompressionError):
     """Something has no content that could be digested; its message says what."""
 
 
@@ -167,11 +167,9 @@ def _told(split: Any, name: str) -> str | None:
     Raises:
         DataError: it fails, or is nothing that says what is in the data.
     """
-    try:
+    with in_one_line(f"data: {name}: the `digest` of {type(split).__qualname__} fails", DataError):
         told = _own(split, "digest")
         told = told() if callable(told) else told
-    except Exception as error:  # code of the user's
-        raise DataError(f"data: {name}: the `digest` of {type(split).__qualname__} fails: {_reason(error)}") from error
     if told is None or isinstance(told, str):
         return told
     if isinstance(told, bytes | int):
@@ -182,24 +180,14 @@ def _told(split: Any, name: str) -> str | None:
 
 def _by_content(data: Any, name: str, found: _Found) -> str:
     """All samples, read once under one seed, so that random augmentation is the same at every start."""
-    started = time.perf_counter()
-    try:
-        with randomness.kept(_generators(data), data):
-            if _some(data) != _some(data):
-                raise _Unknown(f"{type(data).__qualname__} gives other samples each time it is read")
-            digest, count = _streamed(data, started)
-    except (_Unknown, DataError):
-        raise
-    except Exception as error:  # code of the user's
-        what = f"reading a sample of {type(data).__qualname__}"
-        raise DataError(f"data: {name}: {what} fails: {_reason(error)}") from error
+    started, reading = time.perf_counter(), f"data: {name}: reading a sample of {type(data).__qualname__} fails"
+    with in_one_line(reading, DataError), randomness.kept(_generators(data), data):
+        if _some(data) != _some(data):
+            raise _Unknown(f"{type(data).__qualname__} gives other samples each time it is read")
+        digest, count = _streamed(data, started)
     kind = "batches" if isinstance(data, DataLoader) else "samples"
     found.read.append(_Read(name, kind, count, time.perf_counter() - started))
     return digest
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _some(data: Any) -> str:

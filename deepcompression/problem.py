@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, count, islice, repeat
 from typing import Any
@@ -17,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from deepcompression import factory
 from deepcompression.batch import count_of, described, lengths, moved, parts
-from deepcompression.errors import DataError, DeepCompressionError, FactoryError, told
+from deepcompression.errors import DataError, DeepCompressionError, FactoryError, in_one_line, told
 from deepcompression.randomness import kept
 from deepcompression.splits import Columns, Stream, as_split, columns_of
 
@@ -438,30 +437,16 @@ def _hint(error: Exception) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def _of_metric(metric: Any) -> Iterator[None]:
-    """What a metric raises, in one line that names it."""
-    try:
-        yield
-    except (DeepCompressionError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise FactoryError(f"metric {_called(metric)}: {told(error)}") from error
+def _of_metric(metric: Any) -> AbstractContextManager[None]:
+    return in_one_line(f"metric {_called(metric)}", FactoryError)
 
 
 def _called(metric: Any) -> str:
     return str(getattr(metric, "name", type(metric).__name__))
 
 
-@contextlib.contextmanager
-def _of_data(loader: Any) -> Iterator[None]:
-    """What a data set raises, in one line that names it."""
-    try:
-        yield
-    except DeepCompressionError:
-        raise
-    except Exception as error:
-        raise DataError(f"data: {type(loader.dataset).__name__} does not give a batch: {told(error)}") from error
+def _of_data(loader: Any) -> AbstractContextManager[None]:
+    return in_one_line(f"data: {type(loader.dataset).__name__} does not give a batch", DataError)
 
 
 def _sampled(loader: Any) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from deepcompression.batch import copied, parts
 from deepcompression.distil import divergence
-from deepcompression.errors import DataError, DeepCompressionError, FactoryError, InputError, told
+from deepcompression.errors import DataError, DeepCompressionError, FactoryError, InputError, in_one_line
 from deepcompression.identity import content
 from deepcompression.optimizers import make_optimizer, make_schedule
 from deepcompression.problem import ONE_SAMPLE, Batches, Compute, Problem, backward, judged, stepped
@@ -109,7 +109,7 @@ def _read_twice(split: Any) -> None:
     for source in drawn:
         if not isinstance(source, Stream) and (not loader or not hasattr(source, "__iter__")):
             continue
-        with _told(f"data: {type(source).__name__} does not give a sample", DataError):
+        with in_one_line(f"data: {type(source).__name__} does not give a sample", DataError):
             held = any(isinstance(one, ONCE) for one in (source, *getattr(source, "__dict__", {}).values()))
             once = (held or iter(source) is iter(source)) and _begun(source) != _begun(source)
         if once:
@@ -130,7 +130,8 @@ def _read_to_the_end(split: Any) -> None:
     """Whether the last sample is there, of what is read by index and tells how many there are."""
     if columns_of(split) or isinstance(split, Stream | DataLoader):
         return
-    with kept([], split), _told(f"data: of {len(split):,} samples in {type(split).__name__} the last fails", DataError):
+    last = f"data: of {len(split):,} samples in {type(split).__name__} the last fails"
+    with kept([], split), in_one_line(last, DataError):
         split[len(split) - 1]
 
 
@@ -190,9 +191,9 @@ def _step(problem: Problem, model: nn.Module, plan: Plan, compute: Compute, most
         batch = _first(few(problem.train, plan.batch_size, compute, most=most, **drawn))
         with compute.autocast():
             loss, outputs, _ = stepped(problem.step, model, batch)
-        with _told("step: backward"):
+        with in_one_line("step: backward", FactoryError):
             backward(loss)
-    with _where(plan.label), _told(f"optimizer {plan.optimizer['factory']}"):
+    with _where(plan.label), in_one_line(f"optimizer {plan.optimizer['factory']}", FactoryError):
         if plan.distils:
             divergence(outputs, outputs, 1.0)
         optimizer.step()
@@ -291,13 +292,3 @@ def _where(place: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise type(error)(f"{place}: {error}") from error
-
-
-@contextmanager
-def _told(what: str, kind: type[InputError] = FactoryError) -> Iterator[None]:
-    try:
-        yield
-    except (DeepCompressionError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise kind(f"{what}: {told(error)}") from error
