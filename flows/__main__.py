@@ -159,7 +159,7 @@ def sweep(
 
         changes = recipes.parse_overrides(overrides or [])
         sweeps.load(sweep, changes)
-        watchdog = _begin(lambda result: _print_sweep(result, as_json))
+        watchdog = _begin(lambda result: _print(result, as_json, sweep=True))
         try:
             result: dict[str, Any] = sweeps.sweep(sweep, secrets.aside(changes))
         except AimMissed as missed:
@@ -377,18 +377,18 @@ def _compress(
         raise typer.Exit(code)
 
 
-def _print(summary: dict[str, Any], as_json: bool) -> None:
-    """The result; exit code 3 where it misses what was asked for."""
-    from flows.table import show
+def _print(result: dict[str, Any], as_json: bool, *, sweep: bool = False) -> None:
+    """The result of a run or a sweep; exit code 3 where it misses what was asked for (a sweep: every trial of it)."""
+    from flows import table
     from tasks.verdict import missed, told
 
     if as_json:
-        _print_json(summary)
+        _print_json(result)
     else:
-        show(summary)
-    if missed(summary):
-        if as_json:
-            print(told(summary["verdict"]), file=sys.stderr)
+        (table.show_sweep if sweep else table.show)(result)
+    if missed(result):
+        if as_json or sweep:  # a run's table begins with it
+            print(told(result["verdict"]), file=sys.stderr)
         raise typer.Exit(AIM_MISSED)
 
 
@@ -397,20 +397,6 @@ def _print_json(value: Any) -> None:
     from tasks.store import as_json
 
     print(as_json(secrets.hidden(value)), file=secrets.unmasked_stdout())
-
-
-def _print_sweep(result: dict[str, Any], as_json: bool) -> None:
-    """The result; exit code 3 where every trial misses what was asked for."""
-    from flows.table import show_sweep
-    from tasks.verdict import missed, told
-
-    if as_json:
-        _print_json(result)
-    else:
-        show_sweep(result)
-    if missed(result):
-        print(told(result["verdict"]), file=sys.stderr)
-        raise typer.Exit(AIM_MISSED)
 
 
 def _settings(verbose: bool) -> None:

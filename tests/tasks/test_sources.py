@@ -15,6 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = sorted(path.stem for path in (ROOT / "tasks").glob("*.py") if "perform(" in path.read_text())
 
 
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project of this one's shape, small enough to change any of it."""
@@ -30,9 +35,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "deepcompression/parts/__init__.py": "",
         "deepcompression/parts/masks.py": "",
     }.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        _write(tmp_path / name, text)
     monkeypatch.setattr(sources, "ROOT", tmp_path)
     code_digest.cache_clear()
     yield tmp_path
@@ -117,9 +120,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "dcu_pack/unused.py": "",
         "dcu_pack/registry.py": "import importlib\ndef get(name): return importlib.import_module('dcu_pack.' + name)\n",
     }.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        _write(tmp_path / name, text)
     monkeypatch.syspath_prepend(str(tmp_path))
     factory_digest.cache_clear()
     yield tmp_path
