@@ -34,6 +34,7 @@ from tasks.console import say
 from tasks.custom import custom
 from tasks.deadline import within
 from tasks.encode import encode
+from tasks.execute import left_alone
 from tasks.figures import bytes_by_stage
 from tasks.finetune import finetune
 from tasks.life import ending, living, recover
@@ -48,7 +49,6 @@ from tasks.run import Reference, Run
 from tasks.secrets import hidden, masked, restored, sealed
 from tasks.share import share
 from tasks.slim import slim
-from tasks.stage import left_alone
 from tasks.store import UNSENT, Store, finite, publish, write_json
 from tasks.tracking import Parent, Tracker, resolve_uri
 from tasks.verdict import budget_aims, emit_missed, missed, told, verdict_of, verdict_of_seeds

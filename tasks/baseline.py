@@ -8,9 +8,10 @@ from prefect import task
 from prefect.states import State
 
 from tasks.bench import Bench, Product
+from tasks.execute import shown
 from tasks.run import Reference, Run
 from tasks.secrets import sealed
-from tasks.stage import TASK, perform, shown
+from tasks.stage import TASK, perform
 from tasks.store import file_digest
 
 

@@ -10,10 +10,11 @@ from prefect import task
 from prefect.states import State
 
 from tasks.bench import Bench, Product, covering
+from tasks.execute import shown
 from tasks.prune import table_of
 from tasks.run import Reference, Run
 from tasks.secrets import sealed
-from tasks.stage import TASK, perform, shown
+from tasks.stage import TASK, perform
 
 
 @task(name="share", **TASK)

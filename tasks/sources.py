@@ -29,9 +29,9 @@ BY_FILE = frozenset(
 OUTSIDE = frozenset(
     f"{TASKS}.{stem}"
     for stem in (
-        "cleaning", "console", "deadline", "environment", "figures", "key", "lease", "life", "pareto", "places",
-        "process", "promote", "registry", "report", "secrets", "served", "sources", "stage", "store", "tracking",
-        "verify", "warned",
+        "cleaning", "console", "deadline", "environment", "execute", "figures", "key", "lease", "life", "pareto",
+        "places", "process", "promote", "registry", "report", "secrets", "served", "sources", "stage", "store",
+        "tracking", "verify", "warned",
     )
 )  # fmt: skip
 

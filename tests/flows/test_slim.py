@@ -62,7 +62,7 @@ def test_slim_stands_anywhere_and_changes_no_result(tiny: Tiny, monkeypatch: pyt
     assert stored["report"]["left"] == {"fc2": "its units are the model's outputs"}
     assert stored["notes"][-1] == "fc2 is left alone: its units are the model's outputs"
 
-    monkeypatch.setattr("tasks.stage.measuring_code", lambda: "another")
+    monkeypatch.setattr("tasks.execute.measuring_code", lambda: "another")
     again = compress(tiny(stages=SHARED))
     assert all(row["cached"] for row in again["stages"]) and again["file_bytes"] == summary["file_bytes"]
 
