@@ -40,6 +40,11 @@ def unpack(buffer: bytes | memoryview, count: int, width: int) -> NDArray[np.uns
     return kept
 
 
+def width(k: int) -> int:
+    """Bits of a fixed-width code for `k` symbols; 0 where there is only one."""
+    return (k - 1).bit_length()
+
+
 def packed_size(count: int, width: int) -> int:
     """Bytes that `pack` makes of `count` values of `width` bits."""
     return (count * width + 7) // 8

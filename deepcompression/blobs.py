@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcompression import arithmetic, coders, positions, values
+from deepcompression import _numba, arithmetic, positions, streams, values
 from deepcompression.bits import Cursor, Remote
-from deepcompression.coders import Stream, Symbols
+from deepcompression.coders import Symbols
 from deepcompression.dtypes import Bits, unsigned
 from deepcompression.errors import MalformedFile
 from deepcompression.parallel import mapped
 from deepcompression.positions import BITMAP, DENSE, FLAGS, GAPS, MOST_ESCAPE
+from deepcompression.streams import Stream
 from deepcompression.values import Book
 
 CHUNK = 1 << 20
@@ -109,7 +110,7 @@ def decode_tensor(
     places = [cursor.skip(size, "a chunk") for size in sizes]
     cursor.end("the last chunk")
     fill = _Filler(head, flat, split)
-    compiled = coders.kernels(head.chunk * len(starts)) is not None or head.arithmetic
+    compiled = _numba.kernels(head.chunk * len(starts)) is not None or head.arithmetic
     at_once = 1 if compiled else _AT_ONCE
 
     def decode(i: int) -> int:
@@ -154,11 +155,11 @@ def read_head(cursor: Cursor, dtype: str, count: int) -> tuple[Head, int]:
         found["escape"] = cursor.varint("the escape value", most=MOST_ESCAPE)
         if found["escape"] == 0:
             raise cursor.fail("the escape value is 0")
-        found["position_stream"] = coders.read_stream(cursor, found["escape"] + 1)
+        found["position_stream"] = streams.read_stream(cursor, found["escape"] + 1)
     if place == BITMAP:
-        found["position_stream"] = coders.read_stream(cursor, 2)
+        found["position_stream"] = streams.read_stream(cursor, 2)
     if kind != RAW and not adaptive:
-        found["code_stream"] = coders.read_stream(cursor, found["book"].k)
+        found["code_stream"] = streams.read_stream(cursor, found["book"].k)
     if adaptive or place == FLAGS:
         found["prior"], found["context"] = cursor.take(2, "prior and context")
         n, v = found["context"] & 3, found["context"] >> 2
@@ -220,7 +221,7 @@ class _Filler:
         used = sum(cursor.at for cursor in cursors)
         found = [count if place is None else len(place) for count, place in zip(counts, places, strict=True)]
         if self.head.code_stream is not None:
-            codes = coders.decode(cursors, found, self.head.code_stream)
+            codes = streams.decode(cursors, found, self.head.code_stream)
             for start, count, place, each in zip(starts, counts, places, codes, strict=True):
                 self._put_codes(start, count, place, each)
         else:

@@ -1,31 +1,23 @@
-"""Symbols to bits and back: fixed width, or canonical Huffman codes of limited length (the paper, section 3).
+"""Symbols to bits and back by canonical Huffman codes of limited length (the paper, section 3).
 
 A code is known by its lengths alone, one for each symbol 0 .. k-1 of the alphabet; codes of equal length
-count up in the order of the symbols. Small alphabets are coded in tuples, which are symbols of a larger one. Streams
-are cut into blocks of `BLOCK` tuples, coded one by one: a decoder can work on many at once.
+count up in the order of the symbols. Symbols are coded in blocks of `BLOCK`: a decoder can work on many at once.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcompression import bits
+from deepcompression import _numba, bits
 from deepcompression.bits import Cursor
 
 BLOCK = 1 << 14
-MOST_TUPLES = 1 << 12
-_TUPLES_TRIED = 1 << 10
 _LOCKSTEP = 48
 _LARGE = 1 << 10
 _STEP = re.compile(rb"((?:10)*|(?:11)*)0")
@@ -37,14 +29,6 @@ Symbols = NDArray[np.unsignedinteger[Any]]
 def limit(k: int) -> int:
     """The longest code allowed in an alphabet of `k` symbols: 12 bits up to 512 symbols, 19 for 65,536."""
     return max(12, (k - 1).bit_length() + 3)
-
-
-def width(k: int) -> int:
-    """Bits of a fixed-width code for `k` symbols; 0 where there is only one."""
-    return (k - 1).bit_length()
-
-
-# ---------------------------------------------------------------- codes
 
 
 def code_lengths(counts: NDArray[np.int64]) -> Lengths:
@@ -177,130 +161,10 @@ def read_lengths(cursor: Cursor, k: int) -> Lengths:
     return found.astype(np.uint8)
 
 
-# ---------------------------------------------------------------- streams
-
-
-@dataclass(frozen=True)
-class Stream:
-    """How symbols below `k` are written: `tuple_size` of them together, by a code or (None) in fixed width."""
-
-    k: int
-    tuple_size: int = 1
-    lengths: Lengths | None = None
-
-    @property
-    def alphabet(self) -> int:
-        """The number of tuples."""
-        return int(self.k**self.tuple_size)
-
-    def header(self) -> bytes:
-        """What the head of a blob says of the stream."""
-        if self.k == 1:
-            return b""
-        if self.lengths is None:
-            return bytes([self.tuple_size])
-        return bytes([self.tuple_size | 128]) + write_lengths(self.lengths)
-
-    def size(self, counts: NDArray[np.int64], chunks: int = 1) -> int:
-        """Bytes of header and stream where tuple i occurs counts[i] times in so many chunks; padding estimated."""
-        if self.k == 1:
-            return 0
-        total = int(counts.sum())
-        if self.lengths is None:
-            return 1 + bits.packed_size(total, width(self.alphabet)) + chunks // 2
-        coded = int(counts @ self.lengths.astype(np.int64))
-        blocks = -(-total // BLOCK) + chunks - 1
-        framed = len(bits.varint(coded // 8)) + 5 * (blocks - 1) // 2 if blocks > 0 else 0
-        return 1 + table_bytes(self.lengths) + (coded + 7) // 8 + framed
-
-
-def tuples(symbols: Symbols, k: int, size: int) -> Symbols:
-    """Symbols (s,) below `k` as tuples ((s + size - 1) // size,), the first one lowest."""
-    if size == 1:
-        return symbols
-    rows = np.zeros((-(-len(symbols) // size), size), np.uint16)
-    rows.reshape(-1)[: len(symbols)] = symbols
-    made: Symbols = rows[:, size - 1].copy()
-    for i in range(size - 2, -1, -1):
-        made = made * np.uint16(k) + rows[:, i]
-    return made.astype(np.uint8) if k**size <= 256 else made
-
-
-def singles(made: Symbols, k: int, size: int, count: int) -> Symbols:
-    """The inverse of `tuples`: `count` symbols."""
-    if size == 1:
-        return made
-    numbers = np.arange(k**size)
-    digits = np.stack([numbers // k**i % k for i in range(size)], axis=1)
-    table: Symbols = digits.astype(np.uint8 if k <= 256 else np.uint16)
-    return table[made].reshape(-1)[:count]
-
-
-def tuple_sizes(k: int) -> list[int]:
-    """The tuples that are worth a try in an alphabet of `k`: those with at most 1,024 combinations."""
-    return [size for size in range(1, 32) if size == 1 or (k > 1 and k**size <= _TUPLES_TRIED)]
-
-
-def plan(
-    counts: NDArray[np.int64], k: int, tuple_size: int, coder: str, chunks: int = 1, most: int = 1 << 62
-) -> tuple[int, Stream]:
-    """The smallest way to write a stream whose tuples occur `counts` (k**tuple_size,) times, and its bytes.
-
-    Args:
-        coder: "packed" for fixed width; else codes are weighed against it.
-        most: bytes that another way takes: no code is made where none can be smaller.
-    """
-    packed = Stream(k, tuple_size)
-    best = packed.size(counts, chunks), packed
-    if coder == "packed" or k == 1 or _incompressible(counts, min(best[0], most)):
-        return best
-    lengths = code_lengths(counts)
-    for tried in (lengths, *_smoother(counts, lengths)):
-        coded = Stream(k, tuple_size, tried)
-        size = coded.size(counts, chunks)
-        if size < best[0]:
-            best = size, coded
-    return best
-
-
-def _smoother(counts: NDArray[np.int64], lengths: Lengths) -> list[Lengths]:
-    """Codes whose tables are smaller, of averaged counts, where the table is a part that matters."""
-    total = int(counts.sum())
-    if len(counts) < 16 or 400 * table_bytes(lengths) < int(counts @ lengths.astype(np.int64)) // 8:
-        return []
-    made = []
-    for reach in (1, 2, 4, 8):
-        window = np.ones(2 * reach + 1, np.int64)
-        sums = np.convolve(np.pad(counts, reach, mode="edge"), window, mode="valid")
-        made.append(code_lengths(np.minimum(sums, total * len(window))))
-    return made
-
-
-def _incompressible(counts: NDArray[np.int64], packed: int) -> bool:
-    """Whether even an ideal code and the smallest table come to so many bytes: spares building a tree.
-
-    The margin of a millionth keeps rounding, which differs between machines, from deciding anything.
-    """
-    used = counts[counts > 0].astype(np.float64)
-    ideal = float((used * np.log2(used.sum() / used)).sum()) if used.size else 0.0
-    return (ideal * (1 - 1e-6) + len(counts) + 4) / 8 >= packed
-
-
-def encode(symbols: Symbols, stream: Stream) -> bytes:
-    """`symbols` (s,) as one stream of a chunk."""
-    if stream.k == 1:
-        return b""
-    made = tuples(symbols, stream.k, stream.tuple_size)
-    if stream.lengths is None:
-        return bits.pack(made, width(stream.alphabet))
-    coded, sizes = encode_blocks(made, stream.lengths)
-    return b"".join(map(bits.varint, sizes)) + coded
-
-
 def encode_blocks(symbols: Symbols, lengths: Lengths) -> tuple[bytes, list[int]]:
     """The Huffman-coded blocks of `symbols` (n,), each zero padded to whole bytes, and their sizes."""
     words = canonical(lengths)
-    compiled = kernels(len(symbols))
+    compiled = _numba.kernels(len(symbols))
     if compiled is not None:
         sizes = np.empty(-(-len(symbols) // BLOCK), np.int64)
         most = len(symbols) * int(lengths.max()) // 8 + len(sizes) + 16
@@ -310,74 +174,6 @@ def encode_blocks(symbols: Symbols, lengths: Lengths) -> tuple[bytes, list[int]]
     cut = (symbols[i : i + BLOCK] for i in range(0, len(symbols), BLOCK))
     blocks = [bits.concatenate(words[block], lengths[block]) for block in cut]
     return b"".join(blocks), [len(block) for block in blocks]
-
-
-def read_stream(cursor: Cursor, k: int) -> Stream:
-    """The header of a stream of symbols below `k`; MalformedFile where it is impossible."""
-    if k == 1:
-        return Stream(1)
-    byte = cursor.take(1, "a stream's header")[0]
-    size = byte & 31
-    if byte & 0x60 or size == 0 or (size > 1 and k**size > MOST_TUPLES):
-        raise cursor.fail(f"a stream of {k} symbols has the impossible header {byte:#04x}")
-    return Stream(k, size, read_lengths(cursor, k**size) if byte & 128 else None)
-
-
-def decode(cursors: Sequence[Cursor], counts: Sequence[int], stream: Stream) -> list[Symbols]:
-    """The next counts[i] symbols of each of `cursors`, streams of different chunks, decoded together.
-
-    Symbols are uint8 up to k = 256, else uint16.
-    """
-    if stream.k == 1:
-        return [np.zeros(count, np.uint8) for count in counts]
-    sizes = [-(-count // stream.tuple_size) for count in counts]
-    read = _read_packed if stream.lengths is None else _read_huffman
-    made = read(cursors, sizes, stream)
-    for cursor, count, found in zip(cursors, counts, made, strict=True):
-        spare = len(found) * stream.tuple_size - count
-        if spare and int(found[-1]) >= stream.k ** (stream.tuple_size - spare):
-            raise cursor.fail("the last tuple is not filled up with zeros")
-    return [singles(found, stream.k, stream.tuple_size, count) for found, count in zip(made, counts, strict=True)]
-
-
-def _read_packed(cursors: Sequence[Cursor], sizes: Sequence[int], stream: Stream) -> list[Symbols]:
-    made: list[Symbols] = []
-    each = width(stream.alphabet)
-    for cursor, size in zip(cursors, sizes, strict=True):
-        packed = cursor.take(bits.packed_size(size, each), "the packed stream")
-        made.append(bits.unpack(packed, size, each))
-        if size and (int(made[-1].max()) >= stream.alphabet or not bits.padding_is_zero(packed, size * each)):
-            raise cursor.fail(f"a packed symbol is not below {stream.alphabet}, or the padding is not zero")
-    return made
-
-
-def _read_huffman(cursors: Sequence[Cursor], sizes: Sequence[int], stream: Stream) -> list[Symbols]:
-    assert stream.lengths is not None
-    most = (BLOCK * int(stream.lengths.max()) + 7) // 8
-    parts: list[memoryview] = []
-    blocks: list[int] = []
-    counts: list[int] = []
-    for cursor, size in zip(cursors, sizes, strict=True):
-        if size > 8 * cursor.left:
-            raise cursor.fail(f"{size} symbols cannot fit in {cursor.left} bytes")
-        number = -(-size // BLOCK)
-        own = [cursor.varint("a block's length", most) for _ in range(number)]
-        parts.append(cursor.take(sum(own), "the coded blocks"))
-        blocks += own
-        counts += [BLOCK] * (number - 1) + [size - BLOCK * (number - 1)] * min(number, 1)
-    data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
-    symbols, ends = decode_blocks(data, blocks, counts, stream.lengths)
-    if not _end_well(data, np.cumsum(blocks, dtype=np.int64), ends):
-        raise cursors[0].fail("a coded block does not end where its length says, or its padding is not zero")
-    return np.split(symbols, np.cumsum(sizes)[:-1]) if len(sizes) > 1 else [symbols]
-
-
-def _end_well(data: memoryview, limits: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
-    """Whether each block ends in the last byte before its limit, and the rest of that byte is zero."""
-    spare = 8 * limits - ends
-    if ((spare < 0) | (spare > 7)).any():
-        return False
-    return not (np.frombuffer(data, np.uint8)[limits - 1] >> (8 - spare)).any()
 
 
 def decode_blocks(
@@ -393,7 +189,7 @@ def decode_blocks(
     starts = 8 * (np.cumsum(sizes, dtype=np.int64) - np.array(sizes, np.int64))
     number = np.array(counts, np.int64)
     first = np.cumsum(number) - number
-    compiled = kernels(total)
+    compiled = _numba.kernels(total)
     if compiled is not None:
         # A damaged block may run on for BLOCK codes: zeros keep that within the array.
         padded = np.zeros(len(data) + (BLOCK * longest + 7) // 8 + 16, np.uint8)
@@ -475,17 +271,3 @@ def _decode_block(source: NDArray[np.uint8], table: NDArray[np.uint32], longest:
         jump = jump[jump] if known < len(at) else jump
     out[:] = entries[at] >> 8
     return int(step[at[-1]])
-
-
-def kernels(count: int, worth_calling: int = 1 << 16, worth_importing: int = 1 << 22) -> ModuleType | None:
-    """The compiled coders where numba is installed and `count` symbols repay its use, else None.
-
-    The environment variable DEEPCOMPRESSION_NO_NUMBA, if not empty, keeps to numpy. The results are the same.
-    """
-    worth_it = count >= (worth_calling if "numba" in sys.modules else worth_importing)
-    if not worth_it or os.environ.get("DEEPCOMPRESSION_NO_NUMBA"):
-        return None
-    try:
-        return import_module("deepcompression.kernels")
-    except ImportError:
-        return None

@@ -1,14 +1,12 @@
 """Compiled coders: the same bytes and symbols as `coders` and `arithmetic` in numpy, much faster.
 
-numba takes a second to import: this module is imported only for streams that repay it (see `coders.kernels`).
+numba takes a second to import: this module is imported only for streams that repay it (see `_numba.kernels`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import types
@@ -16,19 +14,10 @@ from numba.core.cgutils import get_item_pointer
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from deepcompression import arithmetic
+from deepcompression import arithmetic_loop
+from deepcompression._numba import compiled
 
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Compile without the GIL; keep the machine code where there is a place to write it."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:
-        return numba.njit(nogil=True)(function)
-
-
-run = _compiled(arithmetic.run)
-
+run = compiled(arithmetic_loop.run)
 
 _intrinsic: Any = intrinsic  # typed for callers that pass the typing context themselves
 _pointer: Any = get_item_pointer
@@ -65,7 +54,7 @@ def _store(typing: Any, array: Any, at: Any, value: Any) -> Any:
     return types.void(array, types.int64, types.uint64), generate
 
 
-@_compiled
+@compiled
 def encode_blocks(
     symbols: NDArray[Any],
     entries: NDArray[np.uint32],
@@ -100,7 +89,7 @@ def encode_blocks(
     return at
 
 
-@_compiled
+@compiled
 def _finish(
     data: NDArray[np.uint8],
     at: int,
@@ -126,7 +115,7 @@ def _finish(
     return at
 
 
-@_compiled
+@compiled
 def decode_threes(
     data: NDArray[np.uint8],
     at: NDArray[np.int64],
@@ -202,7 +191,7 @@ def decode_threes(
         at[i] = _finish(data, at[i], first[i], first[i] + number[i], threes, table, symbols)
 
 
-@_compiled
+@compiled
 def decode_blocks(
     data: NDArray[np.uint8],
     at: NDArray[np.int64],

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcompression import arithmetic, blobs, coders, positions, values
+from deepcompression import arithmetic, blobs, positions, streams, values
 from deepcompression.bits import varint
 from deepcompression.blobs import ADAPTIVE, CODEBOOK, GRID, GROUPS, MASKS
-from deepcompression.coders import Stream, Symbols
+from deepcompression.coders import Symbols
 from deepcompression.dtypes import DTYPES, Bits, narrow
 from deepcompression.parallel import mapped
 from deepcompression.positions import BITMAP, DENSE, FLAGS, GAPS
+from deepcompression.streams import Stream
 from deepcompression.values import Book, Shared
 
 _SAMPLE = 1 << 18
@@ -207,7 +208,7 @@ def _dense_option(
     head = _head(dtype, DENSE, mask, 0, book) + stream.header()
 
     def write() -> Written:
-        return Written(head, mapped(lambda part: coders.encode(part, stream), parts, threads))
+        return Written(head, mapped(lambda part: streams.encode(part, stream), parts, threads))
 
     return len(head) - len(stream.header()) + cost, write
 
@@ -232,7 +233,7 @@ def _sparse_writer(
     threads: int,
 ) -> Callable[[], Written]:
     def chunk(part: Symbols) -> bytes:
-        return positions.write(part, kind, escape, place) + coders.encode(part[part != 0] - part.dtype.type(1), stream)
+        return positions.write(part, kind, escape, place) + streams.encode(part[part != 0] - part.dtype.type(1), stream)
 
     def write() -> Written:
         head = _head(dtype, kind, mask, 0, way.book) + (varint(escape) if kind == GAPS else b"")
@@ -245,15 +246,15 @@ def _plan_codes(
     parts: list[Symbols], counts: NDArray[np.int64], k: int, coder: str, threads: int, sparse: bool = True
 ) -> tuple[int, Stream]:
     """The smallest stream for the codes of all chunks (with `sparse`, of symbols above 0), and its bytes."""
-    best = coders.plan(counts, k, 1, coder, len(parts))
-    for size in coders.tuple_sizes(k)[1:]:
+    best = streams.plan(counts, k, 1, coder, len(parts))
+    for size in streams.tuple_sizes(k)[1:]:
 
         def count(part: Symbols, size: int = size) -> NDArray[np.int64]:
             codes = part[part != 0] - part.dtype.type(1) if sparse else part
-            return np.bincount(coders.tuples(codes, k, size), minlength=k**size)
+            return np.bincount(streams.tuples(codes, k, size), minlength=k**size)
 
         total: NDArray[np.int64] = np.sum(mapped(count, parts, threads), axis=0)
-        found = coders.plan(total, k, size, coder, len(parts), best[0])
+        found = streams.plan(total, k, size, coder, len(parts), best[0])
         best = min(best, found, key=lambda option: option[0])
     return best
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
 from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from deepcompression import _numba
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int32]
@@ -49,21 +48,13 @@ def best_groups(counts: Floats, sums: Floats, k: int) -> NDArray[np.int64]:
 
 def _layer(work: int) -> Callable[..., Floats]:
     """The compiled layer where numba is installed and ``work`` repays it, else numpy's: equal results."""
-    worth_it = work >= (WORTH_CALLING if "numba" in sys.modules else WORTH_IMPORTING)
-    if not worth_it or os.environ.get("DEEPCOMPRESSION_NO_NUMBA") or not importlib.util.find_spec("numba"):
-        return _layer_vectorised
-    return _compiled()
+    return _compiled() if _numba.wanted(work, WORTH_CALLING, WORTH_IMPORTING) else _layer_vectorised
 
 
 @cache
 def _compiled() -> Callable[..., Floats]:
-    import numba
-
-    try:
-        compiled: Callable[..., Floats] = numba.njit(cache=True, nogil=True)(_layer_plain)
-    except RuntimeError:  # no place to keep the machine code
-        compiled = numba.njit(nogil=True)(_layer_plain)
-    return compiled
+    layer: Callable[..., Floats] = _numba.compiled(_layer_plain)
+    return layer
 
 
 def _layer_plain(gains: Floats, before: Floats, total: Floats, least: Indices, firsts: Indices) -> Floats:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcompression import coders
+from deepcompression import streams
 from deepcompression.bits import Cursor, varint
-from deepcompression.coders import Stream, Symbols
+from deepcompression.coders import Symbols
 from deepcompression.parallel import mapped
+from deepcompression.streams import Stream
 
 DENSE, BITMAP, GAPS, FLAGS = range(4)
 MOST_ESCAPE = (1 << 16) - 1
@@ -21,9 +22,9 @@ BITMAP_TUPLE = 8
 def write(part: NDArray[Any], kind: int, escape: int, stream: Stream) -> bytes:
     """The positions of the elements of a chunk that are not 0."""
     if kind == BITMAP:
-        return coders.encode((part != 0).astype(np.uint8), stream)
+        return streams.encode((part != 0).astype(np.uint8), stream)
     symbols = _gap_symbols(np.diff(np.flatnonzero(part), prepend=-1) - 1, escape)
-    return varint(len(symbols)) + coders.encode(symbols, stream)
+    return varint(len(symbols)) + streams.encode(symbols, stream)
 
 
 def plan_bitmap(parts: list[NDArray[Any]], coder: str, threads: int) -> tuple[int, int, Stream]:
@@ -33,7 +34,7 @@ def plan_bitmap(parts: list[NDArray[Any]], coder: str, threads: int) -> tuple[in
         return np.bincount(np.packbits(part != 0, bitorder="little"), minlength=256)
 
     counts = np.sum(mapped(count, parts, threads), axis=0)
-    size, stream = coders.plan(counts, 2, BITMAP_TUPLE, coder, len(parts))
+    size, stream = streams.plan(counts, 2, BITMAP_TUPLE, coder, len(parts))
     return size, 0, stream
 
 
@@ -50,7 +51,7 @@ def plan_gaps(parts: list[NDArray[Any]], coder: str, threads: int) -> tuple[int,
     best: tuple[int, int, Stream] | None = None
     for escape in _escapes(int(distinct[-1]) if distinct.size else 0, coder):
         each = _gap_counts(distinct, counts, escape)
-        size, stream = coders.plan(each, escape + 1, 1, coder, len(parts), best[0] if best else 1 << 62)
+        size, stream = streams.plan(each, escape + 1, 1, coder, len(parts), best[0] if best else 1 << 62)
         size += frames + len(varint(escape))
         if best is None or size < best[0]:
             best = size, escape, stream
@@ -91,9 +92,9 @@ def read(
         MalformedFile: gaps lead out of their chunk.
     """
     if kind == BITMAP:
-        return [np.flatnonzero(each) for each in coders.decode(cursors, counts, stream)]
+        return [np.flatnonzero(each) for each in streams.decode(cursors, counts, stream)]
     sizes = [cursor.varint("the number of gaps", most=count) for count, cursor in zip(counts, cursors, strict=True)]
-    symbols = coders.decode(cursors, sizes, stream)
+    symbols = streams.decode(cursors, sizes, stream)
     return [_places(*chunk, escape) for chunk in zip(symbols, counts, cursors, strict=True)]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deepcompression import arithmetic, blobs, coders, format, layouts
+from deepcompression import arithmetic, blobs, coders, format, layouts, streams
 from deepcompression.bits import varint
 from deepcompression.dtypes import DTYPES
 
@@ -78,14 +78,14 @@ def wild(random: Random, chunk: int | None = None) -> Iterator[None]:
             return min(*options, **default)
         return random.choice(list(options[0] if len(options) == 1 else options) or [default["default"]])
 
-    def plan(counts: NDArray[np.int64], k: int, size: int, coder: str, *_: int) -> tuple[int, coders.Stream]:
+    def plan(counts: NDArray[np.int64], k: int, size: int, coder: str, *_: int) -> tuple[int, streams.Stream]:
         lengths = None if k == 1 or coder == "packed" or random.random() < 0.4 else coders.code_lengths(counts)
-        return 0, coders.Stream(k, size, lengths)
+        return 0, streams.Stream(k, size, lengths)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layouts, "_smaller", smaller)
         patch.setattr(layouts, "min", least, raising=False)
-        patch.setattr(coders, "plan", plan)
+        patch.setattr(streams, "plan", plan)
         if chunk is not None:
             small_chunks(patch.setattr, chunk)
         yield

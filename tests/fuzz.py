@@ -31,7 +31,7 @@ from unittest.mock import patch
 import numpy as np
 from forged import deflated, small_chunks, wild
 
-from deepcompression import blobs, coders, format, io, layouts
+from deepcompression import _numba, blobs, format, io, layouts
 from deepcompression.bits import Cursor, varint
 from deepcompression.dtypes import DTYPES, unsigned
 from deepcompression.errors import FormatError
@@ -354,7 +354,7 @@ def compiled_agrees(file: bytes) -> bool:
     """Whether numba, for however few symbols, and numpy alone give the same tensors or the same error."""
     results: list[object] = []
     for module in (None, import_module("deepcompression.kernels")):
-        with patch.object(coders, "kernels", lambda *_, module=module: module):
+        with patch.object(_numba, "kernels", lambda *_, module=module: module):
             try:
                 found = io.decode(file, max_bytes=MOST_BYTES)
                 results.append({name: tensor.bits.tobytes() for name, tensor in found.items()})

@@ -15,8 +15,11 @@ CODEC = (
     *(
         "values",
         "grids",
+        "_numba",
         "arithmetic",
+        "arithmetic_loop",
         "coders",
+        "streams",
         "kernels",
         "parallel",
         "bits",

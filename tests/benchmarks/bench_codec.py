@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from dahuffman import HuffmanCodec
 
-from deepcompression import blobs, coders, io, layouts
+from deepcompression import blobs, io, layouts, streams
 from deepcompression.bits import Cursor
 from deepcompression.kmeans import kmeans1d
 
@@ -220,21 +220,21 @@ def _huffman(k: int, n: int, slow: int) -> None:
     """Lines for `n` symbols of an alphabet of `k`, as frequent as k-means leaves them; dahuffman has `slow` of them."""
     random = np.random.default_rng(0)
     symbols = np.clip(np.rint(random.laplace(scale=k / 10, size=n) + k / 2), 0, k - 1).astype(np.uint8)
-    stream = coders.plan(np.bincount(symbols, minlength=k), k, 1, "huffman")[1]
-    coded = coders.encode(symbols, stream)
+    stream = streams.plan(np.bincount(symbols, minlength=k), k, 1, "huffman")[1]
+    coded = streams.encode(symbols, stream)
 
     def decode() -> Any:
-        return coders.decode([Cursor(coded, "bench")], [n], stream)
+        return streams.decode([Cursor(coded, "bench")], [n], stream)
 
     assert np.array_equal(decode()[0], symbols)
-    encode_s, decode_s = seconds(lambda: coders.encode(symbols, stream)), seconds(decode)
+    encode_s, decode_s = seconds(lambda: streams.encode(symbols, stream)), seconds(decode)
     speeds = f"encode {n / encode_s / 1e6:.0f}, decode {n / decode_s / 1e6:.0f} million symbols a second"
     print(f"huffman k={k}: {len(coded)} bytes, {speeds}")
     part = symbols[:slow].tolist()
     codec = HuffmanCodec.from_frequencies(dict(enumerate(np.bincount(symbols, minlength=k).tolist())))
     theirs = codec.encode(part)
     ratios = [seconds(lambda: codec.encode(part), 1) / encode_s, seconds(lambda: codec.decode(theirs), 1) / decode_s]
-    size = len(coders.encode(symbols[:slow], stream)) / len(theirs)
+    size = len(streams.encode(symbols[:slow], stream)) / len(theirs)
     print(f"  dahuffman: encode {ratios[0] * n / slow:.0f}x, decode {ratios[1] * n / slow:.0f}x, bytes {size:.4f}x")
     if zstandard is None:
         print("  zstandard is not installed, its line is left out")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcompression import arithmetic, coders
+from deepcompression import _numba, arithmetic
 from deepcompression.errors import MalformedFile
 
 
@@ -18,7 +18,7 @@ def by(compiled: bool) -> Iterator[None]:
     """The arithmetic coder as numba compiles it, or as plain Python."""
     module = pytest.importorskip("deepcompression.kernels") if compiled else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coders, "kernels", lambda *_: module)
+        patch.setattr(_numba, "kernels", lambda *_: module)
         yield
 
 

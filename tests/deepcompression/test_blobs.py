@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from strategies import bit_tensors, layers, on_grid
 
 import deepcompression
-from deepcompression import blobs, coders, layouts
+from deepcompression import _numba, blobs, layouts
 from deepcompression.errors import MalformedFile
 from deepcompression.format import CODERS
 from deepcompression.io import RawTensor, decode, encode
@@ -29,7 +29,7 @@ def by(compiled: bool) -> Iterator[None]:
     """The coders by numba (by numpy where there is none), or by numpy alone."""
     compiled = compiled and find_spec("numba") is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coders, "kernels", lambda *_: import_module("deepcompression.kernels") if compiled else None)
+        patch.setattr(_numba, "kernels", lambda *_: import_module("deepcompression.kernels") if compiled else None)
         yield
 
 

@@ -11,12 +11,12 @@ import pytest
 from dahuffman.huffmancodec import HuffmanCodec, PrefixCodec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import streams
+from strategies import streams as drawn_streams
 
-from deepcompression import coders
+from deepcompression import _numba, coders, streams
 from deepcompression.bits import Cursor, varint
-from deepcompression.coders import Stream
 from deepcompression.errors import MalformedFile
+from deepcompression.streams import Stream
 
 
 @contextlib.contextmanager
@@ -25,13 +25,13 @@ def by(compiled: bool, block: int = coders.BLOCK) -> Iterator[None]:
     module = pytest.importorskip("deepcompression.kernels") if compiled else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(coders, "BLOCK", block)
-        patch.setattr(coders, "kernels", lambda *_: module)
+        patch.setattr(_numba, "kernels", lambda *_: module)
         yield
 
 
 def huffman(symbols: np.ndarray, k: int, tuple_size: int = 1) -> Stream:
     """The Huffman-coded stream for these symbols, whether it is the smallest or not."""
-    made = coders.tuples(symbols, k, tuple_size)
+    made = streams.tuples(symbols, k, tuple_size)
     return Stream(k, tuple_size, coders.code_lengths(np.bincount(made, minlength=k**tuple_size)))
 
 
@@ -146,17 +146,17 @@ def test_table_refuses(text: str, k: int) -> None:
 @given(st.sampled_from([2, 3, 5, 16, 31, 256]), st.integers(1, 12), st.data())
 def test_tuples_round_trip(k: int, size: int, data: st.DataObject) -> None:
     """Tuples are c0 + c1 k + c2 k^2 + .. with the last filled up by zeros, and come back as symbols."""
-    size = max(n for n in range(1, size + 1) if n == 1 or k**n <= coders.MOST_TUPLES)
+    size = max(n for n in range(1, size + 1) if n == 1 or k**n <= streams.MOST_TUPLES)
     symbols = np.array(data.draw(st.lists(st.integers(0, k - 1), max_size=40)), np.uint8)
-    made = coders.tuples(symbols, k, size)
+    made = streams.tuples(symbols, k, size)
     filled = symbols.tolist() + [0] * (-len(symbols) % size)
     digits = [filled[i : i + size] for i in range(0, len(filled), size)]
     assert made.tolist() == [sum(c * k**i for i, c in enumerate(one)) for one in digits]
-    assert coders.singles(made, k, size, len(symbols)).tolist() == symbols.tolist()
+    assert streams.singles(made, k, size, len(symbols)).tolist() == symbols.tolist()
 
 
 @settings(max_examples=40, deadline=None)
-@given(streams(), st.integers(1, 4), st.booleans(), st.booleans())
+@given(drawn_streams(), st.integers(1, 4), st.booleans(), st.booleans())
 def test_stream_round_trip(stream: tuple[np.ndarray, int], tuple_size: int, coded: bool, small: bool) -> None:
     """Packed and Huffman-coded streams, in tuples or not, of any number of blocks, give the symbols back."""
     symbols, k = stream
@@ -164,10 +164,10 @@ def test_stream_round_trip(stream: tuple[np.ndarray, int], tuple_size: int, code
     with by(compiled=False, block=512 if small else coders.BLOCK):
         written = huffman(symbols, k, tuple_size) if coded else Stream(k, tuple_size)
         head = Cursor(written.header() + b"x", "x")
-        read = coders.read_stream(head, k)
+        read = streams.read_stream(head, k)
         assert (read.k, read.tuple_size, head.left) == (k, tuple_size, 1)
-        body = Cursor(coders.encode(symbols, written) + b"x", "x")
-        (decoded,) = coders.decode([body], [len(symbols)], read)
+        body = Cursor(streams.encode(symbols, written) + b"x", "x")
+        (decoded,) = streams.decode([body], [len(symbols)], read)
     assert np.array_equal(decoded, symbols)
     assert decoded.dtype == (np.uint8 if k <= 256 else np.uint16)
     assert body.left == 1
@@ -182,8 +182,8 @@ def test_chunks_are_decoded_together(coded: bool, count: int) -> None:
     parts[0] = parts[0][:0]
     stream = huffman(np.concatenate(parts), 16, 2) if coded else Stream(16, 2)
     with by(compiled=False, block=64):
-        cursors = [Cursor(coders.encode(part, stream) + b"x", "x") for part in parts]
-        decoded = coders.decode(cursors, list(map(len, parts)), stream)
+        cursors = [Cursor(streams.encode(part, stream) + b"x", "x") for part in parts]
+        decoded = streams.decode(cursors, list(map(len, parts)), stream)
     assert [each.tolist() for each in decoded] == [part.tolist() for part in parts]
     assert {cursor.left for cursor in cursors} == {1}
 
@@ -191,15 +191,15 @@ def test_chunks_are_decoded_together(coded: bool, count: int) -> None:
 def test_one_symbol_takes_no_bytes() -> None:
     """An alphabet of one has neither header nor stream."""
     stream = Stream(1)
-    assert (stream.header(), coders.encode(np.zeros(9, np.uint8), stream)) == (b"", b"")
+    assert (stream.header(), streams.encode(np.zeros(9, np.uint8), stream)) == (b"", b"")
     cursor = Cursor(b"x", "x")
-    assert coders.read_stream(cursor, 1) == stream
-    assert coders.decode([cursor], [9], stream)[0].tolist() == [0] * 9
+    assert streams.read_stream(cursor, 1) == stream
+    assert streams.decode([cursor], [9], stream)[0].tolist() == [0] * 9
     assert cursor.left == 1
 
 
 @settings(max_examples=15, deadline=None)
-@given(streams())
+@given(drawn_streams())
 def test_dahuffman_decodes_our_blocks(stream: tuple[np.ndarray, int]) -> None:
     """An independent decoder, given our code table, reads the first block's symbols."""
     symbols, k = stream
@@ -220,14 +220,14 @@ def test_not_larger_than_dahuffman() -> None:
     random = np.random.default_rng(0)
     for k in (16, 32, 256):
         symbols = np.minimum(random.geometric(4 / k, 60_000) - 1, k - 1).astype(np.uint8)
-        size, stream = coders.plan(np.bincount(symbols, minlength=k), k, 1, "huffman")
-        ours = len(stream.header()) + len(coders.encode(symbols, stream))
+        size, stream = streams.plan(np.bincount(symbols, minlength=k), k, 1, "huffman")
+        ours = len(stream.header()) + len(streams.encode(symbols, stream))
         assert ours <= 1.01 * len(HuffmanCodec.from_data(symbols.tolist()).encode(symbols.tolist()))
         assert abs(size - ours) <= 8
 
 
 @settings(max_examples=25, deadline=None)
-@given(stream=streams(), small=st.booleans())
+@given(stream=drawn_streams(), small=st.booleans())
 def test_compiled_equals_numpy(stream: tuple[np.ndarray, int], small: bool) -> None:
     """numba and numpy, block by block and in step, write the same bytes and read the same symbols and ends."""
     symbols, k = stream
@@ -247,14 +247,14 @@ def test_compiled_equals_numpy(stream: tuple[np.ndarray, int], small: bool) -> N
 def test_environment_forces_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     """DEEPCOMPRESSION_NO_NUMBA keeps even the longest stream off numba."""
     monkeypatch.setenv("DEEPCOMPRESSION_NO_NUMBA", "1")
-    assert coders.kernels(1 << 40) is None
+    assert _numba.kernels(1 << 40) is None
 
 
 def test_without_numba_numpy_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where numba is missing, long streams are coded by numpy."""
     monkeypatch.delenv("DEEPCOMPRESSION_NO_NUMBA", raising=False)
     monkeypatch.setitem(sys.modules, "deepcompression.kernels", None)
-    assert coders.kernels(1 << 40) is None
+    assert _numba.kernels(1 << 40) is None
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -268,7 +268,7 @@ def test_garbage_is_refused_or_decoded_safely(compiled: bool, seed: int, n: int,
         sizes = random.integers(0, min(n, coders.BLOCK) * 12 // 8, -(-n // coders.BLOCK)).tolist()
         text = b"".join(map(varint, sizes)) + random.bytes(sum(sizes))
         with contextlib.suppress(MalformedFile):
-            (symbols,) = coders.decode([Cursor(text, "x")], [n], stream)
+            (symbols,) = streams.decode([Cursor(text, "x")], [n], stream)
             assert len(symbols) == n
             assert symbols.max() < stream.k
 
@@ -276,16 +276,16 @@ def test_garbage_is_refused_or_decoded_safely(compiled: bool, seed: int, n: int,
 def test_plan_prefers_the_smaller() -> None:
     """Flat counts stay at fixed width, skewed ones are Huffman-coded, `packed` never is."""
     flat, skewed = np.full(16, 100), np.array([1000, 10, 10, 10])
-    assert coders.plan(flat, 16, 1, "huffman")[1].lengths is None
-    assert coders.plan(skewed, 4, 1, "huffman")[1].lengths is not None
-    assert coders.plan(skewed, 4, 1, "packed")[1].lengths is None
+    assert streams.plan(flat, 16, 1, "huffman")[1].lengths is None
+    assert streams.plan(skewed, 4, 1, "huffman")[1].lengths is not None
+    assert streams.plan(skewed, 4, 1, "packed")[1].lengths is None
 
 
 def test_smoothed_tables_pay() -> None:
     """Where few symbols of a large alphabet occur, the table is smoothed rather than exact."""
     random = np.random.default_rng(0)
     counts = np.bincount(np.clip(random.normal(128, 30, 600), 0, 255).astype(int), minlength=256)
-    size, stream = coders.plan(counts, 256, 1, "huffman")
+    size, stream = streams.plan(counts, 256, 1, "huffman")
     exact = Stream(256, 1, coders.code_lengths(counts))
     assert size < exact.size(counts)
     assert kraft(stream.lengths) == 1.0
@@ -298,7 +298,7 @@ def test_smoothed_tables_pay() -> None:
 def test_stream_header_refuses(header: bytes, k: int) -> None:
     """No header, no tuple, unknown bits, and tuples beyond 4,096 combinations are errors."""
     with pytest.raises(MalformedFile, match=r"x: (a stream of|a stream's header)"):
-        coders.read_stream(Cursor(header, "x"), k)
+        streams.read_stream(Cursor(header, "x"), k)
 
 
 @pytest.mark.parametrize(
@@ -326,18 +326,18 @@ def test_stream_refuses(body: bytes, stream: Stream, count: int, message: str | 
     for compiled in (False, True):
         with by(compiled):
             if message is None:
-                assert len(coders.decode([Cursor(body, "x")], [count], stream)[0]) == count
+                assert len(streams.decode([Cursor(body, "x")], [count], stream)[0]) == count
                 continue
             with pytest.raises(MalformedFile, match=message):
-                coders.decode([Cursor(body, "x")], [count], stream)
+                streams.decode([Cursor(body, "x")], [count], stream)
 
 
 def test_block_must_end_where_it_says() -> None:
     """Of several blocks, one that eats into the next is refused although all bytes are used."""
     stream = Stream(3, 1, np.array([1, 2, 2], np.uint8))
     with by(compiled=False, block=8):
-        body = coders.encode(np.array([0] * 7 + [1, 2, 0], np.uint8), stream)
+        body = streams.encode(np.array([0] * 7 + [1, 2, 0], np.uint8), stream)
         assert body[:2] == b"\x02\x01"
-        assert coders.decode([Cursor(body, "x")], [10], stream)[0].tolist() == [0] * 7 + [1, 2, 0]
+        assert streams.decode([Cursor(body, "x")], [10], stream)[0].tolist() == [0] * 7 + [1, 2, 0]
         with pytest.raises(MalformedFile, match="does not end where"):
-            coders.decode([Cursor(b"\x01\x02" + body[2:], "x")], [10], stream)
+            streams.decode([Cursor(b"\x01\x02" + body[2:], "x")], [10], stream)

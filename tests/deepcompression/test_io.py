@@ -497,19 +497,19 @@ PEAK = """
 import resource, sys
 import numpy as np
 from importlib import import_module
-from deepcompression import coders, io
+from deepcompression import _numba, io
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 path, coder, kind, what = sys.argv[1:]
-kernels = coders.kernels
+kernels = _numba.kernels
 try:
-    coders.kernels = lambda *_: import_module("deepcompression.kernels")
+    _numba.kernels = lambda *_: import_module("deepcompression.kernels")
     io.decode(io.encode({"w": np.eye(30, dtype=np.float32)}, coder))  # numba and its machine code are no one's tensors
 except ImportError:
     pass
-coders.kernels = kernels
+_numba.kernels = kernels
 if what == "load":
     before = peak()
     io.load(path)

@@ -1,0 +1,52 @@
+"""Whether compiled code is used, and how it is compiled: decided here for all of the library.
+
+numba may be missing, and takes half a second to import: only work that repays it imports it. The environment variable
+DEEPCOMPRESSION_NO_NUMBA, if not empty, keeps to numpy. The results are the same.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+
+def wanted(count: int, worth_calling: int, worth_importing: int) -> bool:
+    """Whether numba is there and `count` steps repay its use.
+
+    Args:
+        worth_calling: steps that repay a call of compiled code where numba is already imported.
+        worth_importing: steps that repay importing it too.
+    """
+    if count < (worth_calling if "numba" in sys.modules else worth_importing):
+        return False
+    if os.environ.get("DEEPCOMPRESSION_NO_NUMBA"):
+        return False
+    try:
+        import_module("numba")
+    except ImportError:
+        return False
+    return True
+
+
+def kernels(count: int, worth_calling: int = 1 << 16, worth_importing: int = 1 << 22) -> ModuleType | None:
+    """The compiled coders where `count` symbols repay them (`wanted`), else None."""
+    if not wanted(count, worth_calling, worth_importing):
+        return None
+    try:
+        return import_module("deepcompression.kernels")
+    except ImportError:
+        return None
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile without the GIL; keep the machine code where there is a place to write it."""
+    import numba
+
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:
+        return numba.njit(nogil=True)(function)
