@@ -24,6 +24,7 @@ from deepcompression.data import ENVIRONMENT
 from deepcompression.errors import RecipeError
 from flows import reading
 from flows.schema import Custom, Factory, Recipe, Weights
+from tasks.specs import SPEC
 
 Path_ = tuple[Any, ...]  # keys and indices that lead to a value
 
@@ -65,7 +66,6 @@ PLAIN = (str, int, float, bool, type(None))
 POOLS = ("", "avg", "max", "avgmax", "catavgmax", "fast", "token", "map")
 NO_WEIGHTS = ("pretrained", "weights", "weights_backbone")  # may be said, if they say that there are none
 WEIGHTS = (".safetensors", ".dcz")
-SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 REFERENCE = re.compile(r"\$\{\s*+(\.*+)([\w.\-\[\]]*+)\s*+\}")
 FILE_WORD = re.compile(r"(^|_)(root|roots|path|paths|dir|dirs|directory|folder|folders|file|files|filename|url|uri)$")
 

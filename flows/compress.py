@@ -8,7 +8,6 @@ import json
 import math
 import secrets
 import statistics
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -45,6 +44,7 @@ from tasks.quantize import quantize
 from tasks.recalibrate import recalibrate
 from tasks.registry import example_of
 from tasks.report import difference, sentence, write_report
+from tasks.revision import git_revision
 from tasks.run import Reference, Run
 from tasks.secrets import hidden, masked, restored, sealed
 from tasks.share import share
@@ -373,7 +373,7 @@ def _open_tracker(parsed: Recipe, stored: Mapping[str, Any], folder: Path, paren
         "prefect.flow_run_id": str(flow_run.id or ""),
         "prefect.flow_run_name": str(flow_run.name or ""),
         "mlflow.source.name": "flows/compress.py:compress",
-        "mlflow.source.git.commit": _git_revision(),
+        "mlflow.source.git.commit": git_revision(),
     }
     tracker.start(folder.name, {key: value for key, value in tags.items() if value}, parent)
     labelled = recipes.as_logged(parsed, stored)
@@ -381,16 +381,6 @@ def _open_tracker(parsed: Recipe, stored: Mapping[str, Any], folder: Path, paren
     tracker.params({**recipe, "stages": list(labelled), **labelled})
     tracker.artifact(folder / "recipe.yaml")
     return tracker
-
-
-def _git_revision() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=recipes.ROOT, capture_output=True, text=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
 
 
 def _summary(run: Run, references: Sequence[Reference], verified: Verified, path: Path) -> dict[str, Any]:

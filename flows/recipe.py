@@ -59,16 +59,6 @@ def raw(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | N
     return typing.cast(dict[str, Any], OmegaConf.to_container(_merge(source, overrides)[0], resolve=False))
 
 
-def factories(value: Any) -> list[str]:
-    """Every ``package.module:callable`` that a recipe would import, in its order."""
-    if isinstance(value, Mapping):
-        own = [one for key, one in value.items() if key in ("factory", "stage") and ":" in str(one)]
-        return own + [spec for one in value.values() for spec in factories(one)]
-    if isinstance(value, list):
-        return [spec for one in value for spec in factories(one)]
-    return []
-
-
 def load_as(kind: type[Model], source: str, overrides: Mapping[str, Any] | None = None) -> Model:
     """Another kind of YAML (a sweep, a schedule), read, checked and explained as recipes are.
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from deepcompression.criteria import CRITERIA
+
 Density = Annotated[float, Field(gt=0, le=1)]
 Quality = Annotated[float, Field(gt=0)]
 Bits = Annotated[int, Field(ge=1, le=16)]
@@ -27,6 +29,7 @@ def _by_name(value: Any) -> Any:
 
 TensorName = Annotated[str, BeforeValidator(_as_name)]
 ByName = BeforeValidator(_by_name)  # of what may be a table by tensor name
+Criterion = Literal[tuple(CRITERIA)]
 Precision = Literal["float32", "float16", "bfloat16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]  # a folder's name, never a path
 Spec = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="package.module:callable")]
@@ -131,7 +134,7 @@ class Prune(Strict):
     scope: Literal["layer", "global"] = "layer"
     rounds: int = Field(1, ge=1, description="prune and the finetune that follows, alternating so many times")
     gradual: Gradual | None = None
-    criterion: Literal["magnitude", "wanda"] = Field(
+    criterion: Criterion = Field(
         "magnitude", description="what makes a weight important; wanda: its magnitude times the size of its input"
     )
     score: Factory | None = Field(None, description="a criterion of yours: returns (name, weight) -> importance")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from deepcompression.errors import AimMissed, RunError
 from flows import recipe as recipes
 from flows.schema import Recipe
+from tasks.specs import specs_in
 
 if TYPE_CHECKING:
     from tasks.tracking import Parent
@@ -289,8 +290,8 @@ def _plugin(packed: bytes) -> Any:
 
 
 def _users(parsed: Recipe) -> list[Path]:
-    """The packages of ``python_path`` that the recipe's factories name."""
-    tops = {spec.partition(":")[0].partition(".")[0] for spec in recipes.factories(parsed.model_dump(mode="json"))}
+    """The packages of ``python_path`` whose callables the recipe names."""
+    tops = {spec.partition(":")[0].partition(".")[0] for spec in specs_in(parsed.model_dump(mode="json"))}
     folders = [recipes.ROOT / one for one in parsed.python_path]
     found = [folder / top for folder in folders for top in sorted(tops)]
     found += [folder / f"{top}.py" for folder in folders for top in sorted(tops)]

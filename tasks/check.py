@@ -9,13 +9,14 @@ from typing import Any
 from rich.markup import escape
 
 from tasks.console import say
-from tasks.key import callables, factories_in
+from tasks.key import callables
 from tasks.prune import table_of
 from tasks.run import Run
 from tasks.secrets import public
 from tasks.slim import outputs
 from tasks.sound import refuse_hidden_state, refuse_unfit
 from tasks.sources import factory_digest
+from tasks.specs import factories_in
 from tasks.trial import trial
 from tasks.warned import warn, warned
 
@@ -60,7 +61,7 @@ def _check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]], test: bool
     _match(run, model, {"zeros": run.hold["zeros"] or [], "shared": run.hold["shared"]})
     for label, config in stages:
         for spec in factories_in(config):
-            factory.load(spec["factory"])
+            factory.load(spec)
         if ":" in config.get("stage", ""):  # the keys of a stage of the user's mean what that stage says
             continue
         try:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from tasks.run import Reference, Run
 from tasks.sources import code_digest, factory_digest, versions
+from tasks.specs import specs_in
 from tasks.store import key_of
-
-SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def stage_key(
@@ -63,24 +61,7 @@ def callables(run: Run, config: Mapping[str, Any] | None = None) -> list[str]:
     """Every ``package.module:callable`` that a run and a stage of it name, at any depth, each once."""
     teacher = run.teacher if config is None or _learns(config) else None
     named = [run.model, run.data, run.step, run.metric, teacher, config]
-    return sorted({spec for part in named for spec in _specs(part)})
-
-
-def factories_in(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Every ``{factory, ...}`` in a stage's keys, its own callable first."""
-    found = [{"factory": config["stage"]}] if ":" in str(config.get("stage", "")) else []
-    for value in config.values():
-        if isinstance(value, Mapping):
-            found += [value] if "factory" in value else factories_in(value)
-    return found
-
-
-def _specs(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and SPEC.fullmatch(value):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _specs(one)
+    return sorted({spec for part in named for spec in specs_in(part)})
 
 
 def _learns(config: Mapping[str, Any]) -> bool:

@@ -89,19 +89,25 @@ def _product(bench: Bench, model: Any, pruned: Any) -> Product:
 
 
 def score_of(bench: Bench, config: Mapping[str, Any], model: Any = None) -> Any:
-    """What the criterion, or the user's score, makes of weights; measured for ``model``, where one is given."""
+    """What the criterion, or the user's score, makes of weights; measured for ``model``, where one is given.
+
+    Raises:
+        StructureError: no criterion has the name that ``config`` gives.
+        FactoryError: the user's score does not import, or is no function of two arguments.
+    """
     from deepcompression import factory
-    from deepcompression.saliency import Wanda
+    from deepcompression.criteria import maker
 
     score = config.get("score")
     if score:
         return factory.function(score["factory"], score["kwargs"])
-    if config.get("criterion", "magnitude") == "magnitude":
+    make = maker(config.get("criterion", "magnitude"))
+    if make is None:
         return None
-    wanda = Wanda(bench.run.problem(), bench.run.compute())
-    if model is not None:
-        wanda.refresh(model)
-    return wanda
+    made = make(bench.run.problem(), bench.run.compute())
+    if model is not None and hasattr(made, "refresh"):
+        made.refresh(model)
+    return made
 
 
 def table_of(value: Any) -> Mapping[str, Any]:

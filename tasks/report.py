@@ -6,7 +6,6 @@ import keyword
 import math
 import os
 import platform
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,6 +18,7 @@ from deepcompression.atomic import written
 from deepcompression.significance import Comparison
 from tasks import figures
 from tasks.console import size
+from tasks.revision import git_revision
 from tasks.run import Reference, Run
 from tasks.secrets import masked
 from tasks.sources import versions
@@ -357,7 +357,7 @@ def _facts(run: Run, summary: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         **versions(),
         "deepcompression": deepcompression.__version__,
-        "git revision": _git_revision(),
+        "git revision": git_revision(),
         "system": platform.platform(),
         "device": _device(run),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
@@ -375,17 +375,6 @@ def _device(run: Run) -> str:
     device = run.compute().resolved()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return f"{device}, {name}; {run.precision}"
-
-
-def _git_revision() -> str:
-    """The revision of this repository, or nothing where it is none."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
 
 
 def _yaml(recipe: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+from tasks.specs import SPEC
+
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = "deepcompression"
 TASKS = "tasks"
@@ -30,8 +32,8 @@ OUTSIDE = frozenset(
     f"{TASKS}.{stem}"
     for stem in (
         "cleaning", "console", "deadline", "environment", "execute", "figures", "key", "lease", "life", "pareto",
-        "places", "process", "promote", "registry", "report", "secrets", "served", "sources", "stage", "store",
-        "tracking", "verify", "warned",
+        "places", "process", "promote", "registry", "report", "revision", "secrets", "served", "sources", "specs",
+        "stage", "store", "tracking", "verify", "warned",
     )
 )  # fmt: skip
 
@@ -142,9 +144,11 @@ def _project_file(name: str) -> Path:
 
 
 def _imported_here(name: str, path: Path) -> Iterator[str]:
-    """Modules of this project that a file of it imports: of ``from package import x`` the module x, if it is one."""
+    """Modules of this project that a file of it imports, or names in a text: of ``from package import x`` the module x,
+    if it is one."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for base, attribute in _read(path.read_bytes(), package).pairs:
+    read = _read(path.read_bytes(), package)
+    for base, attribute in (*read.pairs, *((spec, "") for spec in read.specs)):
         if base.partition(".")[0] not in (LIBRARY, TASKS):
             continue
         inner = f"{base}.{attribute}" if attribute else base
@@ -169,10 +173,12 @@ def _names(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
 class _Read:
     """What a file imports: ``pairs`` (module, "") or (module, what is taken from it).
 
+    ``specs``: modules of texts of the form ``package.module:callable``, as tables of methods have them.
     ``below``: packages of which it imports modules whose names it computes; ``computed``: whether it computes others.
     """
 
     pairs: tuple[tuple[str, str], ...] = ()
+    specs: tuple[str, ...] = ()
     below: tuple[str, ...] = ()
     computed: bool = False
 
@@ -201,7 +207,9 @@ def _read(text: bytes, package: str) -> _Read:
                 module = _resolved(begins, package)
                 pairs += [(module, ""), (module.rpartition(".")[0] or module, "")] if whole else []
                 begun += [] if whole else [module.rpartition(".")[0]]
-    return _Read(tuple(pairs), tuple(filter(None, begun)), "" in begun)
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    specs = tuple(text.partition(":")[0] for text in texts if SPEC.fullmatch(text))
+    return _Read(tuple(pairs), specs, tuple(filter(None, begun)), "" in begun)
 
 
 def _called(call: ast.Call) -> str:

@@ -191,3 +191,15 @@ def test_installed_packages_count_by_their_version(user: Path) -> None:
     assert factory_digest("sklearn.cluster:KMeans").endswith(f" sklearn {sklearn.__version__}")
     assert factory_digest("deepcompression.models:lenet5") == code_digest("deepcompression.models")
     assert factory_digest("os.path:join") and factory_digest("dcu_missing:x")
+
+
+def test_what_a_table_names_is_code(project: Path) -> None:
+    """A criterion that stands in a table as `package.module:callable` changes the digest as an import does."""
+    _write(project / "deepcompression/prune.py", "TABLE = {'mine': 'deepcompression.other:make'}\n")
+    code_digest.cache_clear()
+    before = code_digest("tasks.prune")
+    assert _digest_after(project / "deepcompression/other.py") != before
+    (project / "deepcompression/prune.py").write_text("TABLE = {'mine': 'deepcompression.gone:make'}\n")
+    code_digest.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match=r"deepcompression\.gone"):
+        code_digest("tasks.prune")
