@@ -71,17 +71,11 @@ def mcnemar(broken: int, mended: int) -> float:
 
     At least the smallest normal float, where the truth is smaller.
     """
-    count, few = broken + mended, min(broken, mended)
-    if 2 * few >= count - 1:
+    if broken == mended:
         return 1.0
-    largest = math.lgamma(count + 1) - math.lgamma(few + 1) - math.lgamma(count - few + 1) - count * math.log(2)
-    terms = term = 1.0
-    for k in range(few, 0, -1):  # P(k - 1) / P(k) falls: what is lost below the last digit stays lost
-        term *= k / (count - k + 1)
-        terms += term
-        if term < terms * 1e-17:
-            break
-    return min(max(2 * terms * math.exp(largest), sys.float_info.min), 1.0)
+    from scipy.stats import binomtest
+
+    return max(float(binomtest(min(broken, mended), broken + mended).pvalue), sys.float_info.min)
 
 
 def _lower(broken: int, mended: int, total: int) -> float:
