@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from deepcompression import structure
+from deepcompression import holding, selection, structure
 from deepcompression.errors import StructureError
 from deepcompression.problem import Problem
 from deepcompression.training import Fit, fit
@@ -30,7 +30,7 @@ class Finetuned:
     """What training did, what it held, and the dropout rates (by module) that it trained with."""
 
     fit: Fit
-    held: structure.Held
+    held: holding.Held
     dropout: dict[str, float]
 
 
@@ -60,13 +60,13 @@ def finetune(
     rates = dropout_rates(model, dropout or {})
     state = structure.plain_state(model)
     densities = {rate.tensor: structure.density(state, [rate.tensor]) for rate in rates.values()}
-    held = structure.hold(model, zeros, shared=shared)
+    held = holding.hold(model, zeros, shared=shared)
     used = set_dropout(model, rates, densities)
     try:
         done = fit(model, problem, **fit_arguments)
     finally:
         set_dropout(model, rates, {})
-        structure.bake(model)
+        holding.bake(model)
     return Finetuned(done, held, used)
 
 
@@ -92,7 +92,7 @@ def dropout_rates(model: nn.Module, dropout: Mapping[str, str]) -> dict[str, Rat
         if not isinstance(module, DROPOUTS):
             known = ", ".join(key for key, one in modules.items() if isinstance(one, DROPOUTS)) or "none"
             raise StructureError(f"dropout {name!r}: no dropout module of the model; it has: {known}")
-        rates[name] = Rate(float(module.p), structure.select(model, [layer])[0])
+        rates[name] = Rate(float(module.p), selection.select(model, [layer])[0])
     return rates
 
 

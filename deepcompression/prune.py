@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepcompression import structure
+from deepcompression import holding, selection, structure
 from deepcompression.errors import InvariantError, StructureError
 from deepcompression.finetune import dropout_rates, set_dropout
 from deepcompression.holding import ZeroMask, hold_by
@@ -140,12 +140,12 @@ def prune_gradually(
     if both:
         raise StructureError(f"{both[0]}: is shared already; gradual pruning goes before share")
     before = structure.plain_state(model)
-    padding = structure.padding_rows(model)
+    padding = selection.padding_rows(model)
     _refresh(score, model)
     prune(before, density, scope=scope, score=score, padding=padding)  # refuses what is impossible before any training
     rates = dropout_rates(model, dropout or {})
     blank = [name for name in density if name not in zeros and not bool(before[name].any())]
-    structure.hold(model, [name for name in (*zeros, *density) if name not in blank], shared=shared)
+    holding.hold(model, [name for name in (*zeros, *density) if name not in blank], shared=shared)
     hold_by(model, dict.fromkeys(blank, _all_alive))
     corrected = False
 
@@ -157,7 +157,7 @@ def prune_gradually(
             now = {name: max(cubic_density(step, falling, start, final), final) for name, final in density.items()}
             _tighten(model, now, scope, score, padding)
         if due or not corrected:  # a resumed loop has masks already
-            densities = structure.held_state(model, {rate.tensor for rate in rates.values()})
+            densities = holding.held_state(model, {rate.tensor for rate in rates.values()})
             set_dropout(model, rates, {name: structure.density(densities, [name]) for name in densities})
             corrected = True
 
@@ -167,7 +167,7 @@ def prune_gradually(
         done = fit(model, problem, epochs=epochs, on_step=tighten, track_from=first, **fit_arguments)
     finally:
         set_dropout(model, rates, {})
-        structure.bake(model)
+        holding.bake(model)
     state = structure.plain_state(model)
     layers = [_account(name, before[name], state[name], state[name].abs().reshape(-1)) for name in density]
     for layer in layers if scope == "layer" else ():
@@ -189,8 +189,8 @@ def _tighten(
 ) -> None:
     """Masks of the present weights at ``density``; what is masked already stays so."""
     _refresh(score, model)
-    masks = structure.masks(model)  # looked up anew: moving a model to a device or memory format replaces them
-    state = structure.held_state(model, density)
+    masks = holding.masks(model)  # looked up anew: moving a model to a device or memory format replaces them
+    state = holding.held_state(model, density)
     if not all(bool(torch.isfinite(weight).all()) for weight in state.values()):
         return  # training diverged: its own check says so at the end of the epoch
     scores = {name: _scores(name, weight, score, padding) for name, weight in state.items()}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deepcompression import structure
+from deepcompression import holding, structure
 from deepcompression.errors import StructureError
 from deepcompression.holding import held_by, hold_by
 from deepcompression.parametrized import Holder
@@ -85,7 +85,7 @@ def share_training(
         if before[name].numel():
             log.warning("%s is zero throughout: there is nothing to share in it, and it trains freely", name)
         bits = {other: width for other, width in bits.items() if other != name}
-    structure.hold(model, [name for name in zeros if name not in bits], shared=shared)
+    holding.hold(model, [name for name in zeros if name not in bits], shared=shared)
     hold_by(model, {name: functools.partial(Reassigned, k=2**width) for name, width in bits.items()})
 
     def follow(step: int, total: int) -> None:
@@ -98,7 +98,7 @@ def share_training(
         first = int(epochs * TRACKED) + 1
         done = fit(model, problem, epochs=epochs, on_step=follow, track_from=first, **fit_arguments)
     finally:
-        structure.bake(model)
+        holding.bake(model)
     state, layers = structure.plain_state(model), []
     for name, width in bits.items():
         alive = before[name] != 0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepcompression import structure
+from deepcompression import selection, structure
 from deepcompression.errors import StructureError
 from deepcompression.problem import Compute, Problem, evaluate
 from deepcompression.prune import Score, prune
@@ -111,7 +111,7 @@ def sensitivity(
     compute = compute or Compute()
     compute.place(model)
     chosen = _first(model, names)
-    state, padding = structure.plain_state(model), structure.padding_rows(model)
+    state, padding = structure.plain_state(model), selection.padding_rows(model)
     split = _cut(problem.validation, most_samples, compute)
     whole = evaluate(model, split, problem.step, problem.metric, compute)
     base = Result(whole.metric, whole.loss)

@@ -13,31 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression.errors import InvariantError, StructureError
-from deepcompression.holding import Held, bake, held_state, hold, masks
-from deepcompression.selection import first_names, memory, padding_rows, prunable, refuse_overlaps, resolve, select
-
-__all__ = [
-    "Coarsened",
-    "Held",
-    "bake",
-    "bits_of",
-    "check",
-    "dense_bytes",
-    "density",
-    "first_names",
-    "held_state",
-    "hold",
-    "is_zero",
-    "masks",
-    "normalised",
-    "padding_rows",
-    "plain_state",
-    "prunable",
-    "replaced",
-    "resolve",
-    "select",
-    "stored_bytes",
-]
+from deepcompression.selection import memory, refuse_overlaps
 
 INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from deepcompression import io
 from deepcompression.dtypes import DTYPES
 from deepcompression.errors import WeightsError
+from deepcompression.holding import bake, hold
 from deepcompression.selection import join, memory
-from deepcompression.structure import bake, bits_of, hold
+from deepcompression.structure import bits_of
 
 __all__ = ["bake", "encode", "hold", "load", "load_into", "load_state", "save"]
 

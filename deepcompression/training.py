@@ -67,7 +67,7 @@ def fit(
     """Trains ``model`` in place and leaves it with its best state on validation.
 
     Args:
-        model: with structure held, where there is some (``structure.hold``).
+        model: with structure held, where there is some (``holding.hold``).
         problem: data, step, metric.
         epochs: passes over the training split.
         optimizer: ``{factory, kwargs}``; the factory gets the parameters and the kwargs, such as lr.

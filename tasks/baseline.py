@@ -36,19 +36,19 @@ def _train(bench: Bench, config: dict[str, Any]) -> Product:
 
 
 def _load(bench: Bench, config: dict[str, Any]) -> Product:
-    from deepcompression import checkpoint, structure
+    from deepcompression import checkpoint, holding, selection, structure
     from deepcompression import torch as files
 
     weights, hold = config["weights"], bench.run.hold
     model = bench.run.blank_model()
     state = checkpoint.read_state(weights["path"], key=weights["key"], strip=weights["strip"])
     files.load_state(model, state, where=f"model.weights {weights['path']}")
-    held = structure.hold(
+    held = holding.hold(
         model,
-        None if hold["zeros"] is None else structure.select(model, hold["zeros"]),
-        shared=structure.select(model, hold["shared"]),
+        None if hold["zeros"] is None else selection.select(model, hold["zeros"]),
+        shared=selection.select(model, hold["shared"]),
     )
-    structure.bake(model)
+    holding.bake(model)
     names = ", ".join(held.zeros) or "no tensor"
     return Product(
         structure.plain_state(model),

@@ -73,15 +73,15 @@ def _check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]], test: bool
 
 
 def _match(run: Run, model: Any, config: Mapping[str, Any]) -> None:
-    from deepcompression import coverage, structure, units
+    from deepcompression import coverage, selection, units
     from deepcompression.finetune import dropout_rates
 
     for key in ("density", "quality", "bits"):
         if config.get(key):
             coverage.selected(model, table_of(config[key]))
-    structure.resolve(model, table_of(config.get("rate") or {}))
+    selection.resolve(model, table_of(config.get("rate") or {}))
     if config.get("units") is not None:
         units.wanted(model, table_of(config["units"]), units.shapes(model, lambda one: outputs(run, one)))
     for key in ("zeros", "shared"):
-        structure.select(model, config.get(key) or [])
+        selection.select(model, config.get(key) or [])
     dropout_rates(model, config.get("dropout") or {})

@@ -24,7 +24,7 @@ def measuring_code() -> str:
 
 def measure(run: Run, source: Reference | None, product: Product) -> dict[str, Any]:
     """The numbers of a product; of an encoded file those of its input, which it holds bit for bit, and its bytes."""
-    from deepcompression import structure
+    from deepcompression import selection, structure
     from deepcompression import torch as files
     from deepcompression.problem import evaluate
 
@@ -44,8 +44,8 @@ def measure(run: Run, source: Reference | None, product: Product) -> dict[str, A
         "dense_bytes": base["dense_bytes"],
         "weights": base["weights"],
         **_sizes(len(files.encode(state, "packed")), base),
-        "density": structure.density(state, judged(structure.prunable(model), product.zeros, state)),
-        "model_density": structure.density(state, dict.fromkeys(structure.first_names(model).values())),
+        "density": structure.density(state, judged(selection.prunable(model), product.zeros, state)),
+        "model_density": structure.density(state, dict.fromkeys(selection.first_names(model).values())),
         "val_metric": result.metric,
         "val_loss": result.loss,
         "val_correct": result.correct,

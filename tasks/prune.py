@@ -33,22 +33,22 @@ def prune(run: Run, label: str, number: int, config: dict[str, Any], source: Ref
 
 def _one_shot(bench: Bench, config: dict[str, Any]) -> Product:
     from deepcompression import prune as library
-    from deepcompression import structure
+    from deepcompression import selection, structure
 
     model, name = bench.model(), "density" if config["quality"] is None else "quality"
     pruned = library.prune(
         structure.plain_state(model),
-        **{name: structure.resolve(model, table_of(config[name]))},
+        **{name: selection.resolve(model, table_of(config[name]))},
         scope=config["scope"],
         score=score_of(bench, config, model),
-        padding=structure.padding_rows(model),
+        padding=selection.padding_rows(model),
     )
     return _product(bench, model, pruned)
 
 
 def _gradual(bench: Bench, config: dict[str, Any]) -> Product:
     from deepcompression import prune as library
-    from deepcompression import structure
+    from deepcompression import selection
 
     assert bench.input is not None
     model, gradual = bench.model(), config["gradual"]
@@ -56,7 +56,7 @@ def _gradual(bench: Bench, config: dict[str, Any]) -> Product:
         pruned = library.prune_gradually(
             model,
             bench.problem(gradual),
-            structure.resolve(model, table_of(config["density"])),
+            selection.resolve(model, table_of(config["density"])),
             zeros=bench.input.zeros,
             shared=bench.input.shared,
             scope=config["scope"],

@@ -62,13 +62,13 @@ def _report(run: Run, reference: Reference) -> dict[str, Any]:
 
 def _work(bench: Bench, config: dict[str, Any]) -> Product:
     """Tensor by tensor, each kept when it is done, so that a killed task goes on with the next."""
-    from deepcompression import structure
+    from deepcompression import selection
     from deepcompression.sensitivity import Sensitivity
 
     assert bench.input is not None
     model = bench.model()
     patterns = config.get("layers")
-    names = structure.prunable(model) if patterns is None else structure.select(model, patterns)
+    names = selection.prunable(model) if patterns is None else selection.select(model, patterns)
     parts = []
     with bar(bench.label, len(names)) as advance:
         for place, name in enumerate(names):

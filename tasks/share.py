@@ -34,11 +34,11 @@ def share(run: Run, label: str, number: int, config: dict[str, Any], source: Ref
 
 def _trained(bench: Bench, config: dict[str, Any]) -> Product:
     from deepcompression import reassign as library
-    from deepcompression import structure
+    from deepcompression import selection
 
     assert bench.input is not None
     model, train = bench.model(), config["train"]
-    bits = structure.resolve(model, table_of(config["bits"]))
+    bits = selection.resolve(model, table_of(config["bits"]))
     with shown(bench.run, bench.label) as show:
         made = library.share_training(
             model,
@@ -53,27 +53,27 @@ def _trained(bench: Bench, config: dict[str, Any]) -> Product:
 
 
 def _at_once(bench: Bench, config: dict[str, Any]) -> Product:
+    from deepcompression import selection, structure
     from deepcompression import share as library
-    from deepcompression import structure
 
     assert bench.input is not None
     model = bench.model()
-    bits = structure.resolve(model, table_of(config["bits"]))
+    bits = selection.resolve(model, table_of(config["bits"]))
     made = library.share(
         structure.plain_state(model),
         bits,
         init=config["init"],
         rate=_rates(model, config, bits),
         seed=bench.seed,
-        padding=structure.padding_rows(model),
+        padding=selection.padding_rows(model),
     )
     return _product(bench, model, made, bits)
 
 
 def _rates(model: Any, config: dict[str, Any], bits: Mapping[str, int]) -> dict[str, float]:
-    from deepcompression import structure
+    from deepcompression import selection
 
-    rates = structure.resolve(model, table_of(config["rate"])) if config["rate"] else {}
+    rates = selection.resolve(model, table_of(config["rate"])) if config["rate"] else {}
     return {name: rates.get(name, 0.0) for name in bits}
 
 

@@ -28,7 +28,7 @@ tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
 """
 DIRECT = """
 import json, subprocess, sys, torch
-from deepcompression import data, models, structure, torch as files
+from deepcompression import data, models, selection, structure, torch as files
 from deepcompression.finetune import finetune
 from deepcompression.problem import Problem
 from deepcompression.prune import prune
@@ -44,7 +44,7 @@ optimizer = {"factory": "torch.optim:AdamW", "kwargs": {"lr": 1e-3}}
 model = models.digits_net()
 fit(model, problem, epochs=3, optimizer=optimizer)
 save_file(structure.plain_state(model), f"{folder}/baseline.safetensors")
-table = structure.resolve(model, {"default": 0.2})
+table = selection.resolve(model, {"default": 0.2})
 model.load_state_dict(prune(structure.plain_state(model), table).state)
 finetune(model, problem, zeros=list(table), epochs=1, optimizer=optimizer)
 state = share(structure.plain_state(model), dict.fromkeys(table, 4)).state

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from deepcompression import structure
+from deepcompression import holding, selection, structure
 from deepcompression.coverage import coverage, selected, sentence, warning
 from deepcompression.errors import StructureError
 from deepcompression.selection import prunable, select
@@ -194,7 +194,7 @@ def test_torchscript_is_left_alone_and_refused_by_name_before_anything_trains():
     model = nn.ModuleDict({"body": torch.jit.script(nn.Linear(4, 4)), "head": nn.Linear(4, 4)})
     told = "in a TorchScript module, which takes no masks or codebooks"
     assert [row.reason for row in coverage(model, ["head.weight"]) if row.matrix] == [told, ""]
-    for use in (lambda: select(model, ["body"]), lambda: structure.hold(model, ["body.weight"])):
+    for use in (lambda: select(model, ["body"]), lambda: holding.hold(model, ["body.weight"])):
         with pytest.raises(StructureError, match=r"^body.weight is in a TorchScript module"):
             use()
     with pytest.raises(StructureError, match=rf"of its own. There are weight 16 \({told}\)$"):
@@ -228,14 +228,14 @@ def test_held_structure_and_the_users_own_parametrizations_live_together(name: s
         dict(model.named_parameters())[source][0, :2] = 0
         model[1].weight[0] = 0
         model[0].bias[1] = 0
-    held = structure.hold(model, [source, "1.weight", "0.bias"])
+    held = holding.hold(model, [source, "1.weight", "0.bias"])
     assert held.zeros == [source, "1.weight", "0.bias"]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
         model(torch.randn(8, 4)).square().mean().backward()
         optimizer.step()
-    structure.bake(model)
+    holding.bake(model)
     assert list(model.state_dict()) == keys and [type(module) for module in model.modules()] == kinds
     state = structure.plain_state(model)
     assert not state[source][0, :2].any() and state[source][1:].all()
@@ -253,4 +253,4 @@ def test_density_of_all_weights_counts_every_parameter_once():
     nn.init.zeros_(model["b"].weight)
     state = structure.plain_state(copy.deepcopy(model))
     assert structure.density(state, prunable(model)) == 0
-    assert structure.density(state, dict.fromkeys(structure.first_names(model).values())) == pytest.approx(0.9)
+    assert structure.density(state, dict.fromkeys(selection.first_names(model).values())) == pytest.approx(0.9)

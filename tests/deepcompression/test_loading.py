@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepcompression import structure
+from deepcompression import holding, selection, structure
 from deepcompression import torch as bridge
 from deepcompression.errors import StructureError, WeightsError
 
@@ -159,14 +159,14 @@ def test_two_parameters_on_one_memory_are_one_tensor():
     """Tied by ``.data``: held once, saved once, counted once, and tied for good afterwards."""
     model = by_data()
     state = structure.plain_state(model)
-    assert structure.prunable(model) == ["enc.weight"] and state["enc.weight"] is state["dec.weight"]
+    assert selection.prunable(model) == ["enc.weight"] and state["enc.weight"] is state["dec.weight"]
     assert structure.dense_bytes(model) == structure.dense_bytes(Tied())
     model.enc.weight.data[0] = 0
-    assert structure.hold(model).zeros == ["enc.weight"]
+    assert holding.hold(model).zeros == ["enc.weight"]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.randn(8, 4)).square().sum().backward()
     optimizer.step()
-    structure.bake(model)
+    holding.bake(model)
     assert model.dec.weight is model.enc.weight and not model.dec.weight[0].any()
 
 
@@ -174,7 +174,7 @@ def test_unlike_views_of_one_memory_are_refused():
     """A transposed decoder has no mask of its own: its load would undo what pruning did to the encoder."""
     model = Tied()
     model.dec.weight = nn.Parameter(model.enc.weight.detach().t())
-    for use in (structure.plain_state, lambda one: structure.hold(one, ["dec.weight"])):
+    for use in (structure.plain_state, lambda one: holding.hold(one, ["dec.weight"])):
         with pytest.raises(StructureError, match=r"enc\.weight and dec\.weight are unlike views of the same memory"):
             use(model)
 
@@ -185,4 +185,4 @@ def test_views_without_an_element_in_common_are_two_tensors():
     model = nn.Module()
     model.left, model.right, model.rows = (nn.Parameter(part) for part in (flat[:2, :4], flat[:2, 4:], flat[2:]))
     assert len({id(one) for one in structure.plain_state(model).values()}) == 3
-    assert structure.hold(model, ["left"]).zeros == ["left"]
+    assert holding.hold(model, ["left"]).zeros == ["left"]

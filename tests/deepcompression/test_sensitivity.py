@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepcompression import structure
+from deepcompression import selection, structure
 from deepcompression.errors import FactoryError, StructureError
 from deepcompression.problem import Problem, evaluate
 from deepcompression.prune import prune
@@ -81,7 +81,7 @@ def test_the_default_densities_fall_from_the_present_one_to_a_small_part_of_it()
     with torch.no_grad():
         model[2].weight[:10] = 0
         model[4].weight[:] = 0
-    found = sensitivity(model, problem(), structure.prunable(model), bits=[])
+    found = sensitivity(model, problem(), selection.prunable(model), bits=[])
     assert [one.name for one in found.tensors] == ["0.weight", "2.weight"]
     half = found.tensors[1]
     counts = [round(point.density * half.weights) for point in half.by_density]

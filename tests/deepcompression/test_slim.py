@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deepcompression import models, structure
+from deepcompression import holding, models, selection, structure
 from deepcompression import torch as files
 from deepcompression.errors import InvariantError, StructureError
 from deepcompression.slim import Slimmed, slim
@@ -62,7 +62,7 @@ def checked(model: nn.Module, x: Tensor, **options: object) -> Slimmed:
     torch.testing.assert_close(outputs(model, x), expected, rtol=1e-9, atol=1e-9)
     after = structure.plain_state(model)
     assert {name: one.shape for name, one in after.items()} == {name: one.shape for name, one in before.items()}
-    weights = structure.prunable(model)
+    weights = selection.prunable(model)
     structure.check(made.arranged, after, zeros=weights, shared=weights)
     for name, tensor in before.items():
         torch.testing.assert_close(made.arranged[name].double().sum(), tensor.double().sum())
@@ -247,7 +247,7 @@ def test_pruned_nets_code_smaller_and_compute_the_same(make: Callable[[], nn.Mod
     """On the nets of the recipes: fewer bytes of the file, told as they are, outputs equal to float32's rounding."""
     torch.manual_seed(0)
     model = make()
-    for name in structure.prunable(model):
+    for name in selection.prunable(model):
         weight = model.get_parameter(name).data
         importance = weight.abs() * torch.rand(len(weight), *[1] * (weight.ndim - 1))  # some rows fare worse
         weight.copy_(torch.where(importance > importance.quantile(0.8), (weight * 50).round() / 50, 0))
@@ -355,13 +355,13 @@ def test_training_goes_on_with_units_dead_and_modes_as_they_were():
     kill(model, "conv2", columns=[1])
     made = slim(model)
     assert model.training and not model.norm2.training and model.conv1.weight.requires_grad
-    structure.hold(model, made.zeroed)
+    holding.hold(model, made.zeroed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
         model(torch.randn(8, 2, 10, 10)).square().sum().backward()
         optimizer.step()
-    structure.bake(model)
+    holding.bake(model)
     assert int((~model.conv2.weight.any(0).any(-1).any(-1)).sum()) == 1
 
 

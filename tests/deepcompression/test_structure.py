@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepcompression import structure
+from deepcompression import selection, structure
 from deepcompression.errors import InvariantError, StructureError
-from deepcompression.structure import bake, check, hold
+from deepcompression.holding import bake, hold
+from deepcompression.structure import check
 
 
 class Net(nn.Module):
@@ -55,14 +56,14 @@ def train(model: nn.Module, sample: Tensor, steps: int = 5, **options: object) -
 def test_default_selection_is_weights_of_linear_and_convolution_layers_tied_ones_once():
     """What is pruned without being named must not reach embeddings, recurrent layers, norms or biases."""
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ConvTranspose1d(2, 2, 3), nn.Linear(2, 2))
-    assert structure.prunable(model) == ["0.weight", "2.weight", "3.weight"]
-    assert structure.prunable(Net()) == ["first.weight"]
+    assert selection.prunable(model) == ["0.weight", "2.weight", "3.weight"]
+    assert selection.prunable(Net()) == ["first.weight"]
 
 
 def test_parametrizations_of_the_user_are_left_alone():
     """A weight that is computed from others (weight norm) has no tensor of its own that could be zero."""
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
-    assert structure.prunable(model) == ["1.weight"]
+    assert selection.prunable(model) == ["1.weight"]
 
 
 @pytest.mark.parametrize(
@@ -82,22 +83,22 @@ def test_parametrizations_of_the_user_are_left_alone():
 )
 def test_a_pattern_means_modules_weights_and_tensors_that_it_spells_out(pattern: str, names: list[str]):
     """A wildcard must not prune biases or recurrent weights by accident, a full name must reach them."""
-    assert structure.select(Net(), [pattern]) == names
+    assert selection.select(Net(), [pattern]) == names
 
 
 def test_exact_names_beat_patterns_and_earlier_patterns_beat_later_ones():
     """Per-layer settings must not depend on the order in which an exact name is written."""
     model = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("fc1", "fc2", "out")})
     table = {"fc*": 1, "*1": 2, "default": 4, "fc2": 3}
-    assert structure.resolve(model, table) == {"fc1.weight": 1, "fc2.weight": 3, "out.weight": 4}
+    assert selection.resolve(model, table) == {"fc1.weight": 1, "fc2.weight": 3, "out.weight": 4}
 
 
 def test_names_may_hold_the_signs_of_patterns():
     """A budget names every tensor in full; a key such as experts[0] must mean itself, and beat patterns before it."""
     model = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("a[0]", "a0", "b*", "bc", "q?", "[!z]")})
     own = {f"{name}.weight": place for place, name in enumerate(model)}
-    assert structure.resolve(model, own) == own
-    assert structure.resolve(model, {"b*": 1, "*": 2, "a[0]": 3}) == {
+    assert selection.resolve(model, own) == own
+    assert selection.resolve(model, {"b*": 1, "*": 2, "a[0]": 3}) == {
         **dict.fromkeys(own, 2),
         "b*.weight": 1,
         "a[0].weight": 3,
@@ -107,7 +108,7 @@ def test_names_may_hold_the_signs_of_patterns():
 def test_a_pattern_that_matches_nothing_names_its_neighbours():
     """A typing error in a layer's name must not silently leave the layer dense."""
     with pytest.raises(StructureError, match=r"'frist'.*first"):
-        structure.select(Net(), ["frist"])
+        selection.select(Net(), ["frist"])
 
 
 def test_held_zeros_stay_under_momentum_and_weight_decay_and_free_zeros_move():
@@ -200,7 +201,7 @@ def test_a_padding_row_is_free_of_its_embeddings_structure():
     train(model, torch.tensor([[0], [1], [3]]))
     bake(model)
     assert not model.embedding.weight[3].any()
-    assert structure.padding_rows(model) == {"embedding.weight": 0}
+    assert selection.padding_rows(model) == {"embedding.weight": 0}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepcompression import inspection, io, structure
+from deepcompression import holding, inspection, io, selection, structure
 from deepcompression import torch as bridge
 from deepcompression.finetune import finetune
 from deepcompression.problem import Problem
@@ -48,9 +48,9 @@ def problem() -> Problem:
 def test_a_tensor_that_is_zero_throughout_is_held_only_by_name_and_with_a_warning(caplog: pytest.LogCaptureFixture):
     """Held, a zero-initialised layer gets no gradient, for ever."""
     caplog.set_level(logging.WARNING, "deepcompression")
-    assert structure.hold(Adapted()).zeros == ["mix.weight"] and not caplog.messages
-    structure.hold(Adapted(), ["up.weight"])
-    structure.hold(Adapted(), shared=["up.weight"])
+    assert holding.hold(Adapted()).zeros == ["mix.weight"] and not caplog.messages
+    holding.hold(Adapted(), ["up.weight"])
+    holding.hold(Adapted(), shared=["up.weight"])
     assert caplog.messages == 2 * [
         "up.weight is zero throughout, and is held so: it can never learn; leave it out if it should"
     ]
@@ -74,7 +74,7 @@ def test_a_zero_initialised_layer_that_is_said_to_be_pruned_stays_zero():
 def test_finetuning_after_pruning_leaves_a_zero_initialised_layer_free():
     """What prune reports as without non-zeros is no structure to hold."""
     model = Adapted()
-    made = prune(structure.plain_state(model), dict.fromkeys(structure.prunable(model), 0.5))
+    made = prune(structure.plain_state(model), dict.fromkeys(selection.prunable(model), 0.5))
     model.load_state_dict(made.state)
     finetune(model, problem(), zeros=[layer.name for layer in made.layers if layer.nonzero], **FIT)
     assert model.up.weight.all() and int((model.base.weight != 0).sum()) == 9
@@ -132,7 +132,7 @@ def test_models_of_other_widths_go_through_every_stage(dtype: torch.dtype, tmp_p
     nn.init.normal_(model.up.weight)
     x, y = problem().train
     split = (x.to(dtype), y)
-    own, names = Problem(split, split, batch_size=8), structure.prunable(model)
+    own, names = Problem(split, split, batch_size=8), selection.prunable(model)
     prune_gradually(model, own, dict.fromkeys(names, 0.5), **FIT)
     share_training(model, own, dict.fromkeys(names, 2), zeros=names, **FIT)
     state = share(structure.plain_state(model), dict.fromkeys(names, 2)).state

@@ -11,8 +11,8 @@ import torch
 from mlflow import MlflowClient
 from prefect.states import State
 
+from deepcompression import selection
 from deepcompression import sensitivity as library
-from deepcompression import structure
 from deepcompression.models import digits_net
 from deepcompression.torch import save
 from tasks.baseline import baseline
@@ -87,5 +87,5 @@ def test_a_killed_task_goes_on_with_the_next_tensor(
         sensitivity.fn(run, "sensitivity", None, config, dense)
     made = sensitivity.fn(run, "sensitivity", None, config, dense)
     assert isinstance(made, Reference)
-    names = structure.prunable(digits_net())
+    names = selection.prunable(digits_net())
     assert tried == [*names[:3], *names[2:]] and [one.name for one in curves(run, made).tensors] == names
