@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,13 @@ def test_stages_do_not_know_each_other() -> None:
             name.removeprefix("deepcompression.") for name in _imports(ROOT / "deepcompression" / f"{stage}.py")
         } & (stages - {stage})
         assert others <= ({"finetune"} if stage == "prune" else set()), stage
+
+
+def test_library_has_no_import_circle() -> None:
+    """No module imports, not even inside a function, what imports it in turn: modules are understood one by one."""
+    files = [path for path in ROOT.glob("deepcompression/**/*.py") if path.stem != "__init__"]
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+    TopologicalSorter({name: _imports(path) & set(modules) for name, path in modules.items()}).prepare()
 
 
 def _loaded_after(statement: str) -> set[str]:
