@@ -11,14 +11,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flows.watchdog import AGAIN, Terminated, Watchdog
-
-ROOT = Path(__file__).resolve().parent.parent
+from tasks.root import ROOT
 
 app = typer.Typer(
     no_args_is_help=True,

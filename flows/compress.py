@@ -45,6 +45,7 @@ from tasks.recalibrate import recalibrate
 from tasks.registry import example_of
 from tasks.report import difference, sentence, write_report
 from tasks.revision import git_revision
+from tasks.root import ROOT
 from tasks.run import Reference, Run
 from tasks.secrets import hidden, masked, restored, sealed
 from tasks.share import share
@@ -66,7 +67,7 @@ STAGES: dict[str, Task[..., Any]] = {
 }
 SUMMARY_VERSION = 1
 ARTIFACT_SECONDS = 10.0
-LOCAL_RUNS = recipes.ROOT / "artifacts" / "runs"
+LOCAL_RUNS = ROOT / "artifacts" / "runs"
 
 
 def _flow_run_name() -> str:
@@ -322,7 +323,7 @@ def _where(path: str) -> str:
 
 def _below_root(path: str) -> Path:
     """Relative paths are taken from the repository's root, wherever the command was typed."""
-    return recipes.ROOT / path
+    return ROOT / path
 
 
 def _run_of(parsed: Recipe, seed: int, folder: Path, tracker: Tracker) -> Run:

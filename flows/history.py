@@ -19,6 +19,7 @@ from tasks import tracking
 from tasks.console import say
 from tasks.deadline import within
 from tasks.places import is_url, place_at
+from tasks.root import ROOT
 
 RUNS = "artifacts/runs"
 PREFECT_SECONDS = 20.0
@@ -52,7 +53,7 @@ def find(word: str, uri: str, runs: str = RUNS) -> Found:
     """
     if is_url(word):
         return _at_url(word)
-    home = recipes.ROOT / runs
+    home = ROOT / runs
     for folder in (Path(word), home / word):
         if (folder / "recipe.yaml").is_file():
             return _in(folder)
@@ -81,7 +82,7 @@ def several(
 
     if sum(map(bool, (words, last, experiment))) != 1:
         raise RecipeError("compare: expected runs, or --last 5, or --experiment NAME: exactly one of these")
-    home = recipes.ROOT / runs
+    home = ROOT / runs
     if last:
         found = compare.last(home, last, name)
     else:
@@ -145,7 +146,7 @@ def admit(
     _check_passwords(found, recipe, overrides)
     if ours is not None:
         recipe |= ours.model_dump(mode="json", include=set(OURS))
-    python_path = [str(recipes.ROOT / one) for one in (ours.python_path if ours else ())]
+    python_path = [str(ROOT / one) for one in (ours.python_path if ours else ())]
     trust = admission.Trust(allowed, folders, python_path)
     admission.judge(found.name, recipes.load(recipe, overrides), admission.given(theirs, overrides), trust)
     return recipe

@@ -23,9 +23,9 @@ from deepcompression.errors import RecipeError
 from flows import reading
 from flows.schema import Prune, Recipe
 from tasks import secrets
+from tasks.root import ROOT
 
 Model = typing.TypeVar("Model", bound=BaseModel)
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -21,6 +21,7 @@ from tasks.console import say
 from tasks.deadline import within
 from tasks.environment import opener
 from tasks.life import ALIVE
+from tasks.root import ROOT
 from tasks.secrets import masked, with_password
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def serve(schedules: Sequence[Schedule]) -> None:
 
     # Prefect's own handler never awaits its stop: a warning, and schedules that are not paused. Ctrl-C's way is right.
     Runner.handle_sigterm = lambda *_: signal.raise_signal(signal.SIGINT)
-    os.chdir(recipes.ROOT)  # where Prefect looks for flows/compress.py
+    os.chdir(ROOT)  # where Prefect looks for flows/compress.py
     url = _server()
     _watch_heartbeats()
     made = [deployment(schedule) for schedule in schedules]

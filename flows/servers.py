@@ -20,10 +20,10 @@ from tasks.console import say
 from tasks.deadline import within
 from tasks.environment import opener
 from tasks.process import LARGEST_NOTE, lives, mapping_of, whoami
+from tasks.root import ROOT
 from tasks.store import write_json
 from tasks.tracking import resolve_uri
 
-ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 120
 RESTARTS = 5  # within a minute: then something is wrong that a restart does not mend
 

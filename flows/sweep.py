@@ -26,13 +26,14 @@ from tasks.console import bar, say
 from tasks.life import ending, living, recover
 from tasks.pareto import Point, front, picture, spread_out
 from tasks.places import is_url
+from tasks.root import ROOT
 from tasks.secrets import hidden, masked, restored, sealed
 from tasks.sources import code_digest
 from tasks.store import Store, write_json
 from tasks.tracking import Tracker, resolve_uri
 from tasks.verdict import missed, told
 
-SWEEPS = recipes.ROOT / "artifacts" / "sweeps"
+SWEEPS = ROOT / "artifacts" / "sweeps"
 CODE = tuple(f"tasks.{stem}" for stem in ("baseline", *BUILT_IN, "custom", "sensitivity"))
 
 
@@ -94,7 +95,7 @@ def load(source: str | dict[str, Any], overrides: Mapping[str, Any] | None = Non
 
 
 def _place(parsed: Recipe) -> Any:
-    return Store(parsed.store if is_url(parsed.store) else recipes.ROOT / parsed.store).place
+    return Store(parsed.store if is_url(parsed.store) else ROOT / parsed.store).place
 
 
 def _digest(plan: Sweep, raw: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from tasks.journal import MOST_BYTES
 from tasks.lease import leases
 from tasks.life import PREFIX
 from tasks.places import Near, is_url
+from tasks.root import ROOT
 from tasks.store import UNSENT, Store
 from tasks.tracking import Tracker, masked, resolve_uri
 
@@ -70,7 +71,7 @@ def sync(words: Sequence[str], runs: str, store: str, uri: str | None) -> list[s
     Returns:
         A line for each server that still does not answer.
     """
-    home = recipes.ROOT / runs
+    home = ROOT / runs
     named = [path if (path := Path(word)).is_dir() else home / word for word in words]
     missing = [str(path) for path in named if not (path / tracking.JOURNAL).is_file()]
     if missing:
@@ -99,7 +100,7 @@ def sync(words: Sequence[str], runs: str, store: str, uri: str | None) -> list[s
 
 
 def _open(where: str) -> Store:
-    return Store(where if is_url(where) else recipes.ROOT / where)
+    return Store(where if is_url(where) else ROOT / where)
 
 
 def _childish(folder: Path) -> bool:
@@ -242,7 +243,7 @@ def clean(where: str, runs: str, *, older: str | None, size_: str | None, gone: 
         cleaning.inventory(store.place),
         older=seconds(older) if older else None,
         size=byte_count(size_) if size_ else None,
-        runs=_keys_of_runs(recipes.ROOT / runs) if gone else None,
+        runs=_keys_of_runs(ROOT / runs) if gone else None,
         champions=champion_files(uri),
         dry_run=dry_run,
     )

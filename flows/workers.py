@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deepcompression.errors import AimMissed, RunError
-from flows import recipe as recipes
 from flows.schema import Recipe
+from tasks.root import ROOT
 from tasks.specs import specs_in
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def on_dask(address: str | None, workers: int, parsed: Recipe) -> Iterator[Crew]
         raise RunError("runner: dask needs the package distributed: pip install distributed") from None
     with contextlib.ExitStack() as stack:
         if address is None:
-            os.environ["PYTHONPATH"] = os.pathsep.join([str(recipes.ROOT), os.environ.get("PYTHONPATH", "")])
+            os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
             cluster = LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
@@ -263,7 +263,7 @@ def _same_versions(client: Any) -> None:
 
 def _send_code(client: Any, parsed: Recipe) -> None:
     """Every worker, those that come later too, gets this repository's packages and the user's."""
-    packed = _packed([recipes.ROOT / name for name in ("deepcompression", "tasks", "flows")] + _users(parsed))
+    packed = _packed([ROOT / name for name in ("deepcompression", "tasks", "flows")] + _users(parsed))
     client.register_plugin(_plugin(packed))
 
 
@@ -292,7 +292,7 @@ def _plugin(packed: bytes) -> Any:
 def _users(parsed: Recipe) -> list[Path]:
     """The packages of ``python_path`` whose callables the recipe names."""
     tops = {spec.partition(":")[0].partition(".")[0] for spec in specs_in(parsed.model_dump(mode="json"))}
-    folders = [recipes.ROOT / one for one in parsed.python_path]
+    folders = [ROOT / one for one in parsed.python_path]
     found = [folder / top for folder in folders for top in sorted(tops)]
     found += [folder / f"{top}.py" for folder in folders for top in sorted(tops)]
     return [path for path in found if path.exists()]

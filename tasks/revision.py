@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tasks.root import ROOT
 
 
 def git_revision(root: Path = ROOT) -> str:

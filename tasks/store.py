@@ -19,9 +19,9 @@ from deepcompression.errors import StorageError
 from tasks import lease as leases
 from tasks.console import say
 from tasks.places import Near, Place, inside, place_at
+from tasks.root import ROOT
 from tasks.secrets import hidden
 
-ROOT = Path(__file__).resolve().parent.parent
 UNSENT = "unsent"
 MIRROR_SECONDS = 1.0
 TEXTS = ("notes", "report", "history")  # of an entry: what people read; the rest are digests, names of tensors, numbers

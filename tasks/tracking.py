@@ -25,10 +25,10 @@ from tasks import journal
 from tasks.console import say
 from tasks.deadline import SLOWEST, Bounded, within
 from tasks.environment import opener
+from tasks.root import ROOT
 from tasks.secrets import hidden, know_passwords, masked
 from tasks.store import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 JOURNAL = "tracking.jsonl"
 STATE = "tracking.json"
 RECIPE_BYTES = 256 * 1024  # of a recipe that a server has; far above any
