@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcompression.errors import InputError, WeightsError
+from deepcompression.errors import InputError, WeightsError, one_line
 
 
 def read_state(
@@ -78,7 +78,7 @@ def _read(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or "it is empty, or ends too soon"
+    return one_line(error)[:160] or "it is empty, or ends too soon"
 
 
 def _stripped(name: str, strip: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from deepcompression.batch import described, parts, rebuilt
-from deepcompression.errors import DataError, FactoryError
+from deepcompression.errors import DataError, FactoryError, one_line
 from deepcompression.splits import Columns, Stream, as_split, columns_of, like
 
 log = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ def _from_openml(openml: str, name: str) -> Splits:
     try:
         x, y = fetch_openml(openml, version=1, return_X_y=True, as_frame=False)
     except Exception as error:  # network, TLS, HTTP, parsing: to the user all the same
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error)[:120]
         raise DataError(
             f"{name}: no local files and OpenML is out of reach ({type(error).__name__}: {reason}); "
             f"put the four IDX files into a folder and name it by data.kwargs.root or {ENVIRONMENT}"

@@ -121,6 +121,11 @@ class AimMissed(RunError):
         return type(self), (str(self), self.summary)
 
 
+def one_line(what: object) -> str:
+    """The words of an error, or any text, without line breaks."""
+    return " ".join(str(what).split())
+
+
 def told(error: BaseException) -> str:
     """An error of somebody's code in one line: its type, its words, and where in their file it was raised."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -8,7 +8,7 @@ from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any
 
-from deepcompression.errors import FactoryError, InputError
+from deepcompression.errors import FactoryError, InputError, one_line
 
 
 def load(spec: str) -> Callable[..., Any]:
@@ -28,7 +28,7 @@ def load(spec: str) -> Callable[..., Any]:
         found: Any = import_module(module_name)
     except Exception as error:
         raise FactoryError(
-            f"factory {spec!r}: {module_name} does not import: {type(error).__name__}: {_one_line(error)}; "
+            f"factory {spec!r}: {module_name} does not import: {type(error).__name__}: {one_line(error)}; "
             "is its folder in python_path?"
         ) from error
     for part in attribute.split("."):
@@ -53,7 +53,7 @@ def build(spec: str, kwargs: Mapping[str, Any] | None = None) -> Any:
         raise
     except Exception as error:
         given = ", ".join(f"{key}={_shown(value)}" for key, value in (kwargs or {}).items())
-        raise FactoryError(f"factory {spec}({given}): {type(error).__name__}: {_one_line(error)}") from error
+        raise FactoryError(f"factory {spec}({given}): {type(error).__name__}: {one_line(error)}") from error
 
 
 def function(spec: str, kwargs: Mapping[str, Any] | None = None, *, arguments: int = 2) -> Callable[..., Any]:
@@ -89,7 +89,3 @@ def still_needs(call: Callable[..., Any], given: Mapping[str, Any]) -> int:
 def _shown(value: Any) -> str:
     """Numbers as they are; texts could be secrets."""
     return repr(value) if value is None or isinstance(value, bool | int | float) else "..."
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

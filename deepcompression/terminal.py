@@ -6,6 +6,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from deepcompression.errors import one_line
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -69,7 +71,7 @@ def plain(text: str) -> str:
 
 def note(text: str) -> None:
     """One line on stderr, cut where a hostile file's name made it endless."""
-    line = plain(" ".join(text.split()))
+    line = plain(one_line(text))
     print(f"dcz: {line if len(line) <= MOST_OF_A_NOTE else f'{line[:MOST_OF_A_NOTE]}...'}", file=sys.stderr)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deepcompression import randomness
 from deepcompression.atomic import written
-from deepcompression.errors import DataError, DivergedError
+from deepcompression.errors import DataError, DivergedError, one_line
 from deepcompression.optimizers import make_optimizer, make_schedule
 from deepcompression.problem import Batches, Compute, Evaluation, Problem, backward, evaluate, stepped
 
@@ -248,7 +248,7 @@ class _Loop:
                 torch.save(content, file)
             except RuntimeError as error:  # how torch tells that the operating system refused
                 full = shutil.disk_usage(self.path.parent).free < 1 << 20
-                raise OSError(errno.ENOSPC if full else errno.EIO, _one_line(error)) from error
+                raise OSError(errno.ENOSPC if full else errno.EIO, one_line(error)[:200]) from error
 
     def resume(self) -> None:
         """Goes on from the checkpoint if there is a readable one; an unreadable one is as good as none."""
@@ -259,7 +259,7 @@ class _Loop:
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
         except Exception as error:  # torch's readers raise every kind for a damaged file
-            log.warning("%s cannot be used (%s); training starts anew", self.path, _one_line(error))
+            log.warning("%s cannot be used (%s); training starts anew", self.path, one_line(error)[:200])
             self.model.load_state_dict(self.start)
             return
         self.schedule.load_state_dict(content["schedule"])
@@ -274,7 +274,3 @@ class _Loop:
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from deepcompression.errors import one_line
 from flows.watchdog import AGAIN, Terminated, Watchdog
 from tasks.root import ROOT
 
@@ -449,7 +450,7 @@ def _fail(error: BaseException, verbose: bool) -> None:
         print(f"error: Prefect's server does not answer any more ({error}); {AGAIN}", file=sys.stderr, flush=True)
         os._exit(1)  # Prefect would try for a minute to deliver its events
     known = type(error).__module__.startswith("deepcompression.")
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     kind = "" if known else f"{type(error).__name__}: "
     hint = "" if known else " (run again with -v for the traceback)"
     _stop(code, f"error: {kind}{text}{hint}")

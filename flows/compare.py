@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deepcompression.errors import RecipeError
+from deepcompression.errors import RecipeError, one_line
 from flows import reading
 from flows.compare_formats import FORMATS, render, show
 from flows.compare_recipes import ABSENT, differences, identity, value_text
@@ -72,7 +72,7 @@ def read(folder: Path) -> Entry:
         reading.check(text, path.name)
         recipe = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise RecipeError(f"run {folder}: {path.name} cannot be read: {reason}") from None
     for name, value in (("summary.json", summary), ("recipe.yaml", recipe)):
         if not isinstance(value, Mapping):

@@ -21,7 +21,7 @@ from prefect.states import Completed, Failed, State
 from rich.markup import escape
 
 from deepcompression.atomic import storage_error, written
-from deepcompression.errors import AimMissed, RecipeError
+from deepcompression.errors import AimMissed, RecipeError, one_line
 from flows import recipe as recipes
 from flows import watchdog
 from flows.budget import search
@@ -128,7 +128,7 @@ def _announced() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         say(f"[red]{time.strftime('%F %T')}  {name} failed: {escape(reason)}[/]")
         raise
     say(f"{time.strftime('%F %T')}  {name} ended")
@@ -451,7 +451,7 @@ def _leave(
     try:
         within(ARTIFACT_SECONDS, _prefect_artifacts, run, hidden(summary))
     except Exception as error:  # a server that went away: the run is finished, and its report lies in its folder
-        reason = masked(" ".join(str(error).split()))[:120]
+        reason = masked(one_line(error))[:120]
         say(f"[yellow]Prefect:[/] its server does not take the run's artifacts ({reason})")
 
 

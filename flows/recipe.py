@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 from pydantic import BaseModel, ValidationError
 
-from deepcompression.errors import RecipeError
+from deepcompression.errors import RecipeError, one_line
 from flows import reading
 from flows.schema import Prune, Recipe
 from tasks import secrets
@@ -440,4 +440,4 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         what = str(error).partition("\n    full_key")[0].split(" raised while resolving interpolation: ")[-1]
         return f"{error.full_key}: {' '.join(what.split())}".replace('"', "")
-    return " ".join(str(error).split())
+    return one_line(error)

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from deepcompression.errors import one_line
 from tasks.secrets import masked
 
 CALM_SECONDS = 60.0  # between two lines about one training in a log
@@ -79,18 +80,13 @@ def bar(label: str, total: int) -> Iterator[Callable[[str], None]]:
         def tell(text: str) -> None:
             nonlocal done
             done += 1
-            say(f"{label} {done}/{total}  {escape(_one_line(text))}")
+            say(f"{label} {done}/{total}  {escape(one_line(text))}")
 
         yield tell
         return
     with _bar() as shown:
         task = shown.add_task(label, total=total, note="")
-        yield lambda text: shown.update(task, advance=1, note=f"{escape(_one_line(text))}  ")
-
-
-def _one_line(text: str) -> str:
-    """A tensor's name may hold line breaks."""
-    return " ".join(text.split())
+        yield lambda text: shown.update(task, advance=1, note=f"{escape(one_line(text))}  ")
 
 
 def _bar() -> Progress:

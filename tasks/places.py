@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deepcompression.atomic import storage_error, written
-from deepcompression.errors import StorageError
+from deepcompression.errors import StorageError, one_line
 from tasks.secrets import masked
 
 log = logging.getLogger(__name__)
@@ -251,7 +251,7 @@ class Far:
         except Exception as error:  # every file system has its own
             if isinstance(error, FileExistsError if writes else FileNotFoundError):
                 raise
-            reason = masked(" ".join(str(error).split()))[:200] or type(error).__name__
+            reason = masked(one_line(error))[:200] or type(error).__name__
             raise StorageError(
                 f"{masked(self.where)}: {name}: {reason}; is the URL right, is the service up?"
             ) from error

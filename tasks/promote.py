@@ -14,7 +14,7 @@ from prefect import task
 from prefect.runtime import flow_run
 from rich.markup import escape
 
-from deepcompression.errors import RunError
+from deepcompression.errors import RunError, one_line
 from tasks.console import say
 from tasks.registry import Champion, Measured, Registry, example_of, package
 from tasks.run import Reference, Run
@@ -247,7 +247,7 @@ def _packaged(run: Run, file: Path, inputs: Sequence[str] | None, folder: Path) 
         package(run, file, example_of(run, inputs), folder)
     except Exception as error:
         log.debug("packaging failed", exc_info=error)
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         text = f"the model cannot be handed to MLflow: {reason}; nothing is registered"
         return [Gate("model", False, "a model that answers by itself", reason, None, text)]
     return []
@@ -256,7 +256,7 @@ def _packaged(run: Run, file: Path, inputs: Sequence[str] | None, folder: Path) 
 def _away(uri: str, error: Exception) -> Gate:
     log.debug("promotion failed", exc_info=error)
     know_passwords(uri)
-    reason = masked(" ".join(str(error).split()) or type(error).__name__)[:160]
+    reason = masked(one_line(error) or type(error).__name__)[:160]
     text = (
         f"the registry at {masked(uri)} does not take this ({reason}): nothing is promoted; the same command again, "
         "once it answers, reuses all finished stages and promotes"

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from deepcompression.errors import DataError, FactoryError, RunError
+from deepcompression.errors import DataError, FactoryError, RunError, one_line
 from tasks.deadline import Bounded
 from tasks.run import Run
 from tasks.secrets import masked
@@ -165,7 +165,7 @@ def champion_files(uri: str) -> frozenset[str]:
         models = [one for one in client.search_registered_models() if ALIAS in one.aliases]
         champions = [client.get_model_version_by_alias(one.name, ALIAS) for one in models]
     except Exception as error:  # whatever a server or its client throws
-        reason = masked(" ".join(str(error).split()))[:160]
+        reason = masked(one_line(error))[:160]
         raise RunError(f"{masked(uri)} does not say which files are champions: {reason}") from None
     return frozenset(one.tags["sha256"] for one in champions if "sha256" in one.tags)
 
@@ -189,7 +189,7 @@ def champion_file(uri: str, model: str, folder: Path) -> Path:
         source = f"{str(version.source).rstrip('/')}/{FILE}"
         path = download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=uri) if sha256 else ""
     except Exception as error:  # whatever a server, its client or its artifact store throws
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)[:160]
         raise RunError(f"{masked(uri)} does not give the champion of {model}: {masked(reason)}") from None
     if not sha256:
         raise RunError(f"{masked(uri)}: version {version.version} of {model} has no sha256: no run registered it")

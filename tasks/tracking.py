@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 from rich.markup import escape
 
-from deepcompression.errors import RunError, StorageError
+from deepcompression.errors import RunError, StorageError, one_line
 from tasks import journal
 from tasks.console import say
 from tasks.deadline import SLOWEST, Bounded, within
@@ -223,7 +223,7 @@ class Tracker:
 
     def _reason(self, error: Exception) -> str:
         know_passwords(self.uri)
-        return masked(" ".join(str(error).split()))[:160] or type(error).__name__
+        return masked(one_line(error))[:160] or type(error).__name__
 
 
 def terminate(uri: str, run_id: str) -> None:
@@ -252,7 +252,7 @@ def recipe_of(uri: str, run_id: str) -> str:
             _check_size(path.stat().st_size)
             return path.read_text(encoding="utf-8")
     except Exception as error:  # whatever a tracking server or its client throws
-        reason = masked(" ".join(str(error).split()))[:200]
+        reason = masked(one_line(error))[:200]
         raise RunError(f"MLflow run {run_id} in {masked(uri)}: its recipe cannot be read: {reason}") from None
 
 
