@@ -5,31 +5,40 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CODEC = (
-    *("cli", "inspection", "terminal", "weights", "tensorfile", "io", "layouts", "format", "blobs", "positions"),
-    *(
-        "values",
-        "grids",
-        "_numba",
-        "arithmetic",
-        "arithmetic_loop",
-        "coders",
-        "streams",
-        "kernels",
-        "parallel",
-        "bits",
-        "dtypes",
-        "atomic",
-        "metadata",
-        "errors",
-    ),
-)
+# What no file below a folder imports, inside functions neither: names of modules, or of packages with all that is in
+# them. Every folder of modules has its line here; the lines of the folders above it hold for it too.
+FORBIDDEN: dict[str, set[str]] = {
+    "deepcompression": {"prefect", "mlflow", "tasks", "flows", "pydantic", "omegaconf"},
+    "tasks": {"flows"},
+    "flows": set(),
+}
+# Of the workflow, what may import MLflow in tasks/: its runs, its models, and what MLflow itself runs.
+MLFLOW = ("tasks/tracking", "tasks/registry", "tasks/served")
+# Methods do not know each other; fine-tuning is the one that pruning's dropout correction uses.
+METHODS = {
+    *("deepcompression.prune", "deepcompression.share", "deepcompression.quantize"),
+    *("deepcompression.recalibrate", "deepcompression.slim", "deepcompression.finetune"),
+}
+KNOWN = {("deepcompression.prune", "deepcompression.finetune")}
+# Where reading a .dcz begins. All that is reached from there needs numpy alone, but for what only torch can read.
+ENTRIES = ("deepcompression", "deepcompression.io", "deepcompression.cli")
+OF_TORCH = {"deepcompression.torch", "deepcompression.checkpoint"}
+HEAVY = ("torch", "prefect", "mlflow", "sklearn", "pydantic", "tasks", "flows")
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+SOURCES = {_module(path): path for top in FORBIDDEN if "/" not in top for path in sorted((ROOT / top).rglob("*.py"))}
 
 
 def _imports(path: Path) -> set[str]:
@@ -43,37 +52,58 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-def _tops(path: Path) -> set[str]:
-    return {name.partition(".")[0] for name in _imports(path)}
+def _folder(path: Path) -> str:
+    return path.parent.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("deepcompression/*.py")), ids=lambda path: path.stem)
-def test_library_knows_no_workflow(path: Path) -> None:
-    """The library imports neither Prefect nor MLflow nor what is built on it."""
-    assert not _tops(path) & {"prefect", "mlflow", "tasks", "flows", "pydantic", "omegaconf"}
+def _within(name: str, packages: set[str]) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in packages)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("tasks/*.py")), ids=lambda path: path.stem)
-def test_tasks_know_no_flows_and_few_know_mlflow(path: Path) -> None:
-    """Tasks do not import flows; one module has MLflow's runs, one its models, one is what MLflow itself runs."""
-    assert "flows" not in _tops(path)
-    assert path.stem in ("tracking", "registry", "served") or "mlflow" not in _tops(path)
+def test_every_folder_of_modules_has_its_rule() -> None:
+    """A package or subpackage that is new is in no line of FORBIDDEN, and would be free to import anything."""
+    folders = {_folder(path) for path in SOURCES.values()}
+    assert folders - set(FORBIDDEN) == set(), "these folders need a line in FORBIDDEN"
+    assert set(FORBIDDEN) - folders == set(), "these lines of FORBIDDEN are about no folder"
 
 
-def test_stages_do_not_know_each_other() -> None:
-    """What stages share is a helper below them; fine-tuning is the one that pruning's dropout correction uses."""
-    stages = {"prune", "share", "quantize", "recalibrate", "slim", "finetune"}
-    for stage in sorted(stages):
-        others = {
-            name.removeprefix("deepcompression.") for name in _imports(ROOT / "deepcompression" / f"{stage}.py")
-        } & (stages - {stage})
-        assert others <= ({"finetune"} if stage == "prune" else set()), stage
+def test_every_package_is_looked_at_and_installed() -> None:
+    """A package beside the three is in no rule and no wheel; a folder without __init__.py is in no wheel either."""
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    assert packages == {top for top in FORBIDDEN if "/" not in top}
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert set(settings["packages"]["find"]["include"]) == {f"{package}*" for package in packages}
+    assert [path for path in SOURCES.values() if not (path.parent / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_arrows_point_down(module: str) -> None:
+    """The library knows neither Prefect nor MLflow nor what is built on it; tasks know no flows."""
+    folder = _folder(SOURCES[module])
+    rules = set().union(*(names for above, names in FORBIDDEN.items() if f"{folder}/".startswith(f"{above}/")))
+    assert {name for name in _imports(SOURCES[module]) if _within(name, rules)} == set()
+
+
+def test_few_tasks_know_mlflow() -> None:
+    """MLflow has its rooms, so that it can be away, or another tracker be put there."""
+    knowing = {
+        path.relative_to(ROOT).as_posix()
+        for module, path in SOURCES.items()
+        if module.startswith("tasks.") and _within("mlflow", {name.partition(".")[0] for name in _imports(path)})
+    }
+    assert {path for path in knowing if not path.startswith(MLFLOW)} == set()
+
+
+def test_methods_do_not_know_each_other() -> None:
+    """What methods share is a helper below them."""
+    pairs = {(one, other) for one in METHODS for other in _imports(SOURCES[one]) & METHODS - {one}}
+    assert pairs <= KNOWN
 
 
 def test_library_has_no_import_circle() -> None:
     """No module imports, not even inside a function, what imports it in turn: modules are understood one by one."""
-    files = [path for path in ROOT.glob("deepcompression/**/*.py") if path.stem != "__init__"]
-    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+    modules = {name: path for name, path in SOURCES.items() if path.is_relative_to(ROOT / "deepcompression")}
+    modules = {name: path for name, path in modules.items() if path.stem != "__init__"}
     TopologicalSorter({name: _imports(path) & set(modules) for name, path in modules.items()}).prepare()
 
 
@@ -83,13 +113,36 @@ def _loaded_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", [f"deepcompression.{stem}" for stem in CODEC] + ["deepcompression"])
-def test_codec_needs_numpy_alone(module: str) -> None:
-    """Reading a .dcz imports no torch, and nothing of the workflow (in a fresh process)."""
-    if module.endswith("kernels"):
-        pytest.importorskip("numba")
-    loaded = _loaded_after(f"import {module}")
-    assert not loaded & {"torch", "prefect", "mlflow", "sklearn", "pydantic", "tasks", "flows"}
+def _reached() -> list[str]:
+    """Modules of the library that reading and `dcz` come to, by name as a text too; without those for torch's files."""
+    found: dict[str, None] = {}
+    waiting = list(ENTRIES)
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name not in OF_TORCH:
+            found[name] = None
+            waiting += sorted((_imports(SOURCES[name]) | _texts(SOURCES[name])) & set(SOURCES))
+    return list(found)
+
+
+def _texts(path: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def test_codec_needs_numpy_alone() -> None:
+    """Reading a .dcz imports no torch, and nothing of the workflow: each module that it comes to, in one process."""
+    names = [name for name in _reached() if find_spec("numba") or not name.endswith("kernels")]
+    assert len(names) > 20
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names}:\n"
+        "    importlib.import_module(name)\n"
+        f"    if heavy := {{one.partition('.')[0] for one in sys.modules}} & {{*{HEAVY}}}:\n"
+        "        sys.exit(f'{name} imports {heavy}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 def test_loading_a_file_imports_no_torch(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from deepcompression.errors import InvariantError
 from tasks import execute as executing
+from tasks import key, lease, measure, store
 from tasks import run as runs
 from tasks.bench import Bench, Product
 from tasks.execute import execute, left_alone, plain
@@ -188,9 +189,9 @@ def test_what_is_stored_is_plain() -> None:
 
 def test_running_a_stage_loads_neither_prefect_nor_mlflow() -> None:
     """Key, lease, store, measuring and the run of a stage can be tried, and used, without a server's client."""
+    names = [one.__name__ for one in (executing, key, lease, measure, store)]
     code = (
-        "import sys, tasks.execute, tasks.key, tasks.measure, tasks.lease, tasks.store;"
-        "print({m.partition('.')[0] for m in sys.modules} & {'prefect', 'mlflow'})"
+        f"import sys, {', '.join(names)};print({{m.partition('.')[0] for m in sys.modules}} & {{'prefect', 'mlflow'}})"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
