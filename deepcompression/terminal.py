@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from deepcompression.errors import one_line
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
 PATIENCE = 2.0
+WIDE = 110  # columns that a bar needs with everything beside it
 MOST_OF_A_NOTE = 2_000
 
 
@@ -53,15 +55,31 @@ class Bar:
 
     def _show(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import DownloadColumn
 
-        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
         with self._lock:
             if self._total >= 0:
-                progress = Progress(*columns, console=Console(stderr=True), transient=True)
+                progress = bar_on(Console(stderr=True), DownloadColumn())
                 task = progress.add_task(self._what, total=self._total, completed=self._done)
                 self._shown = progress, task
                 progress.start()
+
+
+def bar_on(console: Console, middle: ProgressColumn) -> Progress:
+    """Bars that are gone when done: what is done, how far, `middle`, the time that it took and that is left."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    whole = Column(no_wrap=True, min_width=7)  # on 80 columns the middle gives way, not the time
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(bar_width=20 if console.width >= WIDE else 6),
+        middle,
+        TimeElapsedColumn(table_column=whole),
+        TextColumn("left"),
+        TimeRemainingColumn(table_column=whole),
+    )
+    return Progress(*columns, console=console, transient=True)
 
 
 def plain(text: str) -> str:

@@ -9,17 +9,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 from rich.table import Column
 
 from deepcompression.errors import one_line
+from deepcompression.terminal import WIDE, bar_on
 from tasks.secrets import masked
 
 CALM_SECONDS = 60.0  # between two lines about one training in a log
 
 NOTES = 8  # of one stage
-
-WIDE = 110  # columns that a bar needs with everything beside it
 
 console = Console(stderr=True, highlight=False)
 
@@ -90,16 +89,7 @@ def bar(label: str, total: int) -> Iterator[Callable[[str], None]]:
 
 
 def _bar() -> Progress:
-    whole = Column(no_wrap=True, min_width=7)  # on 80 columns the note gives way, not the time
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(bar_width=20 if console.width >= WIDE else 6),
-        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-        TimeElapsedColumn(table_column=whole),
-        TextColumn("left"),
-        TimeRemainingColumn(table_column=whole),
-    )
-    return Progress(*columns, console=console, transient=True)
+    return bar_on(console, TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")))
 
 
 def _calm(label: str, metric: str) -> Callable[[Any], None]:
