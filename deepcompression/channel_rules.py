@@ -161,8 +161,7 @@ def _grouped(flow: Flow, weight: Tensor, own: Axes, given: Ids | None, call: Cal
     flow.join([given, read], [call["input"].shape[1]] * 2, why)
     for axis in (made, read) if groups > 1 else ():
         if axis is not None:
-            rows = axis.reshape(groups, -1)
-            flow.found.tie(np.broadcast_to(rows[:1], rows.shape).reshape(-1), axis, why)
+            shapes.alike(flow, axis, groups)
     return made
 
 
@@ -194,6 +193,17 @@ def _embedding(flow: Flow, call: Call) -> None:
 
 
 COPIES = ("clone", "detach", "alias", "_to_copy", "lift_fresh")
+
+
+def _gated(flow: Flow, call: Call) -> None:
+    """One half of an axis scales the other."""
+    axes = list(flow.axes(call["self"]))
+    dim = call["dim"] % len(axes)
+    cut = axes[dim]
+    axes[dim] = None if cut is None else shapes.alike(flow, cut, 2)[0]
+    flow.put(call.outputs[0], axes)
+
+
 _RULES: dict[Rule, tuple[str, ...]] = {
     _alike: (*COPIES, "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli_"),
     _pointwise: (
@@ -211,6 +221,7 @@ _RULES: dict[Rule, tuple[str, ...]] = {
     _product: ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv"),
     _convolution: ("convolution", "_convolution"),
     _embedding: ("embedding",),
+    _gated: ("glu",),
     shapes.permuted: ("permute", "transpose", "t"),
     shapes.reshaped: ("view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze"),
     shapes.expanded: ("expand",),

@@ -69,6 +69,8 @@ def _regrouped(flow: Flow, given: Tensor, olds: Sequence[int], sizes: Shape) -> 
         line = grid[tuple(slice(None) if one == place else slice(0, 1) for one in range(len(sizes)))]
         if (grid == line).all():
             return [line.reshape(-1) if one == place else None for one in range(len(sizes))]
+    if len(olds) == 1 and len(sizes) == 2:  # as many of each part stay: channels are shuffled, or are heads
+        return [None, alike(flow, ids, sizes[0])[0]]
     flow.found.stop(ids, "a reshape splits its channels")
     return [None] * len(sizes)
 
@@ -111,13 +113,23 @@ def selected(flow: Flow, call: Call) -> None:
 
 
 def split(flow: Flow, call: Call) -> None:
-    """An axis is cut into parts."""
+    """An axis is cut into parts: where they are equal, as by ``chunk``, of each as much must stay."""
     axes = list(flow.axes(call["self"]))
     dim = call["dim"] % len(axes)
-    flow.found.stop(axes[dim], "split cuts its channels at fixed places")
-    axes[dim] = None
-    for output in call.outputs:
-        flow.put(output, axes)
+    cut = axes[dim]
+    if len({one.shape[dim] for one in call.outputs}) > 1:
+        flow.found.stop(cut, "split cuts its channels at fixed places")
+        cut = None
+    parts = [None] * len(call.outputs) if cut is None else alike(flow, cut, len(call.outputs))
+    for output, part in zip(call.outputs, parts, strict=True):
+        flow.put(output, [part if one == dim else axis for one, axis in enumerate(axes)])
+
+
+def alike(flow: Flow, axis: Ids, count: int) -> Ids:
+    """An axis in parts, a row each, whose places are the same channels from part to part."""
+    rows = axis.reshape(count, -1)
+    flow.found.tie(np.broadcast_to(rows[:1], rows.shape).reshape(-1), axis, "parts of its channels belong together")
+    return rows
 
 
 def concatenated(flow: Flow, call: Call) -> None:

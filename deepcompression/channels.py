@@ -17,13 +17,12 @@ from torch.nn.parameter import is_lazy
 
 from deepcompression import randomness, selection
 from deepcompression.channel_flow import Axes, Flow, Found, Ids
+from deepcompression.channel_proof import Run, proved
 from deepcompression.channel_rules import rule
 from deepcompression.errors import told
 from deepcompression.parametrized import join
 from deepcompression.resizing import Group, Member, Role, fixed, names, owner, tensors_of
 from deepcompression.units import WHOLE, resting
-
-Run = Callable[[nn.Module], Any]
 
 _UNREAD = "no layer takes its channels in"
 
@@ -34,7 +33,7 @@ def channel_groups(model: nn.Module, run: Run) -> tuple[list[Group], dict[str, s
     Without a channel, outputs are those that the model gives while all weights that take this channel in are zero
     there: groups never lead through what mixes channels (LayerNorm, softmax over them, a sum over them). Layers used
     several times, tied weights, additions, concatenations, groups and flattening are followed place by place. What no
-    rule is known for is left alone.
+    rule is known for is left alone. All is tried in the end: copies without a channel run, and outputs are compared.
 
     Args:
         model: not changed: a copy of it runs, in eval mode, without gradients.
@@ -46,7 +45,14 @@ def channel_groups(model: nn.Module, run: Run) -> tuple[list[Group], dict[str, s
         default, or of another whose weight was seen to make channels (``WHOLE`` where the run fails).
     """
     followed = _followed(model, run)
-    return ([], {WHOLE: followed}) if isinstance(followed, str) else _Reading(model, *followed).result()
+    if isinstance(followed, str):
+        return [], {WHOLE: followed}
+    groups, left = _Reading(model, *followed).result()
+    with _as_later(model):
+        good, failed = proved(model, run, groups)
+    sound = {one.module for group in good for one in group.makers}
+    reasons = {one.module or WHOLE: why for group, why in failed for one in group.makers if one.module not in sound}
+    return good, left | reasons
 
 
 def _followed(model: nn.Module, run: Run) -> tuple[list[tuple[str, Axes]], Found] | str:

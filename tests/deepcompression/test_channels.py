@@ -165,9 +165,22 @@ def last() -> nn.Module:
     )
 
 
+def halves() -> nn.Module:
+    """Channels cut in halves that scale each other, and shuffled."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        first, second = net.stem(x).chunk(2, 1)
+        wide = F.glu(net.wide(first * second.sigmoid()), 1)
+        count, size = wide.shape[0], wide.shape[1]
+        shuffled = wide.view(count, 2, size // 2, 8, 8).transpose(1, 2).flatten(1, 2)
+        return net.head(shuffled.mean((2, 3)))
+
+    return Net(forward, stem=conv(3, 8), wide=conv(4, 16), head=nn.Linear(8, 5))
+
+
 @pytest.mark.parametrize(
     ("make", "groups"),
-    [(vgg, 3), (resnet, 5), (mobilenet, 3), (densenet, 3), (grouped, 3), (transposed, 2), (last, 2)],
+    [(halves, 2), (vgg, 3), (resnet, 5), (mobilenet, 3), (densenet, 3), (grouped, 3), (transposed, 2), (last, 2)],
 )
 def test_a_thin_net_computes_what_the_masked_one_does(make: Callable[[], nn.Module], groups: int):
     """The kinds of coupling that nets have: chains, additions, gates, concatenations, groups, flattening."""
@@ -234,12 +247,16 @@ def test_impossible_channels_are_refused(channels: list[int], words: str):
         (lambda net, x: x + x.flip(1), "flip mixes"),
         (lambda net, x: x.cumsum(1), "cumsum mixes"),
         (lambda net, x: x[:, [1, 0, 2, 3]], "index mixes"),
-        (lambda net, x: torch.cat(x.split(2, 1)[::-1], 1), "split cuts"),
+        (lambda net, x: torch.cat(x.split((3, 1), 1)[::-1], 1), "split cuts"),
         (lambda net, x: torch.cat([x[:, :2], x[:, 2:]], 1), "a slice takes"),
         (lambda net, x: torch.stack([x[:, 0], x[:, 1], x[:, 2], x[:, 3]], 1), "select takes"),
         (lambda net, x: x * torch.ones(4, 1, 1), "mul: a tensor of fixed size"),
         (lambda net, x: x * net.single(x), None),
-        (lambda net, x: x + x.view(2, 2, 2, 8, 8).transpose(1, 2).flatten(1, 2), "a reshape splits"),
+        (lambda net, x: x.view(2, 2, 2, 1, 8, 8).flatten(1, 3), "a copy does not run"),
+        (lambda net, x: x.view(-1, 4, 8, 8), "a copy does not run"),
+        (lambda net, x: torch.cat(x.split(2, 1)[::-1], 1), "its code computes with sizes, or takes channels by number"),
+        (lambda net, x: x * x.shape[1] ** -0.5, "its code computes with sizes"),
+        (lambda net, x: x + x.view(2, 2, 2, 8, 8).transpose(1, 2).flatten(1, 2), "only be removed all together"),
         (lambda net, x: (x.flatten(2) @ x.flatten(2).mT @ x.flatten(2)).view_as(x), "bmm of two"),
         (lambda net, x: F.pixel_shuffle(x, 2).repeat(1, 4, 1, 1), "pixel_shuffle mixes"),
         (lambda net, x: net.kept.append(x) or x, "the model's outputs, or kept"),
@@ -258,6 +275,15 @@ def test_what_mixes_channels_is_named(between: Callable[..., Tensor], words: str
     assert left["head"] == "its channels are the model's outputs, or kept by it"
     assert left["single"] in ("it has one channel only", "the run did not use it as a layer")
     assert words is None or (found == [] and words in left["stem"])
+
+
+def test_groups_that_the_code_forbids_do_not_take_others_with_them():
+    """Copies are tried in halves until those are found that do not run."""
+    model = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), conv(6, 4), nn.Unflatten(1, (4, 1)))
+    model.extend([nn.Flatten(1, 2), conv(4, 6), nn.Flatten(), nn.Linear(384, 5)])
+    found, left = channel_groups(model, on_images)
+    assert [group.makers[0].module for group in found] == ["0", "2", "7"]
+    assert set(left) == {"4", "9"} and "without one of its channels a copy does not run: RuntimeError" in left["4"]
 
 
 def test_tokens_and_models_with_several_inputs_are_followed():
