@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from deepcompression.errors import AimMissed, RunError
 from flows.schema import Recipe
-from tasks.root import ROOT
+from tasks.root import CODE, ROOT
 from tasks.specs import specs_in
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def on_dask(address: str | None, workers: int, parsed: Recipe) -> Iterator[Crew]
         raise RunError("runner: dask needs the package distributed: pip install distributed") from None
     with contextlib.ExitStack() as stack:
         if address is None:
-            os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+            os.environ["PYTHONPATH"] = os.pathsep.join([str(CODE), os.environ.get("PYTHONPATH", "")])
             cluster = LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
@@ -263,7 +263,7 @@ def _same_versions(client: Any) -> None:
 
 def _send_code(client: Any, parsed: Recipe) -> None:
     """Every worker, those that come later too, gets this repository's packages and the user's."""
-    packed = _packed([ROOT / name for name in ("deepcompression", "tasks", "flows")] + _users(parsed))
+    packed = _packed([CODE / name for name in ("deepcompression", "tasks", "flows")] + _users(parsed))
     client.register_plugin(_plugin(packed))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tasks.root import ROOT
+from tasks.root import CODE
 
 
-def git_revision(root: Path = ROOT) -> str:
+def git_revision(root: Path = CODE) -> str:
     """The revision of the clone at ``root``; empty where it is none: installed, even below somebody's repository."""
     if not (root / ".git").exists():
         return ""

@@ -1,4 +1,4 @@
-"""Where the project is: what recipes' relative paths start from, and where ``artifacts/`` lies."""
+"""Where the project is: its code; what recipes' relative paths start from, and where ``artifacts/`` lies."""
 
 from __future__ import annotations
 
@@ -10,4 +10,5 @@ def project_root(package: Path, current: Path) -> Path:
     return package.parent if (package.parent / "pyproject.toml").is_file() else current
 
 
-ROOT = project_root(Path(__file__).resolve().parent, Path.cwd())
+CODE = Path(__file__).resolve().parent.parent  # the folder of the three packages: a clone, or where they are installed
+ROOT = project_root(CODE / "tasks", Path.cwd())

@@ -13,9 +13,9 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+from tasks.root import CODE
 from tasks.specs import SPEC
 
-ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = "deepcompression"
 TASKS = "tasks"
 STANDARD = Path(sysconfig.get_paths()["stdlib"])
@@ -29,11 +29,12 @@ BY_FILE = frozenset(
 )  # fmt: skip
 # Modules of ``tasks`` that decide no result: they show, log, keep and find again. A walk does not enter them.
 OUTSIDE = frozenset(
-    f"{TASKS}.{stem}"
-    for stem in (
-        "cleaning", "console", "deadline", "environment", "execute", "figures", "key", "lease", "life", "pareto",
-        "places", "process", "promote", "registry", "report", "revision", "secrets", "served", "sources", "specs",
-        "stage", "store", "tracking", "verify", "warned",
+    (
+        "tasks.cleaning", "tasks.console", "tasks.deadline", "tasks.environment", "tasks.execute", "tasks.figures",
+        "tasks.key", "tasks.lease", "tasks.life", "tasks.pareto", "tasks.places", "tasks.process", "tasks.promote",
+        "tasks.registry", "tasks.report", "tasks.revision", "tasks.root", "tasks.secrets", "tasks.served",
+        "tasks.sources", "tasks.specs", "tasks.stage", "tasks.store", "tasks.tracking", "tasks.verify",
+        "tasks.warned",
     )
 )  # fmt: skip
 
@@ -56,7 +57,7 @@ def code_digest(*modules: str) -> str:
             continue
         reached[name] = _project_file(name)
         waiting += _imported_here(name, reached[name])
-    return _digest((str(path.relative_to(ROOT)), path) for path in reached.values())
+    return _digest((str(path.relative_to(CODE)), path) for path in reached.values())
 
 
 @lru_cache
@@ -136,7 +137,7 @@ def versions() -> dict[str, str]:
 
 def _project_file(name: str) -> Path:
     """The source of a module or package of this project."""
-    place = ROOT.joinpath(*name.split("."))
+    place = CODE.joinpath(*name.split("."))
     for path in (place.with_suffix(".py"), place / "__init__.py"):
         if path.is_file():
             return path
