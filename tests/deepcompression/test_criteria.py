@@ -18,8 +18,6 @@ from flows.schema import Criterion
 from tasks.prune import score_of
 from tasks.sources import _imported_here
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def _bench() -> Any:
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
@@ -34,7 +32,7 @@ def test_every_name_is_one_of_recipes_and_makes_a_score() -> None:
         score = score_of(_bench(), {"criterion": name}, nn.Linear(3, 2))
         assert (score is None) == (name == "magnitude")
         assert score is None or score("weight", torch.ones(2, 3)).shape == (2, 3)
-    named = set(_imported_here("deepcompression.criteria", ROOT / "deepcompression" / "criteria.py"))
+    named = set(_imported_here(criteria.__name__, Path(criteria.__file__)))
     assert named >= {spec.partition(":")[0] for spec in CRITERIA.values() if spec}
 
 

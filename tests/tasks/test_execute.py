@@ -19,10 +19,10 @@ from tasks import key, lease, measure, store
 from tasks import run as runs
 from tasks.bench import Bench, Product
 from tasks.execute import execute, left_alone, plain
+from tasks.root import CODE as HERE
 from tasks.run import Reference, Run
 from tasks.sources import factory_digest
 
-ROOT = Path(__file__).resolve().parents[2]
 CODE = """
 import torch
 def data():
@@ -193,5 +193,5 @@ def test_running_a_stage_loads_neither_prefect_nor_mlflow() -> None:
     code = (
         f"import sys, {', '.join(names)};print({{m.partition('.')[0] for m in sys.modules}} & {{'prefect', 'mlflow'}})"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tasks import sources
+from tasks.root import CODE
 from tasks.sources import OUTSIDE, changed, code_digest, factory_digest, imports_of
 
-ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted((ROOT / "tasks").rglob("*.py"))
+    ".".join(path.relative_to(CODE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((CODE / "tasks").rglob("*.py"))
 }
 STAGES = [module for module, path in MODULES.items() if "perform(" in path.read_text()]
 
@@ -28,13 +28,13 @@ def _write(path: Path, text: str) -> None:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project of this one's shape, small enough to change any of it."""
     for name, text in {
-        "tasks/prune.py": "from deepcompression import prune\nfrom tasks.stage import perform\nimport tasks.run\n",
-        "tasks/run.py": "def f():\n    from deepcompression.problem import Problem\n",
-        "tasks/stage.py": "from tasks.console import say\n",
-        "tasks/console.py": "say = print\n",
+        "tasks/mine.py": "from deepcompression import cuts\nfrom tasks.console import say\nimport tasks.given\n",
+        "tasks/given.py": "def f():\n    from deepcompression.learnt import Learnt\n",
+        "tasks/console.py": "import deepcompression.shown\n",
         "deepcompression/__init__.py": "",
-        "deepcompression/prune.py": "import deepcompression.parts.masks\n",
-        "deepcompression/problem.py": "Problem = 1\n",
+        "deepcompression/cuts.py": "import deepcompression.parts.masks\n",
+        "deepcompression/learnt.py": "Learnt = 1\n",
+        "deepcompression/shown.py": "",
         "deepcompression/other.py": "",
         "deepcompression/parts/__init__.py": "",
         "deepcompression/parts/masks.py": "",
@@ -49,42 +49,42 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _digest_after(path: Path, text: str = "changed = True\n") -> str:
     path.write_text(path.read_text() + text)
     code_digest.cache_clear()
-    return code_digest("tasks.prune")
+    return code_digest("tasks.mine")
 
 
 @pytest.mark.parametrize(
     "file",
-    ["tasks/prune.py", "tasks/run.py", "deepcompression/prune.py", "deepcompression/problem.py",
+    ["tasks/mine.py", "tasks/given.py", "deepcompression/cuts.py", "deepcompression/learnt.py",
      "deepcompression/parts/masks.py"],
 )  # fmt: skip
 def test_what_a_stage_imports_is_its_code(project: Path, file: str) -> None:
     """A stage's own file, what it imports, and what that imports in turn, in packages too, change its digest."""
-    before = code_digest("tasks.prune")
+    before = code_digest("tasks.mine")
     assert _digest_after(project / file) != before
 
 
-@pytest.mark.parametrize("file", ["tasks/stage.py", "tasks/console.py", "deepcompression/other.py"])
+@pytest.mark.parametrize("file", ["tasks/console.py", "deepcompression/shown.py", "deepcompression/other.py"])
 def test_what_decides_nothing_does_not_retrain(project: Path, file: str) -> None:
     """A changed progress bar, or a module that the stage does not use, leaves finished stages as they are."""
-    before = code_digest("tasks.prune")
+    before = code_digest("tasks.mine")
     assert _digest_after(project / file) == before
 
 
 def test_a_module_that_is_not_there_is_an_error(project: Path) -> None:
     """After a rename nothing is served for the digest of nothing."""
-    with pytest.raises(ModuleNotFoundError, match=r"tasks\.share"):
-        code_digest("tasks.share")
+    with pytest.raises(ModuleNotFoundError, match=r"tasks\.gone"):
+        code_digest("tasks.gone")
     with pytest.raises(ModuleNotFoundError, match=r"deepcompression\.gone"):
-        _digest_after(project / "tasks/run.py", "import deepcompression.gone\n")
+        _digest_after(project / "tasks/given.py", "import deepcompression.gone\n")
 
 
 def test_files_are_known_by_their_place(project: Path) -> None:
     """The same text at another place is other code."""
-    before = code_digest("tasks.prune")
+    before = code_digest("tasks.mine")
     (project / "deepcompression/parts/masks.py").rename(project / "deepcompression/parts/mask.py")
-    (project / "deepcompression/prune.py").write_text("import deepcompression.parts.mask\n")
+    (project / "deepcompression/cuts.py").write_text("import deepcompression.parts.mask\n")
     code_digest.cache_clear()
-    assert code_digest("tasks.prune") != before
+    assert code_digest("tasks.mine") != before
 
 
 def test_what_is_left_out_is_there() -> None:
@@ -198,11 +198,11 @@ def test_installed_packages_count_by_their_version(user: Path) -> None:
 
 def test_what_a_table_names_is_code(project: Path) -> None:
     """A criterion that stands in a table as `package.module:callable` changes the digest as an import does."""
-    _write(project / "deepcompression/prune.py", "TABLE = {'mine': 'deepcompression.other:make'}\n")
+    _write(project / "deepcompression/cuts.py", "TABLE = {'mine': 'deepcompression.other:make'}\n")
     code_digest.cache_clear()
-    before = code_digest("tasks.prune")
+    before = code_digest("tasks.mine")
     assert _digest_after(project / "deepcompression/other.py") != before
-    (project / "deepcompression/prune.py").write_text("TABLE = {'mine': 'deepcompression.gone:make'}\n")
+    (project / "deepcompression/cuts.py").write_text("TABLE = {'mine': 'deepcompression.gone:make'}\n")
     code_digest.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"deepcompression\.gone"):
-        code_digest("tasks.prune")
+        code_digest("tasks.mine")
