@@ -228,7 +228,7 @@ _RULES: dict[Rule, tuple[str, ...]] = {
     shapes.repeated: ("repeat",),
     shapes.sliced: ("slice",),
     shapes.selected: ("select", "unbind"),
-    shapes.split: ("split", "split_with_sizes"),
+    shapes.split: ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"),
     shapes.concatenated: ("cat",),
     shapes.stacked: ("stack",),
     shapes.padded: ("constant_pad_nd",),

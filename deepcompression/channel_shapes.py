@@ -69,8 +69,8 @@ def _regrouped(flow: Flow, given: Tensor, olds: Sequence[int], sizes: Shape) -> 
         line = grid[tuple(slice(None) if one == place else slice(0, 1) for one in range(len(sizes)))]
         if (grid == line).all():
             return [line.reshape(-1) if one == place else None for one in range(len(sizes))]
-    if len(olds) == 1 and len(sizes) == 2:  # as many of each part stay: channels are shuffled, or are heads
-        return [None, alike(flow, ids, sizes[0])[0]]
+    if len(olds) == 1:  # as many of each part stay: channels are shuffled, or are heads
+        return [*[None] * (len(sizes) - 1), alike(flow, ids, math.prod(sizes[:-1]))[0]]
     flow.found.stop(ids, "a reshape splits its channels")
     return [None] * len(sizes)
 

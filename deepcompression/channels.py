@@ -21,7 +21,7 @@ from deepcompression.channel_proof import Run, proved
 from deepcompression.channel_rules import rule
 from deepcompression.errors import told
 from deepcompression.parametrized import join
-from deepcompression.resizing import Group, Member, Role, fixed, names, owner, tensors_of
+from deepcompression.resizing import Group, Member, Role, fixed, names, tensors_of
 from deepcompression.units import WHOLE, resting
 
 _UNREAD = "no layer takes its channels in"
@@ -38,11 +38,11 @@ def channel_groups(model: nn.Module, run: Run) -> tuple[list[Group], dict[str, s
     Args:
         model: not changed: a copy of it runs, in eval mode, without gradients.
         run: calls its argument, the copy, on a few samples as the model is called later. Only what this run comes by
-            is seen: a branch not taken is not known of.
+            is seen: a branch not taken is not known of. Where it leaves layers out, it is tried in training mode too.
 
     Returns:
-        Groups in the order of the model's tensors; reasons by the name of a module with a weight that is pruned by
-        default, or of another whose weight was seen to make channels (``WHOLE`` where the run fails).
+        Groups in the order of the model's tensors; reasons by the name of a layer that is pruned by default, or of
+        another tensor that was seen to make channels (``WHOLE`` where the model cannot be followed, or is the layer).
     """
     followed = _followed(model, run)
     if isinstance(followed, str):
@@ -50,36 +50,62 @@ def channel_groups(model: nn.Module, run: Run) -> tuple[list[Group], dict[str, s
     groups, left = _Reading(model, *followed).result()
     with _as_later(model):
         good, failed = proved(model, run, groups)
-    sound = {one.module for group in good for one in group.makers}
-    reasons = {one.module or WHOLE: why for group, why in failed for one in group.makers if one.module not in sound}
-    return good, left | reasons
+    sound = {_place(model, one) for group in good for one in group.makers}
+    reasons = {_place(model, one): why for group, why in failed for one in group.makers}
+    return good, left | {place: why for place, why in reasons.items() if place not in sound}
+
+
+def _place(model: nn.Module, member: Member) -> str:
+    """What a maker of channels is called: its layer, or the tensor where it is in none."""
+    module = model.get_submodule(member.module)
+    return (member.module or WHOLE) if isinstance(module, selection.LAYERS) else member.tensor
 
 
 def _followed(model: nn.Module, run: Run) -> tuple[list[tuple[str, Axes]], Found] | str:
     """The numbers of all tensors' axes, by first names, and what a run of a copy told of them; or why there is none."""
+    lazy = any(is_lazy(tensor) for _, tensor in tensors_of(model))
+    if lazy or any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return "it has parameters without a size yet: run it once before" if lazy else "it has TorchScript modules"
     with randomness.kept([]):
         try:
             double = copy.deepcopy(model)
         except Exception as error:  # a model's classes are anybody's code
             return f"it cannot be copied: {told(error)}"
         tensors = dict(tensors_of(double))
-        if any(is_lazy(tensor) for tensor in tensors.values()):
-            return "it has parameters without a size yet: run it once before"
         numbers = list(_numbered({own[0]: tensors[own[0]] for own in names(double)}))
         flow = Flow([(tensors[name], axes) for name, axes in numbers], _regroupable(double), rule)
-        with _as_later(double), flow:
-            try:
-                result = run(double)
-            except Exception as error:
-                return f"a copy of it does not run: {told(error)}"
-            flow.kept_alive()
-        del result
-    overlapping = _overlapping({name: tensors[name] for name, _ in numbers})
+        with _as_later(double):
+            why = _run(double, run, flow)
+            if why is None and _unused(double, flow):  # heads that are there in training only
+                double.train()
+                _run(double, run, flow)
+    overlapping = _overlapping(model)
     for name, axes in numbers:
-        why = fixed(model, name) or overlapping.get(name)
-        for axis in axes if why else ():
-            flow.found.stop(axis, why or "")
-    return numbers, flow.found
+        stays = fixed(model, name) or overlapping.get(name)
+        for axis in axes if stays else ():
+            flow.found.stop(axis, stays or "")
+    return why or (numbers, flow.found)
+
+
+def _run(double: nn.Module, run: Run, flow: Flow) -> str | None:
+    """Follows one run of a copy; why it failed."""
+    with flow:
+        try:
+            result = run(double)
+        except Exception as error:  # a model's forward is anybody's code
+            return f"a copy of it does not run: {told(error)}"
+        flow.kept_alive()
+    del result
+    return None
+
+
+def _unused(double: nn.Module, flow: Flow) -> bool:
+    """Whether there is a layer's weight that took part in nothing."""
+    found = flow.found
+    part = {int(one) for axis in (*found.makes, *found.reads, *found.depthwise) for one in axis[:1]}
+    weights = [module.weight for module in double.modules() if isinstance(module, selection.LAYERS)]
+    starts = [{int(axis[0]) for axis in flow.axes(weight) if axis is not None} for weight in weights]
+    return any(own and part.isdisjoint(own) for own in starts)
 
 
 @contextlib.contextmanager
@@ -108,7 +134,7 @@ def _regroupable(model: nn.Module) -> Callable[[Tensor, int], bool]:
     """Whether all modules that hold a weight are convolutions with this number of groups."""
     owners: dict[int, list[nn.Module]] = {}
     for name, tensor in tensors_of(model):
-        owners.setdefault(id(tensor), []).append(owner(model, name))
+        owners.setdefault(id(tensor), []).append(model.get_submodule(name.rpartition(".")[0]))
 
     def tell(weight: Tensor, groups: int) -> bool:
         own = owners.get(id(weight), [])
@@ -117,11 +143,11 @@ def _regroupable(model: nn.Module) -> Callable[[Tensor, int], bool]:
     return tell
 
 
-def _overlapping(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def _overlapping(model: nn.Module) -> dict[str, str]:
     """Of tensors that cannot be changed alone the reason: another object lies on their memory."""
-    first: dict[int, str] = {}
-    found = {}
-    for name, tensor in tensors.items():
+    tensors, first, found = dict(tensors_of(model)), dict[int, str](), {}
+    for name in (own[0] for own in names(model)):
+        tensor = tensors[name]
         if tensor.layout == torch.strided and tensor.numel() and not tensor.is_meta:
             other = first.setdefault(tensor.untyped_storage().data_ptr(), name)
             if other != name:
@@ -196,16 +222,15 @@ class _Reading:
         for name, _, axis in self._axes():
             if self._role(axis, "out") or self._role(axis, "depthwise"):
                 made.setdefault(name, []).append(axis)
-        names = [name for name, _ in self.numbers]
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        layers = {join(name, "weight"): name for name, one in modules.items() if isinstance(one, selection.LAYERS)}
         left = {}
-        for layer, module in self.model.named_modules():
-            own = [name for name in names if name.rpartition(".")[0] == layer and name in made]
-            if isinstance(module, selection.LAYERS) and not own:
-                left[layer or WHOLE] = self._unmade(layer)
+        for own in names(self.model):
             for name in own:
-                if name not in grouped:
-                    left[layer or WHOLE] = self._reason(made[name])
-        return left
+                layer = layers.pop(name, None) if own[0] in made else None
+                if own[0] in made and own[0] not in grouped:
+                    left[name if layer is None else layer or WHOLE] = self._reason(made[own[0]])
+        return left | {layer or WHOLE: self._unmade(layer) for layer in layers.values()}
 
     def _unmade(self, layer: str) -> str:
         """Why a layer was not seen to make channels."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -108,11 +107,6 @@ def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers(remove_duplicate=False)
 
 
-def owner(model: nn.Module, name: str) -> nn.Module:
-    """The module that a tensor is in."""
-    return model.get_submodule(name.rpartition(".")[0])
-
-
 def _attributes(model: nn.Module, tensors: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, int]]]:
     """The whole numbers that change with a module's tensors, by the module's name."""
     for prefix in dict.fromkeys(name.rpartition(".")[0] for name in tensors):
@@ -154,9 +148,9 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 def fixed(model: nn.Module, name: str) -> str | None:
     """Why a tensor cannot get another shape, by the kind of its module; None: it can."""
-    module = owner(model, name)
-    if "parametrizations." in name or isinstance(module, torch.jit.ScriptModule):
-        return f"{name} is computed, or in a TorchScript module"
+    module = model.get_submodule(name.rpartition(".")[0])
+    if "parametrizations." in name:
+        return f"{name} is what a weight is computed from"
     if isinstance(module, _SIZED):
         return None
     kinds = [kind for kind in type(module).__mro__ if kind not in (nn.Module, object)]

@@ -277,6 +277,28 @@ def test_what_mixes_channels_is_named(between: Callable[..., Tensor], words: str
     assert words is None or (found == [] and words in left["stem"])
 
 
+def test_heads_that_are_there_in_training_only_are_seen():
+    """An auxiliary classifier reads the same channels: training goes on after they are removed."""
+
+    def forward(net: Any, x: Tensor) -> Any:
+        features = net.stem(x).mean((2, 3))
+        return (net.head(features), net.aux(features)) if net.training else net.head(features)
+
+    model = Net(forward, stem=conv(3, 4), head=nn.Linear(4, 5), aux=nn.Linear(4, 2))
+    [group] = check(model, on_images)
+    assert [one.tensor for one in group.members if one.role == "in"] == ["head.weight", "aux.weight"]
+
+
+def test_two_parameters_on_one_memory_and_scripts_are_left_alone():
+    """Each would be cut by itself, and the tie would be lost."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[2].weight.data = model[0].weight.data
+    found, left = channel_groups(model, lambda net: net(torch.ones(2, 4)))
+    assert found == [] and "0.weight are two tensors on one memory" in left["2"]
+    script = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)))
+    assert channel_groups(script, lambda net: net(torch.ones(2, 4))) == ([], {WHOLE: "it has TorchScript modules"})
+
+
 def test_groups_that_the_code_forbids_do_not_take_others_with_them():
     """Copies are tried in halves until those are found that do not run."""
     model = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), conv(6, 4), nn.Unflatten(1, (4, 1)))
@@ -292,7 +314,7 @@ def test_tokens_and_models_with_several_inputs_are_followed():
     [group] = check(layer, lambda net: net(torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(1))))
     assert {one.module for one in group.members} == {"linear1", "linear2"}
     left = channel_groups(layer, lambda net: net(torch.ones(2, 4, 8)))[1]
-    assert set(left) == {"self_attn", "self_attn.out_proj", "linear2"}
+    assert set(left) == {"self_attn.in_proj_weight", "self_attn.out_proj", "linear2"}
 
     def answer(net: Any, words: Tensor, scale: Tensor) -> dict[str, Any]:
         hidden = net.one(net.table(words).mean(1)) if scale.sum() > 0 else words
