@@ -13,13 +13,15 @@ from deepcompression import randomness
 from deepcompression.errors import told
 from deepcompression.resizing import Group, resize
 
-TOLERANCE = 1e-3  # of the outputs' norm: a size in a formula is far beyond it, the rounding of sums far below
+# Of the outputs' norm: a size in a formula is far beyond it, the rounding of sums (TF32 on one side only) far below.
+TOLERANCE = 0.01
+NARROW_TOLERANCE = 0.05  # where a tensor is float16 or bfloat16
 
 Run = Callable[[nn.Module], Any]
 
 
 def proved(model: nn.Module, run: Run, groups: Sequence[Group]) -> tuple[list[Group], list[tuple[Group, str]]]:
-    """The groups that copies of ``model`` run without the first channel of, and the others with the reason.
+    """The groups that copies of ``model`` run without every third channel of, and the others with the reason.
 
     Operations do not show all that a forward does with a size: a view to a size that is written in the code, a split
     by a number, a mean that divides by a count. What runs, and gives the same as with zeros, has none of it.
@@ -45,22 +47,23 @@ def proved(model: nn.Module, run: Run, groups: Sequence[Group]) -> tuple[list[Gr
 
 
 def _failure(model: nn.Module, run: Run, groups: Sequence[Group]) -> str | None:
-    """Why the model cannot be without the first channels of some groups; None: it can."""
-    kept = [(group, range(1, group.channels)) for group in groups]
+    """Why the model cannot be without every third channel of some groups; None: it can."""
+    kept = [(group, [channel for channel in range(group.channels) if channel % 3]) for group in groups]
     expected = _outputs(_masked(model, kept), run)
     try:
         came = _outputs(_thinned(model, resize(model, kept)), run)
     except Exception as error:  # a model's forward is anybody's code
-        return f"without one of its channels a copy does not run: {told(error)}"
+        return f"without a third of its channels a copy does not run: {told(error)}"
     if [one.shape for one in came] != [one.shape for one in expected]:
-        return "without one of its channels a copy gives outputs of another shape: a size is written in its code"
+        return "without a third of its channels a copy gives outputs of another shape: a size is written in its code"
     gap = sum(float((one.double() - other.double()).norm()) for one, other in zip(came, expected, strict=True))
     norm = sum(float(one.double().norm()) for one in expected)
-    if gap <= TOLERANCE * norm:
+    narrow = any(one.is_floating_point() and one.itemsize < 4 for one in (*model.parameters(), *expected))
+    if gap <= (NARROW_TOLERANCE if narrow else TOLERANCE) * norm:
         return None
     return (
-        f"without one of its channels a copy gives other outputs than with zeros for it (by {gap:.2g} of {norm:.2g}): "
-        "its code computes with sizes, or takes channels by number"
+        f"without a third of its channels a copy gives other outputs than with zeros for them (by {gap:.2g} of "
+        f"{norm:.2g}): its code computes with sizes, or takes channels by number"
     )
 
 
