@@ -49,11 +49,11 @@ def proved(model: nn.Module, run: Run, groups: Sequence[Group]) -> tuple[list[Gr
 def _failure(model: nn.Module, run: Run, groups: Sequence[Group]) -> str | None:
     """Why the model cannot be without every third channel of some groups; None: it can."""
     kept = [(group, [channel for channel in range(group.channels) if channel % 3]) for group in groups]
-    expected = _outputs(_masked(model, kept), run)
     try:
         came = _outputs(_thinned(model, resize(model, kept)), run)
     except Exception as error:  # a model's forward is anybody's code
         return f"without a third of its channels a copy does not run: {told(error)}"
+    expected = _outputs(_masked(model, kept), run)
     if [one.shape for one in came] != [one.shape for one in expected]:
         return "without a third of its channels a copy gives outputs of another shape: a size is written in its code"
     gap = sum(float((one.double() - other.double()).norm()) for one, other in zip(came, expected, strict=True))
