@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deepcompression import randomness
 from deepcompression.errors import told
 from deepcompression.resizing import Group, resize
 
@@ -46,6 +48,18 @@ def proved(model: nn.Module, run: Run, groups: Sequence[Group]) -> tuple[list[Gr
     return survivors([], groups), failed
 
 
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Whatever the block draws, after it everything is drawn as if it had not run."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
+
+
 def _failure(model: nn.Module, run: Run, groups: Sequence[Group]) -> str | None:
     """Why the model cannot be without every third channel of some groups; None: it can."""
     kept = [(group, [channel for channel in range(group.channels) if channel % 3]) for group in groups]
@@ -68,7 +82,7 @@ def _failure(model: nn.Module, run: Run, groups: Sequence[Group]) -> str | None:
 
 
 def _outputs(model: nn.Module, run: Run) -> list[Tensor]:
-    with randomness.kept([]):
+    with undrawn():
         return [one.detach() for one in _tensors(run(model))]
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from deepcompression import randomness, selection
+from deepcompression import selection
 from deepcompression.channel_flow import Axes, Flow, Found, Ids
-from deepcompression.channel_proof import Run, proved
+from deepcompression.channel_proof import Run, proved, undrawn
 from deepcompression.channel_rules import rule
 from deepcompression.errors import told
 from deepcompression.parametrized import join
@@ -66,7 +66,7 @@ def _followed(model: nn.Module, run: Run) -> tuple[list[tuple[str, Axes]], Found
     lazy = any(is_lazy(tensor) for _, tensor in tensors_of(model))
     if lazy or any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         return "it has parameters without a size yet: run it once before" if lazy else "it has TorchScript modules"
-    with randomness.kept([]):
+    with undrawn():
         try:
             double = copy.deepcopy(model)
         except Exception as error:  # a model's classes are anybody's code

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -326,6 +328,37 @@ def test_tokens_and_models_with_several_inputs_are_followed():
     assert [one.tensor for one in found[0].members] == ["one.weight", "one.bias", "two.weight"]
 
 
+class Conv1D(nn.Module):
+    """The transformers library's linear layer: its weight is (in, out), its result has a size that it holds."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight, self.bias = nn.Parameter(torch.ones(nx, nf)), nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], self.nf)
+
+
+def test_sizes_that_modules_hold_change_with_their_tensors():
+    """Each kind of module has its own names for them; a gate that comes in one piece loses as much of each half."""
+    tokens = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+    model = nn.Sequential(Conv1D(12, 8), nn.GELU(), Conv1D(8, 12))
+    [group] = check(model, lambda net: net(tokens))
+    assert resize(model, [(group, range(5))])["modules"] == {"0": {"nf": 5}, "2": {"nx": 5}}
+    gate = Net(lambda net, x: net.out(F.silu((h := net.both(x).chunk(2, -1))[0]) * h[1]), **linear(8, 12, 6, 8))
+    [group] = check(gate, lambda net: net(tokens))
+    assert resize(gate, [(group, [0, 4])])["tensors"]["both.weight"] == [[0, [0, 4, 6, 10]]]
+    model = nn.Sequential(conv(3, 4), nn.InstanceNorm2d(4, affine=True), nn.PReLU(4), conv(4, 2))
+    [group] = check(model, on_images)
+    modules = resize(model, [(group, [3])])["modules"]
+    assert modules["1"] == {"num_features": 1} and modules["2"] == {"num_parameters": 1}
+
+
+def linear(*sizes: int) -> dict[str, nn.Module]:
+    return {"both": nn.Linear(*sizes[:2]), "out": nn.Linear(*sizes[2:])}
+
+
 def test_padded_shortcuts_and_own_parameters_are_followed_place_by_place():
     """ResNet's shortcut without weights pads with constants: those channels stay, the others go."""
 
@@ -366,15 +399,16 @@ def test_reading_leaves_the_model_and_the_random_numbers_as_they_were():
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
             self.seen += 1
-            return x + torch.rand(()) * 0
+            return x + torch.rand(()) * 0 + random.random() * 0 + np.random.rand() * 0
 
     model = nn.Sequential(Counting(), *vgg())
     model[2].eval()
     before, modes = copy.deepcopy(model.state_dict()), [one.training for one in model.modules()]
-    drawn = torch.get_rng_state()
+    drawn, others = torch.get_rng_state(), (random.getstate(), np.random.get_state()[1].tolist())
     assert len(channel_groups(model, on_images)[0]) == 3
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert modes == [one.training for one in model.modules()] and model[0].calls == 0
+    assert others == (random.getstate(), np.random.get_state()[1].tolist())
     assert torch.equal(drawn, torch.get_rng_state()) and all(one.grad is None for one in model.parameters())
 
 
