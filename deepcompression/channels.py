@@ -63,9 +63,9 @@ def _place(model: nn.Module, member: Member) -> str:
 
 def _followed(model: nn.Module, run: Run) -> tuple[list[tuple[str, Axes]], Found] | str:
     """The numbers of all tensors' axes, by first names, and what a run of a copy told of them; or why there is none."""
-    lazy = any(is_lazy(tensor) for _, tensor in tensors_of(model))
-    if lazy or any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        return "it has parameters without a size yet: run it once before" if lazy else "it has TorchScript modules"
+    why = _unfit(model)
+    if why is not None:
+        return why
     with undrawn():
         try:
             double = copy.deepcopy(model)
@@ -85,6 +85,17 @@ def _followed(model: nn.Module, run: Run) -> tuple[list[tuple[str, Axes]], Found
         for axis in axes if stays else ():
             flow.found.stop(axis, stays or "")
     return why or (numbers, flow.found)
+
+
+def _unfit(model: nn.Module) -> str | None:
+    """Why a model is not even tried."""
+    tensors = [tensor for _, tensor in tensors_of(model)]
+    if any(is_lazy(tensor) for tensor in tensors):
+        return "it has parameters without a size yet: run it once before"
+    if any(tensor.is_meta for tensor in tensors):
+        return "it has tensors without values: they are on the meta device"
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    return "it has TorchScript modules" if scripted else None
 
 
 def _run(double: nn.Module, run: Run, flow: Flow) -> str | None:

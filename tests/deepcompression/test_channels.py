@@ -310,6 +310,15 @@ def test_groups_that_the_code_forbids_do_not_take_others_with_them():
     assert set(left) == {"4", "9"} and "without a third of its channels a copy does not run: RuntimeError" in left["4"]
 
 
+def test_a_size_in_a_formula_shows_behind_weights_that_are_zero_too():
+    """Heads and residual branches often begin as zeros."""
+    layers = {"stem": conv(3, 6), "head": nn.Linear(6, 2)}
+    model = Net(lambda net, x: net.head(net.stem(x).mean((2, 3)) * net.stem.bias.numel()), **layers)
+    nn.init.zeros_(model.head.weight)
+    found, left = channel_groups(model, on_images)
+    assert found == [] and "its code computes with sizes" in left["stem"] and not model.head.weight.any()
+
+
 def test_tokens_and_models_with_several_inputs_are_followed():
     """The hidden layer of a transformer's feed-forward; dictionaries in and out; branches on values."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -416,3 +425,5 @@ def test_a_model_that_does_not_run_is_left_alone_with_the_reason():
     """The error of somebody's forward is told in a line."""
     found, left = channel_groups(vgg(), lambda net: net(torch.ones(2, 3)))
     assert found == [] and "a copy of it does not run: RuntimeError" in left[WHOLE]
+    for model, words in ((nn.LazyLinear(3), "without a size"), (nn.Linear(3, 3, device="meta"), "meta device")):
+        assert words in channel_groups(model, lambda net: net(torch.ones(2, 3)))[1][WHOLE]
