@@ -71,20 +71,36 @@ def _followed(model: nn.Module, run: Run) -> tuple[list[tuple[str, Axes]], Found
             double = copy.deepcopy(model)
         except Exception as error:  # a model's classes are anybody's code
             return f"it cannot be copied: {told(error)}"
-        tensors = dict(tensors_of(double))
-        numbers = list(_numbered({own[0]: tensors[own[0]] for own in names(double)}))
-        flow = Flow([(tensors[name], axes) for name, axes in numbers], _regroupable(double), rule)
-        with _as_later(double):
-            why = _run(double, run, flow)
-            if why is None and _unused(double, flow):  # heads that are there in training only
-                double.train()
-                _run(double, run, flow)
+        numbers, flow = _begun(double)
+        why = _ran(double, run, flow)
+    _keep_fixed(model, numbers, flow.found)
+    return why or (numbers, flow.found)
+
+
+def _begun(double: nn.Module) -> tuple[list[tuple[str, Axes]], Flow]:
+    """The numbers of a copy's tensors, and what follows them."""
+    tensors = dict(tensors_of(double))
+    numbers = list(_numbered({own[0]: tensors[own[0]] for own in names(double)}))
+    return numbers, Flow([(tensors[name], axes) for name, axes in numbers], _regroupable(double), rule)
+
+
+def _ran(double: nn.Module, run: Run, flow: Flow) -> str | None:
+    """Follows a copy as it is called later, and in training where layers were left out; why it failed."""
+    with _as_later(double):
+        why = _run(double, run, flow)
+        if why is None and _unused(double, flow):  # heads that are there in training only
+            double.train()
+            _run(double, run, flow)
+    return why
+
+
+def _keep_fixed(model: nn.Module, numbers: Sequence[tuple[str, Axes]], found: Found) -> None:
+    """Says of tensors that cannot have another shape that they must stay."""
     overlapping = _overlapping(model)
     for name, axes in numbers:
-        stays = fixed(model, name) or overlapping.get(name)
-        for axis in axes if stays else ():
-            flow.found.stop(axis, stays or "")
-    return why or (numbers, flow.found)
+        why = fixed(model, name) or overlapping.get(name)
+        for axis in axes if why else ():
+            found.stop(axis, why or "")
 
 
 def _unfit(model: nn.Module) -> str | None:
