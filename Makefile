@@ -34,7 +34,7 @@ fuzz-c: $(VENV)/.installed  ## set up, then the C decoder under libFuzzer and sa
 	@command -v clang >/dev/null || { echo "fuzz-c needs clang and its runtimes: apt-get install clang"; exit 1; }
 	mkdir -p build/fuzz-c/corpus
 	PYTHONPATH=. $(BIN)/python tests/fuzz.py --corpus build/fuzz-c/seeds
-	clang -g -O2 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Ideepcompression \
+	clang -g -O2 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Ideepcompression/codec/c \
 	    -o build/fuzz-c/fuzz_dcz tests/fuzz_dcz.c
 	build/fuzz-c/fuzz_dcz -max_total_time=$(SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
 	    -artifact_prefix=build/fuzz-c/ build/fuzz-c/corpus build/fuzz-c/seeds

@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deepcompression.io import File, RawTensor, inspect, load, save, verify
+    from deepcompression.codec.dtypes import RawTensor
+    from deepcompression.codec.file import File, inspect, load, save, verify
 
 __version__ = "0.1.0"
 __all__ = ["File", "RawTensor", "__version__", "inspect", "load", "save", "verify"]
@@ -19,7 +20,7 @@ __all__ = ["File", "RawTensor", "__version__", "inspect", "load", "save", "verif
 def __getattr__(name: str) -> Any:
     """Import the codec on first use, so that `import deepcompression` stays quick."""
     if name in {"File", "RawTensor", "inspect", "load", "save", "verify"}:
-        return getattr(import_module("deepcompression.io"), name)
+        return getattr(import_module("deepcompression.codec.file"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -37,7 +37,7 @@ def kernels(count: int, worth_calling: int = 1 << 16, worth_importing: int = 1 <
     if not wanted(count, worth_calling, worth_importing):
         return None
     try:
-        return import_module("deepcompression.kernels")
+        return import_module("deepcompression.codec.kernels")
     except ImportError:
         return None
 

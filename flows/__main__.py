@@ -73,10 +73,11 @@ def run(
       python -m flows run conf/digits.yaml 'seeds=[0,1,2]' --json
     """
     with _guarded(verbose, quiet):
-        from flows import recipe as recipes
+        from flows.recipe import load as recipes
+        from flows.recipe import merge
 
         words = overrides or []
-        changes = recipes.parse_overrides(words)
+        changes = merge.parse_overrides(words)
         recipes.load(recipe, changes)  # a wrong recipe is told at once, before any server starts
         _compress(recipe, changes, recipe, words, as_json)
 
@@ -122,9 +123,10 @@ def rerun(
     """
     with _guarded(verbose, quiet):
         from flows import history
-        from flows import recipe as recipes
+        from flows.recipe import load as recipes
+        from flows.recipe import merge
 
-        changes = recipes.parse_overrides(overrides or [])
+        changes = merge.parse_overrides(overrides or [])
         found = history.find(run, tracking_uri or history.default_uri(), runs)
         ours = recipes.load(recipe) if recipe else None
         again = history.admit(found, allow or [], ours, changes, allow_folder or [])
@@ -152,8 +154,8 @@ def sweep(
     """
     with _guarded(verbose, quiet):
         from deepcompression.errors import AimMissed
-        from flows import recipe as recipes
-        from flows import sweep as sweeps
+        from flows.recipe import merge as recipes
+        from flows.sweeps import sweep as sweeps
         from tasks import secrets
 
         changes = recipes.parse_overrides(overrides or [])
@@ -226,8 +228,8 @@ def compare(
       python -m flows compare digits-20261121-083034-e980 digits-20261121-090000-11aa --format latex
     """
     with _guarded(verbose, False):
-        from flows import compare as module
         from flows import history
+        from flows.compare import compare as module
 
         uri = tracking_uri or history.default_uri()
         found = history.several(run or [], last, name, experiment, uri, runs)
@@ -294,7 +296,7 @@ def sync(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of recipes, for editors (conf/recipe.schema.json)."""
-    from flows.schema import Recipe
+    from flows.recipe.schema import Recipe
 
     print(json.dumps(Recipe.model_json_schema(), indent=2))
 
@@ -348,8 +350,8 @@ def _knock() -> None:
     from prefect.settings import get_current_settings
 
     from deepcompression.errors import RunError
-    from tasks.life import prefect_answers
     from tasks.secrets import masked
+    from tasks.upkeep.liveness import prefect_answers
 
     if (url := get_current_settings().api.url) and not prefect_answers(PREFECT_SECONDS):
         raise RunError(
@@ -393,7 +395,7 @@ def _print(result: dict[str, Any], as_json: bool, *, sweep: bool = False) -> Non
 
 def _print_json(value: Any) -> None:
     from tasks import secrets
-    from tasks.store import as_json
+    from tasks.storage.store import as_json
 
     print(as_json(secrets.hidden(value)), file=secrets.unmasked_stdout())
 

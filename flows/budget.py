@@ -7,21 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deepcompression import budget as library
-from deepcompression.budget import Budget, Candidate, Clock, Next, Stop
+from deepcompression.allocation import budget as library
+from deepcompression.allocation.budget import Budget, Candidate, Clock, Next, Stop
 from deepcompression.errors import BudgetError, DivergedError, RunError, StructureError
-from flows import schema
+from flows.recipe import schema
 from tasks import budget as task_budget
 from tasks.console import say, size
-from tasks.encode import encode
-from tasks.pace import measured as measured_pace
-from tasks.pace import pace
-from tasks.prune import prune
-from tasks.quantize import quantize
-from tasks.run import Reference, Run
-from tasks.sensitivity import sensitivity
-from tasks.share import share
-from tasks.slim import slim
+from tasks.execution.run import Reference, Run
+from tasks.stages.encode import encode
+from tasks.stages.pace import measured as measured_pace
+from tasks.stages.pace import pace
+from tasks.stages.prune import prune
+from tasks.stages.quantize import quantize
+from tasks.stages.sensitivity import sensitivity
+from tasks.stages.share import share
+from tasks.stages.slim import slim
 from tasks.verdict import lost
 
 Call = Callable[..., Reference]
@@ -285,7 +285,7 @@ def _first_bytes(now: Search) -> int | None:
 
 def _allocated(now: Search, tried: Reference, target_bytes: int) -> Any:
     """Density and bits of every tensor, for the bytes that are to be reached."""
-    from deepcompression.allocation import allocate, least_bytes
+    from deepcompression.allocation.allocate import allocate, least_bytes
 
     options, rest = task_budget.options(now.run, tried, now.plan.coder)
     least = rest + least_bytes(options)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import secrets
-import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,41 +18,40 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, State
 from rich.markup import escape
 
-from deepcompression.atomic import storage_error, written
+from deepcompression._atomic import storage_error, written
 from deepcompression.errors import AimMissed, RecipeError, one_line
-from flows import recipe as recipes
 from flows import watchdog
 from flows.budget import search
-from flows.missed import skip_missed
-from flows.schema import Recipe, Training
-from tasks.baseline import baseline
-from tasks.check import check
+from flows.overdue import skip_missed
+from flows.recipe import load as recipes
+from flows.recipe import rounds
+from flows.recipe.schema import Recipe, Training
+from flows.recipe.stored import as_logged, as_stored
+from flows.summary import SUMMARY_VERSION, leave, spread_of, summary_of
 from tasks.console import say
-from tasks.custom import custom
-from tasks.deadline import within
-from tasks.encode import encode
-from tasks.execute import left_alone
-from tasks.figures import bytes_by_stage
-from tasks.finetune import finetune
-from tasks.life import ending, living, recover
-from tasks.places import is_url, place_at
-from tasks.promote import promote
-from tasks.prune import prune
-from tasks.quantize import quantize
-from tasks.recalibrate import recalibrate
-from tasks.registry import example_of
-from tasks.report import difference, sentence, write_report
-from tasks.revision import git_revision
+from tasks.execution.check import check
+from tasks.execution.run import Run
+from tasks.machine.revision import git_revision
+from tasks.registry.models import example_of
+from tasks.registry.promote import promote
+from tasks.report.words import sentence
 from tasks.root import ROOT
-from tasks.run import Reference, Run
-from tasks.secrets import hidden, masked, restored, sealed
-from tasks.share import share
-from tasks.slim import slim
-from tasks.store import UNSENT, Store, finite, publish, write_json
-from tasks.tracking import Parent, Tracker, resolve_uri
+from tasks.secrets import restored, sealed
+from tasks.stages.baseline import baseline
+from tasks.stages.custom import custom
+from tasks.stages.encode import encode
+from tasks.stages.finetune import finetune
+from tasks.stages.prune import prune
+from tasks.stages.quantize import quantize
+from tasks.stages.recalibrate import recalibrate
+from tasks.stages.share import share
+from tasks.stages.slim import slim
+from tasks.stages.verify import verify
+from tasks.storage.places import is_url, place_at
+from tasks.storage.store import UNSENT, Store, publish, write_json
+from tasks.tracking.runs import Parent, Tracker, resolve_uri
+from tasks.upkeep.liveness import ending, living, recover
 from tasks.verdict import budget_aims, emit_missed, missed, told, verdict_of, verdict_of_seeds
-from tasks.verify import Verified, verify
-from tasks.warned import kept
 
 STAGES: dict[str, Task[..., Any]] = {
     "prune": prune,
@@ -65,8 +62,8 @@ STAGES: dict[str, Task[..., Any]] = {
     "slim": slim,
     "encode": encode,
 }
-SUMMARY_VERSION = 1
-ARTIFACT_SECONDS = 10.0
+
+
 LOCAL_RUNS = ROOT / "artifacts" / "runs"
 
 
@@ -138,7 +135,7 @@ def _announced() -> Iterator[None]:
 def _run(recipe: str | dict[str, Any], overrides: dict[str, Any] | None, parent: Parent | None) -> dict[str, Any]:
     recipe, overrides = restored(recipe), restored(overrides)
     parsed = recipes.load(recipe, overrides)
-    stored = recipes.as_stored(parsed, recipe, overrides)
+    stored = as_stored(parsed, recipe, overrides)
     recover(_store(parsed).place, resolve_uri(parsed.tracking.uri))
     skip_missed(flow_run.id)
     if parsed.seeds is None:
@@ -201,40 +198,10 @@ def _judge(tracker: Tracker, summary: Mapping[str, Any]) -> None:
         raise AimMissed(told(summary["verdict"]), summary)
 
 
-def spread_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean, worst and spread (sample standard deviation) over seeds, of size, ratio and test results."""
-
-    def over(values: Sequence[float], worst: Any) -> dict[str, float]:
-        if not all(map(math.isfinite, values)):
-            return dict.fromkeys(("mean", "worst", "spread"), math.nan)
-        return {
-            "mean": statistics.fmean(values),
-            "worst": worst(values),
-            "spread": statistics.stdev(values) if len(values) > 1 else 0.0,
-        }
-
-    def ends(end: str) -> dict[str, Any]:
-        first = summaries[0][end]
-        higher = first["higher_is_better"]
-        rising = {"metric": higher, "accuracy": True, "correct": True, "error": False}
-        return {
-            name: over([one[end][name] for one in summaries], min if rising[name] else max)
-            for name in rising
-            if first.get(name) is not None
-        }
-
-    return {
-        "file_bytes": over([one["file_bytes"] for one in summaries], max),
-        "ratio": over([one["ratio"] for one in summaries], min),
-        "baseline": ends("baseline"),
-        "final": ends("final"),
-    }
-
-
 def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent | None) -> dict[str, Any]:
     folder = _new_folder(parsed, stored)
     with _living(parsed, stored, folder, parent) as tracker:
-        run, stages = _run_of(parsed, seed, folder, tracker), recipes.expand(parsed)
+        run, stages = _run_of(parsed, seed, folder, tracker), rounds.expand(parsed)
         start = _start(run.model, parsed.train)
         _no_secret_promoted(parsed, stored)
         check(run, [*_first_trainings(parsed, start), *stages], test=parsed.test)
@@ -256,13 +223,13 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
             references.append(_call(stage, run, label, number, config, references[-1]))
         path = folder / "model.dcz"
         verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path), parsed.test)
-        summary = {**_summary(run, references, verified, path), **({"budget": outcome} if outcome else {})}
+        summary = {**summary_of(run, references, verified, path), **({"budget": outcome} if outcome else {})}
         if parsed.promote:
             gates = parsed.promote.model_dump(mode="json")
             aims = budget_aims(outcome)
             summary["promotion"] = _call(promote, run, "promote", gates, references[0], references[-1], str(path), aims)
         summary["verdict"] = verdict_of(summary)
-        _leave(run, references, summary, stored, alone=parsed.seeds is None)
+        leave(run, references, summary, stored, alone=parsed.seeds is None)
         if missed(summary):
             emit_missed(summary)
         if deployment.id is not None:  # who typed a command gets a table from it
@@ -377,129 +344,8 @@ def _open_tracker(parsed: Recipe, stored: Mapping[str, Any], folder: Path, paren
         "mlflow.source.git.commit": git_revision(),
     }
     tracker.start(folder.name, {key: value for key, value in tags.items() if value}, parent)
-    labelled = recipes.as_logged(parsed, stored)
+    labelled = as_logged(parsed, stored)
     recipe = {key: value for key, value in stored.items() if key != "name"}  # a run's name, not what it was told
     tracker.params({**recipe, "stages": list(labelled), **labelled})
     tracker.artifact(folder / "recipe.yaml")
     return tracker
-
-
-def _summary(run: Run, references: Sequence[Reference], verified: Verified, path: Path) -> dict[str, Any]:
-    dense, count = references[0].numbers["dense_bytes"], path.stat().st_size
-    names = (
-        "stage", "size_bytes", "compression_ratio", "density", "bits_per_weight", "val_metric", "seconds", "cached",
-    )  # fmt: skip
-    return {
-        "summary_version": SUMMARY_VERSION,
-        "name": run.name,
-        "seed": run.seed,
-        "dense_bytes": dense,
-        "file_bytes": count,
-        "ratio": dense / count,
-        "metric": run.metric_object().name,
-        "data_digest": run.data_identity().digest,
-        "data_notes": list(run.data_identity().notes),
-        "baseline": verified.baseline,
-        "final": verified.final,
-        "comparison": verified.comparison,
-        "stages": [
-            {
-                **{name: reference.numbers[name] for name in names},
-                "model_density": reference.numbers.get("model_density"),
-                "left_alone": left_alone(run.store.find(reference.key) or {}),
-                "key": reference.key,
-            }
-            for reference in references
-        ],
-        "reused": [reference.numbers["stage"] for reference in references if reference.numbers["cached"]],
-        "warnings": kept(run.folder),
-        "file": str(path),
-        "folder": run.folder,
-        "tracking_uri": masked(run.tracker.uri),
-        "mlflow_run_id": run.tracker.run_id,
-        "prefect_flow_run_id": str(flow_run.id) if flow_run.id else None,
-    }
-
-
-def _leave(
-    run: Run, references: Sequence[Reference], summary: dict[str, Any], stored: Mapping[str, Any], alone: bool
-) -> None:
-    """Everything that a finished run leaves: folder, MLflow, Prefect; ``alone``: no other seed is to come."""
-    import deepcompression
-
-    folder, file = Path(run.folder), Path(summary["file"])
-    inspection = deepcompression.inspect(file)
-    write_json(folder / "summary.json", summary)
-    bytes_by_stage(summary["stages"], inspection, folder / "figures" / "bytes.svg")
-    write_report(run, references, summary, stored, folder / "report.html")
-    if alone:
-        watchdog.done(summary, file.stat().st_size)
-    numbers = {"file_bytes": summary["file_bytes"], "ratio": summary["ratio"], "dense_bytes": summary["dense_bytes"]}
-    name = run.metric_object().name
-    for prefix, end in (("baseline_", summary["baseline"]), ("", summary["final"])):
-        prefix += "test" if end["split"] == "test" else "val"
-        numbers[f"{prefix}_{name}"] = end["metric"]
-        numbers |= {f"{prefix}_{key}": end[key] for key in ("error", "correct") if end.get(key) is not None}
-    if compared := summary["comparison"]:
-        numbers |= {f"test_{key}": compared[key] for key in ("difference", "p_value", "broken", "mended")}
-        numbers |= {f"test_difference_{key}": compared[key] for key in ("low", "high")}
-    run.tracker.metrics({key: value for key, value in numbers.items() if math.isfinite(value)})
-    run.tracker.tags({"mlflow.note.content": sentence(summary), **_warnings_tag(summary)})
-    for path in (file, folder / "summary.json", folder / "report.html"):
-        run.tracker.artifact(path)
-    run.tracker.artifact(folder / "figures" / "bytes.svg", "figures")
-    try:
-        within(ARTIFACT_SECONDS, _prefect_artifacts, run, hidden(summary))
-    except Exception as error:  # a server that went away: the run is finished, and its report lies in its folder
-        reason = masked(one_line(error))[:120]
-        say(f"[yellow]Prefect:[/] its server does not take the run's artifacts ({reason})")
-
-
-def _warnings_tag(summary: Mapping[str, Any]) -> dict[str, str]:
-    """As much of all warnings as MLflow takes in a tag."""
-    text = "; ".join(f"{one['stage']}: {one['text']}" for one in summary["warnings"])
-    return {"warnings": text[:4900]} if text else {}
-
-
-def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's row of numbers; what it left alone as how many tensors that are."""
-    return {**row, "left_alone": len(row["left_alone"])}
-
-
-def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
-    """The stage table and the key figures, for Prefect's flow-run page."""
-    from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-
-    if not flow_run.id:
-        return
-    metric = summary["metric"]
-    table = [_shown(row) for row in finite(summary["stages"])]
-    create_table_artifact(key="stages", table=table, description=f"{run.name}, seed {run.seed}")
-    report, page = (Path(run.folder) / "report.html").resolve(), run.tracker.page
-    create_link_artifact(
-        key="report",
-        link=f"{page}/artifacts/report.html" if page else report.as_uri(),
-        link_text="report.html",
-        description=f"The run's whole report, `{report}`; also among the artifacts of its MLflow run.",
-    )
-    create_markdown_artifact(
-        key="result",
-        description=sentence(summary),
-        markdown=f"""# {run.name}: {_title(summary)}
-
-| | dense | file |
-|---|---|---|
-| bytes | {summary["dense_bytes"]:,} | {summary["file_bytes"]:,} |
-| {summary["final"]["split"]} {metric} | {summary["baseline"]["metric"]:.4f} | {summary["final"]["metric"]:.4f} |
-
-{f"Compared with the dense model, sample by sample: {told}." if (told := difference(summary)) else ""}
-
-`{summary["file"]}` was decoded in a fresh process, is bit for bit what was encoded, and was measured there.
-
-MLflow run `{summary["mlflow_run_id"]}` at `{summary["tracking_uri"]}`
-""",
-    )
-
-
-def _title(summary: Mapping[str, Any]) -> str:
-    return told(summary["verdict"]) if missed(summary) else f"{summary['ratio']:.1f}x smaller"

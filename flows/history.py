@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from deepcompression.errors import RecipeError, RunError
-from flows import admission, reading
-from flows import recipe as recipes
-from flows.schema import Recipe, Tracking
-from tasks import tracking
+from flows.recipe import admission, reading
+from flows.recipe import load as recipes
+from flows.recipe.schema import Recipe, Tracking
 from tasks.console import say
-from tasks.deadline import within
-from tasks.places import is_url, place_at
+from tasks.machine.deadline import within
 from tasks.root import ROOT
+from tasks.storage.places import is_url, place_at
+from tasks.tracking.runs import JOURNAL, STATE, flatten, recipe_of, resolve_uri, run_of_flow, runs_of_experiment
 
 RUNS = "artifacts/runs"
 PREFECT_SECONDS = 20.0
@@ -78,7 +78,7 @@ def several(
         RecipeError: none or several of these ways were taken; a run is not on this machine; there are none.
         RunError: the tracking server does not answer.
     """
-    from flows import compare
+    from flows.compare import compare
 
     if sum(map(bool, (words, last, experiment))) != 1:
         raise RecipeError("compare: expected runs, or --last 5, or --experiment NAME: exactly one of these")
@@ -86,7 +86,7 @@ def several(
     if last:
         found = compare.last(home, last, name)
     else:
-        ids = tracking.runs_of_experiment(uri, experiment) if experiment else []
+        ids = runs_of_experiment(uri, experiment) if experiment else []
         known = {plain: folder for folder in folders(home) for plain in _ids(folder)} if experiment else {}
         found = [known[one] for one in reversed(ids) if one in known and (known[one] / "summary.json").exists()]
         found += [_folder_of(word, uri, runs) for word in words]
@@ -126,8 +126,8 @@ def admit(
 
     Args:
         found: the run.
-        allowed: what a recipe from elsewhere may call beyond the closed lists of ``flows.admission``: a module such as
-            ``mypackage`` (all that is defined in it or below it), or one ``package.module:callable``.
+        allowed: what a recipe from elsewhere may call beyond the closed lists of ``flows.recipe.admission``: a
+            module such as ``mypackage`` (all that is defined in it or below it), or one ``package.module:callable``.
         ours: a local recipe, whose ``python_path``, store, runs, tracking and promote are used for one from elsewhere;
             the packages in its ``python_path`` may be called.
         overrides: what replaces the recipe's values; they are yours and not judged.
@@ -153,7 +153,7 @@ def admit(
 
 
 def _check_passwords(found: Found, recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-    for key, value in tracking.flatten(recipe).items():
+    for key, value in flatten(recipe).items():
         if key not in overrides and isinstance(value, str) and "://" in value and ":***@" in value:
             raise RecipeError(f"run {found.name}: {key} had a password, which was not stored; give it: {key}=...")
 
@@ -188,10 +188,10 @@ def _elsewhere(word: str, plain: str, uri: str) -> Found:
     run_id: str | None = plain
     if "-" in word:
         dashed = f"{plain[:8]}-{plain[8:12]}-{plain[12:16]}-{plain[16:20]}-{plain[20:]}"
-        run_id = tracking.run_of_flow(uri, dashed)
+        run_id = run_of_flow(uri, dashed)
         if run_id is None:
             return _from_prefect(dashed)
-    return Found(word, _parsed(tracking.recipe_of(uri, str(run_id)), f"MLflow run {run_id}"), foreign=True)
+    return Found(word, _parsed(recipe_of(uri, str(run_id)), f"MLflow run {run_id}"), foreign=True)
 
 
 def _from_prefect(flow_run_id: str) -> Found:
@@ -220,8 +220,8 @@ def _ids(folder: Path) -> set[str]:
     """MLflow's and Prefect's ids of a run on this machine, without dashes."""
     ids = set()
     with contextlib.suppress(*DAMAGED):
-        ids.add(str(json.loads((folder / tracking.STATE).read_text())["run_id"]))
-    with contextlib.suppress(*DAMAGED), (folder / tracking.JOURNAL).open() as journal:
+        ids.add(str(json.loads((folder / STATE).read_text())["run_id"]))
+    with contextlib.suppress(*DAMAGED), (folder / JOURNAL).open() as journal:
         ids.add(str(json.loads(journal.readline())["tags"]["prefect.flow_run_id"]).replace("-", ""))
     return ids
 
@@ -232,4 +232,4 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
 
 def default_uri() -> str:
     """``MLFLOW_TRACKING_URI``, or the database that recipes use where they say nothing."""
-    return tracking.resolve_uri(os.environ.get("MLFLOW_TRACKING_URI") or Tracking().uri)
+    return resolve_uri(os.environ.get("MLFLOW_TRACKING_URI") or Tracking().uri)

@@ -15,14 +15,14 @@ from zoneinfo import ZoneInfo, available_timezones
 from pydantic import Field, field_validator, model_validator
 
 from deepcompression.errors import RecipeError, RunError
-from flows import recipe as recipes
-from flows.schema import Name, Strict
+from flows.recipe import load as recipes
+from flows.recipe.schema import Name, Strict
 from tasks.console import say
-from tasks.deadline import within
-from tasks.environment import opener
-from tasks.life import ALIVE
+from tasks.machine.deadline import within
+from tasks.machine.environment import opener
 from tasks.root import ROOT
 from tasks.secrets import masked, with_password
+from tasks.upkeep.liveness import ALIVE
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment

@@ -17,12 +17,12 @@ from rich.markup import escape
 
 from deepcompression.errors import RunError
 from tasks.console import say
-from tasks.deadline import within
-from tasks.environment import opener
-from tasks.process import LARGEST_NOTE, lives, mapping_of, whoami
+from tasks.machine.deadline import within
+from tasks.machine.environment import opener
+from tasks.machine.process import LARGEST_NOTE, lives, mapping_of, whoami
 from tasks.root import ROOT
-from tasks.store import write_json
-from tasks.tracking import resolve_uri
+from tasks.storage.store import write_json
+from tasks.tracking.runs import resolve_uri
 
 START_SECONDS = 120
 RESTARTS = 5  # within a minute: then something is wrong that a restart does not mend
@@ -129,7 +129,7 @@ def run(data: Path, prefect_port: int, mlflow_port: int) -> None:
 
 def _database(data: Path) -> str:
     """Migrated once here: two processes that open a fresh database together corrupt it."""
-    from tasks.tracking import client_of
+    from tasks.tracking.runs import client_of
 
     uri = resolve_uri(f"sqlite:///{data.resolve()}/mlflow.db")
     client_of(uri)

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tasks.console import size
-from tasks.report import difference
+from tasks.report.words import difference
 from tasks.verdict import missed, told
 
 

@@ -17,17 +17,17 @@ from rich.table import Table
 
 from deepcompression.errors import DeepCompressionError, RecipeError
 from flows import history
-from flows import recipe as recipes
-from flows.schema import Tracking
-from tasks import cleaning, tracking
+from flows.recipe import load as recipes
+from flows.recipe.schema import Tracking
 from tasks.console import say, size
-from tasks.journal import MOST_BYTES
-from tasks.lease import leases
-from tasks.life import PREFIX
-from tasks.places import Near, is_url
 from tasks.root import ROOT
-from tasks.store import UNSENT, Store
-from tasks.tracking import Tracker, masked, resolve_uri
+from tasks.storage.lease import leases
+from tasks.storage.places import Near, is_url
+from tasks.storage.store import UNSENT, Store
+from tasks.tracking.journal import MOST_BYTES
+from tasks.tracking.runs import JOURNAL, Tracker, masked, resolve_uri
+from tasks.upkeep import eviction
+from tasks.upkeep.liveness import PREFIX
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")  # a run's folder
@@ -73,13 +73,13 @@ def sync(words: Sequence[str], runs: str, store: str, uri: str | None) -> list[s
     """
     home = ROOT / runs
     named = [path if (path := Path(word)).is_dir() else home / word for word in words]
-    missing = [str(path) for path in named if not (path / tracking.JOURNAL).is_file()]
+    missing = [str(path) for path in named if not (path / JOURNAL).is_file()]
     if missing:
-        raise RecipeError(f"{missing[0]}: not the folder of a run (there is no {tracking.JOURNAL})")
+        raise RecipeError(f"{missing[0]}: not the folder of a run (there is no {JOURNAL})")
     opened, count = _open(store), 0
     live = {one.key.removeprefix(PREFIX) for one in leases(opened.place) if one.alive}
     with tempfile.TemporaryDirectory() as borrowed:
-        own = [path.parent for path in home.glob(f"*/{tracking.JOURNAL}")]
+        own = [path.parent for path in home.glob(f"*/{JOURNAL}")]
         others, failures = ([], []) if named else _left_by_others(opened, {one.name for one in own}, Path(borrowed))
         folders = named or [*own, *others]
         for folder in sorted((one for one in folders if one.name not in live), key=_childish):
@@ -105,7 +105,7 @@ def _open(where: str) -> Store:
 
 def _childish(folder: Path) -> bool:
     try:
-        with (folder / tracking.JOURNAL).open(encoding="utf-8") as journal:
+        with (folder / JOURNAL).open(encoding="utf-8") as journal:
             return bool(json.loads(journal.readline(MOST_BYTES)).get("parent"))
     except (OSError, ValueError, AttributeError, RecursionError):
         return True
@@ -205,7 +205,7 @@ def _your_servers(own: Sequence[Path]) -> list[str]:
 
 def show_store(where: str) -> None:
     """A table of what a store holds, by stage."""
-    found = cleaning.inventory(_open(where).place)
+    found = eviction.inventory(_open(where).place)
     by_stage: dict[str, list[Any]] = {}
     for entry in found.entries.values():
         row = by_stage.setdefault(str(entry.get("stage", "?")), [0, set()])
@@ -229,18 +229,18 @@ def show_store(where: str) -> None:
 
 
 def clean(where: str, runs: str, *, older: str | None, size_: str | None, gone: bool, uri: str, dry_run: bool) -> None:
-    """Prunes the store by age, size, or runs that are gone, and says what went; see ``tasks.cleaning.prune``.
+    """Prunes the store by age, size, or runs that are gone, and says what went; see ``tasks.upkeep.eviction.prune``.
 
     Raises:
         RecipeError: a time or size that cannot be read.
         RunError: the registry, which knows the champions, does not answer: then nothing is removed.
     """
-    from tasks.registry import champion_files
+    from tasks.registry.models import champion_files
 
     store = _open(where)
-    done = cleaning.prune(
+    done = eviction.prune(
         store,
-        cleaning.inventory(store.place),
+        eviction.inventory(store.place),
         older=seconds(older) if older else None,
         size=byte_count(size_) if size_ else None,
         runs=_keys_of_runs(ROOT / runs) if gone else None,

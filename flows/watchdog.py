@@ -92,7 +92,7 @@ class Watchdog:
     def _listen(self) -> None:
         import psutil  # noqa: F401 - what ends the run is at hand when it is needed
 
-        import tasks.life  # noqa: F401
+        import tasks.upkeep.liveness  # noqa: F401
 
         assert self.guard is not None and self.guard.stdout is not None
         if told := os.read(self.guard.stdout.fileno(), 1):
@@ -107,7 +107,7 @@ class Watchdog:
         self._end(self.code, "FAILED" if self.code else "FINISHED", note)
 
     def _end(self, code: int, status: str, note: str) -> None:
-        from tasks.life import write_ends
+        from tasks.upkeep.liveness import write_ends
 
         try:
             write_ends(status)
@@ -146,18 +146,26 @@ def leave_soon(code: int) -> None:
     timer.start()
 
 
+WAITED_FOR = (
+    ("tasks.tracking.runs", "MLflow"),
+    ("tasks.registry.models", "MLflow"),
+    ("tasks.storage.places", "the store"),
+    ("prefect", "Prefect"),
+    ("tasks.upkeep.liveness", "Prefect"),
+)
+
+
 def _held_up() -> str:
     """What the main thread waits for, by the innermost code of which that is known."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None:
         module = str(frame.f_globals.get("__name__"))
-        for name, waiting in (("tasks.tracking", "MLflow"), ("tasks.registry", "MLflow"), ("tasks.places", "the store"),
-                              ("prefect", "Prefect"), ("tasks.life", "Prefect")):  # fmt: skip
+        for name, waiting in WAITED_FOR:
             if module == name or module.startswith(f"{name}."):
                 return waiting
-        if (module, frame.f_code.co_name) == ("flows.compress", "_leave"):
+        if (module, frame.f_code.co_name) == ("flows.summary", "leave"):
             return "Prefect"  # its artifacts; MLflow's are sent below tasks.tracking
-        if module.startswith(("tasks.", "flows.", "deepcompression.")) and module != "tasks.deadline":
+        if module.startswith(("tasks.", "flows.", "deepcompression.")) and module != "tasks.machine.deadline":
             return f"{module}:{frame.f_code.co_name}"
         frame = frame.f_back
     return "something"

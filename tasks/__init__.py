@@ -2,6 +2,6 @@
 
 import os
 
-from tasks.environment import prepare
+from tasks.machine.environment import prepare
 
 prepare(os.environ)  # before Prefect and MLflow read it

@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.pareto import Point, front, picture
-from tasks.run import Reference, Run
-from tasks.sensitivity import curves
-from tasks.slim import outputs
-from tasks.store import write_json
+from tasks.execution.run import Reference, Run
+from tasks.report.pareto import Point, front, picture
+from tasks.stages.sensitivity import curves
+from tasks.stages.slim import outputs
+from tasks.storage.store import write_json
 
 if TYPE_CHECKING:
-    from deepcompression.allocation import Allocation, TensorCurves
-    from deepcompression.budget import Clock
+    from deepcompression.allocation.allocate import Allocation, TensorCurves
+    from deepcompression.allocation.budget import Clock
 
 SPREAD = 3.0
 # What was lost at once, before any training: training makes up for most of what pruning costs, hardly for lost levels.
@@ -32,9 +32,9 @@ def options(run: Run, tried: Reference, coder: str) -> tuple[list[TensorCurves],
         tried: what the sensitivity task made; its weights are those that it tried.
         coder: that of the file.
     """
-    from deepcompression import torch as files
-    from deepcompression.allocation import curves_of, has_options
-    from deepcompression.quantize import round_precision
+    from deepcompression.allocation.allocate import curves_of, has_options
+    from deepcompression.formats import state_dict as files
+    from deepcompression.quantization.precision import round_precision
 
     state, measured = run.state(tried), curves(run, tried)
     tensors = [one for one in measured.tensors if one.by_density and one.by_bits]
@@ -47,8 +47,8 @@ def options(run: Run, tried: Reference, coder: str) -> tuple[list[TensorCurves],
 
 
 def predicted(run: Run, tried: Reference, allocation: Allocation, *, in_points: bool) -> float:
-    """By how much the metric is likely to be worse after a step's training; see ``deepcompression.budget``."""
-    from deepcompression.budget import predicted_loss
+    """By how much the metric is likely to be worse after a step's training; see ``predicted_loss``."""
+    from deepcompression.allocation.budget import predicted_loss
 
     found, higher = curves(run, tried), bool(run.metric_object().higher_is_better)
     tensors = [one for one in found.tensors if one.name in allocation.density]
@@ -66,11 +66,11 @@ def clock_of(run: Run, dense: Reference, an_epoch: float, a_look: float) -> Cloc
     """What a step's parts take, and how many there are of each."""
     from torch import Tensor
 
-    from deepcompression import selection
-    from deepcompression.budget import Clock
+    from deepcompression.allocation.budget import Clock
+    from deepcompression.network import names
 
     model, split = run.model_with(dense), run.splits().validation
-    tensors = len(set(selection.prunable(model)))
+    tensors = len(set(names.prunable(model)))
     others = len({name for name, one in run.state(dense).items() if one.is_floating_point()}) - tensors
     cut = isinstance(split, tuple | list) and all(isinstance(part, Tensor) for part in split)
     return Clock(an_epoch, a_look, tensors, max(others, 0), int(dense.numbers["val_total"]), cut)
@@ -88,11 +88,11 @@ def worth_sharing(run: Run, reference: Reference) -> list[str]:
 
     Other matrices that are not pruned, such as embeddings, are not among them: few values would do them harm.
     """
-    from deepcompression import selection
+    from deepcompression.network import names
 
     model = run.model_with(reference)
-    known = selection.parameters(model)
-    vectors = [name for name in dict.fromkeys(selection.first_names(model).values()) if known[name].ndim < 2]
+    known = names.parameters(model)
+    vectors = [name for name in dict.fromkeys(names.first_names(model).values()) if known[name].ndim < 2]
     return [name for name in vectors if known[name].numel() >= SMALLEST_SHARED and bool(known[name].any())]
 
 
@@ -102,10 +102,10 @@ def units_to_keep(run: Run, reference: Reference, density: Mapping[str, float]) 
     The rows and columns of a layer's matrix both shrink to 3 x sqrt(density), so that what is left of it is one ninth
     dense: weights that stand close together code smaller than the same number strewn over all units.
     """
-    from deepcompression import units
+    from deepcompression.network import trace
 
     state, model = run.state(reference), run.model_with(reference)
-    found = units.chains(model, units.shapes(model, lambda one: outputs(run, one)))[0]
+    found = trace.chains(model, trace.shapes(model, lambda one: outputs(run, one)))[0]
     pruned = [one for one in found if one.weight in density]  # what is zero throughout is not
     keep = {one.producer: math.ceil(SPREAD * math.sqrt(density[one.weight]) * one.units) for one in pruned}
     alive = {one.producer: int(state[one.weight].flatten(1).any(1).sum()) for one in pruned}

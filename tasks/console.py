@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.progress import Progress, TextColumn
 from rich.table import Column
 
+from deepcompression.cli.terminal import WIDE, bar_on
 from deepcompression.errors import one_line
-from deepcompression.terminal import WIDE, bar_on
 from tasks.secrets import masked
 
 CALM_SECONDS = 60.0  # between two lines about one training in a log
@@ -43,7 +43,7 @@ def quiet() -> None:
 
 @contextlib.contextmanager
 def progress(label: str, metric: str) -> Iterator[Callable[[Any], None] | None]:
-    """Progress of one training stage; yields the callback that ``deepcompression.training.fit`` feeds.
+    """Progress of one training stage; yields the callback that ``deepcompression.training.loop.fit`` feeds.
 
     On a terminal a bar with epoch, loss, metric, rate and remaining time; in a log a line a minute.
 

@@ -1,6 +1,6 @@
 """Values that must be written nowhere: what recipes took from the environment, and passwords in URLs.
 
-``flows.recipe`` tells this module each value at the moment it is read, however it is quoted, nested, decoded or
+``flows.recipe.load`` tells this module each value at the moment it is read, however it is quoted, nested, decoded or
 referred to. From then on ``masked`` replaces it, in whatever form it is escaped, by ``${oc.env:NAME}`` (by ``***``
 where only a part of a variable was taken). Whatever is written, sent, logged, raised or printed passes through here:
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
-from deepcompression.budget import loss_of
+from deepcompression.allocation.budget import loss_of
 from tasks.secrets import hidden
 
 ABSOLUTE = ("max_metric_loss", "min_ratio")

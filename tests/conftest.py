@@ -47,7 +47,7 @@ def prefect_server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty MLflow database: migrating takes seconds, copying does not."""
-    from tasks.tracking import client_of
+    from tasks.tracking.runs import client_of
 
     path = tmp_path_factory.mktemp("mlflow") / "template.db"
     client_of(f"sqlite:///{path}")

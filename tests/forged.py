@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deepcompression import arithmetic, blobs, coders, format, layouts, streams
-from deepcompression.bits import varint
-from deepcompression.dtypes import DTYPES
+from deepcompression.codec import arithmetic, encoder, head, huffman, streams
+from deepcompression.codec.bitstream import varint
+from deepcompression.codec.dtypes import DTYPES
+from deepcompression.codec.index import MAGIC
 
 __all__ = ["array", "coded", "deflated", "mask", "one", "record", "sealed", "small_chunks", "varint", "wild"]
 
 
 def sealed(index: bytes, rest: bytes = b"", coder: int = 1, version: int = 1) -> bytes:
     """A file with this index, and what follows it."""
-    prefix = format.MAGIC + bytes([version, coder]) + len(index).to_bytes(4, "little")
+    prefix = MAGIC + bytes([version, coder]) + len(index).to_bytes(4, "little")
     return prefix + zlib.crc32(prefix + index).to_bytes(4, "little") + index + rest
 
 
@@ -59,7 +60,7 @@ def mask(flags: Sequence[int]) -> bytes:
 
 def coded(lengths: Sequence[int], tuple_size: int = 1) -> bytes:
     """The header of a Huffman-coded stream, whether these lengths are a code or not."""
-    return bytes([128 | tuple_size]) + coders.write_lengths(np.array(lengths, np.uint8))
+    return bytes([128 | tuple_size]) + huffman.write_lengths(np.array(lengths, np.uint8))
 
 
 @contextlib.contextmanager
@@ -79,12 +80,12 @@ def wild(random: Random, chunk: int | None = None) -> Iterator[None]:
         return random.choice(list(options[0] if len(options) == 1 else options) or [default["default"]])
 
     def plan(counts: NDArray[np.int64], k: int, size: int, coder: str, *_: int) -> tuple[int, streams.Stream]:
-        lengths = None if k == 1 or coder == "packed" or random.random() < 0.4 else coders.code_lengths(counts)
+        lengths = None if k == 1 or coder == "packed" or random.random() < 0.4 else huffman.code_lengths(counts)
         return 0, streams.Stream(k, size, lengths)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layouts, "_smaller", smaller)
-        patch.setattr(layouts, "min", least, raising=False)
+        patch.setattr(encoder, "_smaller", smaller)
+        patch.setattr(encoder, "min", least, raising=False)
         patch.setattr(streams, "plan", plan)
         if chunk is not None:
             small_chunks(patch.setattr, chunk)
@@ -93,6 +94,6 @@ def wild(random: Random, chunk: int | None = None) -> Iterator[None]:
 
 def small_chunks(setting: Callable[[object, str, int], None], chunk: int) -> None:
     """Let chunks be of so many elements, and blocks of a third of it, for writers and readers alike."""
-    setting(blobs, "CHUNK", chunk)
+    setting(head, "CHUNK", chunk)
     setting(arithmetic, "MOST_ROWS_ELEMENTS", chunk)
-    setting(coders, "BLOCK", max(1, chunk // 3))
+    setting(huffman, "BLOCK", max(1, chunk // 3))

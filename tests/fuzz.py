@@ -31,11 +31,14 @@ from unittest.mock import patch
 import numpy as np
 from forged import deflated, small_chunks, wild
 
-from deepcompression import _numba, blobs, format, io, layouts
-from deepcompression.bits import Cursor, varint
-from deepcompression.dtypes import DTYPES, unsigned
+from deepcompression import _numba
+from deepcompression.codec import decoder, encoder, reader
+from deepcompression.codec.bitstream import Cursor, varint
+from deepcompression.codec.dtypes import DTYPES, unsigned
+from deepcompression.codec.file import decode
+from deepcompression.codec.index import CODERS, MAGIC, VERSION
+from deepcompression.codec.metadata import TAG, pack
 from deepcompression.errors import FormatError
-from deepcompression.metadata import TAG, pack
 
 MOST_BYTES = 1 << 16
 MOST_SECONDS = 1.0
@@ -89,7 +92,7 @@ def build(
     if metadata:
         index += varint(TAG) + varint(len(metadata)) + metadata
     index += behind
-    prefix = format.MAGIC + bytes([format.VERSION, coder]) + len(index).to_bytes(4, "little")
+    prefix = MAGIC + bytes([VERSION, coder]) + len(index).to_bytes(4, "little")
     head = prefix + zlib.crc32(prefix + index).to_bytes(4, "little") + index
     return head + b"".join(tensor.blob for tensor in tensors if tensor.same_as is None)
 
@@ -126,7 +129,7 @@ def valid(seed: int, lot: int) -> tuple[tuple[Tensor, ...], ...]:
             shape = [(), (40,), (9, 16), (16, 32), (4, 3, 2, 2), (0, 3), (200,)][random.integers(7)]
             bits = _values(random, dtype, shape)
             with wild(Random(int(random.integers(1 << 32)))):
-                blob = layouts.encode_tensor(bits.reshape(-1), dtype, shape, format.CODERS[number % 3])
+                blob = encoder.encode_tensor(bits.reshape(-1), dtype, shape, CODERS[number % 3])
             fields = fields_of(blob, dtype, bits)
             tensors.append(Tensor(f"t{place}".encode(), DTYPES[dtype].number, shape, blob, fields=fields))
         files.append(tuple(tensors))
@@ -158,8 +161,8 @@ def fields_of(blob: bytes, dtype: str, bits: np.ndarray) -> tuple[Field, ...]:
                     del found[inner]
                 found[start] = Field(start, len(taken), what, number)
 
-    with patch.object(blobs, "Cursor", Watched):
-        decoded, _ = blobs.decode_tensor(blob, dtype, bits.size, "valid")
+    with patch.object(decoder, "Cursor", Watched):
+        decoded, _ = decoder.decode_tensor(blob, dtype, bits.size, "valid")
     assert np.array_equal(decoded, bits.reshape(-1))
     return tuple(found[start] for start in sorted(found))
 
@@ -335,7 +338,7 @@ def check(file: bytes, traced: bool = False) -> str:
         tracemalloc.start()
     start = time.process_time()
     try:
-        found = io.decode(file, max_bytes=MOST_BYTES)
+        found = decode(file, max_bytes=MOST_BYTES)
         assert sum(tensor.bits.nbytes for tensor in found.values()) <= MOST_BYTES
         outcome = "tensors"
     except FormatError as error:
@@ -353,10 +356,10 @@ def check(file: bytes, traced: bool = False) -> str:
 def compiled_agrees(file: bytes) -> bool:
     """Whether numba, for however few symbols, and numpy alone give the same tensors or the same error."""
     results: list[object] = []
-    for module in (None, import_module("deepcompression.kernels")):
+    for module in (None, import_module("deepcompression.codec.kernels")):
         with patch.object(_numba, "kernels", lambda *_, module=module: module):
             try:
-                found = io.decode(file, max_bytes=MOST_BYTES)
+                found = decode(file, max_bytes=MOST_BYTES)
                 results.append({name: tensor.bits.tobytes() for name, tensor in found.items()})
             except FormatError as error:
                 results.append(type(error))
@@ -394,7 +397,7 @@ def write_corpus(folder: Path) -> int:
 def _split(path: Path) -> list[bytes]:
     """Each tensor of a .dcz file in a file of its own."""
     content = path.read_bytes()
-    index = io._read_index(io._Map(memoryview(content)))
+    index = reader.index_of(reader.Mapped(memoryview(content)))
     return [
         build([Tensor(b"w", DTYPES[e.dtype].number, e.shape, content[e.offset : e.offset + e.size])])
         for e in index.entries

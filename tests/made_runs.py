@@ -7,7 +7,7 @@ import csv
 import io
 from typing import Any
 
-from flows.compare import Comparison, Entry, compare, render
+from flows.compare.compare import Comparison, Entry, compare, render
 
 RECIPE: dict[str, Any] = {
     "recipe_version": 1,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from deepcompression.dtypes import DTYPES, unsigned
-from deepcompression.io import RawTensor
+from deepcompression.codec.dtypes import DTYPES, RawTensor, unsigned
 
 NUMPY_DTYPES = [name for name in DTYPES if name != "bfloat16" and not name.startswith("float8")]
 SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 3.4e38], np.float32).view(np.uint32)

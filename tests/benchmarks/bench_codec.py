@@ -22,9 +22,12 @@ from typing import Any
 import numpy as np
 from dahuffman import HuffmanCodec
 
-from deepcompression import blobs, io, layouts, streams
-from deepcompression.bits import Cursor
-from deepcompression.kmeans import kmeans1d
+from deepcompression.codec import file as io
+from deepcompression.codec import streams
+from deepcompression.codec.bitstream import Cursor
+from deepcompression.codec.decoder import decode_tensor
+from deepcompression.codec.encoder import encode_tensor
+from deepcompression.sharing.kmeans import kmeans1d
 
 try:
     import zstandard
@@ -69,12 +72,12 @@ def made(shape: tuple[int, ...], density: float, k: int, seed: int = 0) -> np.nd
 
 def blob_of(weights: np.ndarray, coder: str, threads: int = 1) -> bytes:
     """The bytes of one tensor in a file."""
-    return layouts.encode_tensor(weights.reshape(-1).view(np.uint32), "float32", weights.shape, coder, threads)
+    return encode_tensor(weights.reshape(-1).view(np.uint32), "float32", weights.shape, coder, threads)
 
 
 def book_bytes(blob: bytes, weights: np.ndarray) -> int:
     """How many of the bytes are the codebook."""
-    return blobs.decode_tensor(blob, "float32", weights.size, "w")[1].codebook
+    return decode_tensor(blob, "float32", weights.size, "w")[1].codebook
 
 
 # ---------------------------------------------------------------- rivals
@@ -157,10 +160,10 @@ def nets(files: list[Path]) -> None:
 
 
 def _minilm(path: Path) -> dict[str, np.ndarray]:
-    from deepcompression import tensorfile
+    from deepcompression.formats import safetensors
 
     shared = {}
-    for name, raw in tensorfile.TensorFile(path).items():
+    for name, raw in safetensors.TensorFile(path).items():
         if raw.dtype == "float32" and raw.bits.ndim == 2:
             weights = raw.bits.view(np.float32).copy()
             weights[np.abs(weights) <= np.quantile(np.abs(weights), 0.8)] = 0
@@ -181,7 +184,7 @@ def _net(name: str, tensors: list[np.ndarray], codec: Any) -> None:
         pairs = list(zip(files[coder], tensors, strict=True))
 
         def decode(pair: tuple[bytes, np.ndarray]) -> Any:
-            return blobs.decode_tensor(pair[0], "float32", pair[1].size, "w", threads if len(pairs) == 1 else 1)
+            return decode_tensor(pair[0], "float32", pair[1].size, "w", threads if len(pairs) == 1 else 1)
 
         if threads == 1 or len(pairs) == 1:
             return total / seconds(lambda: [decode(pair) for pair in pairs], 3) / 1e6
@@ -211,7 +214,7 @@ def speed() -> None:
         _huffman(k, 10_000_000, 1_000_000)
     weights = made((2048, 4096), 0.1, 32)
     blob = blob_of(weights, "adaptive")
-    spent = seconds(lambda: blobs.decode_tensor(blob, "float32", weights.size, "w"), 3)
+    spent = seconds(lambda: decode_tensor(blob, "float32", weights.size, "w"), 3)
     rate = weights.size / spent / 1e6
     print(f"adaptive, 8.4M weights, 10 % dense: {rate:.0f} million weights decoded a second, one core")
 

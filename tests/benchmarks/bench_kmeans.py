@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import KMeans
 
-from deepcompression.kmeans import kmeans1d
-from deepcompression.partition import best_groups
+from deepcompression.sharing.kmeans import kmeans1d
+from deepcompression.sharing.optimal import best_groups
 
 
 def milliseconds(call: Callable[[], Any], runs: int) -> float:

@@ -28,12 +28,13 @@ tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
 """
 DIRECT = """
 import json, subprocess, sys, torch
-from deepcompression import data, models, selection, structure, torch as files
-from deepcompression.finetune import finetune
-from deepcompression.problem import Problem
-from deepcompression.prune import prune
-from deepcompression.share import share
-from deepcompression.training import fit
+from deepcompression import data, models, torch as files
+from deepcompression.network import names as selection, state as structure
+from deepcompression.training.finetune import finetune
+from deepcompression.training.problem import Problem
+from deepcompression.pruning.prune import prune
+from deepcompression.sharing.share import share
+from deepcompression.training.loop import fit
 from safetensors.torch import save_file
 
 folder = sys.argv[1]
@@ -58,7 +59,9 @@ request = {
     "step": None, "metric": None, "threads": 1, "python_path": [],
     "compute": {"device": "cpu", "precision": "float32", "channels_last": False},
 }
-subprocess.run([sys.executable, "-m", "deepcompression.verification"], input=json.dumps(request), text=True, check=True)
+subprocess.run(
+    [sys.executable, "-m", "deepcompression.measure.verification"], input=json.dumps(request), text=True, check=True
+)
 """
 
 

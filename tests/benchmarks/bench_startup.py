@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "import deepcompression": ["-c", "import deepcompression"],
-    "import deepcompression.io": ["-c", "import deepcompression.io"],
-    "dcz --help": ["-m", "deepcompression.cli", "--help"],
+    "import deepcompression.codec.file": ["-c", "import deepcompression.codec.file"],
+    "dcz --help": ["-m", "deepcompression.cli.main", "--help"],
     "python -m flows --help": ["-m", "flows", "--help"],
 }
 

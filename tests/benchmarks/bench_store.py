@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tasks.store import Store
+from tasks.storage.store import Store
 
 RESULTS, TIMES = 10_000, 200
 

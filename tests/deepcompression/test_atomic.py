@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deepcompression.atomic import written
+from deepcompression._atomic import written
 from deepcompression.errors import StorageError
 
 

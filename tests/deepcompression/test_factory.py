@@ -9,7 +9,7 @@ import torch
 
 from deepcompression import factory
 from deepcompression.errors import DataError, FactoryError
-from deepcompression.problem import cross_entropy_step
+from deepcompression.training.problem import cross_entropy_step
 
 
 @pytest.fixture
@@ -78,6 +78,6 @@ def test_a_function_is_named_directly_or_by_its_factory():
     shift = factory.function("deepcompression.data:shift")
     batch = (torch.ones(2, 1, 4, 4), torch.zeros(2))
     assert shift(batch, torch.Generator().manual_seed(0))[0].shape == (2, 1, 4, 4)
-    assert factory.function("deepcompression.problem:cross_entropy_step") is cross_entropy_step
+    assert factory.function("deepcompression.training.problem:cross_entropy_step") is cross_entropy_step
     with pytest.raises(FactoryError, match="expected a function of 2 arguments"):
         factory.function("builtins:dict")

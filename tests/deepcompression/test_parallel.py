@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from deepcompression.parallel import cores, mapped
+from deepcompression._parallel import cores, mapped
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2, 7])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import deepcompression
 from deepcompression import torch as bridge
 from deepcompression.errors import WeightsError
-from deepcompression.structure import bits_of
+from deepcompression.network.state import bits_of
 
 FLOATS = ["float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2"]
 INTEGERS = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
@@ -97,5 +97,5 @@ def test_the_two_verbs_serve_a_training_loop_of_ones_own():
 
 def test_the_bridge_alone_imports_torch():
     """Reading a file to numpy arrays must not cost a second of import, nor need torch."""
-    code = "import sys, deepcompression, deepcompression.io; assert 'torch' not in sys.modules"
+    code = "import sys, deepcompression, deepcompression.codec.file; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

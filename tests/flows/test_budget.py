@@ -18,15 +18,15 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from deepcompression import budget as library
-from deepcompression.budget import Clock
+from deepcompression.allocation import budget as library
+from deepcompression.allocation.budget import Clock
 from deepcompression.errors import BudgetError, DivergedError, RecipeError
 from flows import budget as flow_budget
-from flows import recipe as recipes
-from flows import schema
 from flows.budget import Search
 from flows.compress import compress
-from tasks.run import Reference
+from flows.recipe import load as recipes
+from flows.recipe import schema
+from tasks.execution.run import Reference
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("prefect_server")

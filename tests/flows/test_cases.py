@@ -12,13 +12,15 @@ import torch
 import yaml
 
 from deepcompression.errors import InputError
-from deepcompression.problem import Accuracy, cross_entropy_step, evaluate
-from deepcompression.quantize import round_precision
-from deepcompression.structure import plain_state
-from deepcompression.training import fit
-from flows import recipe as recipes
-from tasks.run import Run
-from tasks.sources import imports_of
+from deepcompression.network.state import plain_state
+from deepcompression.quantization.precision import round_precision
+from deepcompression.training.evaluate import evaluate
+from deepcompression.training.loop import fit
+from deepcompression.training.problem import Accuracy, cross_entropy_step
+from flows.recipe import load as recipes
+from flows.recipe import rounds
+from tasks.execution.run import Run
+from tasks.execution.sources import imports_of
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
 
@@ -33,15 +35,15 @@ def mine(monkeypatch: pytest.MonkeyPatch) -> None:
 def checked(tmp_path: Path) -> Callable[..., Run]:
     """The run of a case, after all that is looked at before anything trains; without a flow."""
     from flows import compress as flow
-    from tasks.check import check
-    from tasks.tracking import Tracker
+    from tasks.execution.check import check
+    from tasks.tracking.runs import Tracker
 
     def check_case(name: str, **overrides: Any) -> Run:
         places = {"store": str(tmp_path / "store"), "runs": str(tmp_path / "runs"), "device": "cpu"}
         parsed = recipes.load({**yaml.safe_load((CASES / f"{name}.yaml").read_text()), **places}, overrides)
         run = flow._run_of(parsed, 0, tmp_path, Tracker(str(tmp_path), "sqlite:///none.db", "cases"))
         trainings = flow._first_trainings(parsed, flow._start(run.model, parsed.train))
-        check(run, [*trainings, *recipes.expand(parsed)], test=parsed.test)
+        check(run, [*trainings, *rounds.expand(parsed)], test=parsed.test)
         return run
 
     return check_case
@@ -128,7 +130,7 @@ def test_the_mean_is_over_samples(mine: None, metric: str) -> None:
 
 def test_another_loader_is_another_result(checked: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """A sampler, a batch size, a collate_fn: each makes another key, so that nothing of one is taken for another."""
-    from tasks import check
+    from tasks.execution import check
 
     keys = []
     monkeypatch.setattr(check, "callables", lambda run: keys.append(run.data_identity().digest) or [])

@@ -28,8 +28,9 @@ from deepcompression.errors import (
     StructureError,
     WeightsError,
 )
-from deepcompression.models import digits_net
-from flows.compress import compress, spread_of
+from deepcompression.models.paper import digits_net
+from flows.compress import compress
+from flows.summary import spread_of
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 Tiny = Callable[..., dict[str, Any]]
@@ -103,7 +104,7 @@ def test_what_stages_left_alone_is_told(finished: dict[str, Any], capsys: pytest
 
 def test_the_file_alone_has_the_measured_accuracy(finished: dict[str, Any]) -> None:
     """Loaded by hand into a new model, the file makes exactly the errors that the summary tells."""
-    from deepcompression.data import digits
+    from deepcompression.data.images import digits
 
     summary = finished["summary"]
     model = files.load_into(digits_net(), summary["file"]).eval()
@@ -396,7 +397,7 @@ def test_verification_notices_a_flipped_weight(finished: dict[str, Any], tmp_pat
         "python_path": [],
     }
     done = subprocess.run(
-        [sys.executable, "-m", "deepcompression.verification"],
+        [sys.executable, "-m", "deepcompression.measure.verification"],
         input=json.dumps(request), capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     answer = json.loads(done.stdout)

@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 
 from deepcompression import torch as files
 from deepcompression.errors import RecipeError
-from flows import recipe as recipes
 from flows.compress import compress
+from flows.recipe import load as recipes
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 Tiny = Callable[..., dict[str, Any]]

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from deepcompression.errors import RecipeError
-from flows import recipe as recipes
 from flows.compress import compress
 from flows.history import Found, admit, find
+from flows.recipe import load as recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 Tiny = Callable[..., dict[str, Any]]

@@ -19,8 +19,8 @@ from conftest import ask
 from deepcompression.errors import RecipeError
 from flows import schedules
 from flows.schedules import Schedule, load
-from tasks.lease import leases
-from tasks.places import place_at
+from tasks.storage.lease import leases
+from tasks.storage.places import place_at
 
 ROOT = Path(__file__).resolve().parents[2]
 Tiny = Callable[..., dict[str, Any]]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flows.servers import running_prefect
-from tasks.process import whoami
+from tasks.machine.process import whoami
 
 URL = "http://127.0.0.1:4200/api"
 

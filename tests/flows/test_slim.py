@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from deepcompression import structure
 from deepcompression import torch as files
-from deepcompression.data import digits
+from deepcompression.data.images import digits
 from deepcompression.errors import StructureError
-from deepcompression.models import digits_net
+from deepcompression.models.paper import digits_net
+from deepcompression.network.state import is_zero
 from flows.compress import compress
-from tasks.store import Store
+from tasks.storage.store import Store
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 Tiny = Callable[..., dict[str, Any]]
@@ -62,7 +62,7 @@ def test_slim_stands_anywhere_and_changes_no_result(tiny: Tiny, monkeypatch: pyt
     assert stored["report"]["left"] == {"fc2": "its units are the model's outputs"}
     assert stored["notes"][-1] == "fc2 is left alone: its units are the model's outputs"
 
-    monkeypatch.setattr("tasks.execute.measuring_code", lambda: "another")
+    monkeypatch.setattr("tasks.execution.execute.measuring_code", lambda: "another")
     again = compress(tiny(stages=SHARED))
     assert all(row["cached"] for row in again["stages"]) and again["file_bytes"] == summary["file_bytes"]
 
@@ -86,7 +86,7 @@ def test_cut_units_stay_dead_through_training(tiny: Tiny) -> None:
         "fc1": 88,
     }
     assert json.loads((Path(summary["folder"]) / "summary.json").read_text()) == summary
-    assert structure.is_zero(state["fc1.bias"]).sum() <= 88
+    assert is_zero(state["fc1.bias"]).sum() <= 88
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from conftest import ask, free_port, wait_for_epochs
 from mlflow import MlflowClient
 
 from flows import servers
-from tasks.lease import leases
-from tasks.places import place_at
+from tasks.storage.lease import leases
+from tasks.storage.places import place_at
 
 ROOT = Path(__file__).resolve().parents[2]
 Tiny = Callable[..., dict[str, Any]]
@@ -220,7 +220,7 @@ def _states(server: str, flow_run_id: str) -> list[str]:
 def test_four_processes_on_one_fresh_database(tmp_path: Path) -> None:
     """A fresh SQLite store is migrated by one of them; all four log their run."""
     code = (
-        "import sys; from tasks.tracking import Tracker; t = Tracker(sys.argv[1], sys.argv[2], 'e');"
+        "import sys; from tasks.tracking.runs import Tracker; t = Tracker(sys.argv[1], sys.argv[2], 'e');"
         "t.start(sys.argv[1][-1], {}); t.metrics({'a': 1.0}); t.finish(); sys.exit(t.unsent())"
     )
     processes = []

@@ -11,10 +11,10 @@ from mlflow import MlflowClient
 
 from deepcompression.errors import InputError, StorageError
 from flows import upkeep
-from tasks import journal
-from tasks.places import inside, place_at
-from tasks.store import Store
-from tasks.tracking import Tracker
+from tasks.storage.places import inside, place_at
+from tasks.storage.store import Store
+from tasks.tracking import journal
+from tasks.tracking.runs import Tracker
 
 START = {"kind": "start", "time": 1, "name": "run", "tags": {}, "parent": None}
 FINISH = {"kind": "finish", "time": 2, "status": "FINISHED"}
@@ -144,7 +144,7 @@ def test_a_run_of_another_machine_does_not_say_where_it_is_sent(
     tracking: Any, part: str, left: Left, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another server than this user's, or a value of this machine's: one line, and nothing is sent or lost."""
-    monkeypatch.setattr("tasks.tracking.client_of", lambda *_: pytest.fail("somebody was asked"))
+    monkeypatch.setattr("tasks.tracking.runs.client_of", lambda *_: pytest.fail("somebody was asked"))
     folder = left(tracking=tracking)
     for words in ((), (str(folder),)):
         (refused,) = _sync(tmp_path, *words)
@@ -256,11 +256,11 @@ def test_a_stores_entry_names_an_object_of_the_store(entry: str, tmp_path: Path)
 
 def test_an_entry_that_names_itself_ends(tmp_path: Path) -> None:
     """A chain of entries that turns in a circle is walked once."""
-    from tasks import cleaning
+    from tasks.upkeep import eviction
 
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "a.json").write_text(json.dumps({"object": "o", "input": "a"}))
-    found = cleaning.inventory(place_at(str(tmp_path)))
+    found = eviction.inventory(place_at(str(tmp_path)))
     assert list(found.chain("a")) == ["a"]
 
 

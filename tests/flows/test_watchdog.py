@@ -13,10 +13,10 @@ START = """
 import collections, hashlib, itertools, subprocess, sys, threading, time
 from flows import watchdog
 watchdog.STOP_SECONDS, watchdog.AGAIN_SECONDS, watchdog.KILL_SECONDS, watchdog.DONE_SECONDS = {seconds}
-from tasks.tracking import Tracker
+from tasks.tracking.runs import Tracker
 tracker = Tracker({folder!r}, "http://127.0.0.1:9", "e")
-import tasks.life
-tasks.life._open.add(tracker)
+import tasks.upkeep.liveness
+tasks.upkeep.liveness._open.add(tracker)
 
 class TerminationSignal(BaseException): "as Prefect's"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcompression.dtypes import DTYPES, unsigned
-from deepcompression.io import RawTensor, save
+from deepcompression.codec.dtypes import DTYPES, RawTensor, unsigned
+from deepcompression.codec.file import save
 
 HERE = Path(__file__).parent
 ZLIB = "1.2.13"  # by which they were written: another one may deflate in other bytes

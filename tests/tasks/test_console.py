@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from tasks import console
-from tasks.quantize import _kept
+from tasks.stages.quantize import _kept
 
 
 def _now(epoch: int) -> SimpleNamespace:

@@ -12,8 +12,8 @@ import typer
 from deepcompression.errors import AimMissed
 from flows.__main__ import _print
 from flows.table import show
-from tasks.report import sentence
-from tasks.store import as_json
+from tasks.report.words import sentence
+from tasks.storage.store import as_json
 from tasks.verdict import budget_aims, lost, missed, told, verdict_of, verdict_of_seeds
 
 

@@ -1,0 +1,1 @@
+"""What each tensor gets: densities and bits, for a size or a loss."""

@@ -1,0 +1,146 @@
+"""The other files that `dcz` reads and writes: .safetensors, and checkpoints of torch where that is installed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from deepcompression.cli.terminal import note, plain
+from deepcompression.codec import metadata
+from deepcompression.codec.dtypes import RawTensor
+from deepcompression.codec.index import Entry
+from deepcompression.codec.reader import available_memory
+from deepcompression.errors import InputError, RunError, StorageError, TooLarge
+from deepcompression.formats.safetensors import TensorFile, write_each
+
+if TYPE_CHECKING:
+    import torch
+
+SAFETENSORS = ".safetensors"
+TORCH = (".pt", ".pth", ".bin", ".ckpt")
+
+
+def is_weights(path: Path) -> bool:
+    """Whether `path` is called like a file of weights that is no .dcz."""
+    return path.suffix.lower() in (SAFETENSORS, *TORCH)
+
+
+def check_name(path: Path, what: str) -> None:
+    """Refuse a path, shown to the user as `what`, that is not called like a file of weights.
+
+    Raises:
+        InputError: says which names are known.
+    """
+    if not is_weights(path):
+        raise InputError(f"{path}: {what} ends in {SAFETENSORS}, or for torch in {', '.join(TORCH)}")
+
+
+class Weights(NamedTuple):
+    """Tensors, their bytes together, and the file's metadata as far as a .dcz can keep it."""
+
+    tensors: Mapping[str, RawTensor]
+    nbytes: int
+    metadata: dict[str, str]
+
+
+def read(path: Path, key: str | None = None, merge_masks: bool = False) -> Weights:
+    """The tensors of a file; of .safetensors each is read when it is asked for.
+
+    Args:
+        key: where in a torch checkpoint the state_dict lies.
+        merge_masks: make one weight of each weight_orig and weight_mask of torch's own pruning.
+
+    Raises:
+        InputError: missing, damaged, of another kind, or with code in it.
+        RunError: torch is needed and not installed.
+    """
+    check_name(path, "IN")
+    if path.suffix.lower() == SAFETENSORS:
+        if key is not None or merge_masks:
+            raise InputError("--key and --merge-masks are for torch checkpoints")
+        file = TensorFile(path)
+        return Weights(file, file.nbytes, _keepable(file))
+    _need_torch(path)
+    from deepcompression.formats.checkpoint import read_state
+    from deepcompression.formats.state_dict import to_raw_state
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, on pickles of other protocols
+        state = read_state(path, key=key, merge=merge_masks, setting="--key")
+    masked = [name for name in state if name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in state]
+    if masked:
+        note(f"{masked[0]} and its weight are kept apart; --merge-masks makes one pruned weight of such pairs")
+    _check_expanded(path, state)
+    raws = to_raw_state(state)
+    return Weights(raws, sum(raw.bits.nbytes for raw in raws.values()), {})
+
+
+def _keepable(file: TensorFile) -> dict[str, str]:
+    """The metadata of a file; nothing, with a note, where that is larger than a .dcz file keeps."""
+    try:
+        size = metadata.size(file.metadata)
+    except InputError as error:
+        raise InputError(f"{file.path}: {error}") from None
+    if size <= metadata.MOST:
+        return file.metadata
+    note(f"{file.path}: its metadata takes {size:,} bytes and is NOT kept: a .dcz file has at most {metadata.MOST:,}")
+    return {}
+
+
+def _check_expanded(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a small file whose tensors show few numbers very often, before all are made."""
+    made = sum(tensor.numel() * tensor.element_size() for tensor in state.values() if not tensor.is_contiguous())
+    most = available_memory() // 2
+    if made > most:
+        raise TooLarge(f"{path}: its expanded tensors take {made} bytes, allowed is half of the memory: {most}")
+
+
+def write(
+    entries: Sequence[Entry],
+    tensor: Callable[[str], RawTensor],
+    path: Path,
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Write a file whole or not at all; of .safetensors one tensor at a time is in memory.
+
+    Args:
+        texts: metadata, which .safetensors keeps; of other files a note says that it is lost.
+
+    Raises:
+        InputError: a tensor's name cannot be in such a file.
+        RunError: torch is needed and not installed.
+        StorageError: the disk is full, or `path` cannot be written.
+    """
+    if path.suffix.lower() == SAFETENSORS:
+        write_each(((entry.name, entry.dtype, entry.shape) for entry in entries), tensor, path, texts)
+        return
+    if texts:
+        note(f"{path}: a torch file has no place for metadata ({_keys(texts)}): NOT kept; {SAFETENSORS} keeps it")
+    _need_torch(path)
+    import torch
+
+    from deepcompression._atomic import written
+    from deepcompression.formats.state_dict import from_raw
+
+    with written(path) as file:
+        state = {entry.name: from_raw(tensor(entry.name)) for entry in entries}
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's own writer, where the file could not take it all
+            raise StorageError(
+                f"{path}: cannot be written: the disk may be full; torch says: {str(error)[:80]}"
+            ) from error
+
+
+def _keys(metadata: Mapping[str, str]) -> str:
+    some = ", ".join(plain(key[:40]) for key in list(metadata)[:3])
+    return some if len(metadata) <= 3 else f"{some} and {len(metadata) - 3} more"
+
+
+def _need_torch(path: Path) -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise RunError(f"{path}: this needs torch: pip install torch; {SAFETENSORS} needs nothing more") from None

@@ -1,0 +1,1 @@
+"""A ``.dcz`` file: named arrays to bytes and back, bit for bit. numpy alone is needed."""

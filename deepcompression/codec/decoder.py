@@ -1,0 +1,170 @@
+"""The blob of one tensor, as FORMAT.md specifies it, read: its head, and its chunks to their places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcompression import _numba
+from deepcompression._parallel import mapped
+from deepcompression.codec import arithmetic, arrays, positions, streams
+from deepcompression.codec.bitstream import Cursor, Remote
+from deepcompression.codec.dtypes import Bits, unsigned
+from deepcompression.codec.head import RAW, Head, Sections, decode_chunk, read_head
+from deepcompression.codec.huffman import Symbols
+from deepcompression.codec.positions import DENSE, FLAGS
+
+_AT_ONCE = 16
+_PIECE = 1 << 18
+
+
+def decode_tensor(
+    blob: bytes | memoryview | Remote, dtype: str, count: int, name: str, threads: int = 1, *, split: bool = False
+) -> tuple[Bits, Sections]:
+    """The element bits (count,) of the tensor `name`, and where its bytes went; every field is checked.
+
+    Args:
+        blob: as it is in the file; of a Remote, as many chunks are in memory as threads decode.
+        split: of an arithmetic code, which holds flags and codes, count what the flags alone would take as positions.
+
+    Raises:
+        MalformedFile: names the tensor and what contradicts FORMAT.md.
+    """
+    cursor = Cursor(blob, name)
+    flat: Bits = np.zeros(count, unsigned(dtype))
+    if count == 0:
+        cursor.end("an empty tensor")
+        return flat, Sections()
+    head, codebook_bytes = read_head(cursor, dtype, count)
+    starts = list(range(0, head.kept, head.chunk))
+    if len(starts) > 1 and len(starts) > cursor.left:
+        raise cursor.fail(f"{len(starts)} chunks cannot be in {cursor.left} bytes")
+    sizes = [cursor.varint("a chunk's length") for _ in starts] if len(starts) > 1 else [cursor.left]
+    head_bytes = cursor.at
+    places = [cursor.skip(size, "a chunk") for size in sizes]
+    cursor.end("the last chunk")
+    fill = _Filler(head, flat, split)
+    compiled = _numba.kernels(head.chunk * len(starts)) is not None or head.arithmetic
+    at_once = 1 if compiled else _AT_ONCE
+
+    def decode(i: int) -> int:
+        parts = [Cursor(cursor.buffer[place], name) for place in places[i : i + at_once]]
+        return fill(starts[i : i + at_once], parts)
+
+    if head.positions == FLAGS and head.values == RAW:
+        threads = 1  # four times as much is in memory for a chunk as of any other layout
+    position_bytes = sum(mapped(decode, range(0, len(starts), at_once), threads))
+    table = head_bytes - codebook_bytes
+    return flat, Sections(len(cursor.buffer) - head_bytes - position_bytes, position_bytes, codebook_bytes, table)
+
+
+class _Filler:
+    """Writes chunks to their places in a tensor."""
+
+    def __init__(self, head: Head, flat: Bits, split: bool) -> None:
+        self.head = head
+        self.split = split
+        self.flat = flat
+        self.kept = head.kept
+        self.rows = self.across = None
+        if head.rows_kept is not None and head.columns_kept is not None:
+            self.rows, self.across = np.flatnonzero(head.rows_kept), np.flatnonzero(head.columns_kept)
+
+    def __call__(self, starts: Sequence[int], cursors: Sequence[Cursor]) -> int:
+        """Decode the chunks that begin at the kept elements `starts`; the bytes of their positions."""
+        counts = [min(self.head.chunk, self.kept - start) for start in starts]
+        if self.head.arithmetic:
+            return sum(map(self._arithmetic, starts, counts, cursors))
+        places = self._positions(counts, cursors)
+        used = sum(cursor.at for cursor in cursors)
+        found = [count if place is None else len(place) for count, place in zip(counts, places, strict=True)]
+        if self.head.code_stream is not None:
+            codes = streams.decode(cursors, found, self.head.code_stream)
+            for start, count, place, each in zip(starts, counts, places, codes, strict=True):
+                self._put_codes(start, count, place, each)
+        else:
+            for start, count, place, cursor in zip(starts, counts, places, cursors, strict=True):
+                raw = self._raw(count if place is None else len(place), cursor)
+                self._put_raw(start, count, place, raw, cursor)
+        for cursor in cursors:
+            cursor.end("a chunk's last value")
+        return used
+
+    def _positions(self, counts: Sequence[int], cursors: Sequence[Cursor]) -> list[NDArray[np.int64] | None]:
+        """Places of the stored elements in each chunk; None for all."""
+        head = self.head
+        if head.positions == DENSE:
+            return [None] * len(counts)
+        assert head.position_stream is not None
+        return [*positions.read(counts, cursors, head.positions, head.escape, head.position_stream)]
+
+    def _arithmetic(self, start: int, count: int, cursor: Cursor) -> int:
+        head = self.head
+        flags = head.positions == FLAGS
+        size = cursor.left if head.adaptive else cursor.varint("the length of the flags")
+        code = cursor.take(size, "the flags")
+        found = decode_chunk(cursor, code, count // head.width, head.width, head.k, flags, head.prior, head.context)
+        used = cursor.at
+        if not flags:
+            self._put_codes(start, count, None, found)
+            return 0
+        if head.adaptive:
+            for at in range(0, count, _PIECE):
+                part = found[at : at + _PIECE]
+                place = np.flatnonzero(part)
+                self._put_codes(start + at, count, place, part[place] - found.dtype.type(1))
+            return self._flags_alone(found, size) if self.split else 0
+        raw = self._raw(int(np.count_nonzero(found)), cursor)
+        first = 0
+        for at in range(0, count, _PIECE):
+            place = np.flatnonzero(found[at : at + _PIECE])
+            self._put_raw(start + at, count, place, raw[first : first + len(place)], cursor)
+            first += len(place)
+        cursor.end("a chunk's last value")
+        return used
+
+    def _flags_alone(self, symbols: Symbols, most: int) -> int:
+        head = self.head
+        flags = (symbols != 0).astype(np.uint8)
+        code = arithmetic.encode(flags, head.width, 1, True, head.prior, head.context & 3, most)
+        return most if code is None else min(most, len(code))
+
+    def _put_codes(self, start: int, count: int, place: NDArray[np.int64] | None, codes: Symbols) -> None:
+        head = self.head
+        assert head.book is not None
+        for at in range(0, len(codes), _PIECE):
+            part = codes[at : at + _PIECE]
+            if place is None:
+                where = self._where(start + at, len(part), None)
+            else:
+                where = self._where(start, count, place[at : at + _PIECE])
+            groups = None
+            if head.book.group:
+                elements = np.arange(where.start, where.stop) if isinstance(where, slice) else where
+                groups = elements // head.book.group
+            self.flat[where] = head.book.bits(part, head.dtype, groups)
+
+    def _raw(self, count: int, cursor: Cursor) -> Bits:
+        """So many values of a chunk, in the tensor's type."""
+        kind = unsigned(self.head.stored)
+        if self.head.deflated:
+            small = arrays.inflate(cursor.take(cursor.left, "deflated values"), count, kind, cursor)
+        else:
+            raw = cursor.take(count * kind.itemsize, f"{count} values of type {self.head.stored}")
+            small = np.frombuffer(raw, kind.newbyteorder("<")).astype(kind, copy=False)
+        return arrays.widened(small, self.head.stored, self.head.dtype, cursor)
+
+    def _put_raw(self, start: int, count: int, place: NDArray[np.int64] | None, found: Bits, cursor: Cursor) -> None:
+        if place is not None and not found.all():
+            raise cursor.fail("a zero is stored among the non-zero values")
+        self.flat[self._where(start, count, place)] = found
+
+    def _where(self, start: int, count: int, place: NDArray[np.int64] | None) -> slice | NDArray[np.int64]:
+        """Where in the tensor the stored elements of a chunk are."""
+        if self.rows is None or self.across is None:
+            return slice(start, start + count) if place is None else place + start
+        kept = (np.arange(count) if place is None else place) + start
+        row, column = np.divmod(kept, len(self.across))
+        return self.rows[row] * self.head.columns + self.across[column]

@@ -1,0 +1,337 @@
+"""Grids: elements that are a scale times an integer, bit for bit, and the way back from the elements to both.
+
+Checkpoints are quantized to integers with a scale for a tensor, a channel or a group, and often kept as floats again.
+What the products are is said in FORMAT.md (Values, grid).
+
+The way back, for every group. A distinct magnitude v is what some interval, lower to upper, is rounded to. A scale s is
+possible where every such interval holds a multiple of s. The largest is found by jumping down: where the interval of v
+holds none, no scale from upper / (q + 1) to s is possible, with q = upper // s. With the integers known, the intervals
+divided by them bracket the scale; what counts in the end is that the products equal the elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcompression.codec.dtypes import Bits, to_array, unsigned
+
+Scales = NDArray[np.floating[Any]]
+Places = NDArray[np.signedinteger[Any]]  # the bits of scales, which ascend as they do
+Floats = NDArray[np.float64]
+
+# The largest magnitude of an integer. Beyond twice the numbers of a significand neighbouring integers give the same
+# element, and nearly everything is on some grid.
+LIMITS = {"float32": 65_536, "float64": 65_536, "float16": 4_096, "bfloat16": 512}
+INFINITY = {"float32": 0x7F80_0000, "float64": 0x7FF0_0000_0000_0000, "float16": 0x7C00, "bfloat16": 0x7F80}
+
+PIECE = 2**17  # elements worked on at once
+SAMPLE = 2**12  # elements looked at first
+GROUPS = 4  # groups of the sample, at least
+JUMPS = 256  # jumps that all groups make side by side
+SIEVED = 64  # groups of a tensor that MAY need more: few values far apart, some thousandths of a second each
+WITNESSES = 16  # magnitudes that those are tried by, beside the least
+
+
+def product(integers: NDArray[np.int32], scales: Scales, dtype: str) -> Bits:
+    """The element bits of integers times scales, as FORMAT.md (Values, grid) rounds them.
+
+    Args:
+        integers: int32, any shape.
+        scales: float32 or float64, finite and above 0, broadcast against `integers`.
+        dtype: float32, float16, bfloat16 or float64.
+
+    Returns:
+        Unsigned integers of the element's size, of the broadcast shape; 0 gives +0.0.
+
+    Raises:
+        ValueError: the dtype is none of the four.
+    """
+    _check(dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        if dtype == "float64":
+            return np.asarray(np.multiply(integers, scales, dtype=np.float64)).view(np.uint64)
+        values = np.asarray(np.multiply(integers, np.asarray(scales, np.float32), dtype=np.float32))
+        if dtype == "bfloat16":
+            return _rounded_bfloat16(values)
+        return values.astype(dtype, copy=False).view(unsigned(dtype))
+
+
+def _rounded_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bits of `values` to the nearest bfloat16, ties to even; `values` holds no NaN and is overwritten."""
+    bits = values.view(np.uint32)
+    odd = bits >> np.uint32(16)
+    odd &= np.uint32(1)
+    bits += np.uint32(0x7FFF)
+    bits += odd
+    bits >>= np.uint32(16)
+    return bits.astype(np.uint16)
+
+
+def recognise(bits: Bits, dtype: str) -> tuple[Scales, NDArray[np.int32]] | None:
+    """Scales and integers that give `bits` exactly, with the largest scale of each group that does.
+
+    Of the scales that serve alike (rounding leaves several) it is the one with the fewest significant bits, which
+    narrower types may hold. Nothing is found where -0.0, an infinity or a NaN occurs; where integers pass `LIMITS` or
+    are 65,536 apart; and where more than `SIEVED` groups hold but few values, hundreds of scales apart. A
+    grid of float64 with a subnormal scale may be missed.
+
+    Args:
+        bits: element bits (G, m), one row for each group.
+        dtype: float32, float16, bfloat16 or float64.
+
+    Returns:
+        Scales (G,), float64 for float64, else float32, 1 for a group of zeros; integers (G, m) int32. Or None.
+
+    Raises:
+        ValueError: the dtype is none of the four.
+    """
+    _check(dtype)
+    if not bits.size:
+        return np.ones(len(bits), _kind(dtype)), np.zeros(bits.shape, np.int32)
+    for size in (SAMPLE, PIECE):
+        if bits.size > 2 * size and _scales(_sample(bits, size), dtype, SIEVED) is None:
+            return None
+    scales = np.empty(len(bits), _kind(dtype))
+    integers = np.empty(bits.shape, np.int32)
+    rows = max(1, PIECE // bits.shape[1])
+    allowed = SIEVED
+    for at in range(0, len(bits), rows):
+        some = slice(at, at + rows)
+        found = _scales(bits[some], dtype, allowed)
+        if found is None or not _divide(bits[some], found[0], dtype, integers[some]):
+            return None
+        scales[some] = found[0]
+        allowed -= found[1]
+    return (scales, integers) if int(integers.max()) - int(integers.min()) < 65_536 else None
+
+
+def _check(dtype: str) -> None:
+    if dtype not in LIMITS:
+        raise ValueError(f"dtype: a grid is of {', '.join(LIMITS)}, not of {dtype}")
+
+
+def _kind(dtype: str) -> np.dtype[Any]:
+    return np.dtype(np.float64 if dtype == "float64" else np.float32)
+
+
+def _sample(bits: Bits, size: int) -> Bits:
+    """Elements (g, e) of a few groups, evenly spaced, some `size` in all: on no grid, if these are not."""
+    groups, width = bits.shape
+    count = min(groups, max(GROUPS, size // width))
+    chosen = np.arange(count) * groups // count
+    sampled: Bits = bits[chosen[:, None], np.arange(0, width, -(-width * count // size))]
+    return sampled
+
+
+def _divide(bits: Bits, scales: Scales, dtype: str, integers: NDArray[np.int32]) -> bool:
+    """Write the `integers` (g, m) that give `bits` (g, m), piece by piece; whether there are such."""
+    for at in range(0, bits.shape[1], PIECE):
+        some = np.s_[:, at : at + PIECE]
+        quotients = to_array(bits[some], dtype) / scales[:, None]
+        integers[some] = np.rint(quotients, out=quotients)
+        wrong = np.nonzero(product(integers[some], scales[:, None], dtype) != bits[some])
+        if wrong[0].size and not _mend(bits[some], scales, dtype, integers[some], wrong):
+            return False
+    return True
+
+
+def _mend(
+    bits: Bits, scales: Scales, dtype: str, integers: NDArray[np.int32], wrong: tuple[NDArray[np.intp], ...]
+) -> bool:
+    """Move `integers` at `wrong` to a neighbour: below a power of two elements lie closer, and round up more often."""
+    for step in (1, -1):
+        moved = integers[wrong] + np.int32(step)
+        fits = product(moved, scales[wrong[0]], dtype) == bits[wrong]
+        wrong_now = tuple(index[~fits] for index in wrong)
+        integers[tuple(index[fits] for index in wrong)] = moved[fits]
+        wrong = wrong_now
+    return not wrong[0].size
+
+
+def _scales(bits: Bits, dtype: str, allowed: int) -> tuple[Scales, int] | None:
+    """The scale (g,) of every row of `bits` (g, e), 1 for rows of zeros, and how many had to be sieved.
+
+    None where a row has no scale, or where more than `allowed` would have to be sieved.
+    """
+    magnitudes = _distinct(bits, dtype)
+    if magnitudes is None:
+        return None
+    scales: Scales = np.ones(len(bits), _kind(dtype))
+    filled = np.flatnonzero(magnitudes[:, -1])
+    if not filled.size:
+        return scales, 0
+    found = _largest(_spans(magnitudes[filled], dtype), dtype, allowed)
+    if found is None:
+        return None
+    scales[filled] = found[0]
+    return scales, found[1]
+
+
+def _distinct(bits: Bits, dtype: str) -> Bits | None:
+    """The distinct magnitudes above 0 of every row, ascending, the last repeated to fill up: bits (g, d).
+
+    A row of zeros has zeros. None where an element is not finite or a row has more magnitudes than integers have.
+    """
+    if bits.shape[1] > PIECE:
+        return _distinct_pieces(bits, dtype)
+    ordered = bits & bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
+    ordered.sort(axis=1)
+    new = np.empty(ordered.shape, np.bool_)
+    new[:, 0] = ordered[:, 0] != 0
+    np.not_equal(ordered[:, 1:], ordered[:, :-1], out=new[:, 1:])
+    counts = np.count_nonzero(new, axis=1)
+    width = max(1, int(counts.max()))
+    if width > LIMITS[dtype] or int(ordered[:, -1].max()) >= INFINITY[dtype]:
+        return None
+    result = np.repeat(ordered[:, -1:], width, axis=1)
+    result[np.arange(width) < counts[:, None]] = ordered[new]
+    return result
+
+
+def _distinct_pieces(bits: Bits, dtype: str) -> Bits | None:
+    known = bits[:, :0]
+    for at in range(0, bits.shape[1], PIECE):
+        part = _distinct(bits[:, at : at + PIECE], dtype)
+        both = None if part is None else _distinct(np.concatenate([known, part], axis=1), dtype)
+        if both is None:
+            return None
+        known = both
+    return known
+
+
+class _Spans(NamedTuple):
+    """Magnitudes (g, d) ascending in a row, as bits, and the ends of what is rounded to them (a little wider)."""
+
+    bits: Bits
+    lower: Floats
+    upper: Floats
+
+    def take(self, rows: NDArray[np.intp]) -> _Spans:
+        """Those of some rows; no copy where it is all of them."""
+        return self if len(rows) == len(self.bits) else _Spans(self.bits[rows], self.lower[rows], self.upper[rows])
+
+
+def _spans(magnitudes: Bits, dtype: str) -> _Spans:
+    if dtype == "float64":  # as exact as our own arithmetic: four places more either way
+        one, four, top = np.uint64(1), np.uint64(4), np.uint64(INFINITY[dtype] - 1)
+        lower = magnitudes - np.minimum(magnitudes - one, four)
+        upper = np.minimum(magnitudes + four, top)
+        return _Spans(magnitudes, lower.view(np.float64), upper.view(np.float64))
+    one = magnitudes.dtype.type(1)
+    values, below, above = (
+        to_array(near, dtype).astype(np.float64) for near in (magnitudes, magnitudes - one, magnitudes + one)
+    )
+    above = np.where(np.isinf(above), values + (values - below), above)
+    even = (magnitudes & one) == 0  # halfway is rounded to these
+    wider, closer = (2.0**-46, 2.0**-46) if dtype == "float32" else (2.0**-24, 2.0**-25)  # rounded twice
+    slack = np.where(even, wider, -closer)
+    return _Spans(magnitudes, (values + below) / 2 * (1 - slack), (values + above) / 2 * (1 + slack))
+
+
+def _largest(spans: _Spans, dtype: str, allowed: int) -> tuple[Scales, int] | None:
+    """The largest scale (g,) of every row, and how many were sieved; None as for `_scales`."""
+    start = _start(spans)
+    stop = np.maximum(spans.lower[:, -1] / LIMITS[dtype], np.finfo(np.float64).smallest_subnormal)
+    if (start < stop).any():
+        return None
+    scales, undecided = _descend(spans, start, stop, dtype, JUMPS)
+    if len(undecided) > allowed or np.count_nonzero(scales) < len(scales) - len(undecided):
+        return None
+    for row in undecided:
+        scales[row] = _sieve(spans.take(np.array([row])), float(start[row]), float(stop[row]), dtype)
+        if scales[row] == 0:
+            return None
+    return scales, len(undecided)
+
+
+def _start(spans: _Spans) -> Floats:
+    """What the scale (g,) of a row cannot exceed: its least magnitude, and the least gap between two."""
+    apart = spans.bits[:, 1:] > spans.bits[:, :-1]
+    gaps = np.subtract(spans.upper[:, 1:], spans.lower[:, :-1], where=apart, out=np.full(apart.shape, np.inf))
+    least: Floats = gaps.min(axis=1, initial=np.inf)
+    return np.minimum(spans.upper[:, 0], least)
+
+
+def _descend(spans: _Spans, start: Floats, stop: Floats, dtype: str, jumps: int) -> tuple[Scales, NDArray[np.intp]]:
+    """The largest scale of every row from `start` (g,) down to `stop` (g,), or 0; and the rows undecided by then."""
+    scales: Scales = np.zeros(len(start), _kind(dtype))
+    scale = start.copy()
+    rows = np.arange(len(start))
+    for _ in range(jumps):
+        rows = rows[scale[rows] >= stop[rows]]
+        if not rows.size:
+            break
+        some = spans.take(rows)
+        integers = np.floor(some.upper / scale[rows, None])
+        missed = integers * scale[rows, None] < some.lower
+        jump = np.divide(some.upper, integers + 1, where=missed, out=np.full(missed.shape, np.inf)).min(axis=1)
+        hits = np.flatnonzero(np.isinf(jump))
+        if hits.size:
+            low, found = _bracketed(some.take(hits), integers[hits], dtype)
+            scales[rows[hits]] = found
+            jump[hits] = np.where(found > 0, -1, np.minimum(low, scale[rows[hits]]))
+        scale[rows] = np.nextafter(jump, 0)
+    return scales, rows[scale[rows] >= stop[rows]]
+
+
+def _bracketed(spans: _Spans, integers: Floats, dtype: str) -> tuple[Floats, Scales]:
+    """The lower ends (g,) of the scales that these integers (g, d) leave, and a scale (g,) that serves, or 0."""
+    low, high = (spans.lower / integers).max(axis=1), (spans.upper / integers).min(axis=1)
+    first, last = _between(low, high, dtype)
+    scales: Scales = np.zeros(len(low), _kind(dtype))
+    rows = np.flatnonzero(first <= last)
+    for trial in _trials(first, last):
+        if not rows.size:
+            break
+        some = trial[rows].view(scales.dtype)
+        exact = (product(integers[rows].astype(np.int32), some[:, None], dtype) == spans.bits[rows]).all(axis=1)
+        scales[rows[exact]] = some[exact]
+        rows = rows[~exact]
+    return low, scales
+
+
+def _between(low: Floats, high: Floats, dtype: str) -> tuple[Places, Places]:
+    """The bits of the least and of the greatest scale in low to high, as signed integers (floats above 0 ascend so)."""
+    place: type[np.signedinteger[Any]] = np.int64 if dtype == "float64" else np.int32
+    with np.errstate(over="ignore", under="ignore"):
+        least, greatest = low.astype(_kind(dtype)), high.astype(_kind(dtype))
+    first: Places = least.view(place) + np.less(least, low).astype(place)
+    last: Places = greatest.view(place) - np.greater(greatest, high).astype(place)
+    return np.maximum(first, place(1)), last
+
+
+def _trials(first: Places, last: Places) -> Iterator[Places]:
+    """Scales to try, as bits: that with the most trailing zeros of all from `first` to `last`, then those midway."""
+    shortest = last.copy()
+    for zeros in range(1, 52 if last.itemsize == 8 else 23):
+        shorter = last >> zeros << zeros
+        np.copyto(shortest, shorter, where=shorter >= first)
+    yield shortest
+    middle = first + (last - first) // 2
+    for step in sorted(range(-8, 9), key=abs):
+        yield np.clip(middle + step, first, last)
+
+
+def _sieve(spans: _Spans, start: float, stop: float, dtype: str) -> float:
+    """The largest scale of one row from `start` down to `stop`, or 0.
+
+    It tries every integer that the least magnitude may stand for, and keeps those at which the next ones fit too.
+    """
+    least, most = float(spans.lower[0, 0]), float(spans.upper[0, 0])
+    divisors = np.arange(max(1.0, np.floor(least / start)), np.ceil(most / stop) + 1)
+    low, high = np.maximum(least / divisors, stop), np.minimum(most / divisors, start)
+    for lower, upper in zip(*(ends[0, 1 : 1 + WITNESSES] for ends in (spans.lower, spans.upper)), strict=True):
+        fits = np.floor(upper / low) * high >= lower
+        low, high = low[fits], high[fits]
+    several = max(1, PIECE // spans.bits.shape[1])
+    for at in range(0, len(low), several):
+        some = slice(at, at + several)
+        same = spans.take(np.zeros(len(low[some]), np.intp))
+        scale = float(_descend(same, high[some], low[some], dtype, 16 * JUMPS)[0].max())
+        if scale > 0:
+            return scale
+    return 0.0

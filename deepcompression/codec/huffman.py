@@ -1,0 +1,274 @@
+"""Symbols to bits and back by canonical Huffman codes of limited length (the paper, section 3).
+
+A code is known by its lengths alone, one for each symbol 0 .. k-1 of the alphabet; codes of equal length
+count up in the order of the symbols. Symbols are coded in blocks of `BLOCK`: a decoder can work on many at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcompression import _numba
+from deepcompression.codec import bitstream
+from deepcompression.codec.bitstream import Cursor
+
+BLOCK = 1 << 14
+_LOCKSTEP = 48
+_LARGE = 1 << 10
+_STEP = re.compile(rb"((?:10)*|(?:11)*)0")
+
+Lengths = NDArray[np.uint8]
+Symbols = NDArray[np.unsignedinteger[Any]]
+
+
+def limit(k: int) -> int:
+    """The longest code allowed in an alphabet of `k` symbols: 12 bits up to 512 symbols, 19 for 65,536."""
+    return max(12, (k - 1).bit_length() + 3)
+
+
+def code_lengths(counts: NDArray[np.int64]) -> Lengths:
+    """Huffman code lengths (k,) of symbols that occur `counts` (k,) times, k >= 2, none longer than limit(k).
+
+    dahuffman builds the tree. Where it is deeper than the limit, package-merge (Larmore and Hirschberg 1990)
+    gives the best code within it; and at once where the alphabet is so large that dahuffman takes
+    seconds. Symbols that do not occur count as occurring once: every symbol has a code.
+    """
+    from dahuffman import HuffmanCodec
+
+    frequencies = np.maximum(counts, 1)
+    if len(counts) > _LARGE:
+        return package_merge(frequencies, limit(len(counts))).astype(np.uint8)
+    # An end marker that is itself a symbol keeps dahuffman from adding one of its own.
+    table = HuffmanCodec.from_frequencies(dict(enumerate(frequencies.tolist())), eof=0).get_code_table()
+    lengths = np.array([table[symbol][0] for symbol in range(len(counts))])
+    if lengths.max() > limit(len(counts)):
+        lengths = package_merge(frequencies, limit(len(counts)))
+    return lengths.astype(np.uint8)
+
+
+def package_merge(frequencies: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
+    """Lengths (k,) of a best prefix code among those with none longer than `longest`; 2**longest >= k."""
+    order = np.argsort(frequencies, kind="stable")
+    leaves = frequencies[order]
+    packages = leaves[:0]
+    is_leaf = []
+    for _ in range(longest):
+        merged = np.concatenate([leaves, packages])
+        by_weight = np.argsort(merged, kind="stable")
+        is_leaf.append(by_weight < len(leaves))
+        merged = merged[by_weight]
+        packages = merged[: len(merged) // 2 * 2].reshape(-1, 2).sum(axis=1)
+    lengths = np.zeros(len(leaves), np.int64)
+    needed = 2 * len(leaves) - 2
+    for leaf in reversed(is_leaf):
+        taken = int(leaf[:needed].sum())
+        lengths[order[:taken]] += 1
+        needed = 2 * (needed - taken)
+    return lengths
+
+
+def canonical(lengths: Lengths) -> NDArray[np.uint32]:
+    """The code words (k,) of a complete code, counted up by (length, symbol); a word's first bit is its lowest."""
+    order = np.argsort(lengths, kind="stable")
+    longest = int(lengths.max())
+    share = np.uint64(1) << (longest - lengths[order]).astype(np.uint64)
+    words = np.empty(len(lengths), np.uint32)
+    words[order] = _reversed((np.cumsum(share) - share).astype(np.uint32), longest)
+    return words
+
+
+def _reversed(words: NDArray[np.uint32], count: int) -> NDArray[np.uint32]:
+    """The lowest `count` bits of each word, in the opposite order."""
+    turned = np.zeros_like(words)
+    for i in range(count):
+        turned = turned << np.uint32(1) | (words >> np.uint32(i)) & np.uint32(1)
+    return turned
+
+
+def lookup(lengths: Lengths) -> NDArray[np.uint32]:
+    """(2**longest,) entries symbol << 8 | length: what a stream whose next bits are the index begins with."""
+    order = np.argsort(lengths, kind="stable").astype(np.uint32)
+    longest = int(lengths.max())
+    entries = order << np.uint32(8) | lengths[order]
+    by_code = np.repeat(entries, 1 << (longest - lengths[order].astype(np.int64)))
+    return by_code[_reversed(np.arange(len(by_code), dtype=np.uint32), longest)]
+
+
+def lookup_three(table: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """(4096,) entries bits | symbols << 6 | s0 << 8 | s1 << 16 | s2 << 24: up to three symbols below 256 at once.
+
+    Args:
+        table: lookup() of a code of at most 12 bits.
+    """
+    index = np.arange(4096, dtype=np.uint32)
+    found, used, number = np.zeros(4096, np.uint32), np.zeros(4096, np.uint32), np.zeros(4096, np.uint32)
+    open_ = np.ones(4096, bool)
+    for i in range(3):
+        entry = table[(index >> used) & np.uint32(len(table) - 1)]
+        open_ &= used + (entry & np.uint32(255)) <= 12
+        found |= np.where(open_, (entry >> np.uint32(8)) << np.uint32(8 + 8 * i), 0).astype(np.uint32)
+        used += np.where(open_, entry & np.uint32(255), 0).astype(np.uint32)
+        number += open_
+    return found | number << np.uint32(6) | used
+
+
+@lru_cache(maxsize=8)
+def _tables(lengths: bytes) -> tuple[NDArray[np.uint32], NDArray[np.uint32] | None]:
+    """lookup() of a code, and lookup_three() where its alphabet has at most 256 symbols: the same for all chunks."""
+    table = lookup(np.frombuffer(lengths, np.uint8))
+    return table, lookup_three(table) if len(lengths) <= 256 else None
+
+
+def write_lengths(lengths: Lengths) -> bytes:
+    """The table of code lengths in the file.
+
+    The first length in 5 bits; then for every further one a step 10 (up) or 11 (down) for each bit of
+    difference and a closing 0 (as bzip2 does); padded with zero bits.
+    """
+    steps = np.diff(lengths.astype(np.int64)).tolist()
+    text = f"{lengths[0]:05b}"[::-1] + "".join(("10" * step if step > 0 else "11" * -step) + "0" for step in steps)
+    return np.packbits(np.frombuffer(text.encode(), np.uint8) & 1, bitorder="little").tobytes()
+
+
+def table_bytes(lengths: Lengths) -> int:
+    """The bytes of `write_lengths(lengths)`."""
+    return (5 + len(lengths) - 1 + 2 * int(np.abs(np.diff(lengths.astype(np.int64))).sum()) + 7) // 8
+
+
+def read_lengths(cursor: Cursor, k: int) -> Lengths:
+    """The inverse of `write_lengths` for `k` symbols; MalformedFile unless complete and within limit(k)."""
+    longest = limit(k)
+    most = (5 + k * (1 + 2 * longest) + 7) // 8
+    source = np.frombuffer(cursor.buffer[cursor.at : cursor.at + most], np.uint8)
+    text = (np.unpackbits(source, bitorder="little") + 48).tobytes()
+    lengths = [int(text[:5][::-1] or b"0", 2)]
+    at = 5
+    while len(lengths) < k and (step := _STEP.match(text, at)):
+        steps = len(step[1]) // 2
+        lengths.append(lengths[-1] + (steps if step[1][1:2] == b"0" else -steps))
+        at = step.end()
+    if len(lengths) < k or b"1" in text[at : (at + 7) // 8 * 8]:
+        raise cursor.fail(f"the table of code lengths breaks off or is misspelt after {len(lengths)} of {k} symbols")
+    cursor.take((at + 7) // 8, "the table of code lengths")
+    found = np.array(lengths)
+    if found.min() < 1 or found.max() > longest or int((1 << (longest - found)).sum()) != 1 << longest:
+        raise cursor.fail(f"the code lengths are no complete prefix code of 1 to {longest} bits")
+    return found.astype(np.uint8)
+
+
+def encode_blocks(symbols: Symbols, lengths: Lengths) -> tuple[bytes, list[int]]:
+    """The Huffman-coded blocks of `symbols` (n,), each zero padded to whole bytes, and their sizes."""
+    words = canonical(lengths)
+    compiled = _numba.kernels(len(symbols))
+    if compiled is not None:
+        sizes = np.empty(-(-len(symbols) // BLOCK), np.int64)
+        most = len(symbols) * int(lengths.max()) // 8 + len(sizes) + 16
+        out = np.empty(most, np.uint8)
+        end = compiled.encode_blocks(symbols, words << np.uint32(5) | lengths, BLOCK, out, sizes)
+        return out[:end].tobytes(), sizes.tolist()
+    cut = (symbols[i : i + BLOCK] for i in range(0, len(symbols), BLOCK))
+    blocks = [bitstream.concatenate(words[block], lengths[block]) for block in cut]
+    return b"".join(blocks), [len(block) for block in blocks]
+
+
+def decode_blocks(
+    data: memoryview | bytes, sizes: Sequence[int], counts: Sequence[int], lengths: Lengths
+) -> tuple[Symbols, NDArray[np.int64]]:
+    """All symbols of consecutive blocks of sizes[i] bytes and counts[i] symbols, and the bit where each ends.
+
+    Damaged blocks give arbitrary symbols of the alphabet, and an end that is not in the block's last byte.
+    """
+    total, longest = int(sum(counts)), int(lengths.max())
+    symbols: Symbols = np.zeros(total + 8, np.uint8 if len(lengths) <= 256 else np.uint16)
+    table, threes = _tables(lengths.tobytes())
+    starts = 8 * (np.cumsum(sizes, dtype=np.int64) - np.array(sizes, np.int64))
+    number = np.array(counts, np.int64)
+    first = np.cumsum(number) - number
+    compiled = _numba.kernels(total)
+    if compiled is not None:
+        # A damaged block may run on for BLOCK codes: zeros keep that within the array.
+        padded = np.zeros(len(data) + (BLOCK * longest + 7) // 8 + 16, np.uint8)
+        padded[: len(data)] = np.frombuffer(data, np.uint8)
+        if threes is not None:
+            compiled.decode_threes(padded, starts, first, number, threes, table, symbols)
+        else:
+            compiled.decode_blocks(padded, starts, first, number, table, symbols)
+        return symbols[:total], starts
+    if len(sizes) >= _LOCKSTEP:
+        _decode_lockstep(np.frombuffer(data, np.uint8), starts, first, number, table, threes, symbols)
+        return symbols[:total], starts
+    ends = np.empty(len(sizes), np.int64)
+    for i, (start, size, at) in enumerate(zip((starts // 8).tolist(), sizes, first.tolist(), strict=True)):
+        block = np.frombuffer(data, np.uint8)[start : start + size]
+        ends[i] = 8 * start + _decode_block(block, table, longest, symbols[at : at + counts[i]])
+    return symbols[:total], ends
+
+
+def _decode_lockstep(
+    data: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    to: NDArray[np.int64],
+    number: NDArray[np.int64],
+    table: NDArray[np.uint32],
+    threes: NDArray[np.uint32] | None,
+    symbols: Symbols,
+) -> None:
+    """Fill `symbols` from many blocks at once, a step of each at a time; `at` (blocks,) bits move to their ends."""
+    window = np.concatenate([bitstream.windows(data), np.zeros(8, np.uint32)])
+    beyond = 8 * len(data) + 31
+    ends = to + number
+    to = to.copy()
+    mask = np.uint32(4095)
+    while threes is not None:
+        live = np.flatnonzero(to <= ends - 3)
+        if 4 * len(live) < len(to) or not len(live):
+            break
+        p, q, last = at[live], to[live], ends[live] - 3
+        # Blocks fall out of step slowly: most rounds go on with the same ones.
+        for _ in range(64):
+            entry = threes[(window[p >> 3] >> (p & 7).astype(np.uint32)) & mask]
+            symbols[q] = entry >> np.uint32(8)
+            symbols[q + 1] = entry >> np.uint32(16)
+            symbols[q + 2] = entry >> np.uint32(24)
+            q += (entry >> np.uint32(6)) & np.uint32(3)
+            p += entry & np.uint32(63)
+            np.minimum(p, beyond, out=p)
+            if (q > last).any():
+                break
+        at[live], to[live] = p, q
+    mask = np.uint32(len(table) - 1)
+    while len(live := np.flatnonzero(to < ends)):
+        entry = table[(window[at[live] >> 3] >> (at[live] & 7).astype(np.uint32)) & mask]
+        symbols[to[live]] = entry >> np.uint32(8)
+        to[live] += 1
+        at[live] = np.minimum(at[live] + (entry & np.uint32(255)), beyond)
+
+
+def _decode_block(source: NDArray[np.uint8], table: NDArray[np.uint32], longest: int, out: Symbols) -> int:
+    """Fill `out` with the symbols that `source` begins with; the bit position behind them, or past its end.
+
+    Every bit position is decoded as though a symbol began there. To follow the pointers from symbol to symbol
+    then takes log2(n) rounds: in each, the known positions and the reach of the pointers double.
+    """
+    size = 8 * len(source)
+    entries = np.zeros(size + 2, np.int64)
+    each = bitstream.windows(source)[:, None] >> np.arange(8, dtype=np.uint32)
+    entries[:size] = table[each.reshape(-1) & np.uint32(len(table) - 1)]
+    jump = np.minimum(np.arange(size + 2) + (entries & 255), size + 1)
+    jump[size] = size + 1
+    step = jump
+    at = np.zeros(len(out), np.int64)
+    known = 1
+    while known < len(at):
+        more = min(known, len(at) - known)
+        at[known : known + more] = jump[at[:more]]
+        known += more
+        jump = jump[jump] if known < len(at) else jump
+    out[:] = entries[at] >> 8
+    return int(step[at[-1]])

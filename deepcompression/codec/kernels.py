@@ -1,0 +1,211 @@
+"""Compiled coders: the same bytes and symbols as `coders` and `arithmetic` in numpy, much faster.
+
+numba takes a second to import: this module is imported only for streams that repay it (see `_numba.kernels`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.core.cgutils import get_item_pointer
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from deepcompression._numba import compiled
+from deepcompression.codec import arithmetic_loop
+
+run = compiled(arithmetic_loop.run)
+
+_intrinsic: Any = intrinsic  # typed for callers that pass the typing context themselves
+_pointer: Any = get_item_pointer
+
+
+def _element(context: Any, builder: Any, array_type: Any, array: Any, index: Any, bits: int) -> Any:
+    """A pointer to `bits` bits that begin at a byte of a uint8 array, aligned or not."""
+    made = context.make_array(array_type)(context, builder, array)
+    pointer = _pointer(context, builder, array_type, made, [index], wraparound=False)
+    return builder.bitcast(pointer, ir.IntType(bits).as_pointer())
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def _load(typing: Any, array: Any, at: Any) -> Any:
+    """The 64 bits from byte `at` of a uint8 array on, lowest first (on little-endian machines)."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        load = builder.load(_element(context, builder, signature.args[0], values[0], values[1], 64))
+        load.align = 1
+        return load
+
+    return types.uint64(array, types.int64), generate
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def _store(typing: Any, array: Any, at: Any, value: Any) -> Any:
+    """Write the low 32 bits of `value` to bytes `at` .. at + 3 of a uint8 array."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        word = builder.trunc(values[2], ir.IntType(32))
+        builder.store(word, _element(context, builder, signature.args[0], values[0], values[1], 32), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.uint64), generate
+
+
+@compiled
+def encode_blocks(
+    symbols: NDArray[Any],
+    entries: NDArray[np.uint32],
+    block: int,
+    out: NDArray[np.uint8],
+    sizes: NDArray[np.int64],
+) -> int:
+    """Write the coded blocks of `symbols` (n,) to `out`, their bytes to `sizes` (blocks,); the bytes in all.
+
+    Args:
+        entries: (k,) code word << 5 | length.
+        block: symbols a block.
+        out: at least 8 bytes longer than the coded blocks.
+    """
+    at = 0
+    for i in range(len(sizes)):
+        start = at
+        pending = np.uint64(0)
+        held = np.uint64(0)
+        for symbol in symbols[i * block : (i + 1) * block]:
+            entry = np.uint64(entries[symbol])
+            pending |= (entry >> np.uint64(5)) << held
+            held += entry & np.uint64(31)
+            if held >= np.uint64(32):
+                _store(out, at, pending)
+                pending >>= np.uint64(32)
+                held -= np.uint64(32)
+                at += 4
+        _store(out, at, pending)
+        at += int((held + np.uint64(7)) >> np.uint64(3))
+        sizes[i] = at - start
+    return at
+
+
+@compiled
+def _finish(
+    data: NDArray[np.uint8],
+    at: int,
+    to: int,
+    end: int,
+    threes: NDArray[np.uint32],
+    table: NDArray[np.uint32],
+    symbols: NDArray[np.uint8],
+) -> int:
+    """Decode one block alone, from bit `at` and symbol `to` to symbol `end`; the bit where it ends."""
+    low = np.uint64(4095)
+    used = np.uint64(63)
+    mask = np.uint64(len(table) - 1)
+    while to <= end - 4:
+        e = np.uint64(threes[(_load(data, at >> 3) >> np.uint64(at & 7)) & low])
+        _store(symbols, to, e >> np.uint64(8))
+        at += int(e & used)
+        to += int((e >> np.uint64(6)) & np.uint64(3))
+    for k in range(to, end):
+        e = np.uint64(table[(_load(data, at >> 3) >> np.uint64(at & 7)) & mask])
+        symbols[k] = e >> np.uint64(8)
+        at += int(e & np.uint64(255))
+    return at
+
+
+@compiled
+def decode_threes(
+    data: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    first: NDArray[np.int64],
+    number: NDArray[np.int64],
+    threes: NDArray[np.uint32],
+    table: NDArray[np.uint32],
+    symbols: NDArray[np.uint8],
+) -> None:
+    """Fill `symbols` from blocks that begin at the bits `at` (blocks,), which move to the blocks' ends.
+
+    Args:
+        data: the blocks, with zeros behind them for as long as a block can be.
+        first, number: (blocks,) where the symbols of each block go, and how many they are.
+        threes: coders.lookup_three(); table: coders.lookup(), of at most 12 bits.
+        symbols: eight longer than what is filled.
+    """
+    low = np.uint64(4095)
+    byte = np.uint64(255)
+    used = np.uint64(63)
+    six = np.uint64(6)
+    eight = np.uint64(8)
+    nothing = np.uint64(0)
+    whole = len(at) // 4 * 4
+    # Four blocks at a time keep four chains of dependent look-ups in flight.
+    for i in range(0, whole, 4):
+        a, b, c, d = at[i], at[i + 1], at[i + 2], at[i + 3]
+        p, q, r, s = first[i], first[i + 1], first[i + 2], first[i + 3]
+        # Twelve symbols a round at most, and one byte more is written.
+        stop_p = p + number[i] - 13
+        stop_q = q + number[i + 1] - 13
+        stop_r = r + number[i + 2] - 13
+        stop_s = s + number[i + 3] - 13
+        while p <= stop_p and q <= stop_q and r <= stop_r and s <= stop_s:
+            v = _load(data, a >> 3) >> np.uint64(a & 7)
+            w = _load(data, b >> 3) >> np.uint64(b & 7)
+            x = _load(data, c >> 3) >> np.uint64(c & 7)
+            y = _load(data, d >> 3) >> np.uint64(d & 7)
+            # Bits used in the low six, symbols above them: four look-ups add up without meeting.
+            j = k = m = n = nothing
+            for _ in range(4):
+                e = np.uint64(threes[v & low])
+                f = np.uint64(threes[w & low])
+                g = np.uint64(threes[x & low])
+                h = np.uint64(threes[y & low])
+                _store(symbols, p + np.int64(j >> six), e >> eight)
+                _store(symbols, q + np.int64(k >> six), f >> eight)
+                _store(symbols, r + np.int64(m >> six), g >> eight)
+                _store(symbols, s + np.int64(n >> six), h >> eight)
+                v >>= e & used
+                w >>= f & used
+                x >>= g & used
+                y >>= h & used
+                j += e & byte
+                k += f & byte
+                m += g & byte
+                n += h & byte
+            a += np.int64(j & used)
+            b += np.int64(k & used)
+            c += np.int64(m & used)
+            d += np.int64(n & used)
+            p += np.int64(j >> six)
+            q += np.int64(k >> six)
+            r += np.int64(m >> six)
+            s += np.int64(n >> six)
+        at[i], at[i + 1], at[i + 2], at[i + 3] = a, b, c, d
+        done = (p, q, r, s)
+        for lane in range(4):
+            at[i + lane] = _finish(
+                data, at[i + lane], done[lane], first[i + lane] + number[i + lane], threes, table, symbols
+            )
+    for i in range(whole, len(at)):
+        at[i] = _finish(data, at[i], first[i], first[i] + number[i], threes, table, symbols)
+
+
+@compiled
+def decode_blocks(
+    data: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    first: NDArray[np.int64],
+    number: NDArray[np.int64],
+    table: NDArray[np.uint32],
+    symbols: NDArray[Any],
+) -> None:
+    """As `decode_threes`, one symbol at a time: for alphabets of more than 256."""
+    mask = np.uint64(len(table) - 1)
+    for i in range(len(at)):
+        a = at[i]
+        for j in range(first[i], first[i] + number[i]):
+            e = np.uint64(table[(_load(data, a >> 3) >> np.uint64(a & 7)) & mask])
+            symbols[j] = e >> np.uint64(8)
+            a += np.int64(e & np.uint64(255))
+        at[i] = a

@@ -1,0 +1,1 @@
+"""Other files and states: safetensors, torch's checkpoints, state_dicts."""

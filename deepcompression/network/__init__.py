@@ -1,0 +1,1 @@
+"""What a model is: its tensors by name, its state, its graph."""

@@ -1,0 +1,1 @@
+"""Pruning: what is removed, by which criterion, when."""

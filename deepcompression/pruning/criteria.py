@@ -1,0 +1,33 @@
+"""Criteria of pruning by their names in recipes: what makes a weight important. A further one is a further line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from deepcompression import factory
+from deepcompression.errors import StructureError
+
+if TYPE_CHECKING:
+    from deepcompression.pruning.prune import Score
+    from deepcompression.training.device import Compute
+    from deepcompression.training.problem import Problem
+
+    Maker = Callable[[Problem, Compute], Score]
+
+CRITERIA: dict[str, str | None] = {
+    "magnitude": None,  # what `prune` goes by where no score is given
+    "wanda": "deepcompression.pruning.wanda:Wanda",
+}
+
+
+def maker(name: str) -> Maker | None:
+    """What makes the score (name, weight) -> importance of a problem; None for magnitude, which needs none.
+
+    Raises:
+        StructureError: no criterion has this name.
+    """
+    if name not in CRITERIA:
+        raise StructureError(f"prune: criterion {name!r} is not known; expected one of {', '.join(CRITERIA)}")
+    spec = CRITERIA[name]
+    return factory.load(spec) if spec else None

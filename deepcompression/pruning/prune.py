@@ -1,0 +1,169 @@
+"""Magnitude pruning: one-shot (to a density, or by the paper's quality parameter) or gradual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deepcompression.errors import StructureError
+from deepcompression.network.state import normalised, replaced
+from deepcompression.training.loop import Fit
+
+Score = Callable[[str, Tensor], Tensor]
+GLOBAL_FLOOR = 0.01
+
+
+@dataclass(frozen=True)
+class LayerDensity:
+    """What pruning did to one tensor; ``threshold`` is the lowest score that stayed."""
+
+    name: str
+    weights: int
+    nonzero_before: int
+    nonzero: int
+    density: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned state_dict and the account of each pruned tensor."""
+
+    state: dict[str, Tensor]
+    layers: list[LayerDensity]
+    fit: Fit | None = None
+
+
+def prune(
+    state: Mapping[str, Tensor],
+    density: Mapping[str, float] | None = None,
+    *,
+    quality: Mapping[str, float] | None = None,
+    scope: str = "layer",
+    score: Score | None = None,
+    padding: Mapping[str, int] | None = None,
+) -> Pruned:
+    """``state`` with the least important weights set to +0.0 (Han et al. 2015, section 3.1).
+
+    Args:
+        state: tensors by name, any shapes; not changed.
+        density: tensor name -> fraction of its weights that stays, in (0, 1]: round(density * weights),
+            at least 1, fewer where fewer are non-zero; of equal scores the earlier weight stays.
+        quality: instead of density: weights below quality * (standard deviation of the layer's non-zero
+            weights) go.
+        scope: ``layer``, or ``global``: one ranking over all tensors (which then have one common density), in
+            which each keeps at least a hundredth of its weights (or ``density`` of them, where that is less).
+        score: (name, weight) -> importance in the weight's shape; default: magnitude.
+        padding: tensor name -> row that is left alone.
+
+    Raises:
+        StructureError: impossible density or quality, non-finite weights, a layer that would be emptied, a
+            score of the wrong shape.
+    """
+    table = density if quality is None else quality
+    if not table or (density is None) == (quality is None):
+        raise StructureError("prune: expected exactly one of density and quality, for at least one tensor")
+    if scope not in ("layer", "global") or (scope == "global" and quality is not None):
+        raise StructureError(f"prune: scope {scope!r}; expected layer, or global with a density")
+    _check_numbers(density, quality)
+    clean = normalised(state, table)
+    scores = {name: _scores(name, clean[name], score, padding or {}) for name in table}
+    if quality is not None:
+        kept = {name: _above(scores[name], clean[name], quality[name]) for name in table}
+    else:
+        kept = _kept(scores, density or {}, scope)
+    pruned = {name: _cut(name, clean[name], keep) for name, keep in kept.items()}
+    layers = [_account(name, clean[name], weight, scores[name]) for name, weight in pruned.items()]
+    return Pruned(replaced(clean, pruned), layers)
+
+
+def _refresh(score: Score | None, model: nn.Module) -> None:
+    refresh = getattr(score, "refresh", None)
+    if refresh is not None:
+        refresh(model)
+
+
+def _check_numbers(density: Mapping[str, float] | None, quality: Mapping[str, float] | None) -> None:
+    for name, value in (density or {}).items():
+        if not 0 < value <= 1:
+            raise StructureError(f"{name}: density {value} is impossible; expected a fraction in (0, 1]")
+    for name, value in (quality or {}).items():
+        if not value > 0:
+            raise StructureError(f"{name}: quality {value} is impossible; expected a positive number")
+
+
+def _scores(name: str, weight: Tensor, score: Score | None, padding: Mapping[str, int]) -> Tensor:
+    """Importance (n,); zeros rank below all, a padding row above all."""
+    scores = weight.detach().abs() if score is None else score(name, weight)
+    if not isinstance(scores, Tensor) or scores.shape != weight.shape:
+        came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise StructureError(f"{name}: the score must have the weight's shape {tuple(weight.shape)}, got {came}")
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if bool(torch.isnan(scores).any()):
+        raise StructureError(f"{name}: the score of {int(torch.isnan(scores).sum())} weights is NaN")
+    if name in padding:
+        scores = scores.index_fill(0, torch.tensor([padding[name]], device=scores.device), torch.inf)
+    return scores.masked_fill(weight == 0, -torch.inf).reshape(-1)
+
+
+def _count(scores: Tensor, density: float) -> int:
+    return max(round(density * len(scores)), 1)
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    """Where the ``count`` largest scores (n,) are, as bool (n,); the earlier of equal ones."""
+    if count >= len(scores):
+        return torch.ones_like(scores, dtype=torch.bool)
+    threshold = scores.kthvalue(len(scores) - count + 1).values
+    keep = scores > threshold
+    ties = (scores == threshold).nonzero().squeeze(1)
+    keep[ties[: count - int(keep.sum())]] = True
+    return keep
+
+
+def _above(scores: Tensor, weight: Tensor, quality: float) -> Tensor:
+    alive = weight[weight != 0].float()
+    threshold = quality * float(alive.std(correction=0)) if alive.numel() else 0.0
+    return scores >= threshold
+
+
+def _kept(scores: Mapping[str, Tensor], density: Mapping[str, float], scope: str) -> dict[str, Tensor]:
+    """Which weights (n,) stay at a density, by their scores (n,)."""
+    if scope == "global":
+        return _globally(scores, density)
+    return {name: _largest(one, _count(one, density[name])) for name, one in scores.items()}
+
+
+def _globally(scores: Mapping[str, Tensor], density: Mapping[str, float]) -> dict[str, Tensor]:
+    if len(set(density.values())) != 1:
+        raise StructureError("prune: scope global takes one density for all tensors")
+    common = next(iter(density.values()))
+    ranked = []
+    for one in scores.values():
+        floor = _largest(one, _count(one, min(GLOBAL_FLOOR, common)))
+        # What each tensor keeps in any case ranks first.
+        ranked.append(one.masked_fill(floor & (one > -torch.inf), torch.inf))
+    whole = torch.cat(ranked)
+    kept = torch.split(_largest(whole, _count(whole, common)), [len(one) for one in ranked])
+    return dict(zip(scores, kept, strict=True))
+
+
+def _cut(name: str, weight: Tensor, keep: Tensor) -> Tensor:
+    """The weight where ``keep`` (n,), +0.0 elsewhere; refuses to empty it."""
+    alive = keep.reshape(weight.shape) & (weight != 0)
+    if bool((weight != 0).any()) and not bool(alive.any()):
+        raise StructureError(
+            f"{name}: pruning would empty the layer (largest magnitude {float(weight.abs().max()):.3g}); "
+            "raise its density or lower its quality"
+        )
+    return torch.where(alive, weight, torch.zeros_like(weight))
+
+
+def _account(name: str, before: Tensor, after: Tensor, scores: Tensor) -> LayerDensity:
+    alive = int((after != 0).sum())
+    kept = scores[(after != 0).reshape(-1)]
+    threshold = float(kept.min()) if alive else 0.0
+    return LayerDensity(name, after.numel(), int((before != 0).sum()), alive, alive / max(after.numel(), 1), threshold)

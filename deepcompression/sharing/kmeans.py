@@ -1,0 +1,282 @@
+"""One-dimensional k-means, in numpy: the paper's weight sharing (section 3.1) for millions of values.
+
+Clusters of numbers are intervals, so Lloyd's iteration needs only how many values lie below a border and
+what they sum to. Small sets are sorted, which answers that exactly. Large ones are counted into 65,536
+bins, with the exact sum of each; a border within a bin takes its part, as if values were evenly spread
+there. Codes are exact in both cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from deepcompression.errors import StructureError
+from deepcompression.sharing.optimal import best_groups
+
+Init = Literal["linear", "density", "random", "optimal"]
+Floats = NDArray[np.float64]
+Values = NDArray[np.float32]
+Codes = NDArray[np.unsignedinteger[Any]]
+MAX_CENTROIDS = 1 << 16
+BINS = 1 << 16
+# Sorting more values than this takes longer than counting them into bins.
+LARGE = 1 << 18
+GRID_PIECE, CODE_PIECE = 1 << 18, 1 << 15
+# Dynamic programming up to this k; beyond it the asymptotic density of centroids is as good.
+OPTIMAL_MOST = 512
+# Steps of Lloyd's iteration after dynamic programming, whose start has little left to gain.
+OPTIMAL_ITERATIONS = 100
+# A cluster with less of a value than this is empty; parts of bins can be that small.
+LEAST = 1e-6
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Centroids and which of them each value takes.
+
+    Attributes:
+        centroids: (g,) float32, ascending, distinct, each in use; g <= k.
+        codes: (n,) uint8, or uint16 where there are more than 256 centroids.
+        squared_error: sum over the values of (value - its centroid)^2.
+    """
+
+    centroids: Values
+    codes: Codes
+    squared_error: float
+
+
+def kmeans1d(values: ArrayLike, k: int, *, init: Init = "linear", seed: int = 0, iterations: int = 1000) -> Codebook:
+    """The codebook of at most ``k`` centroids that Lloyd's iteration reaches from ``init``.
+
+    Once the others have settled, a centroid that no value takes goes to the cluster with the largest
+    squared error, which is split at its mean. With at most ``k`` distinct values the codebook is exact. A
+    value in the middle between two centroids takes the lower one.
+
+    Args:
+        values: any real array, read flat, as float32.
+        k: number of centroids, 1 to 65,536.
+        init: ``linear`` (evenly between minimum and maximum), ``density`` (evenly in the cumulative
+            distribution), ``random`` (values drawn without replacement) or ``optimal`` (dynamic programming;
+            for k > 512 the asymptotically optimal density of centroids).
+        seed: of ``random``.
+        iterations: at most so many.
+
+    Raises:
+        StructureError: ``k``, ``init`` or ``iterations`` is impossible, or a value is not finite.
+
+    Section 3.1 of Han, Mao, Dally (2016), arXiv 1510.00149.
+    """
+    _check(k, init, iterations)
+    flat = np.asarray(values).astype(np.float32, copy=False).ravel()
+    if not np.isfinite(flat).all():
+        bad = len(flat) - np.count_nonzero(np.isfinite(flat))
+        raise StructureError(f"kmeans1d: values must be finite in float32; {bad} of {len(flat)} are not")
+    grid = _grid(flat, k) if len(flat) >= LARGE else None
+    points = _sorted_points(flat) if grid is None else grid.points
+    if len(points.keys) <= k:
+        return _codebook(flat, points.keys, None)
+    borders = _middles(_start(points, flat, k, init, seed))
+    if init == "optimal":
+        iterations = min(iterations, OPTIMAL_ITERATIONS)
+    means = _lloyd(points if grid is None else grid, points, borders, k, iterations)
+    return _codebook(flat, means, grid)
+
+
+class _Points:
+    """Distinct points (m,), ascending, each standing for some values: their count, mean and sum."""
+
+    tolerance = 0.0
+
+    def __init__(self, counts: NDArray[Any], sums: Floats) -> None:
+        self.counts, self.sums = counts.astype(np.float64), sums
+        self.keys = sums / self.counts
+        self.before = np.zeros((2, len(sums) + 1))
+        np.cumsum([self.counts, sums], axis=1, out=self.before[:, 1:])
+        self.all = self.before[:, -1]
+
+    def below(self, borders: Floats) -> Floats:
+        """Count and sum (2, b) of the values up to each border."""
+        return self.before[:, np.searchsorted(self.keys, borders, side="right")]
+
+
+class _Grid:
+    """Values counted into an even grid of bins; bins keep the order of the values."""
+
+    def __init__(self, values: Values, low: np.float32, per_unit: np.float32) -> None:
+        self.low, self.per_unit, self.width = low, per_unit, 1 / float(per_unit)
+        self.tolerance = self.width / 256
+        self.index = np.empty(len(values), np.uint16)
+        self.counts, sums = np.zeros(BINS, np.int64), np.zeros(BINS)
+        for piece in _pieces(len(values), GRID_PIECE):
+            self.index[piece] = bins = self.bin_of(values[piece])
+            self.counts += np.bincount(bins, minlength=BINS)
+            sums += np.bincount(bins, weights=values[piece], minlength=BINS)
+        used = self.counts > 0
+        self.points = _Points(self.counts[used], sums[used])
+        self.all = self.points.all
+        self.first = np.append(0, np.cumsum(used))
+
+    def bin_of(self, values: Values) -> NDArray[np.int64]:
+        """Bins of values in the range; rounding keeps their order, truncation the highest one below BINS."""
+        return ((values - self.low) * self.per_unit).astype(np.int64)
+
+    def below(self, borders: Floats) -> Floats:
+        """Count and sum (2, b) of the values up to each border, the values of a bin evenly spread."""
+        place = (borders - self.low) * float(self.per_unit)
+        whole = place.astype(np.int64)
+        part = (place - whole) * self.counts[whole]
+        middle = (borders + self.low + whole * self.width) / 2
+        return np.take(self.points.before, self.first[whole], axis=1) + np.stack([part, part * middle])
+
+
+def _pieces(length: int, size: int) -> Iterator[slice]:
+    """Consecutive slices whose intermediate results stay in a processor's cache."""
+    return (slice(start, start + size) for start in range(0, length, size))
+
+
+def _check(k: int, init: str, iterations: int) -> None:
+    if not 1 <= k <= MAX_CENTROIDS:
+        raise StructureError(f"kmeans1d: k must be 1 to {MAX_CENTROIDS:,}, got {k}")
+    if init not in get_args(Init):
+        raise StructureError(f"kmeans1d: init must be one of {', '.join(get_args(Init))}, got {init!r}")
+    if iterations < 1:
+        raise StructureError(f"kmeans1d: iterations must be at least 1, got {iterations}")
+
+
+def _grid(values: Values, k: int) -> _Grid | None:
+    """The grid; None where it would be too coarse for k: crowded bins, or few in use."""
+    low, high = values.min(), values.max()
+    with np.errstate(over="ignore", divide="ignore"):
+        per_unit = np.float32(BINS - 1) / (high - low)
+    if not 0 < per_unit < np.inf:
+        return None
+    grid = _Grid(values, low, per_unit)
+    crowded = grid.counts.max() * 256 > len(values) or len(grid.points.keys) < 16 * k
+    return None if crowded else grid
+
+
+def _sorted_points(values: Values) -> _Points:
+    ordered = np.sort(values)
+    first = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]
+    counts = np.diff(np.flatnonzero(first), append=len(ordered))
+    return _Points(counts, counts * ordered[first].astype(np.float64))
+
+
+def _start(points: _Points, values: Values, k: int, init: Init, seed: int) -> Floats:
+    """First centroids, at most k, ascending."""
+    if init == "linear":
+        return np.linspace(float(values.min()), float(values.max()), k)
+    if init == "density":
+        ranks = (np.arange(k) + 0.5) / k * len(values)
+        return np.take(points.keys, np.searchsorted(points.before[0, 1:], ranks))
+    if init == "random":
+        generator = np.random.default_rng(seed)
+        drawn = generator.choice(len(values), min(k, len(values)), replace=False, shuffle=False)
+        return np.unique(values[drawn]).astype(np.float64)
+    return _optimal(points, k)
+
+
+def _optimal(points: _Points, k: int) -> Floats:
+    if k > OPTIMAL_MOST:
+        return _coarsened(points, k).keys
+    coarse = _coarsened(points, max(2048, 8 * k))
+    centre = points.before[1, -1] / points.before[0, -1]
+    starts = best_groups(coarse.counts, coarse.sums - centre * coarse.counts, k)
+    return np.add.reduceat(coarse.sums, starts) / np.add.reduceat(coarse.counts, starts)
+
+
+def _coarsened(points: _Points, count: int) -> _Points:
+    """Neighbours merged into at most ``count`` points, dense where the best centroids are: as density^(1/3).
+
+    (Panter and Dite 1951.) A point of width w and count c has density c / w, so its share is c^(1/3) w^(2/3).
+    """
+    if len(points.keys) <= count:
+        return points
+    share = np.cumsum(np.cbrt(points.counts * np.gradient(points.keys) ** 2))
+    group = np.minimum(share / share[-1] * count, count - 1).astype(np.int64)
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    return _Points(np.add.reduceat(points.counts, starts), np.add.reduceat(points.sums, starts))
+
+
+def _middles(centroids: Floats) -> Floats:
+    middles: Floats = (centroids[1:] + centroids[:-1]) / 2
+    return middles
+
+
+def _lloyd(data: _Points | _Grid, points: _Points, borders: Floats, k: int, iterations: int) -> Floats:
+    """Means (k,) of the clusters when their borders stand still; ``points`` must be more than k."""
+    for step in range(iterations):
+        clusters = _clusters(data, borders)
+        full = clusters[0] >= LEAST
+        # A bin's sum is exact but its even spread is not: a tiny part of one could have its mean elsewhere.
+        means: Floats = np.clip(
+            clusters[1, full] / clusters[0, full],
+            np.append(-np.inf, borders)[full],
+            np.append(borders, np.inf)[full],
+        )
+        last, borders = borders, _middles(means)
+        still = len(last) == len(borders) and np.abs(borders - last).max(initial=0) <= data.tolerance
+        if still and len(means) == k:
+            break
+        # Errors are worth comparing only when clusters have settled: filling at once ends higher.
+        if len(means) < k and (still or step == iterations // 2):
+            borders = _filled(points, borders, k)
+    return means
+
+
+def _clusters(data: _Points | _Grid, borders: Floats) -> Floats:
+    """Counts and sums (2, b + 1) between borders."""
+    clusters: Floats = np.diff(np.column_stack([np.zeros(2), data.below(borders), data.all]))
+    return clusters
+
+
+def _filled(points: _Points, borders: Floats, k: int) -> Floats:
+    """Borders (k - 1,) with points between all of them: the worst clusters are halved at their means."""
+    ends = np.concatenate([[0], np.searchsorted(points.keys, borders, side="right"), [len(points.keys)]])
+    ends = np.unique(ends)
+    while (missing := k + 1 - len(ends)) > 0:
+        means = np.diff(points.before[1, ends]) / np.diff(points.before[0, ends])
+        errors = points.counts * (points.keys - np.repeat(means, np.diff(ends))) ** 2
+        spread = np.where(np.diff(ends) > 1, np.add.reduceat(errors, ends[:-1]), -1)
+        worst = np.argsort(-spread, kind="stable")[: min(missing, np.count_nonzero(spread >= 0))]
+        cuts = np.searchsorted(points.keys, means[worst], side="right")
+        # Rounding may place the mean of two neighbouring values on one of them.
+        ends = np.union1d(ends, np.clip(cuts, ends[worst] + 1, ends[worst + 1] - 1))
+    filled: Floats = (points.keys[ends[1:-1] - 1] + points.keys[ends[1:-1]]) / 2
+    return filled
+
+
+def _limits(centroids: Values) -> Values:
+    """The highest float32 (k,) in each cluster: not above the middle to the next centroid; last infinity."""
+    infinity = np.float32(np.inf)
+    middle = _middles(centroids.astype(np.float64))
+    near = middle.astype(np.float32)
+    return np.append(np.where(near > middle, np.nextafter(near, -infinity), near), infinity)
+
+
+def _codebook(values: Values, means: Floats, grid: _Grid | None) -> Codebook:
+    """Exact codes and error for the rounded means; those that rounding left without a value go."""
+    centroids = np.unique(means.astype(np.float32))
+    limits, exact = _limits(centroids), centroids.astype(np.float64)
+    codes: Codes = np.empty(len(values), np.uint8 if len(centroids) <= 256 else np.uint16)
+    used, error = np.zeros(len(centroids), np.int64), 0.0
+    # Limits in lower bins are passed for certain; those in a value's own bin, mostly one at most, are
+    # compared.
+    within = np.bincount(grid.bin_of(limits[:-1]), minlength=BINS) if grid else np.zeros(1, np.int64)
+    passed = (np.cumsum(within) - within).astype(codes.dtype)
+    for piece in _pieces(len(values), CODE_PIECE):
+        part, found = values[piece], codes[piece]
+        found[:] = passed.take(grid.index[piece]) if grid else np.searchsorted(limits, part)
+        for _ in range(within.max()):
+            found += part > limits.take(found)
+        used += np.bincount(found, minlength=len(centroids))
+        error += float(np.square(part - exact.take(found)).sum())
+    if not used.all():
+        kept = np.flatnonzero(used)
+        centroids, codes = centroids[kept], np.searchsorted(kept, codes).astype(codes.dtype)
+    return Codebook(centroids, codes, error)

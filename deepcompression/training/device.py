@@ -1,0 +1,42 @@
+"""Where and how precisely a model computes."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how training computes.
+
+    ``device``: auto (CUDA, else MPS, else CPU), or torch's name. ``precision``: of training's forward passes;
+    bfloat16 is autocast, weights stay float32. ``channels_last``: memory format of images and convolutions.
+    """
+
+    device: str = "auto"
+    precision: str = "float32"
+    channels_last: bool = False
+
+    def resolved(self) -> torch.device:
+        """The device itself."""
+        if self.device != "auto":
+            return torch.device(self.device)
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+    def autocast(self) -> Any:
+        """The context in which training's forward passes run."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.resolved().type, dtype=torch.bfloat16)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on the device, in the memory format."""
+        model = model.to(self.resolved())
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]

@@ -1,0 +1,15 @@
+"""How a number moves from its start to its end."""
+
+from __future__ import annotations
+
+
+def round_densities(density: float, rounds: int) -> list[float]:
+    """The densities of ``rounds`` rounds down to ``density``, each the same factor below the one before."""
+    return [density ** ((number + 1) / rounds) for number in range(rounds)]
+
+
+def cubic_density(step: int, total: int, start: float, final: float) -> float:
+    """Density after ``step`` of ``total`` steps, falling ever slower (Zhu and Gupta 2017, equation 1)."""
+    if step >= total:
+        return final
+    return final + (start - final) * (1 - step / total) ** 3

@@ -1,0 +1,1 @@
+"""Recipes: read, admitted, checked, expanded."""

@@ -1,0 +1,181 @@
+"""What a run says of itself: summary.json, the report, Prefect's artifacts."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect.runtime import flow_run
+
+from deepcompression.errors import one_line
+from flows import watchdog
+from tasks.console import say
+from tasks.execution.execute import left_alone
+from tasks.execution.run import Reference, Run
+from tasks.execution.warned import kept
+from tasks.machine.deadline import within
+from tasks.report.figures import bytes_by_stage
+from tasks.report.page import write_report
+from tasks.report.words import difference, sentence
+from tasks.secrets import hidden, masked
+from tasks.stages.verify import Verified
+from tasks.storage.store import finite, write_json
+from tasks.verdict import missed, told
+
+SUMMARY_VERSION = 1
+ARTIFACT_SECONDS = 10.0
+
+
+def spread_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean, worst and spread (sample standard deviation) over seeds, of size, ratio and test results."""
+
+    def over(values: Sequence[float], worst: Any) -> dict[str, float]:
+        if not all(map(math.isfinite, values)):
+            return dict.fromkeys(("mean", "worst", "spread"), math.nan)
+        return {
+            "mean": statistics.fmean(values),
+            "worst": worst(values),
+            "spread": statistics.stdev(values) if len(values) > 1 else 0.0,
+        }
+
+    def ends(end: str) -> dict[str, Any]:
+        first = summaries[0][end]
+        higher = first["higher_is_better"]
+        rising = {"metric": higher, "accuracy": True, "correct": True, "error": False}
+        return {
+            name: over([one[end][name] for one in summaries], min if rising[name] else max)
+            for name in rising
+            if first.get(name) is not None
+        }
+
+    return {
+        "file_bytes": over([one["file_bytes"] for one in summaries], max),
+        "ratio": over([one["ratio"] for one in summaries], min),
+        "baseline": ends("baseline"),
+        "final": ends("final"),
+    }
+
+
+def summary_of(run: Run, references: Sequence[Reference], verified: Verified, path: Path) -> dict[str, Any]:
+    """What ``summary.json`` holds of one run."""
+    dense, count = references[0].numbers["dense_bytes"], path.stat().st_size
+    names = (
+        "stage", "size_bytes", "compression_ratio", "density", "bits_per_weight", "val_metric", "seconds", "cached",
+    )  # fmt: skip
+    return {
+        "summary_version": SUMMARY_VERSION,
+        "name": run.name,
+        "seed": run.seed,
+        "dense_bytes": dense,
+        "file_bytes": count,
+        "ratio": dense / count,
+        "metric": run.metric_object().name,
+        "data_digest": run.data_identity().digest,
+        "data_notes": list(run.data_identity().notes),
+        "baseline": verified.baseline,
+        "final": verified.final,
+        "comparison": verified.comparison,
+        "stages": [
+            {
+                **{name: reference.numbers[name] for name in names},
+                "model_density": reference.numbers.get("model_density"),
+                "left_alone": left_alone(run.store.find(reference.key) or {}),
+                "key": reference.key,
+            }
+            for reference in references
+        ],
+        "reused": [reference.numbers["stage"] for reference in references if reference.numbers["cached"]],
+        "warnings": kept(run.folder),
+        "file": str(path),
+        "folder": run.folder,
+        "tracking_uri": masked(run.tracker.uri),
+        "mlflow_run_id": run.tracker.run_id,
+        "prefect_flow_run_id": str(flow_run.id) if flow_run.id else None,
+    }
+
+
+def leave(
+    run: Run, references: Sequence[Reference], summary: dict[str, Any], stored: Mapping[str, Any], alone: bool
+) -> None:
+    """Everything that a finished run leaves: folder, MLflow, Prefect; ``alone``: no other seed is to come."""
+    import deepcompression
+
+    folder, file = Path(run.folder), Path(summary["file"])
+    inspection = deepcompression.inspect(file)
+    write_json(folder / "summary.json", summary)
+    bytes_by_stage(summary["stages"], inspection, folder / "figures" / "bytes.svg")
+    write_report(run, references, summary, stored, folder / "report.html")
+    if alone:
+        watchdog.done(summary, file.stat().st_size)
+    numbers = {"file_bytes": summary["file_bytes"], "ratio": summary["ratio"], "dense_bytes": summary["dense_bytes"]}
+    name = run.metric_object().name
+    for prefix, end in (("baseline_", summary["baseline"]), ("", summary["final"])):
+        prefix += "test" if end["split"] == "test" else "val"
+        numbers[f"{prefix}_{name}"] = end["metric"]
+        numbers |= {f"{prefix}_{key}": end[key] for key in ("error", "correct") if end.get(key) is not None}
+    if compared := summary["comparison"]:
+        numbers |= {f"test_{key}": compared[key] for key in ("difference", "p_value", "broken", "mended")}
+        numbers |= {f"test_difference_{key}": compared[key] for key in ("low", "high")}
+    run.tracker.metrics({key: value for key, value in numbers.items() if math.isfinite(value)})
+    run.tracker.tags({"mlflow.note.content": sentence(summary), **_warnings_tag(summary)})
+    for path in (file, folder / "summary.json", folder / "report.html"):
+        run.tracker.artifact(path)
+    run.tracker.artifact(folder / "figures" / "bytes.svg", "figures")
+    try:
+        within(ARTIFACT_SECONDS, _prefect_artifacts, run, hidden(summary))
+    except Exception as error:  # a server that went away: the run is finished, and its report lies in its folder
+        reason = masked(one_line(error))[:120]
+        say(f"[yellow]Prefect:[/] its server does not take the run's artifacts ({reason})")
+
+
+def _warnings_tag(summary: Mapping[str, Any]) -> dict[str, str]:
+    """As much of all warnings as MLflow takes in a tag."""
+    text = "; ".join(f"{one['stage']}: {one['text']}" for one in summary["warnings"])
+    return {"warnings": text[:4900]} if text else {}
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's row of numbers; what it left alone as how many tensors that are."""
+    return {**row, "left_alone": len(row["left_alone"])}
+
+
+def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
+    """The stage table and the key figures, for Prefect's flow-run page."""
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
+    if not flow_run.id:
+        return
+    metric = summary["metric"]
+    table = [_shown(row) for row in finite(summary["stages"])]
+    create_table_artifact(key="stages", table=table, description=f"{run.name}, seed {run.seed}")
+    report, page = (Path(run.folder) / "report.html").resolve(), run.tracker.page
+    create_link_artifact(
+        key="report",
+        link=f"{page}/artifacts/report.html" if page else report.as_uri(),
+        link_text="report.html",
+        description=f"The run's whole report, `{report}`; also among the artifacts of its MLflow run.",
+    )
+    create_markdown_artifact(
+        key="result",
+        description=sentence(summary),
+        markdown=f"""# {run.name}: {_title(summary)}
+
+| | dense | file |
+|---|---|---|
+| bytes | {summary["dense_bytes"]:,} | {summary["file_bytes"]:,} |
+| {summary["final"]["split"]} {metric} | {summary["baseline"]["metric"]:.4f} | {summary["final"]["metric"]:.4f} |
+
+{f"Compared with the dense model, sample by sample: {told}." if (told := difference(summary)) else ""}
+
+`{summary["file"]}` was decoded in a fresh process, is bit for bit what was encoded, and was measured there.
+
+MLflow run `{summary["mlflow_run_id"]}` at `{summary["tracking_uri"]}`
+""",
+    )
+
+
+def _title(summary: Mapping[str, Any]) -> str:
+    return told(summary["verdict"]) if missed(summary) else f"{summary['ratio']:.1f}x smaller"

@@ -1,0 +1,1 @@
+"""Many runs: searches, and who works on them."""

@@ -1,0 +1,1 @@
+"""How any stage runs: key, lease, work, check, measure, log."""

@@ -1,0 +1,216 @@
+"""How every stage runs: looked up, leased, worked, checked, measured, stored, logged. Knows nothing of Prefect."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from deepcompression._atomic import written
+from tasks.console import progress, say, say_some, size
+from tasks.execution.bench import Bench, Product
+from tasks.execution.keys import stage_key
+from tasks.execution.measure import measure, measuring_code
+from tasks.execution.run import Reference, Run
+from tasks.execution.warned import listen, warn, warned
+
+if TYPE_CHECKING:
+    from deepcompression.structure.check import Coarsened
+
+Work = Callable[[Bench], Product]
+
+
+def execute(
+    run: Run,
+    label: str,
+    number: int | None,
+    config: Mapping[str, Any],
+    source: Reference | None,
+    work: Work,
+    *,
+    draws: bool = True,
+    also: Mapping[str, Any] | None = None,
+) -> tuple[Reference, bool]:
+    """Runs ``work`` unless its result is in the store; logs either way.
+
+    Args:
+        run: the run.
+        label: the stage's unique label.
+        number: its place, MLflow's step; None for what is no stage of the chain.
+        config: the stage's keys of the recipe.
+        source: the stage before, or None.
+        work: makes the product; what its module imports is part of the key.
+        draws: whether the stage's result depends on the seed.
+        also: further inputs that decide the result.
+
+    Returns:
+        The reference, and whether the store had it.
+
+    Raises:
+        InvariantError: the product lost structure that its input had; nothing is stored.
+        StorageError: the store cannot be written.
+    """
+    started = time.perf_counter()
+    run.ready()
+    listen()
+    key = stage_key(run, label, config, source, work.__module__, draws, also)
+    entry = _usable(run, key, source)
+    cached = entry is not None
+    if entry is None:
+        entry, cached = _leased(run, key, label, source, work, started)
+    else:
+        run.store.used(key, entry)
+    for text in entry.get("warnings", ()):  # of a result that is used again, too
+        warn(run.folder, label, text)
+    seconds = round(time.perf_counter() - started, 3)
+    numbers = {**_numbers(entry), "seconds": seconds, "cached": cached, "stage": label}
+    _log(run, label, number, config, numbers, entry)
+    return Reference(key, entry["object"], tuple(entry["zeros"]), tuple(entry["shared"]), numbers), cached
+
+
+def _leased(
+    run: Run, key: str, label: str, source: Reference | None, work: Work, started: float
+) -> tuple[dict[str, Any], bool]:
+    """The entry, made here or by whoever held the lease before; whether it was the other."""
+    with run.store.lease(key, lambda holder: say(f"{label}: {holder} works on the same thing; waiting for it")):
+        if (entry := _usable(run, key, source)) is not None:
+            return entry, True
+        with run.store.working(key) as folder, warned(run.folder, label) as warnings:
+            run.rewind()
+            bench = Bench(run, label, source, folder)
+            return _store(run, key, label, bench, work(bench), started, warnings), False
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry's numbers; null is what JSON has for a result that was not a number."""
+    numbers = entry["numbers"]
+    return {**numbers, **{name: math.nan for name in ("val_metric", "val_loss") if numbers[name] is None}}
+
+
+def left_alone(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a stored stage left alone: tensor, elements, bytes, reason. Empty in entries of older releases."""
+    rows = (entry.get("report") or {}).get("covered") or []
+    return [{name: row[name] for name in ("tensor", "elements", "bytes", "reason")} for row in rows if not row["done"]]
+
+
+@contextlib.contextmanager
+def shown(run: Run, label: str) -> Iterator[Any]:
+    """The progress callback of a training stage."""
+    with progress(label, str(run.metric_object().name)) as show:
+        yield show
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and mappings as what JSON holds."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(one) for one in value]
+    return value
+
+
+def _usable(run: Run, key: str, source: Reference | None) -> dict[str, Any] | None:
+    """The stored result, its object whole; measured anew where the code that measures has changed since."""
+    entry = run.store.find(key)
+    if entry is None or not run.store.intact(entry["object"]):
+        return None
+    if entry["measured_by"] == measuring_code():
+        return entry
+    file = run.store.object_path(entry["object"]) if entry["encoded"] else None
+    reference = Reference(key, entry["object"], tuple(entry["zeros"]), tuple(entry["shared"]))
+    product = Product(None if file else run.state(reference), file, entry["zeros"], entry["shared"])
+    numbers = {**entry["numbers"], **measure(run, source, product)}
+    return run.store.commit(key, {**entry, "numbers": numbers, "measured_by": measuring_code()})
+
+
+def _store(
+    run: Run, key: str, label: str, bench: Bench, product: Product, started: float, warnings: Sequence[str]
+) -> dict[str, Any]:
+    """Checks, measures and stores what a stage made."""
+    numbers = {"coarsened": plain(_coarsened(bench, product)), **measure(run, bench.input, product)}
+    seconds = time.perf_counter() - started
+    part = product.file
+    if part is None:
+        from safetensors.torch import save
+
+        assert product.state is not None
+        part = bench.folder / "state.safetensors"
+        with written(part) as file:
+            # a tied tensor is one object under two names, which safetensors refuses
+            file.write(save({name: tensor.clone() for name, tensor in product.state.items()}))
+    say_some(label, product.notes)
+    return run.store.commit(
+        key,
+        {
+            "stage": label,
+            "input": bench.input.key if bench.input else None,
+            "object": run.store.put(part),
+            "encoded": product.file is not None,
+            "measured_by": measuring_code(),
+            "zeros": list(product.zeros),
+            "shared": list(product.shared),
+            "numbers": {**numbers, "worked_seconds": round(seconds, 3)},
+            "report": plain(product.report),
+            "history": plain(product.history),
+            "notes": list(product.notes),
+            "warnings": list(dict.fromkeys([*warnings, *product.warnings])),
+        },
+    )
+
+
+def _coarsened(bench: Bench, product: Product) -> Coarsened | None:
+    """How structure grew; InvariantError where some was lost."""
+    from deepcompression.structure import check
+
+    source = bench.input
+    if source is None or product.state is None:
+        return None
+    # What this stage pruned or shared counts too: there, all that was zero or equal before must still be so.
+    zeros, shared = ({*old, *new} for old, new in ((source.zeros, product.zeros), (source.shared, product.shared)))
+    shared -= {*product.regrouped}
+    before = bench.state() if product.compared is None else product.compared
+    return check.check(before, product.state, zeros=sorted(zeros), shared=sorted(shared))
+
+
+def _log(
+    run: Run,
+    label: str,
+    number: int | None,
+    config: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+    entry: Mapping[str, Any],
+) -> None:
+    """The same to people (one line) and to MLflow (step = stage number; and under the stage's name)."""
+    metric = f"val_{run.metric_object().name}"
+    stage = str(config.get("stage", label)).replace(":", ".")
+    logged = {
+        "size_bytes": numbers["size_bytes"],
+        "compression_ratio": numbers["compression_ratio"],
+        metric: numbers["val_metric"],
+        "val_loss": numbers["val_loss"],
+        "density": numbers["density"],
+        "model_density": numbers.get("model_density"),
+        "bits_per_weight": numbers["bits_per_weight"],
+        "stage_seconds": numbers["seconds"],
+    }
+    logged |= numbers.get("coarsened") or {}
+    logged = {name: value for name, value in logged.items() if value is not None}
+    named = {f"{name}/{stage}": value for name, value in logged.items()}
+    run.tracker.metrics({**named, **(logged if number is not None else {})}, step=number or 0)
+    if entry["history"]:
+        run.tracker.curve(label, entry["history"])
+    of_all = "" if logged.get("model_density") is None else f" (of all weights {logged['model_density']:.1%})"
+    reused = "reused" if numbers["cached"] else f"{numbers['seconds']:.1f} s"
+    say(
+        f"[bold]{label:<12}[/] {size(numbers['size_bytes']):>9}  {numbers['compression_ratio']:6.1f}x  "
+        f"density {numbers['density']:6.1%}{of_all}  {metric} {numbers['val_metric']:.4f}  [dim]{reused}[/]"
+    )
+    if told := entry["report"].get("told"):
+        say(f"{label}: {escape(told)}")

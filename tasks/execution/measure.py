@@ -1,0 +1,81 @@
+"""What a stage's result is worth: bytes as really encoded, metric on validation, density."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tasks.execution.bench import Product
+from tasks.execution.run import Reference, Run
+from tasks.execution.sources import code_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+def measuring_code() -> str:
+    """The digest of the code that measures: results that other code measured are measured anew."""
+    return code_digest(__name__)
+
+
+def measure(run: Run, source: Reference | None, product: Product) -> dict[str, Any]:
+    """The numbers of a product; of an encoded file those of its input, which it holds bit for bit, and its bytes."""
+    from deepcompression.formats import state_dict as files
+    from deepcompression.network import names as selection
+    from deepcompression.network.state import dense_bytes, density, plain_state
+    from deepcompression.training.evaluate import evaluate
+
+    if product.state is None:  # the encoded file: the same weights as its input
+        assert source is not None and product.file is not None
+        return {**_inherited(source), **_sizes(product.file.stat().st_size, source.numbers)}
+    model = run.blank_model()
+    base = source.numbers if source else {"dense_bytes": dense_bytes(model), "weights": _weights(model)}
+    model.load_state_dict(dict(product.state))
+    problem = run.problem()
+    result = evaluate(model, problem.validation, problem.step, problem.metric, run.compute())
+    for name, value in ((str(problem.metric.name), result.metric), ("loss", result.loss)):
+        if not math.isfinite(value):
+            log.warning("val %s is not a number (%s): it wins over nothing, and JSON has null for it", name, value)
+    state = plain_state(model)
+    return {
+        "dense_bytes": base["dense_bytes"],
+        "weights": base["weights"],
+        **_sizes(len(files.encode(state, "packed")), base),
+        "density": density(state, judged(selection.prunable(model), product.zeros, state)),
+        "model_density": density(state, dict.fromkeys(selection.first_names(model).values())),
+        "val_metric": result.metric,
+        "val_loss": result.loss,
+        "val_correct": result.correct,
+        "val_total": result.total,
+    }
+
+
+def judged(prunable: Sequence[str], zeros: Sequence[str], state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors whose density is told: what is pruned by default, and every other matrix that was pruned.
+
+    Vectors are told only where there is nothing else.
+    """
+    matrices = [name for name in zeros if state[name].ndim > 1]
+    return list(dict.fromkeys([*prunable, *matrices])) or list(zeros)
+
+
+def _inherited(source: Reference) -> dict[str, Any]:
+    names = ("dense_bytes", "weights", "density", "val_metric", "val_loss", "val_correct", "val_total")
+    return {**{name: source.numbers[name] for name in names}, "model_density": source.numbers.get("model_density")}
+
+
+def _sizes(count: int, base: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "size_bytes": count,
+        "compression_ratio": base["dense_bytes"] / count,
+        "bits_per_weight": 8 * count / base["weights"],
+    }
+
+
+def _weights(model: nn.Module) -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,1 @@
+"""This machine: its processes, its network, deadlines for what others do."""

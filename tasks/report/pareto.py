@@ -1,0 +1,122 @@
+"""Size against quality: which of many points nothing beats, and the picture of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from deepcompression._atomic import written
+from tasks.console import size
+
+FRONT, OTHER, DENSE = "#D55E00", "#56B4E9", "#666666"  # Okabe and Ito's
+
+
+@dataclass(frozen=True)
+class Point:
+    """One trial: its number, the bytes of its file, its validation metric."""
+
+    number: int
+    file_bytes: int
+    metric: float
+
+
+def front(points: Sequence[Point], *, higher: bool) -> list[Point]:
+    """The points that no other beats in one of bytes and metric without losing in the other; smallest first.
+
+    Args:
+        points: any; of equal ones the first stays, and one whose metric is not a number beats nothing.
+        higher: whether a higher metric is better.
+    """
+    best: list[Point] = []
+    sign = -1 if higher else 1
+    for point in sorted(
+        (one for one in points if isfinite(one.metric)), key=lambda one: (one.file_bytes, sign * one.metric, one.number)
+    ):
+        if not best or sign * point.metric < sign * best[-1].metric:
+            best.append(point)
+    return best
+
+
+def spread_out(points: Sequence[Point], count: int) -> list[Point]:
+    """At most ``count`` of them, evenly by rank, both ends included; one alone is the last: the best metric."""
+    if count >= len(points):
+        return list(points)
+    if count == 1:
+        return [points[-1]]
+    places = {round(index * (len(points) - 1) / (count - 1)) for index in range(count)}
+    return [points[place] for place in sorted(places)]
+
+
+def picture(
+    points: Sequence[Point],
+    best: Sequence[Point],
+    tested: Mapping[int, Mapping[str, Any]],
+    result: Mapping[str, Any],
+    path: Path,
+    *,
+    taken: Point | None = None,
+    worst: float | None = None,
+    most_bytes: int | None = None,
+) -> None:
+    """Writes an SVG: all trials by bytes (logarithmic) and validation metric, the front, test results of the chosen.
+
+    What is not a number is not drawn.
+
+    Args:
+        points: all trials.
+        best: the front.
+        tested: number -> summary of the chosen, whose test split was read.
+        result: the sweep's, for ``name``, ``metric``, ``dense_val_metric``.
+        path: the picture's path.
+        taken: the one point that a search ended with.
+        worst: the metric that was asked for at least.
+        most_bytes: the bytes that were asked for at most.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "deepcompression"
+    from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    metric = result["metric"]
+    points = [one for one in points if isfinite(one.metric)]
+    taken = taken if taken is not None and isfinite(taken.metric) else None
+    if result["dense_val_metric"] is not None and isfinite(result["dense_val_metric"]):
+        axes.axhline(result["dense_val_metric"], color=DENSE, linestyle=":", label=f"dense model, val {metric}")
+    axes.scatter([p.file_bytes for p in points], [p.metric for p in points], color=OTHER, label="trial, validation")
+    axes.plot(
+        [p.file_bytes for p in best], [p.metric for p in best], "o-", color=FRONT, drawstyle="steps-post",
+        label="Pareto front, validation",
+    )  # fmt: skip
+    if worst is not None and isfinite(worst):
+        axes.axhline(worst, color=DENSE, linestyle="--", linewidth=1, label=f"what was asked for, val {metric}")
+    if most_bytes is not None:
+        axes.axvline(most_bytes, color=DENSE, linestyle="--", linewidth=1, label="what was asked for, bytes")
+    if taken is not None:
+        axes.scatter(taken.file_bytes, taken.metric, s=160, facecolors="none", edgecolors="black", label="taken")
+    for point in sorted({*best, *([taken] if taken else [])}, key=lambda one: one.number):
+        axes.annotate(str(point.number), (point.file_bytes, point.metric), (4, 5), textcoords="offset points", size=8)
+    tested = {number: one for number, one in tested.items() if isfinite(one["final"]["metric"])}
+    if tested:
+        sizes = [one["file_bytes"] for one in tested.values()]
+        values = [one["final"]["metric"] for one in tested.values()]
+        axes.scatter(sizes, values, marker="x", color="black", zorder=3, label="chosen, test")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
+    sizes = [p.file_bytes for p in points] or [1]
+    spread = max(sizes) / min(sizes)
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: size(value)) if spread < 10 else NullFormatter())
+    axes.tick_params(axis="x", which="both", labelrotation=30, labelsize=8)
+    axes.set_xlabel("bytes of the file")
+    axes.set_ylabel(metric)
+    axes.set_title(f"{result['name']}: size against {metric}", loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    with written(path, parents=True) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    pyplot.close(figure)

@@ -1,0 +1,1 @@
+"""MLflow's runs, and the journal that is sent to them."""

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from forged import array, deflated, varint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import bit_tensors, layers, on_grid
+
+from deepcompression.codec import arrays, codebooks
+from deepcompression.codec.bitstream import Cursor
+from deepcompression.codec.codebooks import Book
+from deepcompression.codec.dtypes import DTYPES, RawTensor, unsigned
+from deepcompression.errors import MalformedFile
+
+
+def bits(*numbers: float) -> np.ndarray:
+    return np.array(numbers, np.float32).view(np.uint32)
+
+
+def rebuilt(way: codebooks.Shared) -> np.ndarray:
+    """The elements that symbols and a book stand for."""
+    stored = np.flatnonzero(way.symbols)
+    groups = stored // way.book.group if way.book.group else None
+    flat = np.zeros(len(way.symbols), unsigned(way.dtype))
+    codes = way.symbols[stored] - way.symbols.dtype.type(1)
+    flat[stored] = way.book.bits(codes, way.dtype, groups)
+    return flat
+
+
+@given(bit_tensors(), st.booleans())
+def test_deflate_round_trip(tensor: RawTensor, quick: bool) -> None:
+    """Byte planes of any type come back, whole or quick, none of them too."""
+    flat = tensor.bits.reshape(-1)
+    data = arrays.deflate(flat, quick)
+    back = arrays.inflate(memoryview(data), flat.size, flat.dtype, Cursor(b"", "w"))
+    assert back.dtype == flat.dtype
+    assert np.array_equal(back, flat)
+
+
+@given(bit_tensors())
+def test_array_round_trip(tensor: RawTensor) -> None:
+    """Arrays of any type come back, the cursor stands behind them, and they are never larger than they were."""
+    flat = tensor.bits.reshape(-1)
+    written = arrays.write_array(flat, tensor.dtype)
+    cursor = Cursor(written + b"x", "w")
+    assert np.array_equal(arrays.read_array(cursor, flat.size, tensor.dtype), flat)
+    assert cursor.left == 1
+    assert len(written) <= 1 + flat.nbytes
+
+
+PLANES = np.arange(8, dtype=np.float32).view(np.uint8).reshape(8, 4).T.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "message"),
+    [
+        (b"", 1, "the type of stored values needs 1 bytes"),
+        (b"\x01" + bytes(32), 8, "as type 1"),  # the type itself is written as 0
+        (b"\x04" + bytes(64), 8, "as type 4"),  # wider
+        (b"\x06" + bytes(8), 8, "as type 6"),  # another kind
+        (b"\x0e" + bytes(8), 8, "as type 14"),  # complex64 was never one
+        (b"\x7f" + bytes(32), 8, "as type 127"),
+        (bytes(32), 8, "8 values of type float32 needs 32 bytes"),
+        (b"\x80", 8, "the length of deflated values needs 1 bytes"),
+        (b"\x80\x05ab", 8, "deflated values needs 5 bytes"),
+        (b"\x80\x02\xff\xff", 8, "are damaged"),
+        (b"\x80\x00", 8, "are not the 32 bytes"),
+        (b"\x80" + varint(9) + b"\x00" * 9, 1 << 40, "cannot be in 9 deflated bytes"),
+    ],
+)
+def test_array_refuses(text: bytes, count: int, message: str) -> None:
+    """Impossible types, lengths beyond the buffer and damaged planes are named, before memory is taken."""
+    with pytest.raises(MalformedFile, match=f"w: .*{message}"):
+        arrays.read_array(Cursor(text, "w"), count, "float32")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        deflated(PLANES) + b"\0",  # something follows
+        deflated(PLANES)[:-1],  # breaks off
+        deflated(PLANES[:-1]),  # too few
+        deflated(PLANES + b"\0"),  # too many
+        deflated(bytes(1 << 20)),  # far too many
+        deflated(PLANES)[:-1] + b"\xff",
+        deflated(PLANES) + deflated(PLANES),
+    ],
+)
+def test_deflated_planes_refuse(data: bytes) -> None:
+    """Deflated values are exactly the bytes that they must be, and end with what was given."""
+    with pytest.raises(MalformedFile, match="w: the deflated values"):
+        arrays.inflate(memoryview(data), 8, np.dtype(np.uint32), Cursor(b"", "w"))
+    assert arrays.inflate(memoryview(deflated(PLANES)), 8, np.dtype("u4"), Cursor(b"", "w")).tolist() == [
+        *bits(*range(8))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number", "bits", "sound"),
+    [
+        ("float32", 2, np.array([0x7E00], np.uint16), False),
+        ("float32", 2, np.array([0xFC01], np.uint16), False),
+        ("float32", 2, np.array([0x7C00], np.uint16), True),  # an infinity
+        ("float32", 3, np.array([0x7F81], np.uint16), True),  # bfloat16 is widened by its bits
+        ("float64", 3, np.array([0x7F81], np.uint16), False),
+        ("float64", 1, np.array([0x7F800001], np.uint32), False),
+        ("float64", 0, np.array([0x7FF0000000000001], np.uint64), True),
+        ("bool", 0, np.array([1], np.uint8), True),
+        ("bool", 0, np.array([2], np.uint8), False),
+    ],
+)
+def test_nan_and_bool(dtype: str, number: int, bits: np.ndarray, sound: bool) -> None:
+    """A NaN that widening might change on some machine, and a bool of 2, are refused in arrays as in raw values."""
+    cursor = Cursor(array(bits, number), "w")
+    if sound:
+        arrays.read_array(cursor, 1, dtype)
+        return
+    with pytest.raises(MalformedFile, match=r"w: a (NaN of|bool is)"):
+        arrays.read_array(cursor, 1, dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(layers(), bit_tensors()))
+def test_every_way_gives_the_elements(tensor: RawTensor) -> None:
+    """Each book that is found, of the tensor or of groups, gives all bits back, sparse and dense, and is read again."""
+    flat = tensor.bits.reshape(-1)
+    for way in codebooks.find(flat, tensor.dtype, tensor.bits.shape, 1):
+        assert np.array_equal(rebuilt(way), flat)
+        for book, sparse in ((way.book, True), (way.dense(bool((flat == 0).any()))[1], False)):
+            grid = book.values is None
+            cursor = Cursor(book.write(tensor.dtype), "w")
+            read = codebooks.read_book(cursor, tensor.dtype, flat.size, book.group, grid=grid, sparse=sparse)
+            assert cursor.left == 0
+            assert (read.k, read.group, read.lowest, read.skips_zero) == (
+                book.k,
+                book.group,
+                book.lowest,
+                sparse and grid,
+            )
+            assert np.array_equal(read.scales if grid else read.values, book.scales if grid else book.values)
+
+
+@settings(max_examples=60, deadline=None)
+@given(layers())
+def test_dense_codes_give_the_elements(tensor: RawTensor) -> None:
+    """Where zero is a code like others, every code stands for its element."""
+    flat = tensor.bits.reshape(-1)
+    for way in codebooks.find(flat, tensor.dtype, tensor.bits.shape, 1):
+        table, book = way.dense(bool((flat == 0).any()))
+        rows = way.symbols.reshape(len(table), -1)
+        codes = np.take_along_axis(table, rows, axis=1).reshape(-1)
+        groups = np.arange(flat.size) // book.group if book.group else None
+        assert int(codes.max()) < book.k
+        assert np.array_equal(book.bits(codes, tensor.dtype, groups), flat)
+
+
+def test_what_is_found() -> None:
+    """A quantized tensor has a codebook and a grid; quantized by row, by group, or shared by row, what fits."""
+    random = np.random.default_rng(0)
+    integers = random.integers(-8, 8, (64, 256))
+    scales = random.uniform(0.01, 0.02, (64, 8)).astype(np.float32)
+    for each, group in ((scales[:1, :1], 0), (scales[:, :1], 256), (np.repeat(scales, 32, axis=1), 32)):
+        tensor = on_grid(integers, each, "float32")
+        found = codebooks.find(tensor.bits.reshape(-1), "float32", (64, 256), 1)[0 if group else 1]
+        assert found.book.scales is not None
+        assert (found.book.group, found.book.k, found.book.lowest, found.book.skips_zero) == (group, 15, -8, True)
+    rows = np.take_along_axis(random.normal(size=(64, 9)), random.integers(0, 9, (64, 128)), axis=1)
+    (found,) = codebooks.find(rows.reshape(-1).view(np.uint64), "float64", (64, 128), 1)[:1]
+    assert found.book.values is not None
+    assert (found.book.group, found.book.k) == (128, 9)
+    assert codebooks.find(np.zeros(5, np.uint32), "float32", (5,), 1) == []
+
+
+def test_books_of_rows_keep_wide_values() -> None:
+    """A row of zeros among rows with codebooks does not round the 64-bit values of the others."""
+    rows = np.random.default_rng(0).integers(1 << 62, 1 << 63, (60, 6)).astype(np.uint64)[:, np.arange(240) % 6]
+    rows[3] = 0
+    (way, *_) = codebooks.find(rows.reshape(-1), "uint64", rows.shape, 1)
+    assert way.book.group == 240
+    assert np.array_equal(rebuilt(way), rows.reshape(-1))
+
+
+@pytest.mark.parametrize("lowest", [1, 2, 50_000])
+def test_widest_grids(lowest: int) -> None:
+    """Grids that reach the largest integer of the format are written as a reader allows, with and without zeros."""
+    integers = np.random.default_rng(0).permutation(np.arange(lowest, 65_537)).astype(np.float32)[:, None]
+    for some_zero in (False, True):
+        flat = np.append(integers, np.zeros(int(some_zero))).astype(np.float32).view(np.uint32)
+        for way in codebooks.find(flat, "float32", flat.shape, 1):
+            book = way.dense(some_zero)[1]
+            codebooks.read_book(
+                Cursor(book.write("float32"), "w"), "float32", flat.size, 0, grid=book.values is None, sparse=False
+            )
+
+
+def codebook(k: int, *numbers: float) -> bytes:
+    return varint(k - 1) + array(np.array(numbers, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("text", "group", "sparse", "message"),
+    [
+        (codebook(3, 1, 2, 3), 0, True, None),
+        (codebook(3, -1, -0.0, 0), 0, False, None),
+        (codebook(2, 1, 1, 5, 5), 5, True, None),  # groups MAY repeat
+        (codebook(2, 1, 2, 0, 5), 5, False, None),
+        (b"", 0, False, "the size of the codebook needs"),
+        (varint(65_536) + bytes(9), 0, False, "the size of the codebook is 65536"),
+        (codebook(11, *range(11)), 0, False, "the size of the codebook is 10"),  # of ten elements
+        (codebook(6, *range(12)), 5, False, "the size of the codebook is 5"),  # of groups of five
+        (codebook(3, 1, 2), 0, False, "3 values of type float32 needs"),
+        (codebook(3, 1, 3, 2), 0, False, "not ascending"),
+        (codebook(3, 1, 2, 2), 0, False, "not ascending"),
+        (codebook(3, 1, 2, -3), 0, False, "not ascending"),
+        (codebook(2, 2, 1, 1, 2), 5, False, "not ascending"),
+        (codebook(3, 0, 1, 2), 0, True, "a zero where zeros"),
+        (codebook(2, 1, 2, 0, 5), 5, True, "a zero where zeros"),
+    ],
+)
+def test_codebook_refuses(text: bytes, group: int, sparse: bool, message: str | None) -> None:
+    """A codebook of ten elements has ten values at most, ascends (-0.0 before 0), and has no needless zero."""
+    if message is None:
+        codebooks.read_book(Cursor(text, "w"), "float32", 10, group, grid=False, sparse=sparse)
+        return
+    with pytest.raises(MalformedFile, match=f"w: .*{message}"):
+        codebooks.read_book(Cursor(text, "w"), "float32", 10, group, grid=False, sparse=sparse)
+
+
+def grid(zigzag: int, k: int, *scales: float, kind: str = "f4") -> bytes:
+    return varint(zigzag) + varint(k - 1) + array(np.array(scales, kind))
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype", "group", "sparse", "message"),
+    [
+        (grid(15, 16, 0.5), "float32", 0, False, None),
+        (grid(15, 15, 0.5), "float32", 0, True, None),
+        (grid(15, 16, 0.5, 2.0), "bfloat16", 5, False, None),
+        (grid(0, 4, 1e-300, kind="f8"), "float64", 0, False, None),
+        (grid(131_071, 65_536, 1), "float32", 0, False, None),  # from -65,536
+        (grid(131_072, 1, 1), "float32", 0, False, None),  # 65,536 alone
+        (grid(2, 65_536, 1), "float32", 0, True, None),  # 1 to 65,536
+        (grid(5, 2, 1e-45), "float16", 0, True, None),  # -3 and -2 give -0.0, which is no +0.0
+        (grid(0, 2, 1), "int32", 0, False, "int32 cannot be on a grid"),
+        (grid(0, 2, 1), "float8_e5m2", 0, False, "float8_e5m2 cannot be on a grid"),
+        (grid(131_073, 2, 1), "float32", 0, False, "the lowest integer of the grid is 131073"),
+        (grid(131_072, 2, 1), "float32", 0, False, "a grid from 65536 to 65537"),
+        (grid(4, 65_536, 1), "float32", 0, False, "a grid from 2 to 65537"),
+        (grid(1, 65_536, 1), "float32", 0, True, None),  # -1, and 1 to 65,535
+        (grid(0, 65_536, 1), "float32", 0, True, None),  # 1 to 65,536: zero is left out
+        (varint(0) + varint(65_536) + bytes(5), "float32", 0, False, "the size of the grid is 65536"),
+        (grid(0, 2, np.inf), "float32", 0, False, "with these scales is impossible"),
+        (grid(0, 2, np.nan), "float32", 0, False, "with these scales is impossible"),
+        (grid(0, 2, 0), "float32", 0, False, "with these scales is impossible"),
+        (grid(0, 2, -0.0), "float32", 0, False, "with these scales is impossible"),
+        (grid(0, 2, -1), "float32", 0, False, "with these scales is impossible"),
+        (grid(0, 2, 1, np.nan), "float32", 5, False, "with these scales is impossible"),
+        (grid(0, 2, 1), "float32", 5, False, "2 values of type float32 needs"),
+        (grid(0, 2, 1), "float64", 0, False, "1 values of type float64 needs"),
+        (grid(0, 2, 1e-45), "float16", 0, True, "the grid has a zero"),
+        (grid(4, 2, 1e-45), "float16", 0, True, "the grid has a zero"),
+        (grid(3, 3, 1, 1e-45), "float16", 5, True, "the grid has a zero"),
+    ],
+)
+def test_grid_refuses(text: bytes, dtype: str, group: int, sparse: bool, message: str | None) -> None:
+    """A grid has scales that are finite and above zero, integers within bounds, and no needless zero."""
+    if message is None:
+        codebooks.read_book(Cursor(text, "w"), dtype, 10, group, grid=True, sparse=sparse)
+        return
+    with pytest.raises(MalformedFile, match=f"w: .*{message}"):
+        codebooks.read_book(Cursor(text, "w"), dtype, 10, group, grid=True, sparse=sparse)
+
+
+@pytest.mark.parametrize("skips_zero", [False, True])
+@pytest.mark.parametrize("lowest", [-5, -1, 0, 1, 7])
+def test_integers_of_codes(lowest: int, skips_zero: bool) -> None:
+    """Codes count up from the lowest integer, past zero where zeros are stored as positions."""
+    expected = [q for q in range(lowest, lowest + 9) if q or not skips_zero][:8]
+    book = Book(8, None, 0, np.ones(1, np.float32), lowest, skips_zero)
+    assert book.integers(np.arange(8)).tolist() == expected
+    table = book.bits(np.arange(8, dtype=np.uint8), "float32", None).view(np.float32)
+    assert table.tolist() == expected
+
+
+def test_types_of_arrays_are_those_of_the_format() -> None:
+    """Every pair of a dtype and a stored type is allowed or not as FORMAT.md says."""
+    narrow = {"float32": {"float16", "bfloat16"}, "float64": {"float16", "bfloat16", "float32"}}
+    whole = [name for name in DTYPES if not DTYPES[name].floating and name != "bool"]
+    for name in whole:
+        narrow[name] = {other for other in whole if DTYPES[other].itemsize < DTYPES[name].itemsize}
+        narrow[name] -= {"uint64", "int64"}
+    for name in DTYPES:
+        for other, (number, itemsize, _) in DTYPES.items():
+            text = Cursor(bytes([number]) + bytes(itemsize), "w")
+            if other in narrow.get(name, set()):
+                assert arrays.read_array(text, 1, name).tolist() == [0]
+                continue
+            with pytest.raises(MalformedFile):
+                arrays.read_array(text, 1, name)

@@ -1,0 +1,126 @@
+"""Files that were written once and stay readable for ever."""
+
+from __future__ import annotations
+
+import zlib
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deepcompression import _numba
+from deepcompression.codec import decoder
+from deepcompression.codec.bitstream import Cursor
+from deepcompression.codec.dtypes import RawTensor
+from deepcompression.codec.file import _raw, encode, load
+from deepcompression.codec.head import layout, read_head
+from deepcompression.codec.index import DTYPES, Entry, read_index
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
+CODERS = ("packed", "huffman", "adaptive")
+
+
+@pytest.fixture(scope="module")
+def made() -> ModuleType:
+    """The script that wrote the files."""
+    spec = spec_from_file_location("make_golden", GOLDEN / "make_golden.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tensors(made: ModuleType) -> dict[str, RawTensor]:
+    """What the files were made of, as bits."""
+    found: dict[str, Any] = made.tensors()
+    return {name: _raw(name, tensor) for name, tensor in found.items()}
+
+
+def blobs_of(path: Path) -> dict[str, tuple[Entry, bytes]]:
+    """What a file's index says of each tensor, and its blob."""
+    file = path.read_bytes()
+    length = int.from_bytes(file[6:10], "little")
+    index = read_index(file[:14], file[14 : 14 + length], len(file))
+    return {entry.name: (entry, file[entry.offset : entry.offset + entry.size]) for entry in index.entries}
+
+
+@pytest.mark.parametrize("numba", [True, False])
+@pytest.mark.parametrize("coder", CODERS)
+def test_decodes_to_what_it_was_made_of(
+    coder: str, numba: bool, tensors: dict[str, RawTensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The golden file of each coder gives the tensors that it was made of, by numba and by numpy alone."""
+    if not numba:
+        monkeypatch.setattr(_numba, "kernels", lambda *_: None)
+    decoded = load(GOLDEN / f"v1-{coder}.dcz", raw=True)
+    assert list(decoded) == list(tensors)
+    for name, tensor in tensors.items():
+        assert decoded[name].dtype == tensor.dtype, name
+        assert np.array_equal(decoded[name].bits, tensor.bits), name
+
+
+@pytest.mark.parametrize("coder", CODERS)
+def test_is_written_again_byte_for_byte(coder: str, made: ModuleType, tensors: dict[str, RawTensor]) -> None:
+    """Today's writer makes the golden file of each coder, byte for byte, where zlib is the one of that day."""
+    if made.ZLIB != zlib.ZLIB_RUNTIME_VERSION:
+        pytest.skip(f"the files were written with zlib {made.ZLIB}, here is {zlib.ZLIB_RUNTIME_VERSION}")
+    assert encode(tensors, coder) == (GOLDEN / f"v1-{coder}.dcz").read_bytes()
+
+
+def test_every_method_has_a_golden_file() -> None:
+    """No layout, type, kind of stream, of book, of mask or of array is without a golden file."""
+    found: set[str] = set()
+    for path in GOLDEN.glob("v1-*.dcz"):
+        for entry, blob in blobs_of(path).values():
+            found.add("equal" if entry.same_as is not None else entry.dtype)
+            if blob:
+                found.update(methods(entry, blob))
+    every = set(DTYPES) | {"equal", "dense", "bitmap", "gaps", "flags", "raw", "deflated", "narrowed", "chunks"}
+    every |= {"codebook", "codebooks", "grid", "grids", "mask 0", "mask 1", "mask 2", "packed", "huffman", "tuples"}
+    every |= {"adaptive codes", "adaptive chunks", "neighbours 0", "neighbours 1", "neighbours 2", "deflated book"}
+    every |= {"by row", "by group", *(f"context {v}" for v in range(4))}
+    assert every <= found, every - found
+
+
+def methods(entry: Entry, blob: bytes) -> set[str]:
+    """The names of what a blob makes use of."""
+    head, _ = read_head(Cursor(blob, "w"), entry.dtype, entry.elements)
+    found = {*layout(blob, entry.dtype, entry.elements)[0].split("+")}
+    if head.kept > head.chunk:
+        found.add("adaptive chunks" if head.arithmetic else "chunks")
+    if head.stored not in ("", entry.dtype):
+        found.add("narrowed")
+    if head.adaptive:
+        found |= {"adaptive codes", f"context {head.context >> 2}"}
+    if head.positions == decoder.FLAGS:
+        found.add(f"neighbours {head.context & 3}")
+    if head.book is not None and head.book.group:
+        found.add("by row" if entry.elements // head.book.group == entry.shape[0] else "by group")
+    for stream in (head.position_stream, head.code_stream):
+        if stream is not None and stream.k > 1:
+            found.add("packed" if stream.lengths is None else "huffman")
+            if stream.tuple_size > 1:
+                found.add("tuples")
+    return found | read_parts(entry, blob)
+
+
+def read_parts(entry: Entry, blob: bytes) -> set[str]:
+    """The kinds of masks, and whether the book is deflated."""
+    found: set[str] = set()
+
+    class Watched(Cursor):
+        def take(self, count: int, what: str) -> memoryview:
+            taken = super().take(count, what)
+            if what == "a mask" and count == 1 and len(found & {"mask 0", "mask 1", "mask 2"}) < 3:
+                found.add(f"mask {taken[0]}")
+            if what == "deflated values":
+                found.add("deflated book")
+            return taken
+
+    read_head(Watched(blob, "w"), entry.dtype, entry.elements)
+    return found

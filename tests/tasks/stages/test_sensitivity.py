@@ -1,0 +1,91 @@
+"""Sensitivity as a task: kept in the store, resumed, and left where people look."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from prefect.states import State
+
+from deepcompression.allocation import sensitivity as library
+from deepcompression.models.paper import digits_net
+from deepcompression.network.names import prunable
+from deepcompression.torch import save
+from tasks.execution.run import Reference, Run
+from tasks.stages.baseline import baseline
+from tasks.stages.sensitivity import curves, sensitivity
+from tasks.tracking.runs import Tracker
+
+CONFIG = {"stage": "sensitivity", "layers": ["fc*"], "densities": [0.5, 0.1], "bits": [3, 1], "most_samples": 50}
+
+
+@pytest.fixture
+def started(tmp_path: Path, mlflow_template: Path) -> tuple[Run, Reference]:
+    """An open run, and its dense model: random weights, read from a file."""
+    torch.manual_seed(1)
+    save(digits_net().state_dict(), tmp_path / "dense.dcz")
+    (tmp_path / "mlflow.db").write_bytes(mlflow_template.read_bytes())
+    tracker = Tracker(str(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db", "tests")
+    (tmp_path / "run").mkdir()
+    tracker.start("run", {})
+    weights = {"path": str(tmp_path / "dense.dcz"), "key": None, "strip": []}
+    run = Run(
+        name="run", seed=0, folder=str(tmp_path / "run"), store_folder=str(tmp_path / "store"),
+        model={"factory": "deepcompression.models:digits_net", "kwargs": {}, "weights": weights},
+        data={"factory": "deepcompression.data:digits", "kwargs": {}, "validation": 0.15, "augment": None},
+        step=None, metric=None, hold={"zeros": None, "shared": []}, device="cpu", precision="float32",
+        channels_last=False, threads=1, python_path=(), tracker=tracker,
+    )  # fmt: skip
+    dense = baseline.fn(run, "baseline", 0, {"weights": weights})
+    assert isinstance(dense, Reference)
+    return run, dense
+
+
+def test_curves_are_stored_drawn_and_reused(started: tuple[Run, Reference]) -> None:
+    """They equal the library's, weights stay, a second run takes them from the store and leaves the files too."""
+    run, dense = started
+    made = sensitivity.fn(run, "sensitivity", None, CONFIG, dense)
+    assert isinstance(made, Reference) and made.object == dense.object
+    model, names = run.model_with(dense), ["fc1.weight", "fc2.weight"]
+    arguments: dict[str, Any] = {name: CONFIG[name] for name in ("densities", "bits", "most_samples")}
+    expected = library.sensitivity(model, run.problem(), names, compute=run.compute(), **arguments)
+    assert curves(run, made) == expected
+    folder = Path(run.folder) / "figures"
+    assert library.restored(json.loads((folder / "sensitivity.json").read_text())) == expected
+    assert run.tracker.run_id is not None
+    listed = MlflowClient(tracking_uri=run.tracker.uri).list_artifacts(run.tracker.run_id, "figures")
+    assert {one.path for one in listed} == {"figures/sensitivity.json", "figures/sensitivity.svg"}
+    before = (folder / "sensitivity.svg").read_bytes()
+    (folder / "sensitivity.svg").unlink()
+    again = sensitivity.fn(run, "sensitivity", None, CONFIG, dense)
+    assert isinstance(again, State) and again.name == "Reused" and again.data.key == made.key
+    assert (folder / "sensitivity.svg").read_bytes() == before
+    other = sensitivity.fn(run, "sensitivity", None, {**CONFIG, "bits": [2]}, dense)
+    assert isinstance(other, Reference) and other.key != made.key
+
+
+def test_a_killed_task_goes_on_with_the_next_tensor(
+    started: tuple[Run, Reference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured before is not measured again; without layers, all prunable tensors are tried."""
+    run, dense = started
+    config, tried = {"densities": [0.1], "bits": [2]}, []
+    original = library.sensitivity
+
+    def counted(model: Any, problem: Any, names: list[str], **arguments: Any) -> library.Sensitivity:
+        tried.extend(names)
+        if len(tried) == 3:
+            raise KeyboardInterrupt
+        return original(model, problem, names, **arguments)
+
+    monkeypatch.setattr(library, "sensitivity", counted)
+    with pytest.raises(KeyboardInterrupt):
+        sensitivity.fn(run, "sensitivity", None, config, dense)
+    made = sensitivity.fn(run, "sensitivity", None, config, dense)
+    assert isinstance(made, Reference)
+    names = prunable(digits_net())
+    assert tried == [*names[:3], *names[2:]] and [one.name for one in curves(run, made).tensors] == names
