@@ -32,7 +32,7 @@ import numpy as np
 from forged import deflated, small_chunks, wild
 
 from deepcompression import _numba
-from deepcompression.codec import decoder, encoder, reader
+from deepcompression.codec import decoder, edits, encoder, reader
 from deepcompression.codec.bitstream import Cursor, varint
 from deepcompression.codec.dtypes import DTYPES, unsigned
 from deepcompression.codec.file import decode
@@ -280,6 +280,40 @@ def _metadata(random: np.random.Generator) -> bytes:
     return record if random.random() < 0.3 else _bytes(random, record, some[0])
 
 
+# Edits as writers make them, and each way to break a rule of theirs.
+EDITS = (
+    edits.pack([{"kind": "bypass", "module": "a"}])[edits.TAG],
+    edits.pack([{"kind": "fold", "tensor": 'größe😀.\n"w'}, {"kind": "resize", "tensors": {"w": [3]}}])[edits.TAG],
+    *(
+        b"[]",
+        b"{}",
+        b"[1]",
+        b'[{"kind":1}]',
+        b'[{"kind":""}]',
+        b'[{"kind":"a","since":0}]',
+        b'[{"kind":"a","kind":"b"}]',
+    ),
+    *(b'[ {"kind":"a"}]', b'[{"kind":"a","n":1.5}]', b'[{"kind":"a","n":1e5}]', b'[{"kind":"a","n":NaN}]'),
+    *(
+        b'[{"kind":"a","n":9007199254740992}]',
+        b'[{"kind":"\\ud800"}]',
+        b'[{"kind":"\xff"}]',
+        b'[{"kind":"\xed\xa0\x80"}]',
+    ),
+    b'[{"kind":"a","n":' + b"[" * 14 + b"]" * 14 + b"}]",
+    b'[{"kind":"a","n":' + b"[" * 15 + b"]" * 15 + b"}]",
+    b"[" * 100_000,
+    b'[{"kind":"a","n":' + b"9" * 5000 + b"}]",
+)
+
+
+def _edits(random: np.random.Generator) -> bytes:
+    """An extension record of edits that lie, or do not."""
+    one, other = (EDITS[random.integers(len(EDITS))] for _ in range(2))
+    content = one if random.random() < 0.4 else _bytes(random, one, other)
+    return varint(edits.TAG) + varint(len(content)) + content
+
+
 def _records(random: np.random.Generator) -> bytes:
     """Extension records of any tag, one after the other, whole or cut."""
     tags = random.integers(0, 9, int(random.integers(1, 5)))
@@ -326,7 +360,9 @@ def made(seed: int, number: int) -> bytes:
     elif how == 18:
         behind = b"".join(varint(int(random.integers(0, 300))) for _ in range(int(random.integers(1, 5))))
         if random.random() < 0.7:
-            return build(tensors, behind=_records(random) if random.random() < 0.5 else b"", metadata=_metadata(random))
+            return build(
+                tensors, behind=(b"", _records(random), _edits(random))[random.integers(3)], metadata=_metadata(random)
+            )
         return build(tensors, int(random.integers(256)), int(random.integers(6)), behind)
     file = build(tensors, int(random.integers(5)))
     return file if how < 19 else _bytes(random, file, build(list(others)))
@@ -386,6 +422,7 @@ def write_corpus(folder: Path) -> int:
     """Write files to start from to `folder`; their number."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [build(list(tensors), metadata=texts) for tensors, texts in zip(valid(0, 0), _texts(100), strict=True)]
+    files += [build(list(valid(0, 0)[0]), behind=varint(edits.TAG) + varint(len(one)) + one) for one in EDITS[:-2]]
     for path in sorted((Path(__file__).parent / "golden").glob("*.dcz")):
         files += [file for file in _split(path) if len(file) <= MOST_SEED]
     files += [build([Tensor(name, 6, (0,), b"")]) for name in (b"\x80" * 10, b"\xff" + b"\xbf" * 9, "ö€😀".encode())]

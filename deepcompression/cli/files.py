@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from deepcompression.cli.terminal import note, plain
-from deepcompression.codec import metadata
+from deepcompression.codec import edits, metadata
 from deepcompression.codec.dtypes import RawTensor
 from deepcompression.codec.index import Entry
 from deepcompression.codec.reader import available_memory
@@ -38,11 +38,12 @@ def check_name(path: Path, what: str) -> None:
 
 
 class Weights(NamedTuple):
-    """Tensors, their bytes together, and the file's metadata as far as a .dcz can keep it."""
+    """Tensors, their bytes together, the file's metadata as far as a .dcz can keep it, and edits."""
 
     tensors: Mapping[str, RawTensor]
     nbytes: int
     metadata: dict[str, str]
+    edits: list[edits.Edit]
 
 
 def read(path: Path, key: str | None = None, merge_masks: bool = False) -> Weights:
@@ -61,7 +62,7 @@ def read(path: Path, key: str | None = None, merge_masks: bool = False) -> Weigh
         if key is not None or merge_masks:
             raise InputError("--key and --merge-masks are for torch checkpoints")
         file = TensorFile(path)
-        return Weights(file, file.nbytes, _keepable(file))
+        return Weights(file, file.nbytes, *_keepable(file))
     _need_torch(path)
     from deepcompression.formats.checkpoint import read_state
     from deepcompression.formats.state_dict import to_raw_state
@@ -74,19 +75,20 @@ def read(path: Path, key: str | None = None, merge_masks: bool = False) -> Weigh
         note(f"{masked[0]} and its weight are kept apart; --merge-masks makes one pruned weight of such pairs")
     _check_expanded(path, state)
     raws = to_raw_state(state)
-    return Weights(raws, sum(raw.bits.nbytes for raw in raws.values()), {})
+    return Weights(raws, sum(raw.bits.nbytes for raw in raws.values()), {}, [])
 
 
-def _keepable(file: TensorFile) -> dict[str, str]:
-    """The metadata of a file; nothing, with a note, where that is larger than a .dcz file keeps."""
+def _keepable(file: TensorFile) -> tuple[dict[str, str], list[edits.Edit]]:
+    """A file's metadata, and the edits in it; without the former, and with a note, where a .dcz file has no room."""
     try:
-        size = metadata.size(file.metadata)
+        texts, changes = edits.from_text(file.metadata)
+        size = metadata.size(texts)
     except InputError as error:
         raise InputError(f"{file.path}: {error}") from None
     if size <= metadata.MOST:
-        return file.metadata
+        return texts, changes
     note(f"{file.path}: its metadata takes {size:,} bytes and is NOT kept: a .dcz file has at most {metadata.MOST:,}")
-    return {}
+    return {}, changes
 
 
 def _check_expanded(path: Path, state: Mapping[str, torch.Tensor]) -> None:
@@ -101,12 +103,14 @@ def write(
     entries: Sequence[Entry],
     tensor: Callable[[str], RawTensor],
     path: Path,
-    texts: Mapping[str, str] | None = None,
+    texts: Mapping[str, str],
+    changes: Sequence[edits.Edit],
 ) -> None:
     """Write a file whole or not at all; of .safetensors one tensor at a time is in memory.
 
     Args:
         texts: metadata, which .safetensors keeps; of other files a note says that it is lost.
+        changes: edits, which are kept, or lost, in the same way.
 
     Raises:
         InputError: a tensor's name cannot be in such a file.
@@ -114,10 +118,20 @@ def write(
         StorageError: the disk is full, or `path` cannot be written.
     """
     if path.suffix.lower() == SAFETENSORS:
-        write_each(((entry.name, entry.dtype, entry.shape) for entry in entries), tensor, path, texts)
+        write_each(
+            ((entry.name, entry.dtype, entry.shape) for entry in entries),
+            tensor,
+            path,
+            {**texts, **edits.as_text(changes)},
+        )
         return
     if texts:
         note(f"{path}: a torch file has no place for metadata ({_keys(texts)}): NOT kept; {SAFETENSORS} keeps it")
+    if changes:
+        note(
+            f"{path}: a torch file has no place for edits ({len(changes)}), without which these tensors do not fit "
+            f"the model: NOT kept; {SAFETENSORS} keeps them"
+        )
     _need_torch(path)
     import torch
 

@@ -100,7 +100,7 @@ def encode(
         int | None, typer.Option(min=1, help="At most so many; default: one a core. The bytes do not depend on it.")
     ] = None,
 ) -> None:
-    """Write the tensors of IN as .dcz: lossless, names, types and metadata kept.
+    """Write the tensors of IN as .dcz: lossless, names, types, metadata and edits kept.
 
     IN is .safetensors (read one tensor at a time) or a torch checkpoint (.pt, .pth, .bin, .ckpt), which needs torch;
     a pickle with code in it is refused, unrun. Of a checkpoint the tensors at --key are kept, nothing beside them
@@ -113,7 +113,7 @@ def encode(
       dcz encode checkpoint.pt model.dcz --key state_dict
     """
     from deepcompression.cli import files
-    from deepcompression.codec.file import save
+    from deepcompression.codec.file import records, save
 
     if coder == "all" and not dry_run:
         raise InputError("--coder all only compares, with --dry-run; choose packed, huffman, adaptive or auto")
@@ -121,22 +121,22 @@ def encode(
         raise InputError("encode IN OUT.dcz: OUT.dcz is missing (--dry-run needs none)")
     if target is not None and files.is_weights(target):
         raise InputError(f"{target}: would be overwritten by a .dcz file; encode IN OUT.dcz wants IN first")
-    tensors, size, metadata = files.read(source, key, merge_masks)
+    tensors, size, metadata, edits = files.read(source, key, merge_masks)
     before = source.stat().st_size
     if coder == "all":
         from deepcompression.cli.show import compare_coders, print_coders
 
         with Bar("encoding by every coder", 4 * size) as bar:
-            found = compare_coders(tensors, metadata, threads, bar)
+            found = compare_coders(tensors, records(metadata, edits), threads, bar)
         print_coders(found, before)
         return
     with Bar("encoding", size) as bar:
         if target is None or dry_run:
             from deepcompression.cli.show import encoded_size
 
-            after = encoded_size(tensors, coder, metadata, threads, bar)
+            after = encoded_size(tensors, coder, records(metadata, edits), threads, bar)
         else:
-            after = save(tensors, target, coder=coder, metadata=metadata, threads=threads, progress=bar)
+            after = save(tensors, target, coder=coder, metadata=metadata, edits=edits, threads=threads, progress=bar)
     _say_encoded(target or coder, after, source, before, " would be written" if dry_run else "")
 
 
@@ -156,8 +156,8 @@ def decode(
 ) -> None:
     """Write the tensors of a .dcz file as OUT, bit for bit.
 
-    OUT is .safetensors, written one tensor at a time, metadata too, or .pt (also .pth, .bin, .ckpt): a state_dict for
-    torch.load.
+    OUT is .safetensors, written one tensor at a time, metadata and edits too, or .pt (also .pth, .bin, .ckpt): a
+    state_dict for torch.load.
 
     \b
     Examples:
@@ -182,7 +182,7 @@ def decode(
                 bar(name, raw.bits.nbytes)
                 return raw
 
-            files.write(wanted, tensor, target, file.metadata)
+            files.write(wanted, tensor, target, file.metadata, file.edits)
     typer.echo(f"{target}: {_count(len(wanted), 'tensor')}, {target.stat().st_size:,} bytes")
 
 

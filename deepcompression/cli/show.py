@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
@@ -19,7 +20,7 @@ from rich.text import Text
 
 from deepcompression._parallel import mapped
 from deepcompression.cli.terminal import compiled, plain
-from deepcompression.codec import index, metadata
+from deepcompression.codec import index
 from deepcompression.codec.file import CODERS, File, Progress, Tensor, encode_blobs
 
 PARTS = ("values", "positions", "codebook", "table")
@@ -162,7 +163,7 @@ def _notes(path: str, report: dict[str, Any], columns: list[Column]) -> list[str
         f"{plain(path)}: format version {report['format_version']}, {report['coder']}, {report['file_bytes']:,} bytes "
         f"({report['header_bytes']:,} header), {report['dense_bytes']:,} dense, {report['ratio']:.2f}x"
     )
-    return lines + _texts(report["metadata"])
+    return lines + _texts(report["metadata"]) + _edits(report["edits"])
 
 
 def _texts(texts: Mapping[str, str]) -> list[str]:
@@ -170,6 +171,14 @@ def _texts(texts: Mapping[str, str]) -> list[str]:
     lines = [f"metadata {plain(_cut(key))}: {plain(_cut(text))}" for key, text in list(texts.items())[:_MOST_TEXTS]]
     more = len(texts) - len(lines)
     return [*lines, f"metadata: {more} more, all in --json"] if more else lines
+
+
+def _edits(edits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each of the first edits, cut where it is long."""
+    told = [(str(one["kind"]), {key: value for key, value in one.items() if key != "kind"}) for one in edits]
+    lines = [f"edit {plain(kind)}: {plain(_cut(json.dumps(rest)))}" for kind, rest in told[:_MOST_TEXTS]]
+    more = len(edits) - len(lines)
+    return [*lines, f"edits: {more} more, all in --json"] if more else lines
 
 
 def _cut(text: str) -> str:
@@ -239,13 +248,13 @@ def print_baselines(found: Mapping[str, int | None]) -> None:
 def encoded_size(
     tensors: Mapping[str, Tensor],
     coder: str,
-    texts: Mapping[str, str],
+    records: Mapping[int, bytes],
     threads: int | None,
     progress: Progress,
 ) -> int:
     """Bytes of the file that `io.save` would write; nothing is written, and one tensor at a time is in memory."""
     entries = encode_blobs(tensors, coder, threads, progress, _Nowhere())
-    return len(index.write_header(entries, coder, metadata.pack(texts))) + sum(entry.size for entry in entries)
+    return len(index.write_header(entries, coder, records)) + sum(entry.size for entry in entries)
 
 
 class _Nowhere:
@@ -254,13 +263,13 @@ class _Nowhere:
 
 
 def compare_coders(
-    tensors: Mapping[str, Tensor], texts: Mapping[str, str], threads: int | None, progress: Progress
+    tensors: Mapping[str, Tensor], records: Mapping[int, bytes], threads: int | None, progress: Progress
 ) -> list[tuple[str, int, float]]:
     """For each coder: its name, the bytes of the file, and the seconds to encode (compiling not counted)."""
     found = []
     for coder in CODERS:
         start = time.perf_counter() - compiled()[0]
-        size = encoded_size(tensors, coder, texts, threads, progress)
+        size = encoded_size(tensors, coder, records, threads, progress)
         found.append((coder, size, time.perf_counter() - compiled()[0] - start))
     return found
 

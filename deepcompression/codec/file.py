@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from deepcompression._atomic import written
 from deepcompression._parallel import cores, mapped
+from deepcompression.codec import edits as edits_
 from deepcompression.codec import encoder, head
 from deepcompression.codec import index as format
 from deepcompression.codec import metadata as metadata_
@@ -56,6 +57,7 @@ def encode(
     coder: str = "huffman",
     *,
     metadata: Mapping[str, str] | None = None,
+    edits: Sequence[Mapping[str, Any]] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> bytes:
@@ -67,16 +69,17 @@ def encode(
         coder: "huffman" (decodes fastest), "adaptive" (smallest), "auto" (adaptive where that decodes soon enough), or
             "packed" for codes and gaps of fixed width.
         metadata: texts by key that the file keeps, at most 1 MiB in all.
+        edits: records that turn the user's model into the one of these tensors (FORMAT.md), at most 1 MiB in all.
         threads: at most so many; None is one a core. The bytes do not depend on it.
         progress: called after each tensor with its name and its bytes before.
 
     Raises:
-        InputError: a name, a type, the metadata or the coder is not storable.
+        InputError: a name, a type, the metadata, an edit or the coder is not storable.
     """
-    records = metadata_.pack(metadata)
+    extensions = records(metadata, edits)
     blob = io.BytesIO()
     entries = encode_blobs(tensors, coder, threads, progress, blob)
-    return format.write_header(entries, coder, records) + blob.getvalue()
+    return format.write_header(entries, coder, extensions) + blob.getvalue()
 
 
 def save(
@@ -85,10 +88,11 @@ def save(
     *,
     coder: str = "huffman",
     metadata: Mapping[str, str] | None = None,
+    edits: Sequence[Mapping[str, Any]] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Write `encode(tensors, coder, metadata=metadata)` to `path` and return its size in bytes.
+    """Write `encode(tensors, coder, metadata=metadata, edits=edits)` to `path` and return its size in bytes.
 
     The file appears whole or not at all: it is written beside `path`, synced, and renamed. One tensor at a time is in
     memory, if the mapping makes them as it goes.
@@ -97,14 +101,19 @@ def save(
         InputError: as `encode`.
         StorageError: the disk is full, or `path` cannot be written.
     """
-    records = metadata_.pack(metadata)
+    extensions = records(metadata, edits)
     folder = Path(path).parent
     with written(path) as file, tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(folder)) as blobs_:
         entries = encode_blobs(tensors, coder, threads, progress, blobs_)
-        file.write(format.write_header(entries, coder, records))
+        file.write(format.write_header(entries, coder, extensions))
         blobs_.seek(0)
         shutil.copyfileobj(blobs_, file)
         return file.tell()
+
+
+def records(metadata: Mapping[str, str] | None, edits: Sequence[Mapping[str, Any]] | None) -> dict[int, bytes]:
+    """The extension records of a file, by tag; raises InputError where one cannot be kept."""
+    return metadata_.pack(metadata) | edits_.pack(edits)
 
 
 def encode_blobs(
@@ -203,7 +212,8 @@ class File(Mapping[str, NDArray[Any]]):
     """A .dcz file, opened and mapped into memory: a mapping that decodes a tensor when it is asked for.
 
     `with File("model.dcz") as file: file["fc1.weight"]`. Only the pages of the tensors that are asked for are read, and
-    nothing is kept. It may be shared by threads. `metadata` is what the file was given of it: texts by key.
+    nothing is kept. It may be shared by threads. `metadata` is what the file was given of it: texts by key; `edits` are
+    the records that turn the user's model into the one that the tensors belong to, in their order.
     """
 
     def __init__(self, path: Source, *, max_bytes: int | None = None) -> None:
@@ -229,6 +239,7 @@ class File(Mapping[str, NDArray[Any]]):
                 raise
         self.entries = {entry.name: entry for entry in self.index.entries}
         self.metadata = self.index.metadata
+        self.edits = self.index.edits
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The tensor as an array; types that numpy lacks come back as float32, exactly widened."""
@@ -296,9 +307,9 @@ def inspect(path: Source, *, max_bytes: int | None = None, progress: Progress | 
 
     Returns:
         format_version; file_bytes; header_bytes; dense_bytes (of the tensors, equal ones once, floats at
-        most 4 bytes an element); ratio (dense_bytes / file_bytes); coder; metadata (texts by key); and
-        tensors, a list of: name; dtype; shape; density (share of elements that are not +0.0); distinct
-        (values among those); bytes, and their split in values, positions, codebook and table (of an
+        most 4 bytes an element); ratio (dense_bytes / file_bytes); coder; metadata (texts by key); edits
+        (a list of records); and tensors, a list of: name; dtype; shape; density (share of elements that are
+        not +0.0); distinct (values among those); bytes, and their split in values, positions, codebook and table (of an
         arithmetic code, positions is what its flags alone would take); method; coder; same_as (the tensor
         whose bytes serve this one, if any); entropy_bytes (order-0 entropy of the non-zero values plus
         n x H(density) for their positions).
@@ -329,6 +340,7 @@ def inspect(path: Source, *, max_bytes: int | None = None, progress: Progress | 
         "ratio": dense / file_bytes,
         "coder": index.coder,
         "metadata": index.metadata,
+        "edits": index.edits,
         "tensors": tensors,
     }
 

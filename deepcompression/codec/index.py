@@ -7,9 +7,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from deepcompression.codec import metadata
+from deepcompression.codec import edits, metadata
 from deepcompression.codec.bitstream import Cursor, varint
 from deepcompression.codec.dtypes import DTYPES, NAMES
+from deepcompression.codec.edits import Edit
 from deepcompression.errors import (
     ChecksumMismatch,
     InputError,
@@ -54,12 +55,13 @@ class Entry(NamedTuple):
 
 
 class Index(NamedTuple):
-    """A file's header: the coder it was written with, where the blobs begin, the tensors in order, the metadata."""
+    """A file's header: the coder, where the blobs begin, the tensors in order, the metadata, the edits."""
 
     coder: str
     header_bytes: int
     entries: tuple[Entry, ...]
     metadata: dict[str, str]
+    edits: list[Edit]
 
 
 def write_header(entries: Sequence[Entry], coder: str, records: Mapping[int, bytes] | None = None) -> bytes:
@@ -144,20 +146,21 @@ def read_index(prefix: bytes, index: bytes, file_bytes: int) -> Index:
             raise cursor.fail(f"the names have more than {MOST_NAME_BYTES} bytes")
         entries.append(_read_entry(cursor, name, offset, entries))
         offset += entries[-1].size
-    known = _read_extensions(cursor)
+    texts, changes = _read_extensions(cursor)
     if offset > file_bytes:
         raise TruncatedFile(f"the file has {file_bytes} bytes, its header speaks of {offset}")
     if offset < file_bytes:
         raise MalformedFile(f"{file_bytes - offset} bytes follow the last tensor")
-    return Index(CODERS[prefix[5]], PREFIX_BYTES + len(index), tuple(entries), known)
+    return Index(CODERS[prefix[5]], PREFIX_BYTES + len(index), tuple(entries), texts, changes)
 
 
-def _read_extensions(cursor: Cursor) -> dict[str, str]:
-    """The metadata among the records behind the last tensor.
+def _read_extensions(cursor: Cursor) -> tuple[dict[str, str], list[Edit]]:
+    """The metadata and the edits among the records behind the last tensor.
 
     Records that must be understood are refused, others passed over.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    changes: list[Edit] = []
     last = -1
     while cursor.left:
         tag = cursor.varint("an extension's tag")
@@ -167,9 +170,11 @@ def _read_extensions(cursor: Cursor) -> dict[str, str]:
             raise cursor.fail(f"the file needs extension {tag}, which is not known here; update deep-compression")
         record = cursor.take(cursor.varint("an extension's length"), "an extension")
         if tag == metadata.TAG:
-            found = metadata.unpack(record)
+            texts = metadata.unpack(record)
+        if tag == edits.TAG:
+            changes = edits.unpack(record)
         last = tag
-    return found
+    return texts, changes
 
 
 def _read_name(cursor: Cursor, previous: bytes, names: set[str]) -> tuple[str, bytes]:

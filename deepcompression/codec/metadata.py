@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from deepcompression.codec.bitstream import Cursor, varint
+from deepcompression.codec.edits import KEY
 from deepcompression.errors import InputError
 
 TAG = 2
@@ -23,6 +24,8 @@ def pack(metadata: Mapping[str, str] | None) -> dict[int, bytes]:
         InputError: a key or a value is no text, or all together are larger than the format allows.
     """
     record = _record(metadata or {})
+    if KEY in (metadata or {}):
+        raise InputError(f"metadata: the key {KEY} is that of edits; give them as edits")
     if len(record) > MOST:
         raise InputError(f"metadata takes {len(record):,} bytes; a .dcz file keeps at most {MOST:,}")
     return {TAG: record} if record else {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,17 +32,20 @@ def save(
     coder: str = "huffman",
     *,
     metadata: Mapping[str, str] | None = None,
+    edits: Sequence[Mapping[str, Any]] | None = None,
 ) -> int:
     """Writes a state_dict to a ``.dcz`` file, losslessly; returns its bytes on disk.
 
     Args:
         metadata: texts by key, as ``.safetensors`` has them.
+        edits: records that turn the user's model into the one that the state_dict belongs to; ``load_into`` makes them.
 
     Raises:
         WeightsError: something in it is no dense tensor, or of a dtype that the format does not know.
+        InputError: an edit is no plain record, or of an unknown kind.
         StorageError: the file cannot be written.
     """
-    return file.save(to_raw_state(state), path, coder=coder, metadata=metadata)
+    return file.save(to_raw_state(state), path, coder=coder, metadata=metadata, edits=edits)
 
 
 def encode(state: Mapping[str, Tensor], coder: str = "huffman") -> bytes:

@@ -6,6 +6,7 @@ Files of version 1 and later are never written again: a change of their bytes ne
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,6 +91,48 @@ def _all_bits(name: str) -> RawTensor:
     return RawTensor(bits.reshape(5, 6), name)
 
 
+# What turns a small model (tests/deepcompression/network/test_edits.py) into that of `edited`.
+EDITS: list[dict[str, Any]] = [
+    {"kind": "fold", "tensor": "fc.weight"},
+    {
+        "kind": "resize",
+        "modules": {"conv": {"out_channels": 3}, "fc": {"in_features": 12}, "norm": {"num_features": 3}},
+        "tensors": {
+            "conv.bias": [3],
+            "conv.weight": [3, 1, 3, 3],
+            "fc.weight": [3, 12],
+            **{f"norm.{name}": [3] for name in ("bias", "running_mean", "running_var", "weight")},
+        },
+    },
+    {"kind": "select_inputs", "count": 10, "module": "fc"},
+    {"kind": "bypass", "module": "act"},
+    {"kind": "quantize_values", "bits": 8, "range": "static", "scheme": "asymmetric", "sites": ["conv:output[0]"]},
+    {"kind": "quantize_values", "bits": 4, "range": "dynamic", "scheme": "symmetric", "sites": ["fc:input[0]"]},
+]
+
+
+def edited() -> dict[str, np.ndarray]:
+    """The tensors of a small model after `EDITS`."""
+    i = np.arange(30, dtype=np.float32)
+    return {
+        "conv.weight": (i[:27] % 7 - 3).reshape(3, 1, 3, 3) / 8,
+        "conv.bias": i[:3] / 4,
+        "conv.output_0_scale": np.array(0.03125, np.float32),
+        "conv.output_0_zero_point": np.array(96, np.int32),
+        "norm.weight": 1 + i[:3] / 2,
+        "norm.bias": i[:3] - 1,
+        "norm.running_mean": i[:3] / 16,
+        "norm.running_var": 1 + i[:3],
+        "norm.num_batches_tracked": np.array(5),
+        "act.edit": np.array(0, np.uint8),
+        "fc.bias": np.array([0.5, -1, 0], np.float32),
+        "fc.weight": (i % 5 - 2).reshape(3, 10) / 4,
+        "fc.selected": np.array([0, 1, 2, 4, 5, 6, 7, 9, 10, 11]),
+        "fc.input_0_edit": np.array(0, np.uint8),
+    }
+
+
 if __name__ == "__main__":
     for coder in ("packed", "huffman", "adaptive"):
         save(tensors(), HERE / f"v1-{coder}.dcz", coder=coder)
+    save(edited(), HERE / "v1-edits.dcz", coder="packed", metadata={"format": "pt"}, edits=EDITS)

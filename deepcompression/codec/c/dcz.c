@@ -8,8 +8,8 @@
  *     dcz-decode IN.dcz                      verifies: decodes all and writes nothing
  *
  * `--max-bytes N` refuses a file whose tensors, those that equal earlier ones too, take more than N bytes together
- * (4 GiB where not given), or that is itself larger than N and 256 MiB. Metadata goes to OUT too. It exits with
- * 0; with 2 and one line on stderr where the file is not sound or too large; with 1 where this machine fails it
+ * (4 GiB where not given), or that is itself larger than N and 256 MiB. Metadata goes to OUT too; edits
+ * do not, of which a line on stderr tells. It exits with 0; with 2 and one line on stderr where the file is not sound or too large; with 1 where this machine fails it
  * (memory, disk, arguments).
  *
  * As a library: include it once, with DCZ_NO_MAIN defined.
@@ -99,6 +99,7 @@ enum {
     MAX_METADATA = 1 << 20,
     MAX_HEAD = 100 * 1000 * 1000, /* of safetensors, as its readers have it */
     METADATA = 2, /* tag */
+    EDITS = 4,
     MAX_HELD = 24
 };
 
@@ -153,6 +154,7 @@ struct dcz {
     char *names;
     size_t names_used, names_room;
     struct span metadata; /* already checked */
+    int has_edits;        /* which are passed over */
     uint32_t crc[256], rate[512];
     struct cell *cells;
     size_t cells_room;
@@ -1376,6 +1378,7 @@ static void read_extensions(dcz *d, struct span *in) {
             check_metadata(d, record);
             d->metadata = record;
         }
+        d->has_edits |= tag == EDITS;
         least = tag + 1;
     }
 }
@@ -1824,6 +1827,8 @@ static int run(const char *path, const char *out_path, uint64_t max_bytes) {
             code = complain(error.status == DCZ_NO_MEMORY ? NO_LUCK : UNSOUND, path, error.text);
         else
             code = out_path != NULL ? write_safetensors(file, path, out_path) : decode_all(file, path, NULL, NULL);
+        if (code == SOUND && out_path != NULL && file->has_edits)
+            (void)complain(code, path, "its edits, without which the tensors do not fit the model, are NOT written");
         dcz_close(file);
     }
     free(in.bytes);

@@ -312,7 +312,17 @@ def test_inspect_json(flagged: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     out, err = capsys.readouterr()
     report = json.loads(out)
     assert err == ""
-    fields = {"format_version", "file_bytes", "dense_bytes", "ratio", "coder", "header_bytes", "metadata", "tensors"}
+    fields = {
+        "format_version",
+        "file_bytes",
+        "dense_bytes",
+        "ratio",
+        "coder",
+        "header_bytes",
+        "metadata",
+        "edits",
+        "tensors",
+    }
     assert fields == report.keys()
     each = {"name", "dtype", "shape", "density", "distinct", "bytes", "values", "positions", "codebook", "table"}
     each |= {"entropy_bytes", "method", "coder", "same_as"}
@@ -538,6 +548,34 @@ def test_metadata_goes_both_ways(
     assert dcz(monkeypatch, "decode", file, tmp_path / "b.pt") == 0
     said = "a torch file has no place for metadata (format, lines\\n, long): NOT kept; .safetensors keeps it"
     assert said in capsys.readouterr().err
+
+
+def test_edits_go_both_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """decode writes them into the metadata, from where encode takes them; inspect shows them; torch files lose them."""
+    edits = [{"kind": "bypass", "module": f"größe {i}\n"} for i in range(25)]
+    file, back, again = tmp_path / "a.dcz", tmp_path / "b.safetensors", tmp_path / "c.dcz"
+    deepcompression.save({"w": np.ones(4)}, file, metadata={"format": "pt"}, edits=edits)
+    assert dcz(monkeypatch, "decode", file, back) == 0
+    assert TensorFile(back).metadata.keys() == {"format", "deepcompression.edits"}
+    assert dcz(monkeypatch, "encode", back, again) == 0
+    assert again.read_bytes() == file.read_bytes()
+    capsys.readouterr()
+    assert dcz(monkeypatch, "encode", back, "--dry-run") == 0
+    assert f" {file.stat().st_size:,} bytes would" in capsys.readouterr().out
+    assert dcz(monkeypatch, "inspect", file) == 0
+    out = capsys.readouterr().out
+    assert 'edit bypass: {"since": "0.2.0", "module": "gr' in out or 'edit bypass: {"module": "gr' in out
+    assert "edits: 5 more, all in --json" in out
+    assert dcz(monkeypatch, "inspect", file, "--json") == 0
+    assert [one["module"] for one in json.loads(capsys.readouterr().out)["edits"]] == [one["module"] for one in edits]
+    save_file({"w": np.ones(4)}, back, metadata={"deepcompression.edits": "[]"})
+    assert dcz(monkeypatch, "encode", back, again) == 2
+    assert "b.safetensors: metadata deepcompression.edits: edits: no list of edits" in capsys.readouterr().err
+    pytest.importorskip("torch")
+    assert dcz(monkeypatch, "decode", file, tmp_path / "b.pt") == 0
+    assert "a torch file has no place for edits (25), without which" in capsys.readouterr().err
 
 
 def test_inspect_of_very_many_and_very_long(

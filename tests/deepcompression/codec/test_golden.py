@@ -15,7 +15,7 @@ from deepcompression import _numba
 from deepcompression.codec import decoder
 from deepcompression.codec.bitstream import Cursor
 from deepcompression.codec.dtypes import RawTensor
-from deepcompression.codec.file import _raw, encode, load
+from deepcompression.codec.file import File, _raw, encode, load
 from deepcompression.codec.head import layout, read_head
 from deepcompression.codec.index import DTYPES, Entry, read_index
 
@@ -70,6 +70,20 @@ def test_is_written_again_byte_for_byte(coder: str, made: ModuleType, tensors: d
     if made.ZLIB != zlib.ZLIB_RUNTIME_VERSION:
         pytest.skip(f"the files were written with zlib {made.ZLIB}, here is {zlib.ZLIB_RUNTIME_VERSION}")
     assert encode(tensors, coder) == (GOLDEN / f"v1-{coder}.dcz").read_bytes()
+
+
+def test_edits(made: ModuleType) -> None:
+    """A file with edits gives its tensors to who needs no edits, and these, in order, to who does; byte for byte."""
+    path, expected = GOLDEN / "v1-edits.dcz", made.edited()
+    decoded = load(path)
+    assert list(decoded) == list(expected)
+    for name, tensor in expected.items():
+        assert decoded[name].dtype == tensor.dtype, name
+        assert np.array_equal(decoded[name], tensor), name
+    with File(path) as file:
+        assert file.edits == [{**edit, "since": "0.2.0"} for edit in made.EDITS]
+        again = encode(expected, "packed", metadata=file.metadata, edits=file.edits)
+    assert again == encode(expected, "packed", metadata={"format": "pt"}, edits=made.EDITS) == path.read_bytes()
 
 
 def test_every_method_has_a_golden_file() -> None:
