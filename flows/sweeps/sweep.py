@@ -45,7 +45,7 @@ from tasks.upkeep.liveness import ending, living, recover
 from tasks.verdict import missed, told
 
 SWEEPS = ROOT / "artifacts" / "sweeps"
-CODE = tuple(f"tasks.{stem}" for stem in ("baseline", *BUILT_IN, "custom", "sensitivity"))
+CODE = tuple(f"tasks.stages.{stem}" for stem in ("baseline", *BUILT_IN, "custom", "sensitivity"))
 
 
 def _name() -> str:

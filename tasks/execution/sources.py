@@ -134,7 +134,7 @@ def imports_of(module: str) -> Imports:
 
 def versions() -> dict[str, str]:
     """Versions that can change a result's bits."""
-    names = ("torch", "numpy", "scikit-learn")
+    names = ("torch", "numpy", "scikit-learn", "scipy")
     return {"python": sys.version.split()[0], **{name.replace("-", "_"): _version(name) for name in names}}
 
 
