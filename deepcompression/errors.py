@@ -6,6 +6,7 @@
      │   ├─ FactoryError                  a `package.module:callable` that does not import, or does not fit
      │   ├─ DataError                     data folder missing, file truncated, offline, impossible split
      │   ├─ WeightsError                  weights file missing, not fitting, or a pickle with code
+     │   ├─ EditError                     an edit of a model that is unknown here, or does not fit it
      │   ├─ StructureError                a pattern that matches nothing, impossible density or bits
      │   ├─ BudgetError                   a budget that cannot be measured, or is out of reach from the start
      │   └─ FormatError                   anything wrong with a .dcz file
@@ -53,6 +54,10 @@ class DataError(InputError):
 
 class WeightsError(InputError):
     """A weights file is missing, does not fit the model, or is unsafe to load."""
+
+
+class EditError(InputError):
+    """An edit is unknown here, or does not fit the model."""
 
 
 class StructureError(InputError):

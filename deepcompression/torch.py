@@ -6,7 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
+from deepcompression.codec.file import File
+from deepcompression.errors import EditError
 from deepcompression.formats.state_dict import encode, load, save
+from deepcompression.network.edits.apply import apply_all, check_values
+from deepcompression.network.edits.undo import whole_or_not
 from deepcompression.network.load import load_state
 from deepcompression.structure.hold import bake, hold
 
@@ -16,11 +20,22 @@ __all__ = ["bake", "encode", "hold", "load", "load_into", "load_state", "save"]
 def load_into(model: nn.Module, path: str | Path) -> nn.Module:
     """Loads a ``.dcz`` file into ``model`` (every tensor must fit) and returns it.
 
-    A model on the meta device gets memory on the CPU first.
+    Edits that the file holds are made first: ``model``, as your code builds it, becomes the network that the tensors
+    belong to, with fewer channels or quantized values. A model on the meta device gets memory on the CPU.
 
     Raises:
         FormatError: as ``load``.
+        EditError: an edit is unknown here, or does not fit the model; the model is as it was.
         WeightsError: as ``load_state``.
     """
-    load_state(model, load(path), where=str(path))
+    with File(path) as file:
+        edits = file.edits
+    state = load(path)
+    with whole_or_not(model):
+        try:
+            apply_all(model, edits)
+            check_values(model, edits, state)
+        except EditError as error:
+            raise EditError(f"{path}: {error}") from error
+        load_state(model, state, where=str(path))
     return model

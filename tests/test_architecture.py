@@ -42,6 +42,7 @@ FORBIDDEN: dict[str, set[str]] = {
         for name in names
         if name != "torch"
     },
+    "deepcompression/network/edits": set(),
     "tasks": {"flows"},
     **{
         f"tasks/{name}": set()

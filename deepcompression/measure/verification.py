@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import numpy as np
 
 from deepcompression.codec import file
 from deepcompression.codec.dtypes import RawTensor
+from deepcompression.codec.edits import Edit
+from deepcompression.codec.file import records
 from deepcompression.formats import safetensors
 from deepcompression.measure import significance
 
@@ -24,14 +26,16 @@ def verify(request: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         request: ``file``, ``reference`` and ``baseline`` (paths; the latter two safetensors), ``model``,
             ``data``, ``step``, ``metric`` (``{factory, kwargs}``; the last three may be None), ``compute``,
-            ``threads``, ``python_path``.
+            ``threads``, ``python_path``; and ``edits``, those that went in, where there are any.
 
     Returns:
-        ``identical``, ``differs`` (a tensor's name or None), and, where there is data, ``baseline`` and ``final``:
-        each ``metric``, ``loss``, ``total``, ``higher_is_better``; where scores are 0/1, ``correct``, ``accuracy``,
-        ``error``; and ``comparison``: a significance.Comparison and its ``sentence``, or None (`_comparison`).
+        ``identical``, ``differs`` (a tensor's name, "edits" or None), and, where there is data, ``baseline`` and
+        ``final``: each ``metric``, ``loss``, ``total``, ``higher_is_better``; where scores are 0/1, ``correct``,
+        ``accuracy``, ``error``; and ``comparison``: a significance.Comparison and its ``sentence``, or None.
     """
     differs = difference(file.load(request["file"], raw=True), safetensors.read(Path(request["reference"])))
+    if differs is None and records(None, _edits(request["file"])) != records(None, request.get("edits")):
+        differs = "edits"
     answer: dict[str, Any] = {"identical": differs is None, "differs": differs}
     return answer | _evaluations(request) if request["data"] else answer
 
@@ -45,6 +49,11 @@ def difference(one: Mapping[str, RawTensor], other: Mapping[str, RawTensor]) -> 
         if a.dtype != b.dtype or not np.array_equal(a.bits, b.bits):
             return name
     return None
+
+
+def _edits(path: str) -> list[Edit]:
+    with file.File(path) as opened:
+        return opened.edits
 
 
 def _evaluations(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,8 +70,11 @@ def _evaluations(request: Mapping[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(request["threads"])
     named = request["data"]["factory"]
     test = as_splits(factory.build(named, request["data"]["kwargs"]), named).test
-    ends = {"baseline": load_file(request["baseline"]), "final": files.load(request["file"])}
-    results = {name: _evaluation(request, state, test) for name, state in ends.items()}
+    ends = {
+        "baseline": (load_file(request["baseline"]), []),
+        "final": (files.load(request["file"]), _edits(request["file"])),
+    }
+    results = {name: _evaluation(request, state, edits, test) for name, (state, edits) in ends.items()}
     found: dict[str, Any] = {name: numbers for name, (numbers, _) in results.items()}
     return found | {"comparison": _comparison(*results.values()) if _in_order(test) else None}
 
@@ -86,16 +98,21 @@ def _in_order(test: Any) -> bool:
     return isinstance(sampler, SequentialSampler)
 
 
-def _evaluation(request: Mapping[str, Any], state: Mapping[str, Any], test: Any) -> tuple[dict[str, Any], Any]:
+def _evaluation(
+    request: Mapping[str, Any], state: Mapping[str, Any], edits: Sequence[Edit], test: Any
+) -> tuple[dict[str, Any], Any]:
     """The numbers, and the scores of each sample or None."""
     from deepcompression import factory
     from deepcompression.network import load as files
+    from deepcompression.network.edits.apply import apply_all, check_values
     from deepcompression.training.device import Compute
     from deepcompression.training.evaluate import evaluate
     from deepcompression.training.problem import metric_of, step_of
 
     step, metric = step_of(request["step"]), metric_of(request["metric"])
     model = factory.build(request["model"]["factory"], request["model"]["kwargs"])
+    apply_all(model, edits)
+    check_values(model, edits, state)
     files.load_state(model, state, where="verify")
     result = evaluate(model, test, step, metric, Compute(**request["compute"]))
     found: dict[str, Any] = {name: value for name, value in asdict(result).items() if name != "scores"}

@@ -17,6 +17,7 @@ from deepcompression.network.parametrized import computed, is_held, join
 
 __all__ = [
     "first_names",
+    "is_conv1d",
     "join",
     "memory",
     "misfit",
@@ -33,6 +34,13 @@ T = TypeVar("T")
 LAYERS = (nn.Linear, _ConvNd)  # and their subclasses: what is pruned and shared by default
 SHOWN = 4  # names in a message
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is the linear layer of GPT-2 in the transformers library, whose weight is (in, out)."""
+    weight = getattr(module, "weight", None)
+    named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
+    return named and hasattr(module, "nf") and isinstance(weight, Tensor) and weight.ndim == 2
 
 
 def prunable(model: nn.Module) -> list[str]:

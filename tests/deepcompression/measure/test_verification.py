@@ -23,6 +23,7 @@ from deepcompression.data.images import digits
 from deepcompression.measure import significance
 from deepcompression.measure.verification import difference, verify
 from deepcompression.models import paper
+from deepcompression.network.edits.apply import apply_all
 from deepcompression.training.problem import Accuracy
 
 
@@ -62,6 +63,21 @@ def test_a_good_file_is_identical_and_evaluated_on_the_test_split(tmp_path: Path
     assert (final["correct"], final["total"], final["accuracy"]) == (correct, 360, correct / 360)
     assert final["error"] == pytest.approx(1 - final["metric"])
     assert answer["baseline"]["loss"] != final["loss"]
+
+
+def test_edits_are_made_of_the_delivered_model_and_compared(tmp_path: Path):
+    """The file's edits belong to its tensors, not to the baseline; edits that went in and did not come out differ."""
+    _, request = prepared(tmp_path)
+    edits = [{"kind": "quantize_values", "range": "dynamic", "bits": 2, "scheme": "symmetric", "sites": [":input[0]"]}]
+    model = paper.digits_net()
+    apply_all(model, edits)
+    files.save(model.state_dict(), tmp_path / "model.dcz", edits=edits)
+    save_file(model.state_dict(), tmp_path / "reference")
+    answer = verify({**request, "edits": edits})
+    x, y = digits().test
+    correct = int((model.eval()(x).argmax(1) == y).sum())
+    assert (answer["identical"], answer["final"]["correct"]) == (True, correct)
+    assert verify({**request, "data": None, "edits": []}) == {"identical": False, "differs": "edits"}
 
 
 def test_one_changed_bit_is_found_by_name(tmp_path: Path):

@@ -1,0 +1,210 @@
+"""``{"kind": "quantize_values", "sites": [...], "range": ..., "bits": ..., "scheme": ...}``: values on a grid.
+
+A site is ``module:input[i]`` or ``module:output[i]``; the sites of one record carry the same value and share one grid.
+``range`` is ``static`` (scale and zero point are tensors of the state_dict, below the module's own name, such as
+``conv1.input_0_scale``) or ``dynamic`` (by the values of each call). ``scheme`` is ``symmetric`` (integers from
+-2^(bits-1) on, 0 is 0) or ``asymmetric`` (from 0 on, the zero point is an integer: 0 is exact here too).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deepcompression.errors import EditError
+from deepcompression.network.edits.record import Record, add_tensor, check_keys, misfit, module_of, text, whole
+from deepcompression.network.names import join
+
+RANGES = ("static", "dynamic")
+SCHEMES = ("symmetric", "asymmetric")
+MOST_BITS = 16
+_SITE = re.compile(r"(.*):(input|output)\[(0|[1-9][0-9]{0,3})\]")
+
+
+class Site(NamedTuple):
+    """An input or output of a module: ``side`` and number."""
+
+    module: str
+    side: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.side}[{self.number}]"
+
+    def tensor(self, what: str) -> str:
+        """What the module calls its ``scale``, its ``zero_point``, or the mark of a dynamic one (``edit``)."""
+        return f"{self.side}_{self.number}_{what}"
+
+
+def read_site(site: str) -> Site | None:
+    """``module:input[i]`` or ``module:output[i]``; None where it is neither."""
+    found = _SITE.fullmatch(site)
+    return Site(found[1], found[2], int(found[3])) if found else None
+
+
+def levels(bits: int, scheme: str) -> tuple[int, int]:
+    """The lowest and the highest integer of a grid."""
+    return (0, 2**bits - 1) if scheme == "asymmetric" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def on_grid(value: Tensor, scale: Tensor, zero_point: Any, low: int, high: int) -> Tensor:
+    """``value`` rounded (ties to even) to ``scale`` times an integer, and cut to the grid's ends; 0 stays 0.
+
+    Gradients pass the rounding as if it were none; beyond the ends they reach the scale alone. With a scale that is
+    trained this is LSQ's gradient (Esser et al. 2019, arXiv 1902.08153, section 2.1).
+    """
+    steps = (value / scale).clamp(low - zero_point, high - zero_point)
+    return (steps + (steps.round() - steps).detach()) * scale
+
+
+def range_of(value: Tensor, bits: int, scheme: str) -> tuple[Tensor, Tensor]:
+    """Scale (float32) and zero point (int32) of the smallest grid that holds all of ``value``, and 0."""
+    low, high = levels(bits, scheme)
+    flat = value.detach().float()
+    least, most = flat.amin().clamp(max=0), flat.amax().clamp(min=0)
+    wide = (most - least) / (high - low) if scheme == "asymmetric" else torch.maximum(most, -least) / high
+    scale = torch.where(wide > 0, wide, torch.ones_like(wide))
+    zero = (-least / scale).round() if scheme == "asymmetric" else torch.zeros_like(scale)
+    return scale, zero.clamp(low, high).to(torch.int32)
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """A hook that puts one input or output of the module it is called for on the grid that the module holds."""
+
+    site: Site
+    range: str
+    bits: int
+    scheme: str
+
+    def rounded(self, module: nn.Module, value: object) -> Tensor:
+        """The value on its grid; float16 and bfloat16 are divided as float32."""
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise EditError(f"edit quantize_values: {self.site} is no floating-point tensor, but {_kind(value)}")
+        if not value.numel():
+            return value
+        exact = value.to(torch.promote_types(value.dtype, torch.float32))
+        scale, zero = self._grid(module, exact)
+        return on_grid(exact, scale, zero, *levels(self.bits, self.scheme)).to(value.dtype)
+
+    def _grid(self, module: nn.Module, value: Tensor) -> tuple[Tensor, Tensor | int]:
+        if self.range == "dynamic":
+            return range_of(value, self.bits, self.scheme)
+        scale: Tensor = getattr(module, self.site.tensor("scale"))
+        return scale, getattr(module, self.site.tensor("zero_point"), 0)
+
+    def replaced(self, module: nn.Module, values: Any) -> Any:
+        """The values, this site's one on its grid, in a sequence of the same type."""
+        if len(values) <= self.site.number:
+            raise EditError(
+                f"edit quantize_values: {self.site} is not there: {len(values)} values come by position; "
+                "what comes by keyword is no site"
+            )
+        changed = list(values)
+        changed[self.site.number] = self.rounded(module, changed[self.site.number])
+        return type(values)(*changed) if hasattr(values, "_fields") else type(values)(changed)
+
+
+@dataclass(frozen=True)
+class InputQuantizer(Quantizer):
+    """Before a forward."""
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> Any:
+        """The arguments, one of them on its grid."""
+        return self.replaced(module, arguments)
+
+
+@dataclass(frozen=True)
+class OutputQuantizer(Quantizer):
+    """After a forward."""
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+        """The output, it or one of its parts on its grid."""
+        if isinstance(output, tuple | list):
+            return self.replaced(module, output)
+        return self.replaced(module, (output,))[0]
+
+
+def apply(model: nn.Module, record: Record) -> None:
+    """Register hooks, and the tensors that they read, at each site.
+
+    Raises:
+        EditError: no such module, a module that is never called as one, no known range or scheme, impossible bits, or
+            a site that is quantized already.
+    """
+    sites = _sites(record)
+    for key, known in (("range", RANGES), ("scheme", SCHEMES)):
+        if text(record, key) not in known:
+            raise misfit(record, f"{key} is one of {', '.join(known)}, not {record[key]!r}")
+    if not 2 <= whole(record, "bits", record["bits"]) <= MOST_BITS:
+        raise misfit(record, f"bits are from 2 to {MOST_BITS}, not {record['bits']}")
+    modules = [module_of(model, record, site.module) for site in sites]
+    for site in sites:
+        why = _uncalled(model, site)
+        if why:
+            raise misfit(record, f"{site} cannot be quantized: {why}")
+    tensors = _tensors(record)  # the same objects at each site
+    for site, module in zip(sites, modules, strict=True):
+        for what, value in tensors.items():
+            add_tensor(module, record, site.module, site.tensor(what), value)
+        made = InputQuantizer if site.side == "input" else OutputQuantizer
+        hook: Any = made(site, record["range"], record["bits"], record["scheme"])
+        (module.register_forward_pre_hook if site.side == "input" else module.register_forward_hook)(hook)
+
+
+def check_values(model: nn.Module, record: Record, state: Mapping[str, Tensor]) -> None:
+    """Raise EditError where a scale in ``state`` is not finite and above 0, or a zero point not of the grid."""
+    low, high = levels(record["bits"], record["scheme"])
+    for site in _sites(record):
+        scale, zero = (state.get(join(site.module, site.tensor(what))) for what in ("scale", "zero_point"))
+        if scale is not None and not bool((scale.isfinite() & (scale > 0)).all()):
+            raise misfit(record, f"the scale of {site} must be finite and above 0, not {scale.tolist()}"[:200])
+        if zero is not None and not bool(((zero >= low) & (zero <= high)).all()):
+            raise misfit(record, f"the zero point of {site} must be from {low} to {high}, not {zero.tolist()}"[:200])
+
+
+def quantizers(module: nn.Module) -> list[Quantizer]:
+    """The hooks of this kind that a module has."""
+    hooks: list[Any] = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return [hook for hook in hooks if isinstance(hook, Quantizer)]
+
+
+def _sites(record: Record) -> list[Site]:
+    check_keys(record, "sites", "range", "bits", "scheme")
+    given = record["sites"]
+    if not isinstance(given, list | tuple) or not given:
+        raise misfit(record, f"sites are a list of at least one, not {given!r}"[:200])
+    found = [read_site(site) if isinstance(site, str) else None for site in given]
+    for site, one in zip(given, found, strict=True):
+        if one is None:
+            raise misfit(record, f"a site is module:input[i] or module:output[i], not {site!r}"[:200])
+    return [one for one in found if one is not None]
+
+
+def _tensors(record: Record) -> dict[str, Tensor]:
+    """What the state_dict has of a record, by what it is; values come from there."""
+    if record["range"] == "dynamic":
+        return {"edit": torch.zeros((), dtype=torch.uint8)}
+    zero = {"zero_point": torch.zeros((), dtype=torch.int32)} if record["scheme"] == "asymmetric" else {}
+    return {"scale": torch.ones(()), **zero}
+
+
+def _uncalled(model: nn.Module, site: Site) -> str:
+    """Why hooks of a module would never be called, as far as that is known; else empty."""
+    module, parent = (model.get_submodule(name) for name in (site.module, site.module.rpartition(".")[0]))
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is in a TorchScript module"
+    if isinstance(parent, nn.MultiheadAttention) and module is not parent:
+        return f"the attention {site.module.rpartition('.')[0]} takes its projections' weights and never calls them"
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return f"a {type(module).__name__} is never called"
+    return ""
+
+
+def _kind(value: object) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
