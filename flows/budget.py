@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from deepcompression.allocation import budget as library
 from deepcompression.allocation.budget import Budget, Candidate, Clock, Next, Stop
@@ -13,15 +15,11 @@ from deepcompression.errors import BudgetError, DivergedError, RunError, Structu
 from flows.recipe import schema
 from tasks import budget as task_budget
 from tasks.console import say, size
+from tasks.execution.patterns import SELECTED
 from tasks.execution.run import Reference, Run
-from tasks.stages.encode import encode
-from tasks.stages.pace import measured as measured_pace
-from tasks.stages.pace import pace
-from tasks.stages.prune import prune
-from tasks.stages.quantize import quantize
-from tasks.stages.sensitivity import sensitivity
-from tasks.stages.share import share
-from tasks.stages.slim import slim
+from tasks.execution.settings import Stage, Strict, Training, plain
+from tasks.execution.stage import task_of
+from tasks.stages import encode, pace, prune, quantize, sensitivity, share, slim
 from tasks.verdict import lost
 
 Call = Callable[..., Reference]
@@ -43,6 +41,12 @@ FALLBACKS: tuple[tuple[int | None, str, str], ...] = (
     (None, "float32", "the dense model, coded without loss"),
 )
 SMALL_FALLBACKS = (FALLBACKS[0], (4, "float16", "nothing pruned, weights shared at 4 bits"))  # where bytes are given
+
+
+class Chosen(Strict):
+    """What a budget prunes: tensors that are pruned by default, to densities that it finds."""
+
+    density: Annotated[dict[str, None], SELECTED] = Field({"default": None})
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Search:
 
     run: Run
     plan: schema.Budget
-    train: schema.Training
+    train: Training
     budget: Budget
     dense: Reference
     call: Call
@@ -97,12 +101,11 @@ class Search:
         """Seconds; infinite without a time limit."""
         return math.inf if self.plan.time_limit is None else 60 * self.plan.time_limit - self.spent
 
-    def made(
-        self, task: Any, label: str, config: Mapping[str, Any], source: Reference, *, counted: bool = True
-    ) -> Reference:
-        """A task's result, its work added to what was spent."""
+    def made(self, label: str, settings: Stage, source: Reference, *, counted: bool = True) -> Reference:
+        """A stage's result, its work added to what was spent."""
         self.number += counted
-        reference = self.call(task, self.run, label, self.number if counted else None, dict(config), source)
+        number = self.number if counted else None
+        reference = self.call(task_of(settings.stage), self.run, label, number, settings, source)
         self.spent += float(reference.numbers["worked_seconds"])
         return reference
 
@@ -171,28 +174,28 @@ def _step(now: Search, following: Next) -> Step:
     tried = _tried(now, source, name)
     allocation = _allocated(now, tried, following.target_bytes)
     epochs = _epochs(now, following)
-    gradual = schema.Gradual(**_training(now, epochs), ramp=0.6)
+    gradual = prune.Gradual(**_training(now, epochs), ramp=0.6)
     units = task_budget.units_to_keep(now.run, source, allocation.density)
-    few = schema.Slim(stage="slim", units=units, reorder=False) if units else None
-    cut = (now.made(slim, f"cut-{name}", few.model_dump(mode="json"), source),) if few else ()
-    sparse = schema.Prune(stage="prune", density=dict(allocation.density), criterion=CRITERION, gradual=gradual)
-    pruned = now.made(prune, f"prune-{name}", sparse.model_dump(mode="json"), (*cut, source)[0])
-    dead = schema.Slim(stage="slim", reorder=False)
-    clean = now.made(slim, f"slim-{name}", dead.model_dump(mode="json"), pruned)
-    reassign = schema.Reassign(**_training(now, _sharing(epochs)))
+    few = slim.Settings(stage="slim", units=units, reorder=False) if units else None
+    cut = (now.made(f"cut-{name}", few, source),) if few else ()
+    sparse = prune.Settings(stage="prune", density=dict(allocation.density), criterion=CRITERION, gradual=gradual)
+    pruned = now.made(f"prune-{name}", sparse, (*cut, source)[0])
+    dead = slim.Settings(stage="slim", reorder=False)
+    clean = now.made(f"slim-{name}", dead, pruned)
+    reassign = share.Reassign(**_training(now, _sharing(epochs)))
     rest = task_budget.worth_sharing(now.run, source)
-    sharing = schema.Share(
+    sharing = share.Settings(
         stage="share",
         bits={**allocation.bits, **dict.fromkeys(rest, REST_BITS)},
         rate=dict.fromkeys([*allocation.bits, *rest], now.plan.rate),
         train=reassign,
     )
-    shared = now.made(share, f"share-{name}", sharing.model_dump(mode="json"), clean)
-    rounding = schema.Quantize.model_validate({"stage": "quantize", "codebook": "auto", "rest": now.rest})
-    tidy = now.made(slim, f"order-{name}", schema.Slim(stage="slim").model_dump(mode="json"), shared)
-    rounded = now.made(quantize, f"quantize-{name}", rounding.model_dump(mode="json"), tidy)
-    coding = schema.Encode(stage="encode", coder=now.plan.coder)
-    encoded = now.made(encode, f"encode-{name}", coding.model_dump(mode="json"), rounded)
+    shared = now.made(f"share-{name}", sharing, clean)
+    rounding = quantize.Settings.model_validate({"stage": "quantize", "codebook": "auto", "rest": now.rest})
+    tidy = now.made(f"order-{name}", slim.Settings(stage="slim"), shared)
+    rounded = now.made(f"quantize-{name}", rounding, tidy)
+    coding = encode.Settings(stage="encode", coder=now.plan.coder)
+    encoded = now.made(f"encode-{name}", coding, rounded)
     return Step(
         following.target_bytes,
         following.start,
@@ -229,13 +232,13 @@ def _fall_back(now: Search, ways: Sequence[tuple[int | None, str, str]]) -> None
 def _without_training(now: Search, bits: int | None, rest: str, note: str) -> Step:
     name, chain = str(len(now.steps) + 1), [now.dense]
     if bits:
-        sharing = schema.Share(stage="share", bits=bits, init="optimal")
-        chain.append(now.made(share, f"share-{name}", sharing.model_dump(mode="json"), chain[-1]))
+        sharing = share.Settings(stage="share", bits=bits, init="optimal")
+        chain.append(now.made(f"share-{name}", sharing, chain[-1]))
     if rest != "float32":
-        rounding = schema.Quantize.model_validate({"stage": "quantize", "codebook": "auto", "rest": rest})
-        chain.append(now.made(quantize, f"quantize-{name}", rounding.model_dump(mode="json"), chain[-1]))
-    coding = schema.Encode(stage="encode", coder=now.plan.coder)
-    chain.append(now.made(encode, f"encode-{name}", coding.model_dump(mode="json"), chain[-1]))
+        rounding = quantize.Settings.model_validate({"stage": "quantize", "codebook": "auto", "rest": rest})
+        chain.append(now.made(f"quantize-{name}", rounding, chain[-1]))
+    coding = encode.Settings(stage="encode", coder=now.plan.coder)
+    chain.append(now.made(f"encode-{name}", coding, chain[-1]))
     result = _measured(now, chain[-1], None)
     return Step(result.file_bytes, None, {}, {}, result.file_bytes, (), tuple(chain[1:]), 0, result, None, note)
 
@@ -254,18 +257,16 @@ def _sharing(epochs: int) -> int:
 
 
 def _training(now: Search, epochs: int) -> dict[str, Any]:
-    distil = now.plan.distil.model_dump() if now.plan.distil else None
-    keys = set(schema.Training.model_fields)
-    plain = {key: value for key, value in now.train.model_dump(mode="json").items() if key in keys}
-    return {**plain, "epochs": epochs, "distil": distil}
+    keys = {key: value for key, value in plain(now.train).items() if key in Training.model_fields}
+    return {**keys, "epochs": epochs, "distil": plain(now.plan.distil)}
 
 
 def _tried(now: Search, source: Reference, name: str) -> Reference:
     """How sensitive the model is; the dense model's is asked for once, before the first step."""
     if now.tried is not None and source is now.dense and not now.steps:
         return now.tried
-    config = {"stage": "sensitivity", **TRIED, "most_samples": now.samples}
-    return now.made(sensitivity, f"sensitivity-{name}", config, source, counted=False)
+    settings = sensitivity.Settings(stage="sensitivity", **TRIED, most_samples=now.samples)
+    return now.made(f"sensitivity-{name}", settings, source, counted=False)
 
 
 def _first_bytes(now: Search) -> int | None:
@@ -367,9 +368,9 @@ def _nothing_to_try(now: Search) -> str:
 def _clock(now: Search, recipe: schema.Recipe) -> Clock:
     """What an epoch and an evaluation take: of the dense model's own training where steps train as it did."""
     keys = ("batch_size", "drop_last", "distil")
-    config = {"stage": "pace", **{key: value for key, value in _training(now, 1).items() if key in keys}}
-    measured = now.made(pace, "pace", config, now.dense, counted=False)
-    an_epoch, a_look = measured_pace(now.run, measured)
+    of_training = {key: value for key, value in _training(now, 1).items() if key in keys}
+    measured = now.made("pace", pace.Settings(stage="pace", **of_training), now.dense, counted=False)
+    an_epoch, a_look = pace.measured(now.run, measured)
     known = None if recipe.budget is None or recipe.budget.train else task_budget.epoch_seconds(now.run, now.dense)
     return task_budget.clock_of(now.run, now.dense, an_epoch if known is None else known, a_look)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect import Task, flow
@@ -21,31 +21,25 @@ from rich.markup import escape
 from deepcompression._atomic import storage_error, written
 from deepcompression.errors import AimMissed, RecipeError, one_line
 from flows import watchdog
-from flows.budget import search
+from flows.budget import Chosen, search
 from flows.overdue import skip_missed
 from flows.recipe import load as recipes
 from flows.recipe import rounds
-from flows.recipe.schema import Recipe, Training
+from flows.recipe.schema import Recipe
 from flows.recipe.stored import as_logged, as_stored
 from flows.summary import SUMMARY_VERSION, leave, spread_of, summary_of
 from tasks.console import say
 from tasks.execution.check import check
 from tasks.execution.run import Run
+from tasks.execution.settings import Model, Strict, Training
+from tasks.execution.stage import task_of
 from tasks.machine.revision import git_revision
 from tasks.registry.models import example_of
 from tasks.registry.promote import promote
 from tasks.report.words import sentence
 from tasks.root import ROOT
 from tasks.secrets import restored, sealed
-from tasks.stages.baseline import baseline
-from tasks.stages.custom import custom
-from tasks.stages.encode import encode
-from tasks.stages.finetune import finetune
-from tasks.stages.prune import prune
-from tasks.stages.quantize import quantize
-from tasks.stages.recalibrate import recalibrate
-from tasks.stages.share import share
-from tasks.stages.slim import slim
+from tasks.stages import baseline
 from tasks.stages.verify import verify
 from tasks.storage.places import is_url, place_at
 from tasks.storage.store import UNSENT, Store, publish, write_json
@@ -53,18 +47,8 @@ from tasks.tracking.runs import Parent, Tracker, resolve_uri
 from tasks.upkeep.liveness import ending, living, recover
 from tasks.verdict import budget_aims, emit_missed, missed, told, verdict_of, verdict_of_seeds
 
-STAGES: dict[str, Task[..., Any]] = {
-    "prune": prune,
-    "finetune": finetune,
-    "share": share,
-    "quantize": quantize,
-    "recalibrate": recalibrate,
-    "slim": slim,
-    "encode": encode,
-}
-
-
 LOCAL_RUNS = ROOT / "artifacts" / "runs"
+AnyModel = TypeVar("AnyModel", bound=Model)
 
 
 def _flow_run_name() -> str:
@@ -209,18 +193,16 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
             example_of(run, parsed.promote.inputs)  # what would stop a promotion is told before anything trains
         if parsed.teacher:
             taught = replace(run, model=run.teacher)
-            run = replace(
-                run, taught_by=_call(baseline, taught, "teacher", None, _start(taught.model, parsed.teacher.train))
-            )
-        references = [_call(baseline, run, "baseline", 0, start)]
+            first = _start(taught.model, parsed.teacher.train)
+            run = replace(run, taught_by=_call(task_of("baseline"), taught, "teacher", None, first))
+        references = [_call(task_of("baseline"), run, "baseline", 0, start)]
         if not parsed.teacher:
             run = replace(run, taught_by=references[0])
         outcome = None
         if parsed.budget:
             references, outcome = search(run, parsed, references[0], _call)
-        for number, (label, config) in enumerate(stages, 1):
-            stage = STAGES.get(config["stage"], custom)
-            references.append(_call(stage, run, label, number, config, references[-1]))
+        for number, (label, settings) in enumerate(stages, 1):
+            references.append(_call(task_of(settings.stage), run, label, number, settings, references[-1]))
         path = folder / "model.dcz"
         verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path), parsed.test)
         summary = {**summary_of(run, references, verified, path), **({"budget": outcome} if outcome else {})}
@@ -238,16 +220,16 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
     return summary
 
 
-def _start(model: Mapping[str, Any], train: Training) -> dict[str, Any]:
+def _start(model: Model, train: Training) -> baseline.Settings:
     """What the baseline task needs: a checkpoint, or how to train."""
-    return {"weights": model["weights"]} if model["weights"] else {"train": train.model_dump(mode="json")}
+    return baseline.Settings(weights=model.weights) if model.weights else baseline.Settings(train=train)
 
 
-def _first_trainings(parsed: Recipe, start: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _first_trainings(parsed: Recipe, start: baseline.Settings) -> list[tuple[str, Strict]]:
     """Trainings that stand in the recipe beside its stages, under the keys that they stand in; what a budget prunes."""
     budget = parsed.budget.train if parsed.budget else None
-    chosen = [("budget", {"density": {"default": None}})] if parsed.budget else []
-    training = [("budget.train", {"train": budget.model_dump(mode="json")})] if budget else []
+    chosen = [("budget", Chosen())] if parsed.budget else []
+    training = [("budget.train", budget)] if budget else []
     return [("train", start), *chosen, *training]
 
 
@@ -294,28 +276,32 @@ def _below_root(path: str) -> Path:
 
 
 def _run_of(parsed: Recipe, seed: int, folder: Path, tracker: Tracker) -> Run:
-    dumped = parsed.model_dump(mode="json")
-    for model in (dumped["model"], dumped["teacher"]):
-        if model and model["weights"]:
-            model["weights"]["path"] = str(_below_root(model["weights"]["path"]))
     return Run(
         name=parsed.name,
         seed=seed,
         folder=str(folder),
         store_folder=_where(parsed.store),
-        model=dumped["model"],
-        data=dumped["data"],
-        step=dumped["step"],
-        metric=dumped["metric"],
-        hold=dumped["hold"],
+        model=_found(parsed.model),
+        data=parsed.data,
+        step=parsed.step,
+        metric=parsed.metric,
+        hold=parsed.hold,
         device=parsed.device,
         precision=parsed.precision,
         channels_last=parsed.channels_last,
         threads=parsed.threads,
         python_path=tuple(str(_below_root(one)) for one in parsed.python_path),
         tracker=tracker,
-        teacher=dumped["teacher"],
+        teacher=_found(parsed.teacher) if parsed.teacher else None,
     )
+
+
+def _found(model: AnyModel) -> AnyModel:
+    """The same with its checkpoint's path as it is on this machine."""
+    if not model.weights:
+        return model
+    weights = model.weights.model_copy(update={"path": str(_below_root(model.weights.path))})
+    return model.model_copy(update={"weights": weights})
 
 
 @contextlib.contextmanager

@@ -17,16 +17,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic import BaseModel
-
 from deepcompression import factory
 from deepcompression.data.images import ENVIRONMENT
 from deepcompression.errors import RecipeError
 from flows.recipe import reading
-from flows.recipe.schema import Custom, Factory, Recipe, Weights
+from flows.recipe.schema import Recipe
+from tasks.execution.settings import Factory, Place, Weights, parts
 from tasks.execution.specs import SPEC
-
-Path_ = tuple[Any, ...]  # keys and indices that lead to a value
+from tasks.stages.custom import Settings as Custom
 
 
 def _each(module: str, names: str) -> frozenset[str]:
@@ -126,7 +124,7 @@ def merged(who: str, recipe: Mapping[str, Any], overrides: Mapping[str, Any]) ->
     return result
 
 
-def judge(who: str, recipe: Recipe, yours: Mapping[Path_, Any], trust: Trust) -> None:
+def judge(who: str, recipe: Recipe, yours: Mapping[Place, Any], trust: Trust) -> None:
     """Every callable and every path of a validated recipe, wherever its types have one.
 
     Args:
@@ -139,7 +137,7 @@ def judge(who: str, recipe: Recipe, yours: Mapping[Path_, Any], trust: Trust) ->
         RecipeError: the first that may not be; says how to allow it.
     """
     one = _Judge(who, yours, trust)
-    found = list(_parts(recipe))
+    found = list(parts(recipe))
     for place, part in found:
         if isinstance(part, Factory):
             one.spec((*place, "factory"), part.factory, part.kwargs)
@@ -152,7 +150,7 @@ def judge(who: str, recipe: Recipe, yours: Mapping[Path_, Any], trust: Trust) ->
     one.origins()  # imports what you allow: last, when nothing else is to be refused
 
 
-def given(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[Path_, Any]:
+def given(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[Place, Any]:
     """Places in ``recipe`` that overrides give a value to; a stage by its name or number, as in ``recipes.load``."""
     return {
         path: value
@@ -167,19 +165,19 @@ class _Resolver:
 
     who: str
     recipe: Mapping[str, Any]
-    yours: Mapping[Path_, Any]
+    yours: Mapping[Place, Any]
     made: int = 0
     depth: int = 0
-    open: list[Path_] = field(default_factory=list)
+    open: list[Place] = field(default_factory=list)
 
-    def value(self, value: Any, place: Path_) -> Any:
+    def value(self, value: Any, place: Place) -> Any:
         self._count(1)
         self.depth += 1
         made = self._your(place) if place in self.yours else self._followed(value, place)
         self.depth -= 1
         return made
 
-    def _followed(self, value: Any, place: Path_) -> Any:
+    def _followed(self, value: Any, place: Place) -> Any:
         if isinstance(value, Mapping):
             return {self._key(key, place): self.value(one, (*place, key)) for key, one in value.items()}
         if isinstance(value, list | tuple):
@@ -190,7 +188,7 @@ class _Resolver:
             )
         return self._text(value, place) if isinstance(value, str) and "${" in value else value
 
-    def _text(self, text: str, place: Path_) -> Any:
+    def _text(self, text: str, place: Place) -> Any:
         whole = REFERENCE.fullmatch(text)
         if whole:
             return self._target(whole, place)
@@ -202,7 +200,7 @@ class _Resolver:
             self._refuse(place, text)
         return made
 
-    def _target(self, found: re.Match[str], place: Path_) -> Any:
+    def _target(self, found: re.Match[str], place: Place) -> Any:
         dots, name = len(found[1]), found[2]
         keys = [one for one in re.split(r"[.\[\]]+", name) if one]
         if not keys or dots > len(place):
@@ -215,10 +213,10 @@ class _Resolver:
         self.open.pop()
         return value
 
-    def _find(self, keys: Path_, found: re.Match[str], place: Path_) -> tuple[Any, Path_]:
+    def _find(self, keys: Place, found: re.Match[str], place: Place) -> tuple[Any, Place]:
         """What lies at ``keys`` and the same place with numbers for indices; or what you gave there."""
         target: Any = self.recipe
-        at: Path_ = ()
+        at: Place = ()
         for number, key in enumerate(keys):
             at = (*at, int(key) if isinstance(target, list | tuple) and str(key).isdigit() else key)
             try:
@@ -230,17 +228,17 @@ class _Resolver:
                 return self.yours[at], at
         return target, at
 
-    def _lost(self, found: re.Match[str], place: Path_) -> NoReturn:
+    def _lost(self, found: re.Match[str], place: Place) -> NoReturn:
         raise RecipeError(
             f"run {self.who}: {_shown(place)}: {found[0][:80]} leads nowhere in this recipe, or to itself"
         )
 
-    def _word(self, value: Any, text: str, place: Path_) -> str:
+    def _word(self, value: Any, text: str, place: Place) -> str:
         if isinstance(value, dict | list):
             self._refuse(place, text)
         return str(value)
 
-    def _your(self, place: Path_) -> Any:
+    def _your(self, place: Place) -> Any:
         value = self.yours[place]
         if self.open and _has_interpolation(value):
             raise RecipeError(
@@ -249,12 +247,12 @@ class _Resolver:
             )
         return value
 
-    def _key(self, key: Any, place: Path_) -> Any:
+    def _key(self, key: Any, place: Place) -> Any:
         if not isinstance(key, PLAIN) or (isinstance(key, str) and "${" in key):
             self._refuse(place, str(key))
         return key
 
-    def _refuse(self, place: Path_, text: str) -> NoReturn:
+    def _refuse(self, place: Place, text: str) -> NoReturn:
         where = ".".join(map(str, place)) or "recipe"
         raise RecipeError(
             f"run {self.who}: {_shown(place)}: {text[:80]!r} is no plain data: a recipe from a tracking server "
@@ -275,11 +273,11 @@ class _Judge:
     """Refuses what is on no list; notes callables of modules that the user allows, to be looked at when imported."""
 
     who: str
-    yours: Mapping[Path_, Any]
+    yours: Mapping[Place, Any]
     trust: Trust
-    trusted: list[tuple[Path_, str]] = field(default_factory=list)
+    trusted: list[tuple[Place, str]] = field(default_factory=list)
 
-    def spec(self, place: Path_, spec: str, kwargs: Mapping[str, Any]) -> None:
+    def spec(self, place: Place, spec: str, kwargs: Mapping[str, Any]) -> None:
         module = spec.partition(":")[0]
         if self._is_yours(place) or spec in CALLABLES or spec in self.trust.allowed:
             return
@@ -290,7 +288,7 @@ class _Judge:
         else:
             self._refuse_spec(place, spec)
 
-    def values(self, place: Path_, value: Any) -> None:
+    def values(self, place: Place, value: Any) -> None:
         """Texts at any depth, keys too: what looks like a path must lie below an allowed folder; what names code is
         judged as such, since user's code may build it."""
         if self._is_yours(place):
@@ -308,7 +306,7 @@ class _Judge:
         elif isinstance(value, str) and (_like_a_path(value) or any(FILE_WORD.search(str(key)) for key in place)):
             self.folder(place, value)
 
-    def weights(self, place: Path_, path: str) -> None:
+    def weights(self, place: Place, path: str) -> None:
         if self._is_yours(place):
             return
         if Path(path).suffix not in WEIGHTS:
@@ -318,7 +316,7 @@ class _Judge:
             )
         self.folder(place, path)
 
-    def folder(self, place: Path_, path: str) -> None:
+    def folder(self, place: Place, path: str) -> None:
         """``path`` must lie below an allowed folder, links resolved."""
         roots = self.trust.roots()
         if "://" not in path and "\0" not in path and any(Path(path).resolve().is_relative_to(one) for one in roots):
@@ -338,7 +336,7 @@ class _Judge:
             if not _under(str(getattr(factory.load(spec), "__module__", None)), self.trust.modules()):
                 self._refuse_spec(place, spec)
 
-    def _listed(self, place: Path_, spec: str, kwargs: Mapping[str, Any]) -> None:
+    def _listed(self, place: Place, spec: str, kwargs: Mapping[str, Any]) -> None:
         """A model that torchvision or timm lists itself, without weights, with values of a closed list."""
         timm = spec in TIMM
         name = str(kwargs.get("model_name")) if timm else spec.partition(":")[2]
@@ -362,7 +360,7 @@ class _Judge:
                     f"--allow {spec}"
                 )
 
-    def _models(self, place: Path_, spec: str, library: str) -> Sequence[str]:
+    def _models(self, place: Place, spec: str, library: str) -> Sequence[str]:
         try:
             return list(import_module(library).list_models())
         except Exception as error:  # not installed, or one that does not import here
@@ -371,32 +369,18 @@ class _Judge:
                 f"({type(error).__name__}: {' '.join(str(error).split())[:80]}), so its list of models is not known"
             ) from None
 
-    def _refuse_spec(self, place: Path_, spec: str) -> NoReturn:
+    def _refuse_spec(self, place: Place, spec: str) -> NoReturn:
         raise RecipeError(
             f"run {self.who}: {_shown(place)}: its recipe came from a tracking server and names {spec[:120]}, which is "
             f"not among what such a recipe may call (python -m flows rerun --help); if you trust it, with whatever "
             f"arguments the recipe has: --allow {spec[:120]}"
         )
 
-    def _is_yours(self, place: Path_) -> bool:
+    def _is_yours(self, place: Place) -> bool:
         return any(place[:length] in self.yours for length in range(1, len(place) + 1))
 
 
-def _parts(value: Any, place: Path_ = ()) -> Iterator[tuple[Path_, BaseModel]]:
-    """Every typed part of a recipe and its place, from the outside in."""
-    if isinstance(value, BaseModel):
-        yield place, value
-        for key, one in value:
-            yield from _parts(one, (*place, key))
-    elif isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from _parts(one, (*place, key))
-    elif isinstance(value, list | tuple):
-        for index, one in enumerate(value):
-            yield from _parts(one, (*place, index))
-
-
-def _leaves(place: Path_, value: Any) -> Iterator[tuple[Path_, Any]]:
+def _leaves(place: Place, value: Any) -> Iterator[tuple[Place, Any]]:
     """A mapping merges into what is there, so each of its values has a place; all else replaces as a whole."""
     if isinstance(value, Mapping):
         for key, one in value.items():
@@ -405,7 +389,7 @@ def _leaves(place: Path_, value: Any) -> Iterator[tuple[Path_, Any]]:
         yield place, value
 
 
-def _place(key: str, stages: Any) -> Path_:
+def _place(key: str, stages: Any) -> Place:
     parts: list[Any] = [one for one in re.split(r"[.\[\]]+", key) if one]
     if len(parts) > 1 and parts[0] == "stages" and isinstance(stages, list):
         names = [one.get("stage") if isinstance(one, Mapping) else None for one in stages]
@@ -414,7 +398,7 @@ def _place(key: str, stages: Any) -> Path_:
     return tuple(parts)
 
 
-def _put(value: Any, place: Path_, new: Any) -> None:
+def _put(value: Any, place: Place, new: Any) -> None:
     """Mappings on the way that are not there are made, as OmegaConf does."""
     for key in place[:-1]:
         value = value[key] if isinstance(value, list) else value.setdefault(key, {})
@@ -456,11 +440,11 @@ def _like_a_path(text: str) -> bool:
         return False
 
 
-def _dotted(place: Path_) -> str:
+def _dotted(place: Place) -> str:
     return ".".join(map(str, place))
 
 
-def _shown(place: Path_) -> str:
+def _shown(place: Place) -> str:
     """A place for people; what a server wrote does not reach the terminal as it is."""
     text = _dotted(place) or "recipe"
     return (text if text.isprintable() else repr(text))[:120]

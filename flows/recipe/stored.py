@@ -34,8 +34,8 @@ def as_logged(recipe: Recipe, stored: Mapping[str, Any]) -> dict[str, Any]:
     stages = stored["stages"]
     plain = [] if isinstance(stages, str) else list(stages)
     logged = {}
-    for label, number, config in expanded(recipe):
-        told = _hidden_as(config, plain[number] if number < len(plain) else stages)
+    for label, number, settings in expanded(recipe):
+        told = _hidden_as(settings.model_dump(mode="json"), plain[number] if number < len(plain) else stages)
         logged[label] = {k: v for k, v in told.items() if k != "stage"} if isinstance(told, Mapping) else told
     return logged
 

@@ -20,7 +20,7 @@ from deepcompression.errors import AimMissed, RunError
 from flows import watchdog
 from flows.recipe import load as recipes
 from flows.recipe import merge
-from flows.recipe.schema import BUILT_IN, Recipe
+from flows.recipe.schema import Recipe
 from flows.sweeps.study import (
     Range,
     Sweep,
@@ -38,6 +38,7 @@ from tasks.execution.sources import code_digest
 from tasks.report.pareto import Point, front, picture, spread_out
 from tasks.root import ROOT
 from tasks.secrets import hidden, masked, restored, sealed
+from tasks.stages import OTHERS, STAGES
 from tasks.storage.places import is_url
 from tasks.storage.store import Store, write_json
 from tasks.tracking.runs import Tracker, resolve_uri
@@ -45,7 +46,6 @@ from tasks.upkeep.liveness import ending, living, recover
 from tasks.verdict import missed, told
 
 SWEEPS = ROOT / "artifacts" / "sweeps"
-CODE = tuple(f"tasks.stages.{stem}" for stem in ("baseline", *BUILT_IN, "custom", "sensitivity"))
 
 
 def _name() -> str:
@@ -112,7 +112,7 @@ def _place(parsed: Recipe) -> Any:
 def _digest(plan: Sweep, raw: Mapping[str, Any]) -> str:
     """What makes trials comparable: started again with any of it changed, it is another sweep."""
     ours = plan.model_dump(mode="json", include={"parameters", "method", "seed"})
-    text = json.dumps([ours, raw, code_digest(*CODE)], sort_keys=True, default=str)
+    text = json.dumps([ours, raw, code_digest(*STAGES.values(), *OTHERS.values())], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

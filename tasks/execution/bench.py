@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tasks.execution.run import Reference, Run
+from tasks.execution.settings import Distil, Training
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deepcompression.network.coverage import Covered
     from deepcompression.training.problem import Problem
+
+
+class Lesson(Protocol):
+    """Keys that say in which batches is learnt, and whether from a teacher too: a Training's are such."""
+
+    batch_size: int | None
+    drop_last: bool
+    distil: Distil | None
 
 
 @dataclass
@@ -45,24 +54,20 @@ class Bench:
         assert self.input is not None
         return self.run.model_with(self.input)
 
-    def problem(self, config: Mapping[str, Any]) -> Problem:
+    def problem(self, lesson: Lesson) -> Problem:
         """What a training learns, with the recipe's keys of that training."""
-        problem = self.run.problem(config["batch_size"], config.get("drop_last", False))
-        return self.run.distilled(problem, config["distil"]) if config["distil"] else problem
+        problem = self.run.problem(lesson.batch_size, lesson.drop_last)
+        return self.run.distilled(problem, lesson.distil) if lesson.distil else problem
 
-    def fit_arguments(self, config: Mapping[str, Any], show: Any) -> dict[str, Any]:
+    def fit_arguments(self, training: Training, show: Any) -> dict[str, Any]:
         """A recipe's training keys as the keyword arguments of ``deepcompression.training.loop.fit``."""
-        optimizer = config["optimizer"]
         return {
-            "epochs": config["epochs"],
-            "optimizer": {
-                "factory": optimizer["factory"],
-                "kwargs": {"lr": config["lr"], **optimizer["kwargs"]},
-            },
-            "schedule": config["schedule"],
-            "warmup": config["warmup"],
-            "patience": config["patience"],
-            "gradient_clip": config["gradient_clip"],
+            "epochs": training.epochs,
+            "optimizer": training.optimizer_with_rate(),
+            "schedule": training.plain_schedule(),
+            "warmup": training.warmup,
+            "patience": training.patience,
+            "gradient_clip": training.gradient_clip,
             "seed": self.seed,
             "compute": self.run.compute(),
             "checkpoint": self.checkpoint,

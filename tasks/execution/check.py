@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from rich.markup import escape
 
 from tasks.console import say
 from tasks.execution.keys import callables
+from tasks.execution.patterns import Matched
 from tasks.execution.run import Run
+from tasks.execution.settings import parts, plain
 from tasks.execution.sound import refuse_hidden_state, refuse_unfit
 from tasks.execution.sources import factory_digest
 from tasks.execution.specs import factories_in
 from tasks.execution.trial import trial
 from tasks.execution.warned import warn, warned
 from tasks.secrets import public
-from tasks.stages.prune import table_of
-from tasks.stages.slim import outputs
 
 
-def check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]], *, test: bool = True) -> None:
+def check(run: Run, stages: Sequence[tuple[str, BaseModel]], *, test: bool = True) -> None:
     """Imports every factory, loads the data, matches every pattern against the model, looks for the weights file; then
     tries model, step, metric and every training on a few samples.
 
@@ -45,43 +46,35 @@ def check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]], *, test: bo
         factory_digest(spec)
 
 
-def _check(run: Run, stages: Sequence[tuple[str, Mapping[str, Any]]], test: bool) -> None:
+def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> None:
     from deepcompression import factory
     from deepcompression.errors import InputError, WeightsError
 
-    weights = run.model["weights"]
-    if weights and not Path(weights["path"]).is_file():
-        raise WeightsError(f"model.weights.path {weights['path']}: no such file")
+    weights = run.model.weights
+    if weights and not Path(weights.path).is_file():
+        raise WeightsError(f"model.weights.path {weights.path}: no such file")
     model = run.blank_model()
     if run.teacher:
-        factory.load(run.teacher["factory"])
+        factory.load(run.teacher.factory)
     refuse_unfit(run)
     run.problem()
     public(*model.state_dict(), str(run.metric_object().name))
-    _match(run, model, {"zeros": run.hold["zeros"] or [], "shared": run.hold["shared"]})
-    for label, config in stages:
-        for spec in factories_in(config):
+    _match(run, model, run.hold)
+    for label, settings in stages:
+        for spec in factories_in(plain(settings)):
             factory.load(spec)
-        if ":" in config.get("stage", ""):  # the keys of a stage of the user's mean what that stage says
-            continue
         try:
-            _match(run, model, config)
+            _match(run, model, settings)
         except InputError as error:
             raise type(error)(f"stage {label}: {error}") from None
     refuse_hidden_state(run)  # first: a forward that makes layers leaves a model that the trial cannot put back
     trial(run, stages, test=test)
 
 
-def _match(run: Run, model: Any, config: Mapping[str, Any]) -> None:
-    from deepcompression.network import coverage, names, trace
-    from deepcompression.training.dropout import dropout_rates
-
-    for key in ("density", "quality", "bits"):
-        if config.get(key):
-            coverage.selected(model, table_of(config[key]))
-    names.resolve(model, table_of(config.get("rate") or {}))
-    if config.get("units") is not None:
-        trace.wanted(model, table_of(config["units"]), trace.shapes(model, lambda one: outputs(run, one)))
-    for key in ("zeros", "shared"):
-        names.select(model, config.get(key) or [])
-    dropout_rates(model, config.get("dropout") or {})
+def _match(run: Run, model: Any, settings: BaseModel) -> None:
+    """Every key whose annotation says that it holds names of the model's; a user's stage means its own by its keys."""
+    for _, part in parts(settings):
+        for name, field in type(part).model_fields.items():
+            for one in field.metadata:
+                if isinstance(one, Matched) and (value := getattr(part, name)):
+                    one.by(run, model, value)

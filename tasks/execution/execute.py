@@ -17,24 +17,23 @@ from tasks.execution.bench import Bench, Product
 from tasks.execution.keys import stage_key
 from tasks.execution.measure import measure, measuring_code
 from tasks.execution.run import Reference, Run
+from tasks.execution.settings import Stage
+from tasks.execution.settings import plain as plain_part
 from tasks.execution.warned import listen, warn, warned
 
 if TYPE_CHECKING:
     from deepcompression.structure.check import Coarsened
 
-Work = Callable[[Bench], Product]
+Work = Callable[[Bench, Any], Product]
 
 
 def execute(
     run: Run,
     label: str,
     number: int | None,
-    config: Mapping[str, Any],
+    settings: Stage,
     source: Reference | None,
     work: Work,
-    *,
-    draws: bool = True,
-    also: Mapping[str, Any] | None = None,
 ) -> tuple[Reference, bool]:
     """Runs ``work`` unless its result is in the store; logs either way.
 
@@ -42,11 +41,10 @@ def execute(
         run: the run.
         label: the stage's unique label.
         number: its place, MLflow's step; None for what is no stage of the chain.
-        config: the stage's keys of the recipe.
+        settings: the stage's keys of the recipe; they know whether its result depends on the seed, and what else
+            decides it.
         source: the stage before, or None.
-        work: makes the product; what its module imports is part of the key.
-        draws: whether the stage's result depends on the seed.
-        also: further inputs that decide the result.
+        work: makes the product of bench and settings; what its module imports is part of the key.
 
     Returns:
         The reference, and whether the store had it.
@@ -58,11 +56,12 @@ def execute(
     started = time.perf_counter()
     run.ready()
     listen()
-    key = stage_key(run, label, config, source, work.__module__, draws, also)
+    config = plain_part(settings)
+    key = stage_key(run, label, config, source, work.__module__, settings.draws, settings.also())
     entry = _usable(run, key, source)
     cached = entry is not None
     if entry is None:
-        entry, cached = _leased(run, key, label, source, work, started)
+        entry, cached = _leased(run, key, label, source, lambda bench: work(bench, settings), started)
     else:
         run.store.used(key, entry)
     for text in entry.get("warnings", ()):  # of a result that is used again, too
@@ -74,7 +73,7 @@ def execute(
 
 
 def _leased(
-    run: Run, key: str, label: str, source: Reference | None, work: Work, started: float
+    run: Run, key: str, label: str, source: Reference | None, work: Callable[[Bench], Product], started: float
 ) -> tuple[dict[str, Any], bool]:
     """The entry, made here or by whoever held the lease before; whether it was the other."""
     with run.store.lease(key, lambda holder: say(f"{label}: {holder} works on the same thing; waiting for it")):

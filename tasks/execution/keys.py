@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tasks.execution.run import Reference, Run
+from tasks.execution.settings import plain
 from tasks.execution.sources import code_digest, factory_digest, versions
 from tasks.execution.specs import specs_in
 from tasks.storage.store import key_of
@@ -40,11 +41,11 @@ def stage_key(
             "config": config,
             "seed": run.stage_seed(label) if draws else None,
             "input": [source.object, source.zeros, source.shared] if source else None,
-            "model": [run.model["factory"], run.model["kwargs"], run.model_identity()],
-            "data": [run.data, run.data_identity().digest],
-            "step": run.step,
-            "metric": run.metric,
-            "hold": run.hold,
+            "model": _model(run),
+            "data": [plain(run.data), run.data_identity().digest],
+            "step": plain(run.step),
+            "metric": plain(run.metric),
+            "hold": plain(run.hold),
             "code": code_digest(module, "tasks.execution.bench"),
             "factories": {spec: factory_digest(spec) for spec in callables(run, config)},
             "versions": versions(),
@@ -60,8 +61,8 @@ def stage_key(
 def callables(run: Run, config: Mapping[str, Any] | None = None) -> list[str]:
     """Every ``package.module:callable`` that a run and a stage of it name, at any depth, each once."""
     teacher = run.teacher if config is None or _learns(config) else None
-    named = [run.model, run.data, run.step, run.metric, teacher, config]
-    return sorted({spec for part in named for spec in specs_in(part)})
+    parts = [plain(part) for part in (run.model, run.data, run.step, run.metric, teacher)]
+    return sorted({spec for part in (*parts, config) for spec in specs_in(part)})
 
 
 def _learns(config: Mapping[str, Any]) -> bool:
@@ -71,5 +72,8 @@ def _learns(config: Mapping[str, Any]) -> bool:
 
 def _teacher(run: Run) -> Any:
     assert run.taught_by is not None
-    model = run.teacher or run.model
-    return [run.taught_by.object, model["factory"], model["kwargs"], replace(run, model=model).model_identity()]
+    return [run.taught_by.object, *_model(replace(run, model=run.teacher or run.model))]
+
+
+def _model(run: Run) -> list[Any]:
+    return [run.model.factory, run.model.arguments(), run.model_identity()]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
+from tasks.execution.settings import Data, Distil, Factory, Hold, Model, Teacher, plain
 from tasks.storage.store import Store
 from tasks.tracking.runs import Tracker
 
@@ -41,18 +42,18 @@ class Run:
     seed: int
     folder: str
     store_folder: str
-    model: Mapping[str, Any]
-    data: Mapping[str, Any]
-    step: Mapping[str, Any] | None
-    metric: Mapping[str, Any] | None
-    hold: Mapping[str, Any]
+    model: Model
+    data: Data
+    step: Factory | None
+    metric: Factory | None
+    hold: Hold
     device: str
     precision: str
     channels_last: bool
     threads: int | None
     python_path: tuple[str, ...]
     tracker: Tracker
-    teacher: Mapping[str, Any] | None = None  # factory and kwargs of the model that stages with distil learn from
+    teacher: Teacher | None = None  # what stages with distil learn from
     taught_by: Reference | None = None
 
     @property
@@ -93,16 +94,16 @@ class Run:
         from deepcompression.training.randomness import seed_everything
 
         seed_everything(self.stage_seed("model") + draw)
-        model = factory.build(self.model["factory"], self.model["kwargs"])
+        model = factory.build(self.model.factory, self.model.arguments())
         if not isinstance(model, torch.nn.Module):
             raise FactoryError(
-                f"model.factory {self.model['factory']}: expected a torch.nn.Module, got {type(model).__name__}"
+                f"model.factory {self.model.factory}: expected a torch.nn.Module, got {type(model).__name__}"
             )
         return model
 
     def model_identity(self) -> str:
         """A digest of what the model's factory makes: arguments and code alone need not decide it. Once a process."""
-        return _identified(json.dumps(self.model, sort_keys=True))
+        return _identified(_text(self.model))
 
     def model_with(self, reference: Reference) -> nn.Module:
         """The model with a stage's weights."""
@@ -118,48 +119,52 @@ class Run:
 
     def splits(self) -> Splits:
         """Train, validation and test data; loaded once a process."""
-        return _made(json.dumps(self.data, sort_keys=True))[0]
+        return _made(_text(self.data))[0]
 
     def rewind(self) -> None:
         """Brings generators in the data, and what data sets count, back to where they were when the data was made.
 
         Whatever else this process has read, a stage then draws what it would draw as the first.
         """
-        _made(json.dumps(self.data, sort_keys=True))[1]()
+        _made(_text(self.data))[1]()
 
     def data_identity(self) -> Identity:
         """What identifies the data; found once a run and process, of what cannot be identified anew for each run."""
-        return _identity(json.dumps(self.data, sort_keys=True), self.folder)
+        return _identity(_text(self.data), self.folder)
 
     def problem(self, batch_size: int | None = None, drop_last: bool = False) -> Problem:
         """What is learnt from what, by which loss, judged by which metric."""
         from deepcompression import factory
         from deepcompression.training.problem import BATCH_SIZE, Problem, step_of
 
-        splits, augment = self.splits(), self.data["augment"]
+        splits, augment = self.splits(), self.data.augment
         return Problem(
             train=splits.train,
             validation=splits.validation,
-            step=step_of(self.step),
+            step=step_of(plain(self.step)),
             metric=self.metric_object(),
-            augment=factory.function(augment["factory"], augment["kwargs"]) if augment else None,
+            augment=factory.function(augment.factory, augment.arguments()) if augment else None,
             batch_size=batch_size or BATCH_SIZE,
             drop_last=drop_last,
         )
 
-    def distilled(self, problem: Problem, distil: Mapping[str, Any]) -> Problem:
+    def distilled(self, problem: Problem, distil: Distil) -> Problem:
         """``problem``, learnt from the teacher too."""
         from deepcompression.distillation import logits as library
 
         assert self.taught_by is not None
         teacher = replace(self, model=self.teacher or self.model).model_with(self.taught_by)
-        return library.distilled(problem, teacher, compute=self.compute(), **distil)
+        return library.distilled(problem, teacher, compute=self.compute(), **plain(distil))
 
     def metric_object(self) -> Any:
         """What has ``name``, ``higher_is_better``, and scores outputs against targets."""
         from deepcompression.training.problem import metric_of
 
-        return metric_of(self.metric)
+        return metric_of(plain(self.metric))
+
+
+def _text(part: Model | Data) -> str:
+    return json.dumps(plain(part), sort_keys=True)
 
 
 def _splits(data: str) -> Splits:

@@ -60,7 +60,7 @@ def _named(key: str, run: Run) -> Iterator[None]:
     try:
         yield
     except (FactoryError, StructureError) as error:
-        raise FactoryError(f"{key}.factory {run.model['factory']}: {error}") from None
+        raise FactoryError(f"{key}.factory {run.model.factory}: {error}") from None
 
 
 def _forward(run: Run) -> Callable[[nn.Module], Any]:

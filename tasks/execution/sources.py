@@ -32,8 +32,8 @@ OUTSIDE = frozenset(
     (
         "tasks.machine", "tasks.registry", "tasks.report", "tasks.storage", "tasks.tracking", "tasks.upkeep",
         "tasks.console", "tasks.root", "tasks.secrets", "tasks.execution.execute", "tasks.execution.keys",
-        "tasks.execution.sources", "tasks.execution.specs", "tasks.execution.stage", "tasks.execution.warned",
-        "tasks.stages.verify",
+        "tasks.execution.patterns", "tasks.execution.sources", "tasks.execution.specs", "tasks.execution.stage",
+        "tasks.execution.warned", "tasks.stages.verify",
     )
 )  # fmt: skip
 

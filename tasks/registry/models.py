@@ -242,10 +242,10 @@ def package(run: Run, file: Path, example: Any, folder: Path) -> None:
     from mlflow.pyfunc import PythonModelContext, save_model
 
     inputs = list(example) if isinstance(example, Mapping) else None
-    config = {**{key: run.model[key] for key in ("factory", "kwargs")}, "inputs": inputs, "device": "auto"}
+    config = {"factory": run.model.factory, "kwargs": run.model.arguments(), "inputs": inputs, "device": "auto"}
     config["sha256"] = file_digest(file)
     artifacts, served = {"model": str(file)}, Path(__file__).with_name("served.py")
-    code, requirements = _code(str(run.model["factory"]).partition(":")[0], folder / "code")
+    code, requirements = _code(run.model.factory.partition(":")[0], folder / "code")
     with _SAVING:
         from tasks.registry.served import Compressed
 

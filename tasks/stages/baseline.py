@@ -2,54 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from prefect import task
-from prefect.states import State
+from collections.abc import Mapping
 
 from tasks.execution.bench import Bench, Product
 from tasks.execution.execute import shown
-from tasks.execution.run import Reference, Run
-from tasks.execution.stage import TASK, perform
-from tasks.secrets import sealed
+from tasks.execution.settings import Stage, Training, Weights
 from tasks.storage.store import file_digest
 
 
-@task(name="baseline", **TASK)
-@sealed
-def baseline(run: Run, label: str, number: int | None, config: dict[str, Any]) -> State[Reference] | Reference:
-    """The dense model's reference. ``config`` holds the recipe's ``train``, or its ``model.weights``."""
-    weights = config.get("weights")
-    work = _load if weights else _train
-    also = {"weights": _digest(weights["path"])} if weights else None
-    return perform(run, label, number, config, None, lambda bench: work(bench, config), draws=not weights, also=also)
+class Settings(Stage):
+    """How the dense model is trained, or the checkpoint that it is read from: the recipe's ``train``, or its
+    ``model.weights``."""
+
+    train: Training | None = None
+    weights: Weights | None = None
+
+    @property
+    def draws(self) -> bool:
+        """A checkpoint is what it is."""
+        return self.weights is None
+
+    def also(self) -> Mapping[str, str] | None:
+        """The checkpoint's digest."""
+        return {"weights": _digest(self.weights.path)} if self.weights else None
 
 
-def _train(bench: Bench, config: dict[str, Any]) -> Product:
+def work(bench: Bench, settings: Settings) -> Product:
+    """The dense model."""
+    if settings.weights:
+        return _load(bench, settings.weights)
+    return _train(bench, settings.train or Training())
+
+
+def _train(bench: Bench, train: Training) -> Product:
     from deepcompression.network.state import plain_state
     from deepcompression.training.loop import fit
 
     model = bench.run.blank_model()
     with shown(bench.run, bench.label) as show:
-        fitted = fit(model, bench.problem(config["train"]), **bench.fit_arguments(config["train"], show))
+        fitted = fit(model, bench.problem(train), **bench.fit_arguments(train, show))
     return Product(plain_state(model), history=fitted.history, report={"best_epoch": fitted.best_epoch})
 
 
-def _load(bench: Bench, config: dict[str, Any]) -> Product:
+def _load(bench: Bench, weights: Weights) -> Product:
     from deepcompression.formats import checkpoint
     from deepcompression.network import load as files
     from deepcompression.network.names import select
     from deepcompression.network.state import plain_state
     from deepcompression.structure import hold as holding
 
-    weights, hold = config["weights"], bench.run.hold
-    model = bench.run.blank_model()
-    state = checkpoint.read_state(weights["path"], key=weights["key"], strip=weights["strip"])
-    files.load_state(model, state, where=f"model.weights {weights['path']}")
+    hold, model = bench.run.hold, bench.run.blank_model()
+    state = checkpoint.read_state(weights.path, key=weights.key, strip=weights.strip)
+    files.load_state(model, state, where=f"model.weights {weights.path}")
     held = holding.hold(
         model,
-        None if hold["zeros"] is None else select(model, hold["zeros"]),
-        shared=select(model, hold["shared"]),
+        None if hold.zeros is None else select(model, hold.zeros),
+        shared=select(model, hold.shared),
     )
     holding.bake(model)
     names = ", ".join(held.zeros) or "no tensor"
@@ -57,7 +65,7 @@ def _load(bench: Bench, config: dict[str, Any]) -> Product:
         plain_state(model),
         zeros=held.zeros,
         shared=held.shared,
-        notes=[f"read from {weights['path']}; zeros held in {names}; sharing in {', '.join(held.shared) or 'none'}"],
+        notes=[f"read from {weights.path}; zeros held in {names}; sharing in {', '.join(held.shared) or 'none'}"],
     )
 
 

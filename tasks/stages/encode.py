@@ -1,32 +1,34 @@
-"""The file, one tracked task."""
+"""The file."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar, Literal
 
-from prefect import task
-from prefect.states import State
+from pydantic import Field
 
 from tasks.execution.bench import Bench, Product
-from tasks.execution.run import Reference, Run
-from tasks.execution.stage import TASK, perform
-from tasks.secrets import sealed
+from tasks.execution.settings import Coder, Stage
 
 
-@task(name="encode", **TASK)
-@sealed
-def encode(
-    run: Run, label: str, number: int, config: dict[str, Any], source: Reference
-) -> State[Reference] | Reference:
-    """The weights of ``source`` as a ``.dcz``, losslessly."""
-    return perform(run, label, number, config, source, lambda bench: _work(bench, config), draws=False)
+class Settings(Stage):
+    """The file: positions, codes and codebooks, losslessly coded."""
+
+    last: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
+
+    stage: Literal["encode"]
+    coder: Coder = Field(
+        "huffman",
+        description="huffman decodes fastest; adaptive is smallest; auto is adaptive where that decodes soon enough",
+    )
 
 
-def _work(bench: Bench, config: dict[str, Any]) -> Product:
+def work(bench: Bench, settings: Settings) -> Product:
+    """The weights of the stage before as a ``.dcz``, losslessly."""
     from deepcompression.formats import state_dict as files
     from deepcompression.network import state
 
     assert bench.input is not None
     path = bench.folder / "model.dcz"
-    files.save(state.plain_state(bench.model()), path, coder=config["coder"])
+    files.save(state.plain_state(bench.model()), path, coder=settings.coder)
     return Product(file=path, zeros=bench.input.zeros, shared=bench.input.shared)

@@ -1,29 +1,32 @@
-"""Fine-tuning with structure held, one tracked task."""
+"""Fine-tuning with structure held."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Literal
 
-from prefect import task
-from prefect.states import State
+from pydantic import Field
 
 from tasks.execution.bench import Bench, Product
 from tasks.execution.execute import shown
-from tasks.execution.run import Reference, Run
-from tasks.execution.stage import TASK, perform
-from tasks.secrets import sealed
+from tasks.execution.settings import Dropouts, Stage, Training
 
 
-@task(name="finetune", **TASK)
-@sealed
-def finetune(
-    run: Run, label: str, number: int, config: dict[str, Any], source: Reference
-) -> State[Reference] | Reference:
-    """``source`` retrained; its zeros and its sharing stay."""
-    return perform(run, label, number, config, source, lambda bench: train(bench, config))
+class Settings(Training, Stage):
+    """Retraining of what is left, zeros and sharing held."""
+
+    stage: Literal["finetune"]
+    epochs: int = Field(10, ge=1)
+    lr: float = Field(1e-4, gt=0)
+    dropout: Dropouts = Field({}, description="dropout module -> the layer whose sparsity corrects its rate")
 
 
-def train(bench: Bench, config: dict[str, Any]) -> Product:
+def work(bench: Bench, settings: Settings) -> Product:
+    """The weights of the stage before retrained; their zeros and their sharing stay."""
+    return train(bench, settings, settings.dropout)
+
+
+def train(bench: Bench, training: Training, dropout: Mapping[str, str]) -> Product:
     """The training itself: what ``quantize`` does too, to the centroids."""
     from deepcompression.network import state
     from deepcompression.training import finetune as library
@@ -33,11 +36,11 @@ def train(bench: Bench, config: dict[str, Any]) -> Product:
     with shown(bench.run, bench.label) as show:
         tuned = library.finetune(
             model,
-            bench.problem(config),
+            bench.problem(training),
             zeros=bench.input.zeros,
             shared=bench.input.shared,
-            dropout=config.get("dropout") or {},
-            **bench.fit_arguments(config, show),
+            dropout=dropout,
+            **bench.fit_arguments(training, show),
         )
     return Product(
         state.plain_state(model),

@@ -1,34 +1,34 @@
-"""How long a training of a step would take, one tracked task: it changes no weight, its result is the report."""
+"""How long a training of a step would take: it changes no weight, its result is the report."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from prefect import task
-from prefect.states import State
+from typing import ClassVar, Literal
 
 from tasks.execution.bench import Bench, Product
 from tasks.execution.run import Reference, Run
-from tasks.execution.stage import TASK, perform
-from tasks.secrets import sealed
+from tasks.execution.settings import Distil, Stage
 
 
-@task(name="pace", **TASK)
-@sealed
-def pace(
-    run: Run, label: str, number: int | None, config: dict[str, Any], source: Reference
-) -> State[Reference] | Reference:
+class Settings(Stage):
+    """Of the training what decides how long an epoch takes."""
+
+    draws: ClassVar[bool] = False
+
+    stage: Literal["pace"]
+    batch_size: int | None = None
+    drop_last: bool = False
+    distil: Distil | None = None
+
+
+def work(bench: Bench, settings: Settings) -> Product:
     """Seconds of an epoch, and of an evaluation; ``measured`` reads them. Kept in the store, so that a run that is
-    started again plans as it did before.
+    started again plans as it did before."""
+    from deepcompression.training import pace as library
 
-    Args:
-        run: the run.
-        label: unique in the run.
-        number: None.
-        config: ``batch_size`` and ``distil`` of the training.
-        source: the stage whose weights are trained.
-    """
-    return perform(run, label, number, config, source, lambda bench: _work(bench, config), draws=False)
+    assert bench.input is not None
+    found = library.pace(bench.model(), bench.problem(settings), bench.run.compute())
+    report = {"an_epoch": found.an_epoch, "a_look": found.a_look}
+    return Product(bench.state(), zeros=bench.input.zeros, shared=bench.input.shared, report=report)
 
 
 def measured(run: Run, reference: Reference) -> tuple[float, float]:
@@ -36,12 +36,3 @@ def measured(run: Run, reference: Reference) -> tuple[float, float]:
     entry = run.store.find(reference.key)
     assert entry is not None
     return float(entry["report"]["an_epoch"]), float(entry["report"]["a_look"])
-
-
-def _work(bench: Bench, config: dict[str, Any]) -> Product:
-    from deepcompression.training import pace as library
-
-    assert bench.input is not None
-    found = library.pace(bench.model(), bench.problem(config), bench.run.compute())
-    report = {"an_epoch": found.an_epoch, "a_look": found.a_look}
-    return Product(bench.state(), zeros=bench.input.zeros, shared=bench.input.shared, report=report)

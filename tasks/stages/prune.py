@@ -1,70 +1,132 @@
-"""Pruning, one tracked task: one-shot, or gradually while training."""
+"""Pruning: one-shot, or gradually while training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Protocol
 
-from prefect import task
-from prefect.states import State
+from pydantic import Field, model_validator
 
+from deepcompression.pruning.criteria import CRITERIA
 from tasks.execution.bench import Bench, Product, covering
 from tasks.execution.execute import shown
-from tasks.execution.run import Reference, Run
-from tasks.execution.stage import TASK, perform
-from tasks.secrets import sealed
+from tasks.execution.patterns import SELECTED
+from tasks.execution.settings import ByName, Density, Dropouts, Factory, Stage, Training, table_of
+
+Quality = Annotated[float, Field(gt=0)]
+Criterion = Literal[tuple(CRITERIA)]
 
 
-@task(name="prune", **TASK)
-@sealed
-def prune(run: Run, label: str, number: int, config: dict[str, Any], source: Reference) -> State[Reference] | Reference:
-    """Small weights of ``source`` become +0.0."""
-    work = _gradual if config["gradual"] else _one_shot
-    return perform(
-        run,
-        label,
-        number,
-        config,
-        source,
-        lambda bench: work(bench, config),
-        draws=bool(config["gradual"]),
+class Gradual(Training):
+    """Gradual pruning: the density falls along a cubic curve while the model trains (Zhu & Gupta 2017)."""
+
+    ramp: float = Field(0.7, gt=0, le=1, description="fraction of the epochs in which the density falls")
+    start: Density = Field(1.0, description="density at the first step")
+
+
+class Settings(Stage):
+    """Magnitude pruning (Han et al. 2015, section 3): small weights become +0.0."""
+
+    stage: Literal["prune"]
+    density: Annotated[Density | dict[str, Density] | None, ByName, SELECTED] = Field(
+        None, description="fraction of weights that stays"
     )
+    quality: Annotated[Quality | dict[str, Quality] | None, ByName, SELECTED] = Field(
+        None, description="the paper's: threshold = quality x standard deviation of the layer's weights"
+    )
+    scope: Literal["layer", "global"] = "layer"
+    rounds: int = Field(1, ge=1, description="prune and the finetune that follows, alternating so many times")
+    gradual: Gradual | None = None
+    criterion: Criterion = Field(
+        "magnitude", description="what makes a weight important; wanda: its magnitude times the size of its input"
+    )
+    score: Factory | None = Field(None, description="a criterion of yours: returns (name, weight) -> importance")
+    dropout: Dropouts = Field({}, description="gradual only: dropout module -> the layer it feeds")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Settings:
+        if (self.density is None) == (self.quality is None):
+            raise ValueError("expected exactly one of density and quality")
+        if self.scope == "global" and not isinstance(self.density, float):
+            raise ValueError("scope: global takes one density for all selected layers, such as density: 0.1")
+        if self.gradual and (self.rounds > 1 or self.quality is not None):
+            raise ValueError("gradual goes with density and rounds: 1")
+        if self.criterion != "magnitude" and (self.score or self.quality is not None):
+            raise ValueError(f"criterion: {self.criterion} goes with density, and without a score of yours")
+        if self.dropout and not self.gradual:
+            raise ValueError("dropout belongs to the finetune stage, or to gradual pruning")
+        return self
+
+    @property
+    def draws(self) -> bool:
+        """Gradual pruning trains."""
+        return self.gradual is not None
+
+    def alternates(self) -> tuple[int, str] | None:
+        """With ``rounds``, a finetune comes after each."""
+        return (self.rounds, "finetune") if self.rounds > 1 else None
+
+    def in_round(self, number: int) -> Settings:
+        """The density falls by equal factors, the quality rises by equal steps."""
+        from deepcompression.training.ramps import round_densities
+
+        def of_each(value: Any, change: Callable[[float], float]) -> Any:
+            return {name: change(one) for name, one in value.items()} if isinstance(value, dict) else change(value)
+
+        if self.density is not None:
+            density = of_each(self.density, lambda one: round_densities(one, self.rounds)[number])
+            return self.model_copy(update={"density": density, "rounds": 1})
+        share = (number + 1) / self.rounds
+        return self.model_copy(update={"quality": of_each(self.quality, lambda one: one * share), "rounds": 1})
 
 
-def _one_shot(bench: Bench, config: dict[str, Any]) -> Product:
+class Scored(Protocol):
+    """Keys that say what makes a weight important."""
+
+    criterion: str
+    score: Factory | None
+
+
+def work(bench: Bench, settings: Settings) -> Product:
+    """Small weights become +0.0."""
+    return _gradual(bench, settings, settings.gradual) if settings.gradual else _one_shot(bench, settings)
+
+
+def _one_shot(bench: Bench, settings: Settings) -> Product:
     from deepcompression.network import state
     from deepcompression.network.names import padding_rows, resolve
     from deepcompression.pruning import prune as library
 
-    model, name = bench.model(), "density" if config["quality"] is None else "quality"
+    model = bench.model()
+    name, table = ("density", settings.density) if settings.quality is None else ("quality", settings.quality)
     pruned = library.prune(
         state.plain_state(model),
-        **{name: resolve(model, table_of(config[name]))},
-        scope=config["scope"],
-        score=score_of(bench, config, model),
+        **{name: resolve(model, table_of(table))},
+        scope=settings.scope,
+        score=score_of(bench, settings, model),
         padding=padding_rows(model),
     )
     return _product(bench, model, pruned)
 
 
-def _gradual(bench: Bench, config: dict[str, Any]) -> Product:
+def _gradual(bench: Bench, settings: Settings, gradual: Gradual) -> Product:
     from deepcompression.network.names import resolve
     from deepcompression.pruning import gradual as library
 
     assert bench.input is not None
-    model, gradual = bench.model(), config["gradual"]
+    model = bench.model()
     with shown(bench.run, bench.label) as show:
         pruned = library.prune_gradually(
             model,
             bench.problem(gradual),
-            resolve(model, table_of(config["density"])),
+            resolve(model, table_of(settings.density)),
             zeros=bench.input.zeros,
             shared=bench.input.shared,
-            scope=config["scope"],
-            start=gradual["start"],
-            ramp=gradual["ramp"],
-            score=score_of(bench, config),
-            dropout=config["dropout"],
+            scope=settings.scope,
+            start=gradual.start,
+            ramp=gradual.ramp,
+            score=score_of(bench, settings),
+            dropout=settings.dropout,
             **bench.fit_arguments(gradual, show),
         )
     return _product(bench, model, pruned)
@@ -89,28 +151,22 @@ def _product(bench: Bench, model: Any, pruned: Any) -> Product:
     return covering(product, coverage(model, done, dict.fromkeys(blank, "zero throughout")))
 
 
-def score_of(bench: Bench, config: Mapping[str, Any], model: Any = None) -> Any:
+def score_of(bench: Bench, settings: Scored, model: Any = None) -> Any:
     """What the criterion, or the user's score, makes of weights; measured for ``model``, where one is given.
 
     Raises:
-        StructureError: no criterion has the name that ``config`` gives.
+        StructureError: no criterion has the name that ``settings`` give.
         FactoryError: the user's score does not import, or is no function of two arguments.
     """
     from deepcompression import factory
     from deepcompression.pruning.criteria import maker
 
-    score = config.get("score")
-    if score:
-        return factory.function(score["factory"], score["kwargs"])
-    make = maker(config.get("criterion", "magnitude"))
+    if settings.score:
+        return factory.function(settings.score.factory, settings.score.arguments())
+    make = maker(settings.criterion)
     if make is None:
         return None
     made = make(bench.run.problem(), bench.run.compute())
     if model is not None and hasattr(made, "refresh"):
         made.refresh(model)
     return made
-
-
-def table_of(value: Any) -> Mapping[str, Any]:
-    """One value for all layers as the table of values by name pattern."""
-    return value if isinstance(value, Mapping) else {"default": value}

@@ -1,18 +1,15 @@
-"""Trained quantization and the precision of what remains, one tracked task."""
+"""Trained quantization and the precision of what remains."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from prefect import task
-from prefect.states import State
+from pydantic import Field
 
 from tasks.execution.bench import Bench, Product, covering
-from tasks.execution.run import Reference, Run
-from tasks.execution.stage import TASK, perform
-from tasks.secrets import sealed
+from tasks.execution.settings import Precision, Stage, Training
 from tasks.stages.finetune import train
 
 if TYPE_CHECKING:
@@ -21,44 +18,64 @@ if TYPE_CHECKING:
 NAMED = 3  # tensors that a sentence names
 
 
-@task(name="quantize", **TASK)
-@sealed
-def quantize(
-    run: Run, label: str, number: int, config: dict[str, Any], source: Reference
-) -> State[Reference] | Reference:
-    """Centroids of ``source`` trained by their summed gradient, then codebooks and the rest rounded."""
-    draws = bool(config["train"])
-    return perform(run, label, number, config, source, lambda bench: _work(bench, config), draws=draws)
+class CentroidTraining(Training):
+    """Trained quantization: centroids follow the summed gradient of their weights (section 3.3)."""
+
+    epochs: int = Field(5, ge=1)
+    lr: float = Field(1e-4, gt=0)
 
 
-def _work(bench: Bench, config: dict[str, Any]) -> Product:
+class Settings(Stage):
+    """Trained quantization, then the precision of codebooks and of all that is not shared."""
+
+    rounds_values: ClassVar[bool] = True
+
+    stage: Literal["quantize"]
+    train: CentroidTraining | None = None
+    codebook: Precision | Literal["auto"] = Field(
+        "float32", description="of shared values; auto is float16, or bfloat16 where float16 has not the range"
+    )
+    rest: Precision | Literal["int8", "auto"] = Field(
+        "float32",
+        description="of what is not shared, such as biases; int8 is integers and a scale; auto tries int8, bfloat16 "
+        "and float16 on each tensor and takes the smallest that the validation loss does not feel",
+    )
+
+    @property
+    def draws(self) -> bool:
+        """Training does."""
+        return self.train is not None
+
+
+def work(bench: Bench, settings: Settings) -> Product:
+    """Centroids trained by their summed gradient, then codebooks and the rest rounded."""
     from deepcompression.network.coverage import coverage
     from deepcompression.network.state import plain_state
     from deepcompression.quantization import precision as library
 
     assert bench.input is not None
-    trained = train(bench, config["train"]) if config["train"] else None
+    trained = train(bench, settings.train, {}) if settings.train else None
     product = trained or Product(plain_state(bench.model()), zeros=bench.input.zeros, shared=bench.input.shared)
     assert product.state is not None
     precisions: dict[str, str] = {}
-    if config["rest"] == "auto":
+    if settings.rest == "auto":
         model = bench.run.blank_model()
         model.load_state_dict(dict(product.state))
         rounded, precisions = library.round_by_effect(
             model,
             bench.run.problem(),
             shared=bench.input.shared,
-            codebook=config["codebook"],
+            codebook=settings.codebook,
             compute=bench.run.compute(),
         )
     else:
         rounded = library.round_precision(
-            product.state, shared=bench.input.shared, codebook=config["codebook"], rest=config["rest"]
+            product.state, shared=bench.input.shared, codebook=settings.codebook, rest=settings.rest
         )
     notes = [*_kept(rounded.kept)]
     notes += [f"{name} {what}" for name, what in {**rounded.instead, **rounded.coarse}.items()]
     report = {**product.report, "kept": rounded.kept, "precisions": precisions}
-    why = {**unrounded(product.state, bench.input.shared, config), **rounded.kept}
+    why = {**unrounded(product.state, bench.input.shared, settings), **rounded.kept}
     rows = coverage(bench.run.blank_model(), [name for name in product.state if name not in why], why)
     return covering(replace(product, state=rounded.state, notes=notes, report=report), rows)
 
@@ -72,16 +89,19 @@ def _kept(reasons: Mapping[str, str]) -> Iterator[str]:
         yield f"{', '.join(names[:NAMED])}{more} {verb} precision: {reason}"
 
 
-def unrounded(state: Mapping[str, Tensor], shared: Collection[str], config: Mapping[str, Any]) -> dict[str, str]:
+def unrounded(state: Mapping[str, Tensor], shared: Collection[str], settings: Settings) -> dict[str, str]:
     """Why the recipe's keys leave tensors of ``state`` as they are, by name; a trained codebook is not among them."""
     books = {id(state[name]) for name in shared}
     found = {}
     for name, tensor in state.items():
         key = "codebook" if id(tensor) in books else "rest"
-        asked, kind = config[key], str(tensor.dtype).removeprefix("torch.")
+        asked, kind = (
+            settings.codebook if key == "codebook" else settings.rest,
+            str(tensor.dtype).removeprefix("torch."),
+        )
         if kind not in ("float32", "float16", "bfloat16"):
             found[name] = f"{kind} is not rounded"
-        elif asked == "float32" and not (key == "codebook" and config["train"]):
+        elif asked == "float32" and not (key == "codebook" and settings.train):
             found[name] = f"stays as it is: {key} is float32"
         elif kind != "float32" and asked not in ("float32", "auto"):
             found[name] = f"has {kind} already" if asked != "int8" else f"{kind} is not rounded to int8"

@@ -1,28 +1,26 @@
-"""BatchNorm statistics estimated anew, one tracked task."""
+"""BatchNorm statistics estimated anew."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
-from prefect import task
-from prefect.states import State
+from pydantic import Field
 
 from tasks.execution.bench import Bench, Product
-from tasks.execution.run import Reference, Run
-from tasks.execution.stage import TASK, perform
-from tasks.secrets import sealed
+from tasks.execution.settings import Stage
 
 
-@task(name="recalibrate", **TASK)
-@sealed
-def recalibrate(
-    run: Run, label: str, number: int, config: dict[str, Any], source: Reference
-) -> State[Reference] | Reference:
-    """``source`` with running means and variances of its present weights."""
-    return perform(run, label, number, config, source, lambda bench: _work(bench, config))
+class Settings(Stage):
+    """BatchNorm statistics estimated anew, where no training follows a change of weights."""
+
+    stage: Literal["recalibrate"]
+    batches: int | None = Field(None, ge=1, description="default: one pass over the training split")
+    batch_size: int | None = Field(None, ge=1, description="default 128; DataLoaders of yours have their own")
+    drop_last: bool = Field(False, description="leave out a last batch that is smaller")
 
 
-def _work(bench: Bench, config: dict[str, Any]) -> Product:
+def work(bench: Bench, settings: Settings) -> Product:
+    """The stage before with running means and variances of its present weights."""
     from deepcompression.network import state
     from deepcompression.training import recalibrate as library
 
@@ -30,8 +28,8 @@ def _work(bench: Bench, config: dict[str, Any]) -> Product:
     model = bench.model()
     layers = library.recalibrate(
         model,
-        bench.run.problem(config["batch_size"], config.get("drop_last", False)),
-        batches=config["batches"],
+        bench.run.problem(settings.batch_size, settings.drop_last),
+        batches=settings.batches,
         compute=bench.run.compute(),
         seed=bench.seed,
     )

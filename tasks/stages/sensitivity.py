@@ -1,49 +1,41 @@
-"""How much each tensor matters, one tracked task: it changes no weight, its result is the report."""
+"""How much each tensor matters: it changes no weight, its result is the report."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from prefect import task
-from prefect.states import State
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tasks.console import bar
 from tasks.execution.bench import Bench, Product
 from tasks.execution.run import Reference, Run
-from tasks.execution.stage import TASK, perform
+from tasks.execution.settings import Factory, Stage
 from tasks.report.figures import sensitivity as picture
-from tasks.secrets import sealed
-from tasks.stages.prune import score_of
+from tasks.stages.prune import Criterion, score_of
 from tasks.storage.store import write_json
 
 if TYPE_CHECKING:
     from deepcompression.allocation.sensitivity import Sensitivity
 
 
-@task(name="sensitivity", **TASK)
-@sealed
-def sensitivity(
-    run: Run, label: str, number: int | None, config: dict[str, Any], source: Reference
-) -> State[Reference] | Reference:
-    """Metric and loss of ``source`` when each tensor is pruned, and shared, alone; ``curves`` reads them.
+class Settings(Stage):
+    """What is tried; what is None has the library's default.
 
-    They also lie in the run's folder and in MLflow, as ``figures/sensitivity.json`` and ``.svg``.
-
-    Args:
-        run: the run.
-        label: unique in the run.
-        number: None, unless it is to be a step of the run.
-        config: ``layers`` (patterns; None: what is pruned by default), ``densities`` (None: by equal factors),
-            ``points``, ``down_to``, ``bits``, ``most_samples``, ``criterion``, ``score``; what is left out has the
-            library's default.
-        source: the stage whose weights are tried.
+    ``layers``: patterns (None: what is pruned by default); ``densities``: None is ``points`` of them by equal factors.
     """
-    answer = perform(run, label, number, config, source, lambda bench: _work(bench, config), draws=False)
-    _leave(run, answer if isinstance(answer, Reference) else answer.data)
-    return answer
+
+    draws: ClassVar[bool] = False
+
+    stage: Literal["sensitivity"]
+    layers: list[str] | None = None
+    densities: list[float] | None = None
+    points: int | None = None
+    down_to: float | None = None
+    bits: list[int] | None = None
+    most_samples: int | None = None
+    criterion: Criterion = "magnitude"
+    score: Factory | None = None
 
 
 def curves(run: Run, reference: Reference) -> Sensitivity:
@@ -60,25 +52,27 @@ def _report(run: Run, reference: Reference) -> dict[str, Any]:
     return report
 
 
-def _work(bench: Bench, config: dict[str, Any]) -> Product:
-    """Tensor by tensor, each kept when it is done, so that a killed task goes on with the next."""
+def work(bench: Bench, settings: Settings) -> Product:
+    """Metric and loss when each tensor is pruned, and shared, alone; ``curves`` reads them.
+
+    Tensor by tensor, each kept when it is done, so that a killed task goes on with the next.
+    """
     from deepcompression.allocation.sensitivity import Sensitivity
     from deepcompression.network.names import prunable, select
 
     assert bench.input is not None
     model = bench.model()
-    patterns = config.get("layers")
-    names = prunable(model) if patterns is None else select(model, patterns)
+    names = prunable(model) if settings.layers is None else select(model, settings.layers)
     parts = []
     with bar(bench.label, len(names)) as advance:
         for place, name in enumerate(names):
-            parts.append(_one(bench, config, model, name, bench.folder / f"{place}.json"))
+            parts.append(_one(bench, settings, model, name, bench.folder / f"{place}.json"))
             advance(name)
     merged = Sensitivity(parts[0].base, parts[0].samples, tuple(one for part in parts for one in part.tensors))
     return Product(bench.state(), zeros=bench.input.zeros, shared=bench.input.shared, report=dataclasses.asdict(merged))
 
 
-def _one(bench: Bench, config: dict[str, Any], model: Any, name: str, kept: Path) -> Sensitivity:
+def _one(bench: Bench, settings: Settings, model: Any, name: str, kept: Path) -> Sensitivity:
     from deepcompression.allocation import sensitivity as library
 
     if kept.exists():
@@ -87,20 +81,20 @@ def _one(bench: Bench, config: dict[str, Any], model: Any, name: str, kept: Path
         model,
         bench.run.problem(),
         [name],
-        densities=config.get("densities"),
-        points=config.get("points") or library.STEPS,
-        down_to=config.get("down_to") or library.LOWEST,
-        bits=config.get("bits") or library.BITS,
+        densities=settings.densities,
+        points=settings.points or library.STEPS,
+        down_to=settings.down_to or library.LOWEST,
+        bits=settings.bits or library.BITS,
         compute=bench.run.compute(),
-        score=score_of(bench, config, model),
-        most_samples=config.get("most_samples"),
+        score=score_of(bench, settings, model),
+        most_samples=settings.most_samples,
     )
     write_json(kept, dataclasses.asdict(found))
     return found
 
 
-def _leave(run: Run, reference: Reference) -> None:
-    """The curves and their picture: in the run's folder and in MLflow."""
+def leave(run: Run, reference: Reference) -> None:
+    """The curves and their picture, in the run's folder and in MLflow: ``figures/sensitivity.json`` and ``.svg``."""
     report, folder = _report(run, reference), Path(run.folder) / "figures"
     write_json(folder / "sensitivity.json", report)
     picture(report, str(run.metric_object().name), folder / "sensitivity.svg")

@@ -1,50 +1,63 @@
-"""Weight sharing, one tracked task."""
+"""Weight sharing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from prefect import task
-from prefect.states import State
+from pydantic import Field
 
 from tasks.execution.bench import Bench, Product, covering
 from tasks.execution.execute import shown
-from tasks.execution.run import Reference, Run
-from tasks.execution.stage import TASK, perform
-from tasks.secrets import sealed
-from tasks.stages.prune import table_of
+from tasks.execution.patterns import RESOLVED, SELECTED
+from tasks.execution.settings import Bits, ByName, Rate, Stage, Training, table_of
 
 
-@task(name="share", **TASK)
-@sealed
-def share(run: Run, label: str, number: int, config: dict[str, Any], source: Reference) -> State[Reference] | Reference:
-    """The non-zero weights of each layer of ``source`` take few values."""
-    return perform(
-        run,
-        label,
-        number,
-        config,
-        source,
-        lambda bench: (_trained if config["train"] else _at_once)(bench, config),
-        draws=bool(config["train"]) or config["init"] == "random",
+class Reassign(Training):
+    """Training while weights share: codes are drawn anew as weights move (straight-through), and come to rest."""
+
+    epochs: int = Field(10, ge=1)
+    lr: float = Field(5e-4, gt=0)
+
+
+class Settings(Stage):
+    """Weight sharing: 1-D k-means over each layer's non-zero weights (section 3)."""
+
+    stage: Literal["share"]
+    bits: Annotated[Bits | dict[str, Bits], ByName, SELECTED] = 5
+    init: Literal["linear", "density", "random", "optimal"] = "linear"
+    rate: Annotated[Rate | dict[str, Rate], ByName, RESOLVED] = Field(
+        0.0,
+        description="what a coded bit is worth, as a fraction of the weights' mean square: 0 is plain k-means; 0.01 to "
+        "0.1 make the file smaller, and prune further, at some error",
     )
+    train: Reassign | None = Field(None, description="train meanwhile; else weights are shared as they are")
+
+    @property
+    def draws(self) -> bool:
+        """Training does, and a random start."""
+        return self.train is not None or self.init == "random"
 
 
-def _trained(bench: Bench, config: dict[str, Any]) -> Product:
+def work(bench: Bench, settings: Settings) -> Product:
+    """The non-zero weights of each layer take few values."""
+    return _trained(bench, settings, settings.train) if settings.train else _at_once(bench, settings)
+
+
+def _trained(bench: Bench, settings: Settings, train: Training) -> Product:
     from deepcompression.network.names import resolve
     from deepcompression.sharing import reassign as library
 
     assert bench.input is not None
-    model, train = bench.model(), config["train"]
-    bits = resolve(model, table_of(config["bits"]))
+    model = bench.model()
+    bits = resolve(model, table_of(settings.bits))
     with shown(bench.run, bench.label) as show:
         made = library.share_training(
             model,
             bench.problem(train),
             bits,
-            rate=_rates(model, config, bits),
+            rate=_rates(model, settings.rate, bits),
             zeros=bench.input.zeros,
             shared=[name for name in bench.input.shared if name not in bits],
             **bench.fit_arguments(train, show),
@@ -52,29 +65,29 @@ def _trained(bench: Bench, config: dict[str, Any]) -> Product:
     return replace(_product(bench, model, made, bits), regrouped=list(bits), history=made.fit.history)
 
 
-def _at_once(bench: Bench, config: dict[str, Any]) -> Product:
+def _at_once(bench: Bench, settings: Settings) -> Product:
     from deepcompression.network import state
     from deepcompression.network.names import padding_rows, resolve
     from deepcompression.sharing import share as library
 
     assert bench.input is not None
     model = bench.model()
-    bits = resolve(model, table_of(config["bits"]))
+    bits = resolve(model, table_of(settings.bits))
     made = library.share(
         state.plain_state(model),
         bits,
-        init=config["init"],
-        rate=_rates(model, config, bits),
+        init=settings.init,
+        rate=_rates(model, settings.rate, bits),
         seed=bench.seed,
         padding=padding_rows(model),
     )
     return _product(bench, model, made, bits)
 
 
-def _rates(model: Any, config: dict[str, Any], bits: Mapping[str, int]) -> dict[str, float]:
+def _rates(model: Any, rate: float | Mapping[str, float], bits: Mapping[str, int]) -> dict[str, float]:
     from deepcompression.network.names import resolve
 
-    rates = resolve(model, table_of(config["rate"])) if config["rate"] else {}
+    rates = resolve(model, table_of(rate)) if rate else {}
     return {name: rates.get(name, 0.0) for name in bits}
 
 

@@ -1,17 +1,15 @@
-"""Clean-up of dead units, one tracked task."""
+"""Clean-up of dead units."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from prefect import task
-from prefect.states import State
+from pydantic import Field
 
 from tasks.execution.bench import Bench, Product
-from tasks.execution.run import Reference, Run
-from tasks.execution.stage import TASK, perform
-from tasks.secrets import sealed
-from tasks.stages.prune import table_of
+from tasks.execution.patterns import Matched
+from tasks.execution.run import Run
+from tasks.execution.settings import ByName, Density, Stage, table_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,14 +20,33 @@ if TYPE_CHECKING:
 SAMPLES = 64  # whose outputs are compared
 
 
-@task(name="slim", **TASK)
-@sealed
-def slim(run: Run, label: str, number: int, config: dict[str, Any], source: Reference) -> State[Reference] | Reference:
-    """``source`` without dead units, the others in the order that codes smallest."""
-    return perform(run, label, number, config, source, lambda bench: _work(bench, config), draws=False)
+def _fit(run: Run, model: nn.Module, units: Any) -> None:
+    from deepcompression.network import trace
+
+    trace.wanted(model, table_of(units), trace.shapes(model, lambda one: outputs(run, one)))
 
 
-def _work(bench: Bench, config: dict[str, Any]) -> Product:
+Units = Annotated[int, Field(ge=1)] | Density
+
+
+class Settings(Stage):
+    """Clean-up that keeps what the model computes: dead units (channels, rows) are removed throughout, others change
+    places so that the file is smaller. It does not train and may stand anywhere, also after quantize.
+    """
+
+    draws: ClassVar[bool] = False
+
+    stage: Literal["slim"]
+    units: Annotated[Units | dict[str, Units] | None, ByName, Matched(_fit)] = Field(
+        None,
+        description="how many units of a layer stay (a count, or a fraction), those of the largest norms; accuracy "
+        "suffers: let a finetune or gradual pruning follow",
+    )
+    reorder: bool = Field(True, description="put units in the order that codes smallest")
+
+
+def work(bench: Bench, settings: Settings) -> Product:
+    """The stage before without dead units, the others in the order that codes smallest."""
     from deepcompression.network import state
     from deepcompression.pruning import slim as library
 
@@ -37,8 +54,8 @@ def _work(bench: Bench, config: dict[str, Any]) -> Product:
     model = bench.model()
     made = library.slim(
         model,
-        units=None if config["units"] is None else table_of(config["units"]),
-        reorder=config["reorder"],
+        units=None if settings.units is None else table_of(settings.units),
+        reorder=settings.reorder,
         shared=bench.input.shared,
         outputs=lambda model: outputs(bench.run, model),
     )

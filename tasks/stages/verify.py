@@ -15,6 +15,7 @@ from deepcompression._atomic import written
 from deepcompression.errors import InvariantError, RunError
 from tasks.execution.keys import callables
 from tasks.execution.run import Reference, Run
+from tasks.execution.settings import plain
 from tasks.execution.sources import changed
 from tasks.execution.stage import TASK
 from tasks.secrets import masked, sealed
@@ -62,10 +63,10 @@ def verify(
             "file": path,
             "reference": str(run.store.object_path(source.object)),
             "baseline": str(run.store.object_path(baseline.object)),
-            "model": {"factory": run.model["factory"], "kwargs": run.model["kwargs"]},
-            "data": dict(run.data) if test else None,
-            "step": run.step,
-            "metric": run.metric,
+            "model": {"factory": run.model.factory, "kwargs": run.model.arguments()},
+            "data": plain(run.data) if test else None,
+            "step": plain(run.step),
+            "metric": plain(run.metric),
             "compute": {"device": run.device, "precision": run.precision, "channels_last": run.channels_last},
             "threads": run.threads,
             "python_path": list(run.python_path),

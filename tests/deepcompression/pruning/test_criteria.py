@@ -16,9 +16,8 @@ from deepcompression.pruning import criteria
 from deepcompression.pruning.criteria import CRITERIA, maker
 from deepcompression.training.device import Compute
 from deepcompression.training.problem import Problem
-from flows.recipe.schema import Criterion
 from tasks.execution.sources import _imported_here
-from tasks.stages.prune import score_of
+from tasks.stages.prune import Criterion, score_of
 
 
 def _bench() -> Any:
@@ -31,7 +30,7 @@ def test_every_name_is_one_of_recipes_and_makes_a_score() -> None:
     """The table is the list that recipes accept; each name's maker is there and is part of pruning's code."""
     assert get_args(Criterion) == tuple(CRITERIA)
     for name in CRITERIA:
-        score = score_of(_bench(), {"criterion": name}, nn.Linear(3, 2))
+        score = score_of(_bench(), SimpleNamespace(criterion=name, score=None), nn.Linear(3, 2))
         assert (score is None) == (name == "magnitude")
         assert score is None or score("weight", torch.ones(2, 3)).shape == (2, 3)
     named = set(_imported_here(criteria.__name__, Path(criteria.__file__)))
@@ -42,7 +41,7 @@ def test_every_name_is_one_of_recipes_and_makes_a_score() -> None:
 def test_an_unknown_name_is_refused_with_the_known_ones(name: Any) -> None:
     """No misspelt criterion is taken for wanda."""
     with pytest.raises(StructureError, match=r"criterion .* is not known; expected one of magnitude, wanda"):
-        score_of(_bench(), {"criterion": name})
+        score_of(_bench(), SimpleNamespace(criterion=name, score=None))
 
 
 def test_a_further_criterion_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,9 @@ from flows import history
 from flows.history import Found, admit
 from flows.recipe import explain, merge, reading
 from flows.recipe import load as recipes
-from flows.recipe.schema import Custom, Factory, Recipe, Spec, Strict
+from flows.recipe.schema import Recipe
+from tasks.execution.settings import Factory, Spec, Strict
+from tasks.stages.custom import Settings as Custom
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -280,7 +280,7 @@ def test_rounds_unroll_into_labelled_stages() -> None:
     assert [label for label, _ in expanded] == [
         "prune", "finetune", "prune-2", "finetune-2", "prune-3", "finetune-3", "share", "encode",
     ]  # fmt: skip
-    assert [config["density"]["fc1"] for label, config in expanded if "prune" in label] == pytest.approx(
+    assert [settings.density["fc1"] for label, settings in expanded if "prune" in label] == pytest.approx(
         [0.5, 0.25, 0.125]
     )
 

@@ -16,10 +16,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from deepcompression.errors import DataError, FactoryError, InputError
-from flows.recipe import schema
 from tasks.execution import warned
 from tasks.execution.check import check
 from tasks.execution.run import Run
+from tasks.execution.settings import Data, Factory, Hold, Model, Teacher, Training
+from tasks.stages import baseline, custom, prune, recalibrate
 from tasks.tracking.runs import Tracker
 
 X, Y = torch.randn(65, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(65) % 10
@@ -104,18 +105,17 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
         (tmp_path / folder).mkdir(exist_ok=True)
         return Run(
             name="run", seed=0, folder=str(tmp_path / folder), store_folder=str(tmp_path / "store"),
-            model={"factory": "checked:norm", "kwargs": {}, "weights": None},
-            data={"factory": f"checked:{data}", "kwargs": {}, "validation": None, "augment": None},
-            step={"factory": f"checked:{step}", "kwargs": {}} if step else None, metric=None,
-            hold={"zeros": None, "shared": []}, device="cpu", precision="float32", channels_last=False, threads=None,
+            model=Model(factory="checked:norm"), data=Data(factory=f"checked:{data}"),
+            step=Factory(factory=f"checked:{step}") if step else None, metric=None, hold=Hold(),
+            device="cpu", precision="float32", channels_last=False, threads=None,
             python_path=(), tracker=Tracker(str(tmp_path), "sqlite://", "tests"),
         )  # fmt: skip
 
     return run
 
 
-def training(**keys: Any) -> dict[str, Any]:
-    return {"train": schema.Training(**keys).model_dump(mode="json")}
+def training(**keys: Any) -> baseline.Settings:
+    return baseline.Settings(train=Training(**keys))
 
 
 def test_what_fails_is_named_as_in_the_recipe(made: Made) -> None:
@@ -134,15 +134,13 @@ def test_what_fails_is_named_as_in_the_recipe(made: Made) -> None:
 
 def test_a_last_batch_of_one_is_told_of_every_training(made: Made) -> None:
     """65 samples: of the first training, of a stage's own, of BatchNorm's statistics; drop_last mends it."""
-    gradual = schema.Prune(stage="prune", density=0.5, gradual=schema.Gradual(batch_size=64)).model_dump(mode="json")
-    again = schema.Recalibrate(stage="recalibrate", batch_size=32).model_dump(mode="json")
-    for label, config in (("train", training(batch_size=64)), ("prune-2", gradual), ("recalibrate", again)):
+    gradual = prune.Settings(stage="prune", density=0.5, gradual=prune.Gradual(batch_size=64))
+    again = recalibrate.Settings(stage="recalibrate", batch_size=32)
+    for label, settings in (("train", training(batch_size=64)), ("prune-2", gradual), ("recalibrate", again)):
         with pytest.raises(InputError, match=rf"^tried before training: {label}: 65 training samples.*drop_last: true"):
-            check(made(), [("first", training(batch_size=10)), (label, config)])
-    check(
-        made(),
-        [("train", training(batch_size=64, drop_last=True)), ("own", {"stage": "mine:stage", "batch_size": 3})][:1],
-    )
+            check(made(), [("first", training(batch_size=10)), (label, settings)])
+    own = custom.Settings(stage="checked:norm", batch_size=64, density={"nothing": 0.5})  # keys of the callable's own
+    check(made(), [("train", training(batch_size=64, drop_last=True)), ("own", own)])
 
 
 def test_a_batch_size_beside_a_loader_is_told_where_it_was_asked_for(made: Made) -> None:
@@ -162,17 +160,15 @@ def test_a_batch_size_beside_a_loader_is_told_where_it_was_asked_for(made: Made)
 
 def test_a_model_that_no_file_holds_is_told_with_its_factory(made: Made) -> None:
     """Whose weights in a new model give other outputs, or which is no new one; of the teacher too."""
-    whole, part = (
-        {"factory": "checked:Moving", "kwargs": {"persistent": kept}, "weights": None} for kept in (True, False)
-    )
-    old = {"factory": "checked:cached", "kwargs": {}, "weights": None}
+    whole, part = (Model(factory="checked:Moving", kwargs={"persistent": kept}) for kept in (True, False))
+    old = "checked:cached"
     run, trained = made(), [("train", training(batch_size=13))]
     check(replace(run, model=whole), trained)
     with pytest.raises(
         FactoryError, match=r"^model.factory checked:Moving: .* other outputs: .*, such as mean: register"
     ):
         check(replace(run, model=part), trained)
-    for one in (replace(run, model=old), replace(run, teacher={**old, "train": training()["train"]})):
+    for one in (replace(run, model=Model(factory=old)), replace(run, teacher=Teacher(factory=old))):
         with pytest.raises(
             FactoryError, match=r"^(model|teacher).factory checked:cached: returned the same object on two calls"
         ):
@@ -181,7 +177,7 @@ def test_a_model_that_no_file_holds_is_told_with_its_factory(made: Made) -> None
 
 def test_layers_of_the_first_forward_are_refused(made: Made) -> None:
     """They would stand in no optimizer; what is wrong with the step is told where there is nothing wrong with them."""
-    grows = {"factory": "checked:Growing", "kwargs": {}, "weights": None}
+    grows = Model(factory="checked:Growing")
     with pytest.raises(FactoryError, match=r"checked:Growing: its forward makes more.weight; make all layers"):
         check(replace(made(), model=grows), [("train", training())])
     with pytest.raises(FactoryError, match=r"^tried before training: .*step checked:broken_step"):
@@ -190,6 +186,6 @@ def test_layers_of_the_first_forward_are_refused(made: Made) -> None:
 
 def test_models_that_numpy_draws_are_those_of_the_seed(made: Made) -> None:
     """Else the same recipe and seed would give another result each time."""
-    run = replace(made(), model={"factory": "checked:Moving", "kwargs": {"persistent": True}, "weights": None})
+    run = replace(made(), model=Model(factory="checked:Moving", kwargs={"persistent": True}))
     one, again, other = (run.blank_model(draw).out.bias for draw in (0, 0, 1))
     assert torch.equal(one, again) and not torch.equal(one, other)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from tasks.execution import execute as executing
 from tasks.execution import keys, measure
 from tasks.execution import run as runs
 from tasks.execution.bench import Bench, Product
-from tasks.execution.execute import execute, left_alone, plain
+from tasks.execution.execute import Work, execute, left_alone, plain
 from tasks.execution.run import Reference, Run
+from tasks.execution.settings import Data, Hold, Model, Stage
 from tasks.execution.sources import factory_digest
 from tasks.root import CODE as HERE
+from tasks.stages import finetune, prune, slim
 from tasks.storage import lease, store
 
 CODE = """
@@ -30,7 +32,7 @@ def data():
     x, y = torch.arange(24.0).reshape(8, 3), torch.arange(8) % 2
     return (x, y), (x, y), (x, y)
 """
-CONFIG = {"stage": "prune", "density": 0.5}
+SETTINGS = prune.Settings(stage="prune", density=0.5)
 
 
 class Heard:
@@ -55,9 +57,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
         cache.cache_clear()
     yield Run(
         name="r", seed=0, folder=str(tmp_path), store_folder=str(tmp_path / "store"),
-        model={"factory": "torch.nn:Linear", "kwargs": {"in_features": 3, "out_features": 2}},
-        data={"factory": "dce_mine:data", "kwargs": {}, "validation": None, "augment": None},
-        step=None, metric=None, hold={"zeros": None, "shared": []}, device="cpu", precision="float32",
+        model=Model(factory="torch.nn:Linear", kwargs={"in_features": 3, "out_features": 2}),
+        data=Data(factory="dce_mine:data"), step=None, metric=None, hold=Hold(), device="cpu", precision="float32",
         channels_last=False, threads=None, python_path=(), tracker=Heard(),  # type: ignore[arg-type]
     )  # fmt: skip
     for cache in caches:
@@ -68,8 +69,8 @@ def _weights(*rows: list[float]) -> dict[str, torch.Tensor]:
     return {"weight": torch.tensor(rows), "bias": torch.zeros(2)}
 
 
-def _work(calls: list[str], state: dict[str, torch.Tensor], **more: Any) -> Callable[[Bench], Product]:
-    def work(bench: Bench) -> Product:
+def _work(calls: list[str], state: dict[str, torch.Tensor], **more: Any) -> Work:
+    def work(bench: Bench, settings: Stage) -> Product:
         calls.append(bench.label)
         return Product(state, **more)
 
@@ -81,7 +82,7 @@ PRUNED = _weights([0.0, 2.0, 0.0], [1.0, 0.0, 0.0])
 
 
 def _pruned(run: Run) -> Reference:
-    return execute(run, "prune", 1, CONFIG, None, _work([], PRUNED, zeros=["weight"]))[0]
+    return execute(run, "prune", 1, SETTINGS, None, _work([], PRUNED, zeros=["weight"]))[0]
 
 
 def _keys(run: Run) -> list[Path]:
@@ -91,8 +92,8 @@ def _keys(run: Run) -> list[Path]:
 def test_a_stage_that_is_stored_is_used_again(run: Run) -> None:
     """The second call does not work, returns the same weights and numbers, and is told to the tracker too."""
     calls: list[str] = []
-    first, reused = execute(run, "prune", 1, CONFIG, None, _work(calls, PRUNED, zeros=["weight"]))
-    again, reused_then = execute(run, "prune", 1, CONFIG, None, _work(calls, PRUNED, zeros=["weight"]))
+    first, reused = execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED, zeros=["weight"]))
+    again, reused_then = execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED, zeros=["weight"]))
     assert (calls, reused, reused_then) == (["prune"], False, True)
     assert (first.key, first.object, first.zeros) == (again.key, again.object, again.zeros)
     assert first.numbers["density"] == again.numbers["density"] == pytest.approx(2 / 6)
@@ -103,9 +104,9 @@ def test_a_stage_that_is_stored_is_used_again(run: Run) -> None:
 def test_a_result_whose_file_is_damaged_is_made_again(run: Run) -> None:
     """Nothing damaged or missing is served from the store."""
     calls: list[str] = []
-    first, _ = execute(run, "prune", 1, CONFIG, None, _work(calls, PRUNED))
+    first, _ = execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED))
     run.store.object_path(first.object).unlink()
-    assert execute(run, "prune", 1, CONFIG, None, _work(calls, PRUNED))[1] is False
+    assert execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED))[1] is False
     assert calls == ["prune", "prune"]
 
 
@@ -114,17 +115,17 @@ def test_two_who_want_the_same_work_once(run: Run) -> None:
     calls: list[str] = []
     begun, found = threading.Event(), []
 
-    def slow(bench: Bench) -> Product:
+    def slow(bench: Bench, settings: Stage) -> Product:
         calls.append("slow")
         begun.set()
         time.sleep(0.3)
         return Product(PRUNED)
 
     slow.__module__ = "tasks.stages.prune"
-    first = threading.Thread(target=lambda: found.append(execute(run, "prune", 1, CONFIG, None, slow)))
+    first = threading.Thread(target=lambda: found.append(execute(run, "prune", 1, SETTINGS, None, slow)))
     first.start()
     assert begun.wait(60)
-    second, reused = execute(run, "prune", 1, CONFIG, None, _work(calls, PRUNED))
+    second, reused = execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED))
     first.join()
     assert calls == ["slow"] and reused and found[0][1] is False and found[0][0].object == second.object
     assert not list(Path(run.store_folder).glob("leases/*.json"))
@@ -145,7 +146,7 @@ def test_lost_structure_stops_with_the_tensors_name(
     pruned = _pruned(run)
     before = _keys(run)
     with pytest.raises(InvariantError, match="weight"):
-        execute(run, "finetune", 2, {"stage": "finetune"}, pruned, _work([], state, **kept))
+        execute(run, "finetune", 2, finetune.Settings(stage="finetune"), pruned, _work([], state, **kept))
     assert _keys(run) == before and not list(Path(run.store_folder).glob("leases/*.json"))
 
 
@@ -153,7 +154,7 @@ def test_growth_is_counted(run: Run) -> None:
     """More zeros are no loss; the numbers tell how many."""
     pruned = _pruned(run)
     thinner = _weights([0.0, 0.0, 0.0], [1.0, 0.0, 0.0])
-    reference, _ = execute(run, "slim", 2, {"stage": "slim"}, pruned, _work([], thinner, zeros=["weight"]))
+    reference, _ = execute(run, "slim", 2, slim.Settings(stage="slim"), pruned, _work([], thinner, zeros=["weight"]))
     assert sum(reference.numbers["coarsened"].values()) >= 1
 
 
@@ -161,13 +162,13 @@ def test_what_measures_changed_measures_anew(run: Run, monkeypatch: pytest.Monke
     """Other measuring code changes numbers, not weights: the stage is not worked on again, and measured once."""
     calls: list[str] = []
     measured: list[Any] = []
-    first, _ = execute(run, "prune", 1, CONFIG, None, _work(calls, PRUNED, zeros=["weight"]))
+    first, _ = execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED, zeros=["weight"]))
     monkeypatch.setattr(executing, "measuring_code", lambda: "another")
     monkeypatch.setattr(
         executing, "measure", lambda *given: measured.append(given) or {"val_metric": 0.75, "density": 0.25}
     )
     for _ in range(2):
-        again, reused = execute(run, "prune", 1, CONFIG, None, _work(calls, PRUNED, zeros=["weight"]))
+        again, reused = execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED, zeros=["weight"]))
         assert reused and again.object == first.object and again.numbers["val_metric"] == 0.75
     assert calls == ["prune"] and len(measured) == 1
 

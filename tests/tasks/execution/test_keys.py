@@ -12,6 +12,7 @@ import pytest
 from tasks.execution import run as runs
 from tasks.execution.keys import callables, stage_key
 from tasks.execution.run import Reference, Run
+from tasks.execution.settings import Data, Factory, Hold, Model, Teacher
 from tasks.execution.sources import factory_digest
 from tasks.tracking.runs import Tracker
 
@@ -78,9 +79,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     def run(**changes: Any) -> Run:
         plain: dict[str, Any] = {
             "name": "r", "seed": 0, "folder": str(tmp_path / "a"), "store_folder": str(tmp_path / "store"),
-            "model": {"factory": "torch.nn:Linear", "kwargs": {"in_features": 3, "out_features": 2}},
-            "data": {"factory": "dck_mine:data", "kwargs": {}, "validation": None, "augment": None},
-            "step": None, "metric": None, "hold": {"zeros": None, "shared": []}, "device": "cpu",
+            "model": Model(factory="torch.nn:Linear", kwargs={"in_features": 3, "out_features": 2}),
+            "data": Data(factory="dck_mine:data"), "step": None, "metric": None, "hold": Hold(), "device": "cpu",
             "precision": "float32", "channels_last": False, "threads": None, "python_path": (),
             "tracker": Tracker(str(tmp_path / "a"), "sqlite:///none.db", "e"),
         }  # fmt: skip
@@ -91,8 +91,11 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         cache.cache_clear()
 
 
-def _data(name: str, **kwargs: Any) -> dict[str, Any]:
-    return {"factory": f"dck_mine:{name}", "kwargs": kwargs, "validation": None, "augment": None}
+def _data(name: str, **kwargs: Any) -> Data:
+    return Data(factory=f"dck_mine:{name}", kwargs=kwargs)
+
+
+STEP = Factory(factory="dck_mine:step")
 
 
 def _key(run: Run, config: dict[str, Any] | None = None, source: Reference | None = None, draws: bool = True) -> str:
@@ -111,13 +114,13 @@ def test_whatever_decides_a_result_is_in_its_key(make: Callable[..., Run]) -> No
         _key(make(data=_data("loaders"))),
         _key(make(data=_data("loaders", batch=2))),
         _key(make(data=_data("loaders", balanced=True))),
-        _key(make(data={**base.data, "augment": {"factory": "dck_mine:step", "kwargs": {}}})),
-        _key(make(step={"factory": "dck_mine:step", "kwargs": {}})),
-        _key(make(step={"factory": "dck_mine:other_step", "kwargs": {}})),
-        _key(make(model={**base.model, "kwargs": {"in_features": 3, "out_features": 4}})),
+        _key(make(data=base.data.model_copy(update={"augment": STEP}))),
+        _key(make(step=STEP)),
+        _key(make(step=Factory(factory="dck_mine:other_step"))),
+        _key(make(model=Model(factory="torch.nn:Linear", kwargs={"in_features": 3, "out_features": 4}))),
         _key(make(seed=1)),
         _key(make(precision="bfloat16")),
-        _key(make(hold={"zeros": ["weight"], "shared": []})),
+        _key(make(hold=Hold(zeros=["weight"]))),
         _key(base, {**pruned, "density": 0.2}),
         _key(base, {**pruned, "score": {"factory": "dck_mine:step", "kwargs": {}}}),
         _key(base, source=Reference("k", "object")),
@@ -142,8 +145,9 @@ def test_data_that_cannot_be_identified_is_another_in_each_run(make: Callable[..
 
 def test_every_callable_counts_at_any_depth(make: Callable[..., Run]) -> None:
     """Code that is named in arguments, lists and mappings is code of the stage; a teacher's, where it teaches."""
-    model = {"factory": "torch.nn:Linear", "kwargs": {"parts": [{"act": "dck_mine:step"}], "text": "no code: at all"}}
-    run = make(model=model, teacher={"factory": "dck_mine:stage", "kwargs": {}})
+    kwargs = {"parts": [{"act": "dck_mine:step"}], "text": "no code: at all"}
+    model = Model(factory="torch.nn:Linear", kwargs=kwargs)
+    run = make(model=model, teacher=Teacher(factory="dck_mine:stage"))
     assert callables(run, {"stage": "dck_mine:other_step"}) == [
         "dck_mine:data", "dck_mine:other_step", "dck_mine:step", "torch.nn:Linear",
     ]  # fmt: skip
@@ -152,14 +156,14 @@ def test_every_callable_counts_at_any_depth(make: Callable[..., Run]) -> None:
 
 def test_what_a_models_factory_takes_from_elsewhere_counts(make: Callable[..., Run], monkeypatch: Any) -> None:
     """A width or a factor from the environment or a file is another model; draws without a seed are no other one."""
-    told = make(model={"factory": "dck_mine:told", "kwargs": {}})
+    told = make(model=Model(factory="dck_mine:told"))
     keys = [_key(told)]
     for name, value in (("DCK_WIDTH", "4"), ("DCK_SCALE", "2")):
         monkeypatch.setenv(name, value)
         runs._identified.cache_clear()
         keys.append(_key(told))
     assert len(set(keys)) == 3
-    loose = make(model={"factory": "dck_mine:unseeded", "kwargs": {}})
+    loose = make(model=Model(factory="dck_mine:unseeded"))
     first = _key(loose)
     runs._identified.cache_clear()
     assert _key(loose) == first

@@ -24,6 +24,7 @@ from torch import nn
 from deepcompression.errors import ChecksumMismatch, DataError
 from deepcompression.torch import load_into, save
 from tasks.execution.run import Reference, Run
+from tasks.execution.settings import Data, Hold, Model
 from tasks.registry import models
 from tasks.registry.models import Champion, Measured, Registry, example_of
 from tasks.registry.promote import Case, Gate, metric_loss, promote
@@ -75,12 +76,12 @@ def finished(tmp_path: Path, database: str) -> Finished:
         tracker = Tracker(str(folder), uri, "tests")
         tracker.start(name, {"recipe.digest": "digest of the recipe"})
         settings: dict[str, Any] = {
-            "model": {"factory": "deepcompression.models:digits_net", "kwargs": {}, "weights": None},
-            "data": {"factory": "deepcompression.data:digits", "kwargs": {}, "validation": 0.15, "augment": None},
+            "model": Model(factory="deepcompression.models:digits_net"),
+            "data": Data(factory="deepcompression.data:digits", validation=0.15),
             "step": None, "metric": None, "python_path": (), **changes,
         }  # fmt: skip
         run = Run(
-            name=name, seed=0, folder=str(folder), store_folder=str(tmp_path / "store"), hold={}, device="cpu",
+            name=name, seed=0, folder=str(folder), store_folder=str(tmp_path / "store"), hold=Hold(), device="cpu",
             precision="float32", channels_last=False, threads=1, tracker=tracker, **settings,
         )  # fmt: skip
         run.ready()
@@ -306,7 +307,7 @@ def test_only_what_passes_is_registered(finished: Finished, database: str, capfd
 def test_other_data_is_not_compared(finished: Finished, database: str) -> None:
     """A champion measured on another split stays, whatever the new file's numbers are."""
     go(finished("first", kept=0.2))
-    data = {"factory": "deepcompression.data:digits", "kwargs": {}, "validation": 0.2, "augment": None}
+    data = Data(factory="deepcompression.data:digits", validation=0.2)
     result = go(finished("second", kept=0.1, data=data), smaller_than_champion=True)
     assert failed(result) == ["smaller_than_champion"] and "other data" in result["gates"][0]["text"]
     assert champion(database) == 1
@@ -408,8 +409,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
     (package / "weights.pt").write_bytes(b"not code")
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield {
-        "model": {"factory": "promoted_mine.net:Net", "kwargs": {"width": 5}, "weights": None},
-        "data": {"factory": "promoted_mine.net:splits", "kwargs": {}, "validation": None, "augment": None},
+        "model": Model(factory="promoted_mine.net:Net", kwargs={"width": 5}),
+        "data": Data(factory="promoted_mine.net:splits"),
         "python_path": (str(package.parent),),
     }
     for name in [name for name in sys.modules if name.partition(".")[0] == "promoted_mine"]:

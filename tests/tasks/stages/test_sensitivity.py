@@ -16,11 +16,15 @@ from deepcompression.models.paper import digits_net
 from deepcompression.network.names import prunable
 from deepcompression.torch import save
 from tasks.execution.run import Reference, Run
-from tasks.stages.baseline import baseline
-from tasks.stages.sensitivity import curves, sensitivity
+from tasks.execution.settings import Data, Hold, Model, Weights
+from tasks.execution.stage import task_of
+from tasks.stages.baseline import Settings as BaselineSettings
+from tasks.stages.sensitivity import Settings, curves
 from tasks.tracking.runs import Tracker
 
-CONFIG = {"stage": "sensitivity", "layers": ["fc*"], "densities": [0.5, 0.1], "bits": [3, 1], "most_samples": 50}
+KEYS: dict[str, Any] = {"densities": [0.5, 0.1], "bits": [3, 1], "most_samples": 50}
+SETTINGS = Settings(stage="sensitivity", layers=["fc*"], **KEYS)
+sensitivity, baseline = task_of("sensitivity"), task_of("baseline")
 
 
 @pytest.fixture
@@ -32,15 +36,15 @@ def started(tmp_path: Path, mlflow_template: Path) -> tuple[Run, Reference]:
     tracker = Tracker(str(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db", "tests")
     (tmp_path / "run").mkdir()
     tracker.start("run", {})
-    weights = {"path": str(tmp_path / "dense.dcz"), "key": None, "strip": []}
+    weights = Weights(path=str(tmp_path / "dense.dcz"))
     run = Run(
         name="run", seed=0, folder=str(tmp_path / "run"), store_folder=str(tmp_path / "store"),
-        model={"factory": "deepcompression.models:digits_net", "kwargs": {}, "weights": weights},
-        data={"factory": "deepcompression.data:digits", "kwargs": {}, "validation": 0.15, "augment": None},
-        step=None, metric=None, hold={"zeros": None, "shared": []}, device="cpu", precision="float32",
+        model=Model(factory="deepcompression.models:digits_net", weights=weights),
+        data=Data(factory="deepcompression.data:digits", validation=0.15), step=None, metric=None, hold=Hold(),
+        device="cpu", precision="float32",
         channels_last=False, threads=1, python_path=(), tracker=tracker,
     )  # fmt: skip
-    dense = baseline.fn(run, "baseline", 0, {"weights": weights})
+    dense = baseline.fn(run, "baseline", 0, BaselineSettings(weights=weights))
     assert isinstance(dense, Reference)
     return run, dense
 
@@ -48,11 +52,10 @@ def started(tmp_path: Path, mlflow_template: Path) -> tuple[Run, Reference]:
 def test_curves_are_stored_drawn_and_reused(started: tuple[Run, Reference]) -> None:
     """They equal the library's, weights stay, a second run takes them from the store and leaves the files too."""
     run, dense = started
-    made = sensitivity.fn(run, "sensitivity", None, CONFIG, dense)
+    made = sensitivity.fn(run, "sensitivity", None, SETTINGS, dense)
     assert isinstance(made, Reference) and made.object == dense.object
     model, names = run.model_with(dense), ["fc1.weight", "fc2.weight"]
-    arguments: dict[str, Any] = {name: CONFIG[name] for name in ("densities", "bits", "most_samples")}
-    expected = library.sensitivity(model, run.problem(), names, compute=run.compute(), **arguments)
+    expected = library.sensitivity(model, run.problem(), names, compute=run.compute(), **KEYS)
     assert curves(run, made) == expected
     folder = Path(run.folder) / "figures"
     assert library.restored(json.loads((folder / "sensitivity.json").read_text())) == expected
@@ -61,10 +64,10 @@ def test_curves_are_stored_drawn_and_reused(started: tuple[Run, Reference]) -> N
     assert {one.path for one in listed} == {"figures/sensitivity.json", "figures/sensitivity.svg"}
     before = (folder / "sensitivity.svg").read_bytes()
     (folder / "sensitivity.svg").unlink()
-    again = sensitivity.fn(run, "sensitivity", None, CONFIG, dense)
+    again = sensitivity.fn(run, "sensitivity", None, SETTINGS, dense)
     assert isinstance(again, State) and again.name == "Reused" and again.data.key == made.key
     assert (folder / "sensitivity.svg").read_bytes() == before
-    other = sensitivity.fn(run, "sensitivity", None, {**CONFIG, "bits": [2]}, dense)
+    other = sensitivity.fn(run, "sensitivity", None, SETTINGS.model_copy(update={"bits": [2]}), dense)
     assert isinstance(other, Reference) and other.key != made.key
 
 
@@ -73,7 +76,7 @@ def test_a_killed_task_goes_on_with_the_next_tensor(
 ) -> None:
     """What was measured before is not measured again; without layers, all prunable tensors are tried."""
     run, dense = started
-    config, tried = {"densities": [0.1], "bits": [2]}, []
+    few, tried = Settings(stage="sensitivity", densities=[0.1], bits=[2]), []
     original = library.sensitivity
 
     def counted(model: Any, problem: Any, names: list[str], **arguments: Any) -> library.Sensitivity:
@@ -84,8 +87,8 @@ def test_a_killed_task_goes_on_with_the_next_tensor(
 
     monkeypatch.setattr(library, "sensitivity", counted)
     with pytest.raises(KeyboardInterrupt):
-        sensitivity.fn(run, "sensitivity", None, config, dense)
-    made = sensitivity.fn(run, "sensitivity", None, config, dense)
+        sensitivity.fn(run, "sensitivity", None, few, dense)
+    made = sensitivity.fn(run, "sensitivity", None, few, dense)
     assert isinstance(made, Reference)
     names = prunable(digits_net())
     assert tried == [*names[:3], *names[2:]] and [one.name for one in curves(run, made).tensors] == names
