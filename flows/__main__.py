@@ -341,22 +341,34 @@ def _begin(tell: Callable[[Any], None]) -> Watchdog:
     started = watchdog.start(code_of)
     _end_orphans()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    _knock()
+    with _prefect():  # every run needs these, and importing them takes as long as a server's start
+        import mlflow  # noqa: F401
+        import torch  # noqa: F401
+
+        import flows.compress  # noqa: F401
     return started
 
 
-def _knock() -> None:
-    """A Prefect server that is named and away is told at once."""
+@contextlib.contextmanager
+def _prefect() -> Iterator[None]:
+    """A Prefect server that is named and away is told at once; where none is named, one is there after the block."""
     from prefect.settings import get_current_settings
 
     from deepcompression.errors import RunError
+    from flows import servers
     from tasks.secrets import masked
     from tasks.upkeep.liveness import prefect_answers
 
-    if (url := get_current_settings().api.url) and not prefect_answers(PREFECT_SECONDS):
+    settings = get_current_settings()
+    if settings.api.url is None and settings.server.ephemeral.enabled:
+        with servers.temporary():
+            yield
+        return
+    if (url := settings.api.url) and not prefect_answers(PREFECT_SECONDS):
         raise RunError(
             f"no Prefect server answers at {masked(url)}: start it, or unset PREFECT_API_URL (runs then start one)"
         )
+    yield
 
 
 def _compress(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,10 +42,10 @@ class Server:
     process: subprocess.Popen[bytes] | None = None
     starts: list[float] = field(default_factory=list)
 
-    def start(self, log: Path) -> None:
-        """Starts the process; what it prints goes to ``log``."""
+    def start(self, log: Path | None = None) -> None:
+        """Starts the process; what it prints goes to ``log``, or else to where this process prints."""
         self.starts = [one for one in self.starts if time.monotonic() - one < 60] + [time.monotonic()]
-        with log.open("ab") as output:
+        with contextlib.nullcontext() if log is None else log.open("ab") as output:
             self.process = subprocess.Popen(
                 self.command,
                 stdout=output,
@@ -86,6 +88,44 @@ def prefect_server(data: Path, port: int) -> Server:
     }
     start = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     return Server("Prefect", start, f"{url}/health", settings)
+
+
+def temporary_prefect() -> Server:
+    """Prefect on loopback for one command: without pages, blocks and schedules; ``artifacts/prefect.db`` as always.
+
+    Prefect would start the same by itself, but not before the command waits for it, and only after it has imported all
+    of the server into the command too.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    settings = {
+        "PREFECT_UI_ENABLED": "0",
+        "PREFECT_API_BLOCKS_REGISTER_ON_START": "0",
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+    }
+    start = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    options = ["--host", "127.0.0.1", "--port", port, "--log-level", "error", "--lifespan", "on"]
+    return Server("Prefect", [*start, *options], f"http://127.0.0.1:{port}/api/health", settings)
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[None]:
+    """Starts a Prefect server that lives as long as this process; it answers after the block, not yet in it.
+
+    Raises:
+        RunError: it does not come up; what it printed says why.
+    """
+    from prefect.context import refresh_global_settings_context
+
+    server = temporary_prefect()
+    server.start()
+    atexit.register(server.stop)
+    os.environ["PREFECT_API_URL"] = server.health.removesuffix("/health")
+    refresh_global_settings_context()
+    yield
+    _wait(server)
 
 
 def mlflow_server(data: Path, port: int, uri: str | None = None) -> Server:
@@ -136,13 +176,13 @@ def _database(data: Path) -> str:
     return uri
 
 
-def _wait(server: Server, log: Path) -> None:
+def _wait(server: Server, log: Path | None = None) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not server.answers():
         died = server.process is not None and server.process.poll() is not None
         if died or time.monotonic() > deadline:
-            raise RunError(f"{server.name}'s server does not come up; see {log}")
-        time.sleep(0.2)
+            raise RunError(f"{server.name}'s server does not come up; see {log or 'above, or run with -v'}")
+        time.sleep(0.1)
 
 
 def _keep(servers: list[Server], data: Path) -> None:

@@ -74,12 +74,12 @@ class Watchdog:
     def report(self, result: Any) -> int:
         """What ``tell`` returns; it is called once, here or by the thread that does not wait any longer."""
         self.first.acquire()  # for ever where that thread has it: it ends the process
-        self.code = self.tell(result)
+        self.code = self.leaving = self.tell(result)
         self.told.set()
         return self.code
 
     def _leave(self) -> None:
-        """Of a run that was told to end: without taking a large interpreter apart, for seconds on a busy machine."""
+        """Of a run that has said everything: without taking a large interpreter apart, which takes seconds."""
         if self.leaving is not None:
             sys.stdout.flush()
             os._exit(self.leaving)
@@ -139,7 +139,7 @@ def leave_soon(code: int) -> None:
         _kill_children(os.getpid(), 0.5)
         os._exit(code)
 
-    if _running is not None and code > 128:
+    if _running is not None:
         _running.leaving = code
     timer = threading.Timer(LEAVE_SECONDS, leave)
     timer.daemon = True

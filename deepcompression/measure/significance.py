@@ -73,9 +73,9 @@ def mcnemar(broken: int, mended: int) -> float:
     """
     if broken == mended:
         return 1.0
-    from scipy.stats import binomtest
+    from scipy.special import bdtr
 
-    return max(float(binomtest(min(broken, mended), broken + mended).pvalue), sys.float_info.min)
+    return min(max(2 * float(bdtr(min(broken, mended), broken + mended, 0.5)), sys.float_info.min), 1.0)
 
 
 def _lower(broken: int, mended: int, total: int) -> float:

@@ -187,6 +187,7 @@ class _Read:
     computed: bool = False
 
 
+@lru_cache(maxsize=1000)  # stages share most of what they import
 def _read(text: bytes, package: str) -> _Read:
     """All imports of Python source, at its top or inside a function; relative ones resolved."""
     try:

@@ -85,6 +85,7 @@ def test_a_signal_ends_a_run_whatever_holds_it_up(tmp_path: Path, code: str, num
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     """Who asks twice does not wait; what Prefect sends itself after the first is no second one."""
     process, _ = _start(tmp_path, DEAF, "30, 0.2, 15, 60")
+    time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
