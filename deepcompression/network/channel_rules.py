@@ -78,16 +78,19 @@ def _spatial(flow: Flow, call: Call) -> None:
 
 
 def _batch_norm(flow: Flow, call: Call) -> None:
-    """Each channel, the second axis, has its own statistics and factors."""
+    """Each place of the second axis has its own statistics and factors; where these are fixed, others stay apart."""
     given, *vectors = call.inputs
     axes = flow.axes(given)
-    for dim, axis in enumerate(axes):
-        if dim != 1:
-            flow.found.stop(axis, "a BatchNorm takes it for samples or places")
+    fixed = call.name in ("_native_batch_norm_legit_no_training", "_batch_norm_no_update")
+    if not fixed and call.arguments.get("training", True):
+        for dim, axis in enumerate(axes):
+            if dim != 1:
+                flow.found.stop(axis, "a BatchNorm takes its statistics over it")
+        axes = tuple(axis if dim == 1 else None for dim, axis in enumerate(axes))
     found = flow.join(
         [axes[1], *(flow.axes(one)[0] for one in vectors)], [given.shape[1]] * (len(vectors) + 1), "BatchNorm"
     )
-    flow.put(call.outputs[0], [None, found, *[None] * (given.ndim - 2)])
+    flow.put(call.outputs[0], [axes[0], found, *axes[2:]])
 
 
 def _product(flow: Flow, call: Call) -> None:

@@ -20,7 +20,7 @@ from deepcompression.network.chains import WHOLE
 from deepcompression.network.channel_flow import Axes, Flow, Found, Ids
 from deepcompression.network.channel_proof import Run, proved, undrawn
 from deepcompression.network.channel_rules import rule
-from deepcompression.network.names import LAYERS
+from deepcompression.network.names import is_layer
 from deepcompression.network.parametrized import join
 from deepcompression.network.resizing import Group, Member, Role, fixed, names, tensors_of
 from deepcompression.network.trace import resting
@@ -59,7 +59,7 @@ def channel_groups(model: nn.Module, run: Run) -> tuple[list[Group], dict[str, s
 def _place(model: nn.Module, member: Member) -> str:
     """What a maker of channels is called: its layer, or the tensor where it is in none."""
     module = model.get_submodule(member.module)
-    return (member.module or WHOLE) if isinstance(module, LAYERS) else member.tensor
+    return (member.module or WHOLE) if is_layer(module) else member.tensor
 
 
 def _followed(model: nn.Module, run: Run) -> tuple[list[tuple[str, Axes]], Found] | str:
@@ -131,7 +131,7 @@ def _unused(double: nn.Module, flow: Flow) -> bool:
     """Whether there is a layer's weight that took part in nothing."""
     found = flow.found
     part = {int(one) for axis in (*found.makes, *found.reads, *found.depthwise) for one in axis[:1]}
-    weights = [module.weight for module in double.modules() if isinstance(module, LAYERS)]
+    weights: list[Any] = [module.weight for module in double.modules() if is_layer(module)]
     starts = [{int(axis[0]) for axis in flow.axes(weight) if axis is not None} for weight in weights]
     return any(own and part.isdisjoint(own) for own in starts)
 
@@ -251,7 +251,7 @@ class _Reading:
             if self._role(axis, "out") or self._role(axis, "depthwise"):
                 made.setdefault(name, []).append(axis)
         modules = dict(self.model.named_modules(remove_duplicate=False))
-        layers = {join(name, "weight"): name for name, one in modules.items() if isinstance(one, LAYERS)}
+        layers = {join(name, "weight"): name for name, one in modules.items() if is_layer(one)}
         left = {}
         for own in names(self.model):
             for name in own:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deepcompression.errors import StructureError
 from deepcompression.network import names as selection
-from deepcompression.network.names import EMBEDDINGS, LAYERS, memory
+from deepcompression.network.names import EMBEDDINGS, is_layer, memory
 from deepcompression.network.parametrized import computed
 from deepcompression.network.state import stored_bytes
 
@@ -204,6 +204,6 @@ def _what(uses: Sequence[Use]) -> str:
             return words
     if any(isinstance(module, NORMS) for module in modules):
         return "normalisation"
-    if not modules or isinstance(modules[0], LAYERS):
+    if not modules or is_layer(modules[0]):
         return "no weight of a Linear or Conv"
     return f"{type(modules[0]).__name__} is no Linear or Conv"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from deepcompression.network.parametrized import computed, is_held, join
 __all__ = [
     "first_names",
     "is_conv1d",
+    "is_layer",
     "join",
     "memory",
     "misfit",
@@ -31,26 +32,30 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-LAYERS = (nn.Linear, _ConvNd)  # and their subclasses: what is pruned and shared by default
+LAYERS = (nn.Linear, _ConvNd)  # and their subclasses, and Conv1D: what is pruned and shared by default
 SHOWN = 4  # names in a message
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether it is the linear layer of GPT-2 in the transformers library, whose weight is (in, out)."""
-    weight = getattr(module, "weight", None)
     named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
-    return named and hasattr(module, "nf") and isinstance(weight, Tensor) and weight.ndim == 2
+    return named and hasattr(module, "nf") and hasattr(module, "nx")
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether the weight of this module is pruned and shared by default."""
+    return isinstance(module, LAYERS) or is_conv1d(module)
 
 
 def prunable(model: nn.Module) -> list[str]:
-    """Names of what is pruned and shared by default: the weights of Linear, ConvNd and ConvTransposeNd.
+    """Names of what is pruned and shared by default: the weights of Linear, ConvNd, ConvTransposeNd, Conv1D.
 
     Only floating-point parameters; a tied weight appears once, under the first of its names. One that is tied with an
     embedding is an embedding: each of its rows is an input's whole representation, and pruned only when named.
     """
-    embeddings = set(_weights(model, EMBEDDINGS))
-    return [name for name in dict.fromkeys(_weights(model, LAYERS)) if name not in embeddings]
+    embeddings = set(_weights(model, lambda module: isinstance(module, EMBEDDINGS)))
+    return [name for name in dict.fromkeys(_weights(model, is_layer)) if name not in embeddings]
 
 
 def select(model: nn.Module, patterns: Iterable[str]) -> list[str]:
@@ -154,11 +159,11 @@ def misfit(model: nn.Module, name: str) -> str | None:
     return _computed(model, name) or _of_other_kind(model, name)
 
 
-def _weights(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:
-    """First names of the weights of all modules of these kinds."""
+def _weights(model: nn.Module, meant: Callable[[nn.Module], bool]) -> list[str]:
+    """First names of the weights of all modules that are meant."""
     first = first_names(model)
     modules = model.named_modules(remove_duplicate=False)
-    names = [join(prefix, "weight") for prefix, module in modules if isinstance(module, kinds)]
+    names = [join(prefix, "weight") for prefix, module in modules if meant(module)]
     return [first[name] for name in names if name in first]
 
 

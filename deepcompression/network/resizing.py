@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from deepcompression.errors import StructureError
+from deepcompression.network.names import is_conv1d
 from deepcompression.network.parametrized import join
 
 Role = Literal["out", "in", "depthwise", "along"]
@@ -138,12 +139,7 @@ def _sizes(module: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
         return {"num_parameters": shape[0]}
     if isinstance(module, nn.Embedding):
         return {"embedding_dim": shape[1]}
-    return {"nx": shape[0], "nf": shape[1]} if _is_conv1d(module) else {}
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    """Whether it is the transformers library's linear layer, whose weight is (in, out)."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")
+    return {"nx": shape[0], "nf": shape[1]} if is_conv1d(module) else {}
 
 
 def fixed(model: nn.Module, name: str) -> str | None:

@@ -276,11 +276,14 @@ class _Graph:
     def _norm(self, name: str, module: _BatchNorm, path: _Path) -> Step | str:
         if module.running_mean is None or module.running_var is None:
             return f"{name} has no running statistics"
+        if not path.dimensions and path.rank is not None and path.rank > 2:
+            # Of tokens, each with its own statistics: units stay apart, but a constant is another one at each token.
+            return Step(lambda value: torch.full_like(value, torch.nan))
         if module.num_features != path.units:
             return f"{name} does not normalise its units"
         if not path.dimensions and path.rank != 2:
-            what = f"has {path.rank} axes" if path.rank else "may have more than two axes (sequences)"
-            return f"{name} normalises the second axis, units are the last, and the input {what}"
+            what = "its input may have more than two axes (sequences)"
+            return f"{name} normalises the second axis, units are the last, and {what}"
         if self.uses[name] > 1 or any(self.tensors[memory(one)] > 1 for one in module.parameters()):
             return f"{name} is used more than once"
         path.norms.append(name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from deepcompression.network.names import first_names, join
+from deepcompression.network.names import first_names, is_conv1d, is_layer, join
 from deepcompression.training.batches import Batches
 from deepcompression.training.device import Compute
 from deepcompression.training.problem import Problem, stepped
@@ -55,7 +55,7 @@ class Wanda:
 
 @contextlib.contextmanager
 def _watched(model: nn.Module, sums: dict[str, Tensor], counts: dict[str, int]) -> Iterator[None]:
-    """While it lasts, adds up squared inputs of every Linear and convolution by its weight's first name."""
+    """While it lasts, adds up squared inputs of every Linear, Conv1D and convolution by its weight's first name."""
     first, handles = first_names(model), []
 
     def watch(name: str) -> Any:
@@ -68,7 +68,7 @@ def _watched(model: nn.Module, sums: dict[str, Tensor], counts: dict[str, int]) 
         return hook
 
     for prefix, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Linear | _ConvNd) and join(prefix, "weight") in first:
+        if is_layer(module) and join(prefix, "weight") in first:
             handles.append(module.register_forward_pre_hook(watch(first[join(prefix, "weight")])))
     try:
         yield
@@ -79,10 +79,10 @@ def _watched(model: nn.Module, sums: dict[str, Tensor], counts: dict[str, int]) 
 
 def _squares(module: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
     """Sums of squared inputs, in a shape that broadcasts against the weight, and how many of each were added."""
-    if isinstance(module, nn.Linear):
+    if not isinstance(module, _ConvNd):
         flat = inputs.reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
-        return flat.square().sum(0), len(flat)
-    assert isinstance(module, _ConvNd)
+        squares = flat.square().sum(0)  # (in,)
+        return squares[:, None] if is_conv1d(module) else squares, len(flat)
     spatial = module.weight.ndim - 2
     batched = inputs if inputs.ndim == spatial + 2 else inputs[None]
     each = batched.square().sum([0, *range(2, batched.ndim)])  # (in,)

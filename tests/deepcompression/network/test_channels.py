@@ -364,6 +364,18 @@ def test_sizes_that_modules_hold_change_with_their_tensors():
     assert modules["1"] == {"num_features": 1} and modules["2"] == {"num_parameters": 1}
 
 
+def test_features_behind_a_norm_over_tokens_go_in_eval_mode_alone():
+    """BatchNorm1d of (samples, tokens, features) has statistics a token: fixed ones leave features apart."""
+    tokens = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+    model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(6, 3))
+    [group] = check(model, lambda net: net(tokens))
+    assert [one.tensor for one in group.members] == ["0.weight", "0.bias", "3.weight"]
+    places = nn.Sequential(nn.Conv1d(5, 4, 1), nn.BatchNorm1d(4), nn.Linear(8, 6), nn.BatchNorm1d(4), nn.Linear(6, 3))
+    assert {one.module for group in check(places, lambda net: net(tokens)) for one in group.makers} >= {"2"}
+    own = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(6, 3))
+    assert channel_groups(varied(own), lambda net: net(tokens))[1]["0"] == "a BatchNorm takes its statistics over it"
+
+
 def linear(*sizes: int) -> dict[str, nn.Module]:
     return {"both": nn.Linear(*sizes[:2]), "out": nn.Linear(*sizes[2:])}
 

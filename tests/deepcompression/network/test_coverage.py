@@ -20,8 +20,8 @@ from deepcompression.structure import hold
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 
 
-class Conv1D(nn.Module):
-    """GPT-2's: a linear layer that is no nn.Linear."""
+class Transposed(nn.Module):
+    """A linear layer of somebody, that is no nn.Linear."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def pruned_by_torch() -> nn.Module:
         (lambda: nn.Linear(3, 4), {}),
         (lambda: nn.Linear(3, 4).requires_grad_(False), {}),
         (lambda: nn.ConvTranspose2d(3, 4, 2), {}),
-        (lambda: Conv1D(3, 4), {"weight": "Conv1D is no Linear or Conv"}),
+        (lambda: Transposed(3, 4), {"weight": "Transposed is no Linear or Conv"}),
         (lambda: nn.Bilinear(2, 3, 4), {"weight": "Bilinear is no Linear or Conv"}),
         (lambda: nn.EmbeddingBag(5, 4), {"weight": "embedding"}),
         (tied, {"embedding.weight": "embedding, tied"}),
@@ -134,7 +134,7 @@ def test_the_table_counts_tied_tensors_once_and_sums_vectors_up():
 
 def test_a_sentence_tells_the_largest_matrices_and_a_warning_that_most_bytes_stay():
     """People read one line: it must name what matters, and be loud where most of the model is left."""
-    model = nn.ModuleDict({"big": Conv1D(60, 10), **{f"c{i}": Conv1D(3, i + 1) for i in range(3)}})
+    model = nn.ModuleDict({"big": Transposed(60, 10), **{f"c{i}": Transposed(3, i + 1) for i in range(3)}})
     model["out"] = nn.Linear(10, 10, bias=False)
     rows = coverage(model, ["out.weight"])
     told = sentence(rows)
@@ -180,15 +180,32 @@ def test_a_pattern_for_what_cannot_be_selected_says_why(make: Callable[[], nn.Mo
     assert all(part in str(caught.value) for part in [repr(pattern), *parts]) and "\n" not in str(caught.value)
 
 
+class Conv1D(Transposed):
+    """GPT-2's, as the transformers library has it."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__(nx, nf)
+        self.nf, self.nx = nf, nx
+
+
+def test_the_linear_layer_of_gpt2_is_selected():
+    """Most of a GPT-2 is Conv1D; one that is tied with an embedding is an embedding all the same."""
+    model = nn.ModuleDict({"wte": nn.Embedding(5, 3), "fc": Conv1D(4, 3), "head": Conv1D(3, 5)})
+    model["head"].weight = model["wte"].weight
+    assert prunable(model) == ["fc.weight"]
+    assert list(select(model, ["f*"])) == ["fc.weight"]
+    assert [row.tensor for row in coverage(model, prunable(model)) if not row.done] == ["wte.weight"]
+
+
 def test_a_default_that_selects_nothing_is_refused_and_names_the_largest():
     """A stage that would do nothing must be told before anything trains, with what could be named instead."""
-    with pytest.raises(StructureError, match=r"such as \{1.weight: 0.2\}.*1.weight 12 \(Conv1D is no"):
-        selected(nn.Sequential(nn.Embedding(2, 3), Conv1D(3, 4)), {"default": 0.2})
+    with pytest.raises(StructureError, match=r"such as \{1.weight: 0.2\}.*1.weight 12 \(Transposed is no"):
+        selected(nn.Sequential(nn.Embedding(2, 3), Transposed(3, 4)), {"default": 0.2})
     with pytest.raises(StructureError, match=r"weight of its own\. There are weight 12"):
-        selected(Conv1D(3, 4), {"default": None})
+        selected(Transposed(3, 4), {"default": None})
     with pytest.raises(StructureError, match="nor is there any other matrix"):
         selected(nn.BatchNorm1d(3), {"default": 0.2})
-    assert selected(Conv1D(3, 4), {"weight": 0.2}) == {"weight": 0.2}
+    assert selected(Transposed(3, 4), {"weight": 0.2}) == {"weight": 0.2}
 
 
 def test_torchscript_is_left_alone_and_refused_by_name_before_anything_trains():
@@ -250,7 +267,9 @@ def test_held_structure_and_the_users_own_parametrizations_live_together(name: s
 
 def test_density_of_all_weights_counts_every_parameter_once():
     """A fifth of what was selected says nothing of a model of which most was not."""
-    model = nn.ModuleDict({"a": Conv1D(10, 9), "b": nn.Linear(2, 5, bias=False), "again": nn.Linear(2, 5, bias=False)})
+    model = nn.ModuleDict(
+        {"a": Transposed(10, 9), "b": nn.Linear(2, 5, bias=False), "again": nn.Linear(2, 5, bias=False)}
+    )
     model["again"].weight = model["b"].weight
     nn.init.zeros_(model["b"].weight)
     state = plain_state(copy.deepcopy(model))

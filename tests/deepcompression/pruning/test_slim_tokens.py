@@ -81,6 +81,24 @@ def test_outputs_stay_whatever_the_axes_mean(kind: str):
         torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["norm over tokens", "norm over tokens, folded"])
+def test_with_samples_units_behind_a_norm_over_tokens_that_nobody_hears_go(kind: str):
+    """Each token has its own statistics: a unit stays apart, and one that is constant is another one at each token."""
+    torch.manual_seed(0)
+    model = Net(MODELS[kind]).eval()
+    x = torch.randn(3, T, C)
+    with torch.no_grad():
+        for tensor in (model.norm.running_mean, model.norm.running_var, model.norm.weight, model.norm.bias):
+            tensor.uniform_(0.5, 2)
+        model.a.weight[1] = 0
+        model.c.weight[:, 3] = 0
+        before = model(x)
+        slimmed = slim(model, outputs=lambda net: net(x))
+        [layer] = [one for one in slimmed.layers if one.name == "a"]
+        assert (layer.dead, layer.folded, layer.constant) == (1, 0, 1)
+        torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
+
+
 def test_layers_over_tokens_whose_features_stay_last_are_still_slimmed():
     """What is known stays followed: refusing everything would be safe too."""
     model = Net(MODELS["features last"])

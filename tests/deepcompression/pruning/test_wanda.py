@@ -14,7 +14,20 @@ from deepcompression.pruning.prune import prune
 from deepcompression.pruning.wanda import Wanda
 from deepcompression.training.problem import Problem
 
+
+class Conv1D(nn.Linear):
+    """The transformers library's: its weight is (in, out)."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__(nf, nx)
+        self.nf, self.nx, self.bias = nf, nx, nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
 LAYERS = [
+    (Conv1D(6, 4), (5, 3, 4)),
     (nn.Linear(6, 4), (5, 6)),
     (nn.Linear(6, 4), (5, 3, 6)),
     (nn.Conv2d(4, 6, 3), (5, 4, 7, 7)),
@@ -45,7 +58,7 @@ def test_scores_are_magnitude_times_the_size_of_the_input(layer: nn.Module, shap
     wanted = torch.empty_like(weight)
     groups = getattr(layer, "groups", 1)
     for place in torch.cartesian_prod(*(torch.arange(n) for n in weight.shape)).tolist():
-        if isinstance(layer, nn.ConvTranspose2d):
+        if isinstance(layer, nn.ConvTranspose2d | Conv1D):
             channel = place[0]
         else:
             channel = place[0] // (weight.shape[0] // groups) * weight.shape[1] + place[1]
