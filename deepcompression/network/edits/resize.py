@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -41,6 +42,18 @@ def record_of(model: nn.Module, cut: Record) -> dict[str, Any]:
         kept = {axis: len(places) for axis, places in axes}
         shapes[name] = [kept.get(axis, size) for axis, size in enumerate(known[name].shape)]
     return {"kind": "resize", "tensors": shapes, "modules": {name: dict(own) for name, own in cut["modules"].items()}}
+
+
+def cut_state(state: Mapping[str, Tensor], cut: Record) -> dict[str, Tensor]:
+    """``state`` with the places that stay of each axis, by the same record; tied tensors stay one."""
+    made: dict[int, Tensor] = {}
+    for name, axes in cut["tensors"].items():
+        if name in state and id(state[name]) not in made:
+            part = state[name]
+            for axis, places in axes:
+                part = part.index_select(axis, torch.tensor(places, device=part.device))
+            made[id(state[name])] = part
+    return {name: made.get(id(tensor), tensor) for name, tensor in state.items()}
 
 
 def apply(model: nn.Module, record: Record) -> None:

@@ -23,7 +23,7 @@ from deepcompression.network.channels import channel_groups
 from deepcompression.network.edits.apply import KINDS, apply, apply_all, check, check_values
 from deepcompression.network.edits.fold import foldable
 from deepcompression.network.edits.quantize_values import levels, on_grid, range_of
-from deepcompression.network.edits.resize import record_of
+from deepcompression.network.edits.resize import cut_state, record_of
 from deepcompression.network.load import load_state
 from deepcompression.network.names import prunable
 from deepcompression.network.parametrized import computed
@@ -138,10 +138,17 @@ def test_channels_removed_go_through_a_file(tmp_path: Path) -> None:
     build = lambda: nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2))  # noqa: E731
     model, x = build().eval(), torch.randn(3, 1, 4, 4)
     [group] = channel_groups(model, lambda one: one(x))[0]
-    record = record_of(model, resize(model, [(group, [0, 2, 5])]))
+    cut = resize(model, [(group, [0, 2, 5])])
+    record, thin, before = record_of(model, cut), cut_state(model.state_dict(), cut), model[0].weight.detach()
+    with torch.no_grad():
+        masked = copy.deepcopy(model)
+        masked[4].weight.view(2, 6, 4)[:, [1, 3, 4]] = 0
     assert record["tensors"]["0.weight"] == [3, 1, 3, 3]
     assert record["modules"] == {"0": {"out_channels": 3}, "1": {"num_features": 3}, "4": {"in_features": 12}}
     apply(model, record)
+    load_state(model, thin, where="thin")
+    assert torch.equal(model[0].weight, before[[0, 2, 5]])
+    assert torch.allclose(model(x), masked(x), atol=1e-6)
     check(model, lambda one: one(x))
     bridge.save(model.state_dict(), tmp_path / "m.dcz", edits=[record])
     back = bridge.load_into(build(), tmp_path / "m.dcz").eval()
