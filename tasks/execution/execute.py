@@ -18,7 +18,6 @@ from tasks.execution.keys import stage_key
 from tasks.execution.measure import measure, measuring_code
 from tasks.execution.run import Reference, Run
 from tasks.execution.settings import Stage
-from tasks.execution.settings import plain as plain_part
 from tasks.execution.warned import listen, warn, warned
 
 if TYPE_CHECKING:
@@ -56,8 +55,7 @@ def execute(
     started = time.perf_counter()
     run.ready()
     listen()
-    config = plain_part(settings)
-    key = stage_key(run, label, config, source, work.__module__, settings.draws, settings.also())
+    key = stage_key(run, label, settings, source, work.__module__)
     entry = _usable(run, key, source)
     cached = entry is not None
     if entry is None:
@@ -68,7 +66,7 @@ def execute(
         warn(run.folder, label, text)
     seconds = round(time.perf_counter() - started, 3)
     numbers = {**_numbers(entry), "seconds": seconds, "cached": cached, "stage": label}
-    _log(run, label, number, config, numbers, entry)
+    _log(run, label, number, settings, numbers, entry)
     return Reference(key, entry["object"], tuple(entry["zeros"]), tuple(entry["shared"]), numbers), cached
 
 
@@ -182,13 +180,13 @@ def _log(
     run: Run,
     label: str,
     number: int | None,
-    config: Mapping[str, Any],
+    settings: Stage,
     numbers: Mapping[str, Any],
     entry: Mapping[str, Any],
 ) -> None:
     """The same to people (one line) and to MLflow (step = stage number; and under the stage's name)."""
     metric = f"val_{run.metric_object().name}"
-    stage = str(config.get("stage", label)).replace(":", ".")
+    stage = str(getattr(settings, "stage", label)).replace(":", ".")
     logged = {
         "size_bytes": numbers["size_bytes"],
         "compression_ratio": numbers["compression_ratio"],

@@ -12,8 +12,9 @@ import pytest
 from tasks.execution import run as runs
 from tasks.execution.keys import callables, stage_key
 from tasks.execution.run import Reference, Run
-from tasks.execution.settings import Data, Factory, Hold, Model, Teacher
+from tasks.execution.settings import Data, Distil, Factory, Hold, Model, Teacher
 from tasks.execution.sources import factory_digest
+from tasks.stages import custom, prune
 from tasks.tracking.runs import Tracker
 
 CODE = """
@@ -98,15 +99,16 @@ def _data(name: str, **kwargs: Any) -> Data:
 STEP = Factory(factory="dck_mine:step")
 
 
-def _key(run: Run, config: dict[str, Any] | None = None, source: Reference | None = None, draws: bool = True) -> str:
-    return stage_key(
-        run, "prune", config or {"stage": "prune", "density": 0.3}, source, "tasks.stages.prune", draws, None
-    )
+GRADUAL = prune.Settings(stage="prune", density=0.3, gradual=prune.Gradual())
+
+
+def _key(run: Run, settings: prune.Settings = GRADUAL, source: Reference | None = None) -> str:
+    return stage_key(run, "prune", settings, source, "tasks.stages.prune")
 
 
 def test_whatever_decides_a_result_is_in_its_key(make: Callable[..., Run]) -> None:
     """Data, its factory, its arguments, loaders, step, metric, seed, precision, the input: each is another key."""
-    base, pruned = make(), {"stage": "prune", "density": 0.3}
+    base = make()
     keys = [
         _key(base),
         _key(make(data=_data("data", flip=True))),
@@ -121,8 +123,8 @@ def test_whatever_decides_a_result_is_in_its_key(make: Callable[..., Run]) -> No
         _key(make(seed=1)),
         _key(make(precision="bfloat16")),
         _key(make(hold=Hold(zeros=["weight"]))),
-        _key(base, {**pruned, "density": 0.2}),
-        _key(base, {**pruned, "score": {"factory": "dck_mine:step", "kwargs": {}}}),
+        _key(base, GRADUAL.model_copy(update={"density": 0.2})),
+        _key(base, GRADUAL.model_copy(update={"score": STEP})),
         _key(base, source=Reference("k", "object")),
         _key(base, source=Reference("k", "object", ("weight",))),
     ]
@@ -132,8 +134,9 @@ def test_whatever_decides_a_result_is_in_its_key(make: Callable[..., Run]) -> No
 def test_whatever_does_not_decide_is_not(make: Callable[..., Run], tmp_path: Path) -> None:
     """Another folder, another name, a seed where nothing is drawn: the same key, so that the result is used again."""
     base = make()
+    once = prune.Settings(stage="prune", density=0.3)
     assert _key(base) == _key(make(folder=str(tmp_path / "b"), name="other"))
-    assert _key(base, draws=False) == _key(replace(base, seed=9), draws=False)
+    assert _key(base, once) == _key(replace(base, seed=9), once) != _key(base)
 
 
 def test_data_that_cannot_be_identified_is_another_in_each_run(make: Callable[..., Run], tmp_path: Path) -> None:
@@ -148,10 +151,10 @@ def test_every_callable_counts_at_any_depth(make: Callable[..., Run]) -> None:
     kwargs = {"parts": [{"act": "dck_mine:step"}], "text": "no code: at all"}
     model = Model(factory="torch.nn:Linear", kwargs=kwargs)
     run = make(model=model, teacher=Teacher(factory="dck_mine:stage"))
-    assert callables(run, {"stage": "dck_mine:other_step"}) == [
+    assert callables(run, custom.Settings(stage="dck_mine:other_step", distil={"weight": 0.5})) == [
         "dck_mine:data", "dck_mine:other_step", "dck_mine:step", "torch.nn:Linear",
     ]  # fmt: skip
-    assert "dck_mine:stage" in callables(run, {"gradual": {"distil": {"weight": 0.5}}})
+    assert "dck_mine:stage" in callables(run, GRADUAL.model_copy(update={"gradual": prune.Gradual(distil=Distil())}))
 
 
 def test_what_a_models_factory_takes_from_elsewhere_counts(make: Callable[..., Run], monkeypatch: Any) -> None:
