@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -260,6 +262,39 @@ def test_a_misfit_is_one_line_and_changes_nothing(record: Mapping[str, Any], mes
     assert "\n" not in str(caught.value)
     assert shot(model) == before
     apply_all(model, good)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 9)
+    | st.sampled_from(
+        ["", "0", "1", "3", "x", "0.weight", "3.bias", "static", "dynamic", "symmetric", "0:input[0]", "x:output[1]"]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["0", "3", "0.weight", "in_features", "out_features", "num_features"]), inner)
+    ),
+    max_leaves=6,
+)
+KEYS = ["module", "tensor", "count", "tensors", "modules", "sites", "range", "bits", "scheme", "since", "x"]
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from([*KINDS, *RESERVED, "x"]), st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), st.data())
+def test_any_plain_record_is_made_or_refused(kind: str, values: dict[str, Any], data: st.DataObject) -> None:
+    """Records come from files of anybody: nothing but an EditError, and no half of an edit."""
+    wanted = {"bypass": ["module"], "fold": ["tensor"], "select_inputs": ["module", "count"]}
+    wanted |= {"resize": ["tensors", "modules"], "quantize_values": ["sites", "range", "bits", "scheme"]}
+    if data.draw(st.booleans()):  # the right keys, so that their values are looked at
+        values = {key: values.get(key, data.draw(VALUES)) for key in wanted.get(kind, [])}
+    model = mlp()
+    before = shot(model)
+    try:
+        apply(model, {"kind": kind, **values})
+    except EditError as error:
+        assert "\n" not in str(error)
+        assert shot(model) == before
 
 
 def test_bypass_everywhere() -> None:
