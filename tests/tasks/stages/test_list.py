@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -180,3 +182,14 @@ def test_a_stage_of_the_users_may_call_its_arguments_as_it_likes() -> None:
     custom = settings_of("custom").model_validate(given)
     assert custom.model_dump() == given and custom.draws is True and not custom.trains and not custom.last
     assert _trainings(custom) == [] and _trainings(Training()) == [Training()]
+
+
+def test_runs_and_keys_reach_a_worker_anywhere(run: Run) -> None:
+    """What a task is given survives pickling, a user's own keys too, and is the same to the store."""
+    custom = settings_of("custom").model_validate({"stage": "mine:halve", "by": {"a": [1]}})
+    for one in (
+        replace(run, tracker=None),
+        custom,
+        settings_of("prune").model_validate({"stage": "prune", "density": 1}),
+    ):
+        assert pickle.loads(pickle.dumps(one)) == one
