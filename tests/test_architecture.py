@@ -46,7 +46,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "tasks": {"flows"},
     **{
         f"tasks/{name}": set()
-        for name in ("machine", "execution", "stages", "storage", "tracking", "report", "registry", "upkeep")
+        for name in ("machine", "execution", "methods", "stages", "storage", "tracking", "report", "registry", "upkeep")
     },
     "flows": set(),
     **{f"flows/{name}": {"flows.compress"} for name in ("recipe", "compare")},

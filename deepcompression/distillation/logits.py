@@ -2,57 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from deepcompression.data.batch import copied
-from deepcompression.errors import FactoryError
-from deepcompression.training.device import Compute
-from deepcompression.training.problem import Problem, Step, stepped
+from deepcompression.errors import FactoryError, StructureError
+from deepcompression.training.method import Context, Method
 
 
-def distilled(
-    problem: Problem,
-    teacher: nn.Module,
-    *,
-    temperature: float = 4.0,
-    weight: float = 0.5,
-    compute: Compute | None = None,
-) -> Problem:
-    """``problem`` whose training loss is (1 - weight) x its own + weight x the teacher's; it validates as before.
+@dataclass(eq=False)
+class Distillation(Method):
+    """The training loss is (1 - weight) x the model's own + weight x the teacher's; validation is as before.
 
     The teacher's is temperature^2 x KL(softmax(teacher / temperature) || softmax(student / temperature)), on the same
-    (augmented) batch, so that its gradient keeps its size at any temperature.
+    (augmented) batch, so that its gradient keeps its size at any temperature. Outputs must be logits, classes in
+    dimension 1.
 
     Args:
-        problem: its step's outputs must be logits, classes in dimension 1.
-        teacher: placed on the device, in eval mode, and never trained.
         temperature: above 0; 1 to 10 are usual.
-        weight: 0 to 1.
-        compute: where the teacher computes, and in which precision.
-
-    Raises:
-        FactoryError: when training begins, where outputs are no logits, or of another shape than the teacher's.
+        weight: the teacher's part of the loss, 0 to 1.
 
     Hinton, Vinyals, Dean (2015), arXiv 1503.02531.
     """
-    compute = compute or Compute()
-    compute.place(teacher).eval().requires_grad_(False)
-    return replace(problem, train_step=_step(problem.step, teacher, temperature, weight))
 
+    name: ClassVar[str] = "distil"
+    learns: ClassVar[bool] = True
+    temperature: float = 4.0
+    weight: float = 0.5
 
-def _step(step: Step, teacher: nn.Module, temperature: float, weight: float) -> Step:
-    def both(model: nn.Module, batch: Any) -> tuple[Tensor, Any, Any]:
-        again = copied(batch)  # a step may take parts out of its batch
-        loss, outputs, targets = stepped(step, model, batch)
+    def attach(self, model: nn.Module, context: Context) -> list[dict[str, Any]]:
+        """Takes the teacher.
+
+        Raises:
+            StructureError: there is none; or temperature or weight are impossible.
+        """
+        if not self.temperature > 0 or not 0 <= self.weight <= 1:
+            got = f"{self.temperature} and {self.weight}"
+            raise StructureError(f"distil: expected a temperature above 0 and a weight from 0 to 1, got {got}")
+        if context.teacher is None:
+            raise StructureError("distil needs a teacher; give attach() or train() teacher=")
+        self._teacher, self._sum, self._count = context.teacher, torch.zeros(()), 0
+        return []
+
+    def loss(self, loss: Tensor, model: nn.Module, batch: Any, outputs: Any) -> Tensor:
+        """The mixture.
+
+        Raises:
+            FactoryError: outputs are no logits, or of another shape than the teacher's.
+        """
         with torch.no_grad():
-            wanted = stepped(step, teacher, again)[1]
-        return (1 - weight) * loss + weight * divergence(outputs, wanted, temperature), outputs, targets
+            wanted = self._teacher(batch)
+        learnt = divergence(outputs, wanted, self.temperature)
+        self._sum, self._count = self._sum.to(learnt.device) + learnt.detach(), self._count + 1
+        return (1 - self.weight) * loss + self.weight * learnt
 
-    return both
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """The mean of the teacher's loss since the last epoch."""
+        mean = float(self._sum) / max(self._count, 1)
+        self._sum, self._count = torch.zeros(()), 0
+        return {"loss": mean}
 
 
 def divergence(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:

@@ -71,7 +71,7 @@ def _evaluations(request: Mapping[str, Any]) -> dict[str, Any]:
     named = request["data"]["factory"]
     test = as_splits(factory.build(named, request["data"]["kwargs"]), named).test
     ends = {
-        "baseline": (load_file(request["baseline"]), []),
+        "baseline": (load_file(request["baseline"]), request.get("baseline_edits") or []),
         "final": (files.load(request["file"]), _edits(request["file"])),
     }
     results = {name: _evaluation(request, state, edits, test) for name, (state, edits) in ends.items()}

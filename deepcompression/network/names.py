@@ -92,6 +92,11 @@ def resolve(model: nn.Module, table: Mapping[str, T]) -> dict[str, T]:
     return {name: found[name] for name in parameters(model) if name in found}
 
 
+def table_of(value: Mapping[str, T] | T) -> Mapping[str, T]:
+    """One value for all tensors as the table of values by name pattern that ``resolve`` takes."""
+    return value if isinstance(value, Mapping) else {"default": value}
+
+
 def padding_rows(model: nn.Module) -> dict[str, int]:
     """Embedding weights' padding rows by tensor name: never pruned, never shared."""
     first = first_names(model)

@@ -19,9 +19,13 @@ UNDO = {
 }
 
 
+SOURCE, MASK, VALUES = range(3)  # the order of what is held in one tensor: what is trained, its zeros, its values
+
+
 class Holder(nn.Module):
     """Base of the parametrizations with which training holds structure."""
 
+    order = SOURCE
     layout: Tensor
 
     def __init__(self) -> None:

@@ -10,10 +10,9 @@ from deepcompression.errors import StructureError
 
 if TYPE_CHECKING:
     from deepcompression.pruning.prune import Score
-    from deepcompression.training.device import Compute
-    from deepcompression.training.problem import Problem
+    from deepcompression.training.method import Context
 
-    Maker = Callable[[Problem, Compute], Score]
+    Maker = Callable[[Context], Score]
 
 CRITERIA: dict[str, str | None] = {
     "magnitude": None,  # what `prune` goes by where no score is given
@@ -22,7 +21,7 @@ CRITERIA: dict[str, str | None] = {
 
 
 def maker(name: str) -> Maker | None:
-    """What makes the score (name, weight) -> importance of a problem; None for magnitude, which needs none.
+    """What makes the score (name, weight) -> importance, of samples; None for magnitude, which needs none.
 
     Raises:
         StructureError: no criterion has this name.

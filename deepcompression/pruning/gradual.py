@@ -2,133 +2,142 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from deepcompression import factory
 from deepcompression.errors import InvariantError, StructureError
 from deepcompression.network import names
-from deepcompression.network import state as structure
-from deepcompression.pruning.prune import (
-    Pruned,
-    Score,
-    _account,
-    _check_numbers,
-    _count,
-    _kept,
-    _refresh,
-    _scores,
-    prune,
-)
-from deepcompression.structure import hold
-from deepcompression.structure.hold import hold_by
-from deepcompression.structure.zeros import ZeroMask
-from deepcompression.training.dropout import dropout_rates, set_dropout
-from deepcompression.training.loop import fit
-from deepcompression.training.problem import Problem
+from deepcompression.network.state import density as density_of
+from deepcompression.network.state import plain_state
+from deepcompression.pruning.criteria import maker
+from deepcompression.pruning.prune import Score, account_of, check_numbers, count_of, kept, prune, refresh, scores_of
+from deepcompression.structure.constraints import SHARED, ZEROS, Structure, having, structured
+from deepcompression.structure.hold import held_by, held_state, hold_by
+from deepcompression.structure.zeros import ZeroMask, zero_mask
+from deepcompression.training.method import SPARSITY, Account, Claim, Context, Method, Now
 from deepcompression.training.ramps import cubic_density
 
 MASK_UPDATES = 200
 
 
-def prune_gradually(
-    model: nn.Module,
-    problem: Problem,
-    density: Mapping[str, float],
-    *,
-    zeros: Sequence[str] = (),
-    shared: Sequence[str] = (),
-    scope: str = "layer",
-    start: float = 1.0,
-    ramp: float = 0.7,
-    score: Score | None = None,
-    dropout: Mapping[str, str] | None = None,
-    epochs: int,
-    **fit_arguments: Any,
-) -> Pruned:
-    """Trains ``model`` in place while its density falls along a cubic curve (Zhu and Gupta 2017).
+@dataclass(eq=False)
+class GradualPruning(Method):
+    """The density of each tensor falls along a cubic curve while the model trains.
 
     Masks are drawn anew from the present weights up to 200 times, and only shrink. What is zero at first stays so, but
-    in a tensor that is zero throughout, as initialisation leaves some: that one learns first. The best state is tracked
-    once the final density is reached.
+    in a tensor that is zero throughout, as initialisation leaves some: that one learns first. The best state is looked
+    for once the final density is reached.
 
     Args:
-        model: changed in place, baked at the end.
-        problem: data, step, metric.
-        density: tensor name -> final density.
-        zeros: further tensors whose zeros stay.
-        shared: tensors whose sharing stays; none of them can be pruned here.
-        scope: as for ``prune``.
+        density: fraction of weights that stays; one for all prunable tensors, or by name pattern.
+        scope: ``layer``, or ``global``: one ranking over all tensors.
         start: density at the first step.
         ramp: fraction of the steps in which the density falls.
-        score: as for ``prune``; one with a method ``refresh`` gets the model before masks are drawn anew.
-        dropout: dropout module -> the layer whose sparsity corrects its rate, recomputed with the masks.
-        epochs: of the whole training.
-        **fit_arguments: of ``training.fit``.
+        criterion: what makes a weight important, see ``pruning.criteria``.
+        score: a criterion of your own instead: (name, weight) -> importance, or ``{factory, kwargs}`` of one. A method
+            ``refresh`` of it gets the model before masks are drawn anew.
 
-    Raises:
-        StructureError: as ``prune``; also for a shared tensor.
+    Zhu and Gupta (2017), arXiv 1710.01878.
     """
-    _check_numbers(density, None)
-    both = sorted(set(density) & set(shared))
-    if both:
-        raise StructureError(f"{both[0]}: is shared already; gradual pruning goes before share")
-    before = structure.plain_state(model)
-    padding = names.padding_rows(model)
-    _refresh(score, model)
-    prune(before, density, scope=scope, score=score, padding=padding)  # refuses what is impossible before any training
-    rates = dropout_rates(model, dropout or {})
-    blank = [name for name in density if name not in zeros and not bool(before[name].any())]
-    hold.hold(model, [name for name in (*zeros, *density) if name not in blank], shared=shared)
-    hold_by(model, dict.fromkeys(blank, _all_alive))
-    corrected = False
 
-    def tighten(step: int, total: int) -> None:
-        nonlocal corrected
-        falling = min(int(total * ramp), total - 1)
-        due = step <= falling and (step % max(falling // MASK_UPDATES, 1) == 0 or step == falling)
-        if due:
-            now = {name: max(cubic_density(step, falling, start, final), final) for name, final in density.items()}
-            _tighten(model, now, scope, score, padding)
-        if due or not corrected:  # a resumed loop has masks already
-            densities = hold.held_state(model, {rate.tensor for rate in rates.values()})
-            set_dropout(model, rates, {name: structure.density(densities, [name]) for name in densities})
-            corrected = True
+    name: ClassVar[str] = "prune"
+    density: float | Mapping[str, float]
+    scope: Literal["layer", "global"] = "layer"
+    start: float = 1.0
+    ramp: float = 0.7
+    criterion: str = "magnitude"
+    score: Score | Mapping[str, Any] | None = None
 
-    try:
-        # The first epoch at whose end the density is final: the one in which the ramp's last step lies.
-        first = min(int(epochs * ramp + 1e-6) + 1, epochs)
-        done = fit(model, problem, epochs=epochs, on_step=tighten, track_from=first, **fit_arguments)
-    finally:
-        set_dropout(model, rates, {})
-        hold.bake(model)
-    state = structure.plain_state(model)
-    layers = [_account(name, before[name], state[name], state[name].abs().reshape(-1)) for name in density]
-    for layer in layers if scope == "layer" else ():
-        if layer.name not in padding and layer.nonzero > _count(state[layer.name].reshape(-1), density[layer.name]):
-            raise InvariantError(f"{layer.name}: density {layer.density:.4g}, asked for {density[layer.name]}")
-    return Pruned(state, layers, done)
+    @property
+    def settled(self) -> float:
+        """Where the ramp ends."""
+        return self.ramp
+
+    def claims(self, model: nn.Module, structure: Structure) -> set[Claim]:
+        """The zeros of each tensor that gets a density."""
+        return {(name, SPARSITY) for name in self._densities(model)}
+
+    def attach(self, model: nn.Module, context: Context) -> list[dict[str, Any]]:
+        """Puts masks on.
+
+        Raises:
+            StructureError: impossible densities, an unknown criterion, a shared tensor, as ``prune``.
+        """
+        self._final = self._densities(model)
+        check_numbers(self._final, None)
+        both = sorted(set(self._final) & set(having(context.structure, SHARED)))
+        if both:
+            raise StructureError(f"{both[0]}: is shared already; gradual pruning goes before share")
+        self._padding, self._score = names.padding_rows(model), self._made_score(context)
+        self._before = {name: one.cpu().clone() for name, one in held_state(model, self._final).items()}
+        refresh(self._score, model)
+        # refuses what is impossible before any training
+        prune(self._before, self._final, scope=self.scope, score=self._score, padding=self._padding)
+        zeros = set(having(context.structure, ZEROS))
+        blank = {name for name in self._final if name not in zeros and not bool(self._before[name].any())}
+        hold_by(model, {name: _all_alive if name in blank else zero_mask for name in self._final})
+        return []
+
+    def before_step(self, model: nn.Module, now: Now) -> None:
+        """Draws masks anew where that is due."""
+        falling = min(int(now.steps * self.ramp), now.steps - 1)
+        if now.step <= falling and (now.step % max(falling // MASK_UPDATES, 1) == 0 or now.step == falling):
+            final = self._final.items()
+            self._tighten(
+                model, {name: max(cubic_density(now.step, falling, self.start, one), one) for name, one in final}
+            )
+            now.changed = True
+
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """The density of all that is pruned."""
+        return {"density": density_of(held_state(model, self._final), self._final)}
+
+    def finish(self, model: nn.Module) -> Account:
+        """The account of each tensor.
+
+        Raises:
+            InvariantError: a density is above what was asked for.
+        """
+        state = plain_state(model)
+        layers = [
+            account_of(name, one, state[name], state[name].abs().reshape(-1)) for name, one in self._before.items()
+        ]
+        for layer in layers if self.scope == "layer" else ():
+            asked = self._final[layer.name]
+            if layer.name not in self._padding and layer.nonzero > count_of(state[layer.name].reshape(-1), asked):
+                raise InvariantError(f"{layer.name}: density {layer.density:.4g}, asked for {asked}")
+        # What is zero throughout has no structure yet: held so, it could never learn.
+        alive = [layer.name for layer in layers if layer.nonzero]
+        return Account(structured(alive), report={"layers": layers})
+
+    def _densities(self, model: nn.Module) -> dict[str, float]:
+        return names.resolve(model, names.table_of(self.density))
+
+    def _made_score(self, context: Context) -> Score | None:
+        if isinstance(self.score, Mapping):
+            made: Score = factory.function(self.score["factory"], self.score.get("kwargs"))
+            return made
+        make = maker(self.criterion)
+        return self.score or (make(context) if make else None)
+
+    def _tighten(self, model: nn.Module, density: Mapping[str, float]) -> None:
+        """Masks of the present weights at ``density``; what is masked already stays so."""
+        refresh(self._score, model)
+        # looked up anew: moving a model to a device or memory format replaces masks
+        held = {name: pair for name, pair in held_by(model, ZeroMask).items() if name in density}
+        state = {name: held[name][0](held[name][1]).detach() for name in density}
+        if not all(bool(torch.isfinite(weight).all()) for weight in state.values()):
+            return  # training diverged: its own check says so at the end of the epoch
+        scores = {name: scores_of(name, weight, self._score, self._padding) for name, weight in state.items()}
+        for name, keep in kept(scores, density, self.scope).items():
+            mask = held[name][0].mask
+            mask.logical_and_(keep.reshape(mask.shape))
 
 
 def _all_alive(weight: Tensor) -> ZeroMask:
     return ZeroMask(torch.ones_like(weight, dtype=torch.bool))
-
-
-def _tighten(
-    model: nn.Module,
-    density: Mapping[str, float],
-    scope: str,
-    score: Score | None,
-    padding: Mapping[str, int],
-) -> None:
-    """Masks of the present weights at ``density``; what is masked already stays so."""
-    _refresh(score, model)
-    masks = hold.masks(model)  # looked up anew: moving a model to a device or memory format replaces them
-    state = hold.held_state(model, density)
-    if not all(bool(torch.isfinite(weight).all()) for weight in state.values()):
-        return  # training diverged: its own check says so at the end of the epoch
-    scores = {name: _scores(name, weight, score, padding) for name, weight in state.items()}
-    for name, keep in _kept(scores, density, scope).items():
-        masks[name].logical_and_(keep.reshape(masks[name].shape))

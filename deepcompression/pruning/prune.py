@@ -1,4 +1,4 @@
-"""Magnitude pruning: one-shot (to a density, or by the paper's quality parameter) or gradual."""
+"""Pruning at once: to a density, or by the paper's quality parameter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from deepcompression.errors import StructureError
 from deepcompression.network.state import normalised, replaced
-from deepcompression.training.loop import Fit
 
 Score = Callable[[str, Tensor], Tensor]
 GLOBAL_FLOOR = 0.01
@@ -34,7 +33,6 @@ class Pruned:
 
     state: dict[str, Tensor]
     layers: list[LayerDensity]
-    fit: Fit | None = None
 
 
 def prune(
@@ -68,25 +66,27 @@ def prune(
         raise StructureError("prune: expected exactly one of density and quality, for at least one tensor")
     if scope not in ("layer", "global") or (scope == "global" and quality is not None):
         raise StructureError(f"prune: scope {scope!r}; expected layer, or global with a density")
-    _check_numbers(density, quality)
+    check_numbers(density, quality)
     clean = normalised(state, table)
-    scores = {name: _scores(name, clean[name], score, padding or {}) for name in table}
+    scores = {name: scores_of(name, clean[name], score, padding or {}) for name in table}
     if quality is not None:
-        kept = {name: _above(scores[name], clean[name], quality[name]) for name in table}
+        stays = {name: _above(scores[name], clean[name], quality[name]) for name in table}
     else:
-        kept = _kept(scores, density or {}, scope)
-    pruned = {name: _cut(name, clean[name], keep) for name, keep in kept.items()}
-    layers = [_account(name, clean[name], weight, scores[name]) for name, weight in pruned.items()]
+        stays = kept(scores, density or {}, scope)
+    pruned = {name: _cut(name, clean[name], keep) for name, keep in stays.items()}
+    layers = [account_of(name, clean[name], weight, scores[name]) for name, weight in pruned.items()]
     return Pruned(replaced(clean, pruned), layers)
 
 
-def _refresh(score: Score | None, model: nn.Module) -> None:
-    refresh = getattr(score, "refresh", None)
-    if refresh is not None:
-        refresh(model)
+def refresh(score: Score | None, model: nn.Module) -> None:
+    """Lets a score that has a method ``refresh`` look at the model's present weights."""
+    look = getattr(score, "refresh", None)
+    if look is not None:
+        look(model)
 
 
-def _check_numbers(density: Mapping[str, float] | None, quality: Mapping[str, float] | None) -> None:
+def check_numbers(density: Mapping[str, float] | None, quality: Mapping[str, float] | None) -> None:
+    """Raises StructureError where a density or a quality is impossible."""
     for name, value in (density or {}).items():
         if not 0 < value <= 1:
             raise StructureError(f"{name}: density {value} is impossible; expected a fraction in (0, 1]")
@@ -95,7 +95,7 @@ def _check_numbers(density: Mapping[str, float] | None, quality: Mapping[str, fl
             raise StructureError(f"{name}: quality {value} is impossible; expected a positive number")
 
 
-def _scores(name: str, weight: Tensor, score: Score | None, padding: Mapping[str, int]) -> Tensor:
+def scores_of(name: str, weight: Tensor, score: Score | None, padding: Mapping[str, int]) -> Tensor:
     """Importance (n,); zeros rank below all, a padding row above all."""
     scores = weight.detach().abs() if score is None else score(name, weight)
     if not isinstance(scores, Tensor) or scores.shape != weight.shape:
@@ -109,7 +109,8 @@ def _scores(name: str, weight: Tensor, score: Score | None, padding: Mapping[str
     return scores.masked_fill(weight == 0, -torch.inf).reshape(-1)
 
 
-def _count(scores: Tensor, density: float) -> int:
+def count_of(scores: Tensor, density: float) -> int:
+    """How many of the weights with these scores (n,) stay at a density; one at least."""
     return max(round(density * len(scores)), 1)
 
 
@@ -130,11 +131,11 @@ def _above(scores: Tensor, weight: Tensor, quality: float) -> Tensor:
     return scores >= threshold
 
 
-def _kept(scores: Mapping[str, Tensor], density: Mapping[str, float], scope: str) -> dict[str, Tensor]:
+def kept(scores: Mapping[str, Tensor], density: Mapping[str, float], scope: str) -> dict[str, Tensor]:
     """Which weights (n,) stay at a density, by their scores (n,)."""
     if scope == "global":
         return _globally(scores, density)
-    return {name: _largest(one, _count(one, density[name])) for name, one in scores.items()}
+    return {name: _largest(one, count_of(one, density[name])) for name, one in scores.items()}
 
 
 def _globally(scores: Mapping[str, Tensor], density: Mapping[str, float]) -> dict[str, Tensor]:
@@ -143,12 +144,12 @@ def _globally(scores: Mapping[str, Tensor], density: Mapping[str, float]) -> dic
     common = next(iter(density.values()))
     ranked = []
     for one in scores.values():
-        floor = _largest(one, _count(one, min(GLOBAL_FLOOR, common)))
+        floor = _largest(one, count_of(one, min(GLOBAL_FLOOR, common)))
         # What each tensor keeps in any case ranks first.
         ranked.append(one.masked_fill(floor & (one > -torch.inf), torch.inf))
     whole = torch.cat(ranked)
-    kept = torch.split(_largest(whole, _count(whole, common)), [len(one) for one in ranked])
-    return dict(zip(scores, kept, strict=True))
+    stays = torch.split(_largest(whole, count_of(whole, common)), [len(one) for one in ranked])
+    return dict(zip(scores, stays, strict=True))
 
 
 def _cut(name: str, weight: Tensor, keep: Tensor) -> Tensor:
@@ -162,8 +163,9 @@ def _cut(name: str, weight: Tensor, keep: Tensor) -> Tensor:
     return torch.where(alive, weight, torch.zeros_like(weight))
 
 
-def _account(name: str, before: Tensor, after: Tensor, scores: Tensor) -> LayerDensity:
+def account_of(name: str, before: Tensor, after: Tensor, scores: Tensor) -> LayerDensity:
+    """The account of one tensor; ``scores`` (n,) are those by which it was pruned."""
     alive = int((after != 0).sum())
-    kept = scores[(after != 0).reshape(-1)]
-    threshold = float(kept.min()) if alive else 0.0
+    stayed = scores[(after != 0).reshape(-1)]
+    threshold = float(stayed.min()) if alive else 0.0
     return LayerDensity(name, after.numel(), int((before != 0).sum()), alive, alive / max(after.numel(), 1), threshold)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import torch
@@ -12,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from deepcompression.network.names import first_names, is_conv1d, is_layer, join
-from deepcompression.training.batches import Batches
-from deepcompression.training.device import Compute
-from deepcompression.training.problem import Problem, stepped
+from deepcompression.training.method import Context
 
 SAMPLES = 512
 
@@ -29,8 +26,8 @@ class Wanda:
     Sun, Liu, Bair, Kolter (2023), arXiv 2306.11695, without its comparison by output.
     """
 
-    def __init__(self, problem: Problem, compute: Compute | None = None) -> None:
-        self.problem, self.compute = problem, compute or Compute()
+    def __init__(self, context: Context) -> None:
+        self.context = context
         self.norms: dict[str, Tensor] = {}
 
     def __call__(self, name: str, weight: Tensor) -> Tensor:
@@ -44,11 +41,10 @@ class Wanda:
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         mode, self.norms = model.training, {}
-        self.compute.place(model).eval()
-        batches = Batches(self.problem.train, min(self.problem.batch_size, SAMPLES), self.compute)
+        self.context.compute.place(model).eval()
         with _watched(model, sums, counts), torch.no_grad():
-            for batch in islice(batches, max(1, SAMPLES // self.problem.batch_size)):
-                stepped(self.problem.step, model, batch)
+            for batch in self.context.batches("criterion wanda", SAMPLES):
+                self.context.forward(model, batch)
         model.train(mode)
         self.norms = {name: (total / counts[name]).sqrt() for name, total in sums.items()}
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deepcompression.errors import StructureError
-from deepcompression.network.parametrized import Holder
+from deepcompression.network import names
+from deepcompression.network.parametrized import SOURCE, Holder
+from deepcompression.network.parametrized import VALUES as AFTER_MASK
 from deepcompression.network.state import plain_state
 from deepcompression.sharing.entropy_constrained import RateBook, rate_codebook
-from deepcompression.sharing.share import LayerSharing, account, check_bits, rates_of
-from deepcompression.structure import hold
-from deepcompression.structure.hold import held_by, hold_by
-from deepcompression.training.loop import Fit, fit
-from deepcompression.training.problem import Problem
+from deepcompression.sharing.share import account, check_bits, rates_of
+from deepcompression.structure.constraints import SHARED, Structure, having, structured
+from deepcompression.structure.hold import held_by, held_state, hold_by, masks
+from deepcompression.training.method import SPARSITY, VALUES, Account, Claim, Context, Method, Now
 
 log = logging.getLogger(__name__)
 UPDATES = 200
@@ -30,27 +31,9 @@ PULL = 0.5  # part of the way to their levels that weights are moved at the last
 TRACKED = 0.75  # part of the epochs after which codes hardly change, and the best state is looked for
 
 
-@dataclass(frozen=True)
-class SharedTraining:
-    """A state_dict whose named tensors hold few values, the account of each, and what training did."""
-
-    state: dict[str, Tensor]
-    layers: list[LayerSharing]
-    fit: Fit
-
-
-def share_training(
-    model: nn.Module,
-    problem: Problem,
-    bits: Mapping[str, int],
-    *,
-    rate: Mapping[str, float] | float = 0.0,
-    zeros: Sequence[str] = (),
-    shared: Sequence[str] = (),
-    epochs: int,
-    **fit_arguments: Any,
-) -> SharedTraining:
-    """Trains ``model`` in place while each named tensor's weights take at most 2**bits values and zero.
+@dataclass(eq=False)
+class TrainedSharing(Method):
+    """The weights of each tensor take at most 2**bits values and zero while the model trains.
 
     Weights train on, unshared, beneath their values (straight-through). Codebooks follow up to 200 times: centroids
     become the means of their weights, and each weight takes the one for which squared error + lambda x coded bits is
@@ -60,56 +43,78 @@ def share_training(
     is looked for in the last quarter.
 
     Args:
-        model: changed in place, baked at the end.
-        problem: data, step, metric.
-        bits: tensor name -> 1 to 16. Tensors that are zero throughout are left free, with a warning.
-        rate: see ``rate_codebook``; of all tensors, or by name.
-        zeros: further tensors whose zeros stay; those of the named ones stay in any case.
-        shared: further tensors whose sharing stays.
-        epochs: of the whole training.
-        **fit_arguments: of ``training.fit``.
-
-    Raises:
-        StructureError: bits or a rate are impossible, a tensor is missing, or would become all zero.
-        DivergedError, StorageError, FactoryError: as ``training.fit``.
+        bits: 1 to 16, of all prunable tensors or by name pattern. Tensors that are zero throughout are left free, with
+            a warning.
+        rate: see ``rate_codebook``; of all tensors, or by name pattern.
 
     Choi, El-Khamy, Lee (2017), "Towards the limit of network quantization"; Bengio et al. (2013) for straight-through;
     Carreira-Perpinan, Idelbayev (2017), arXiv 1707.01209, for weights that are drawn to their codebook.
     """
-    check_bits(bits)
-    rates = rates_of(bits, rate)
-    both = sorted(set(bits) & set(shared))
-    if both:
-        raise StructureError(f"{both[0]}: is shared already; its codes are not drawn anew")
-    before = plain_state(model)
-    for name in [name for name in bits if name in before and not bool(before[name].any())]:
-        if before[name].numel():
-            log.warning("%s is zero throughout: there is nothing to share in it, and it trains freely", name)
-        bits = {other: width for other, width in bits.items() if other != name}
-    hold.hold(model, [name for name in zeros if name not in bits], shared=shared)
-    hold_by(model, {name: functools.partial(Reassigned, k=2**width) for name, width in bits.items()})
 
-    def follow(step: int, total: int) -> None:
-        if step % max(total // UPDATES, 1) == 0:
-            part = step / total
+    name: ClassVar[str] = "share"
+    holds_zeros: ClassVar[bool] = True
+    bits: int | Mapping[str, int] = 5
+    rate: float | Mapping[str, float] = 0.0
+
+    @property
+    def settled(self) -> float:
+        """Where codes hardly change."""
+        return TRACKED
+
+    def claims(self, model: nn.Module, structure: Structure) -> set[Claim]:
+        """The values of each tensor that is shared."""
+        return {(name, VALUES) for name in names.resolve(model, names.table_of(self.bits))}
+
+    def attach(self, model: nn.Module, context: Context) -> list[dict[str, Any]]:
+        """Puts codebooks over weights.
+
+        Raises:
+            StructureError: bits or a rate are impossible, or a tensor is shared already.
+        """
+        bits = names.resolve(model, names.table_of(self.bits))
+        check_bits(bits)
+        rates = names.resolve(model, names.table_of(self.rate)) if self.rate else {}
+        self._rates = rates_of(bits, rates)
+        both = sorted(set(bits) & set(having(context.structure, SHARED)))
+        if both:
+            raise StructureError(f"{both[0]}: is shared already; its codes are not drawn anew")
+        self._before = {name: one.cpu().clone() for name, one in held_state(model, bits).items()}
+        self._bits = {name: width for name, width in bits.items() if bool(self._before[name].any())}
+        for name in bits.keys() - self._bits.keys():
+            if self._before[name].numel():
+                log.warning("%s is zero throughout: there is nothing to share in it, and it trains freely", name)
+        masked = {name for name, role in context.claimed if role == SPARSITY}
+        for name, width in self._bits.items():
+            hold_by(model, {name: partial(Masked if name in masked else Reassigned, k=2**width)})
+        return []
+
+    def before_step(self, model: nn.Module, now: Now) -> None:
+        """Draws codebooks and codes anew where that is due."""
+        if now.step % max(now.steps // UPDATES, 1) == 0:
+            part, over = now.fraction, masks(model)
             for name, (held, weights) in held_by(model, Reassigned).items():
-                held.follow(weights, rates[name] * min(part / RISEN, 1.0), PULL * part**4)
+                held.follow(weights, self._rates[name] * min(part / RISEN, 1.0), PULL * part**4, over.get(name))
 
-    try:
-        first = int(epochs * TRACKED) + 1
-        done = fit(model, problem, epochs=epochs, on_step=follow, track_from=first, **fit_arguments)
-    finally:
-        hold.bake(model)
-    state, layers = plain_state(model), []
-    for name, width in bits.items():
-        alive = before[name] != 0
-        layers.append(account(name, width, before[name][alive], state[name][alive]))
-    return SharedTraining(state, layers, done)
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """Bits of a code, on average over the shared weights."""
+        held = held_by(model, Reassigned)
+        total = sum(behind.numel() for _, behind in held.values())
+        return {"bits": sum(self._bits[name] * behind.numel() for name, (_, behind) in held.items()) / max(total, 1)}
+
+    def finish(self, model: nn.Module) -> Account:
+        """The account of each tensor, over the weights that were not zero before."""
+        state, layers = plain_state(model), []
+        for name, width in self._bits.items():
+            alive = self._before[name] != 0
+            layers.append(account(name, width, self._before[name][alive], state[name][alive]))
+        done = [layer.name for layer in layers if layer.nonzero]
+        return Account(structured(done, done), report={"layers": layers}, regrouped=list(self._before))
 
 
 class Reassigned(Holder):
     """What is trained are weights (m,) at a tensor's non-zero places; what the model sees is the level of each."""
 
+    order = SOURCE
     positions: Tensor
     levels: Tensor
     thresholds: Tensor
@@ -137,14 +142,19 @@ class Reassigned(Holder):
         return weight.reshape(-1)[self.positions]
 
     @torch.no_grad()
-    def follow(self, weights: Tensor, rate: float, pull: float) -> None:
+    def follow(self, weights: Tensor, rate: float, pull: float, mask: Tensor | None = None) -> None:
         """Codebook and codes anew for the present ``weights`` (m,), which are moved to their levels by ``pull``.
 
-        A part of the way: 0 leaves them, 1 puts them there.
+        A part of the way: 0 leaves them, 1 puts them there. With a ``mask`` of their shape only what it leaves counts.
         """
-        if bool(torch.isfinite(weights).all()):  # else training diverged: its check at the end of the epoch says so
+        if not bool(torch.isfinite(weights).all()):
+            return  # training diverged: its check at the end of the epoch says so
+        if mask is None:
             self._draw(weights, rate)
             weights.lerp_(self._drawn(weights), pull)
+        elif bool(mask.any()):
+            self._draw(weights[mask], rate)
+            weights.copy_(torch.where(mask, weights.lerp(self._drawn(weights), pull), weights))
 
     def _drawn(self, weights: Tensor) -> Tensor:
         return self.levels[torch.bucketize(weights.float(), self.thresholds)].to(weights.dtype)
@@ -164,3 +174,19 @@ class Reassigned(Holder):
         levels, bits, thresholds = (one.double().cpu().numpy() for one in (self.levels, self.bits, self.thresholds))
         levels, places = np.unique(levels[: np.isfinite(thresholds).sum() + 1], return_index=True)
         return RateBook(levels, thresholds[places[:-1]], bits[places]) if len(levels) > 1 else None
+
+
+class Masked(Reassigned):
+    """The same over a mask that is not its own: all weights are trained, and those that are masked have no level."""
+
+    order = AFTER_MASK
+
+    def forward(self, weights: Tensor) -> Tensor:
+        """The tensor (its own shape) of its masked weights."""
+        latent = weights.detach()
+        values = torch.where(latent == 0, 0, self._drawn(latent).to(latent.dtype))
+        return self.laid_out(values + (weights - latent))
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What is trained: the weight itself."""
+        return weight

@@ -1,15 +1,16 @@
-"""Whether structure only became coarser from one state to the next."""
+"""Whether structure only became coarser from one state to the next, and what was left alone stayed as it was."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from deepcompression.errors import InvariantError
-from deepcompression.network.state import bits_of, is_zero
+from deepcompression.network.state import bits_of
+from deepcompression.structure.constraints import SHARED, ZEROS, Structure, constraint
 
 
 @dataclass(frozen=True)
@@ -20,42 +21,39 @@ class Coarsened:
     merged_groups: int
 
 
-def check(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, zeros: Sequence[str], shared: Sequence[str]
-) -> Coarsened:
+def check(before: Mapping[str, Tensor], after: Mapping[str, Tensor], structure: Structure) -> Coarsened:
     """Makes sure that structure only became coarser, from one state_dict to the next.
 
     Args:
         before: tensors that had structure.
         after: the same tensors now.
-        zeros: names whose zeros must still be zeros (the bit pattern +0.0).
-        shared: names whose equal weights must still be equal.
+        structure: what must be true of ``after``; zeros and sharing are those that ``before`` has.
 
     Raises:
-        InvariantError: names the tensor in which a zero came alive, a group split, or everything became zero.
+        InvariantError: names the tensor in which a zero came alive, a group split, everything became zero, or another
+            constraint is broken.
     """
-    grown = sum(_new_zeros(name, is_zero(before[name]), is_zero(after[name])) for name in zeros)
-    merged = sum(_merged_groups(name, bits_of(before[name]), bits_of(after[name])) for name in shared)
-    return Coarsened(grown, merged)
+    grown = dict.fromkeys((ZEROS, SHARED), 0)
+    for name, words in structure.items():
+        for word in words:
+            counted = constraint(word).check(name, before[name], after[name])
+            grown[word] = grown.get(word, 0) + counted
+    return Coarsened(grown[ZEROS], grown[SHARED])
 
 
-def _new_zeros(name: str, was: Tensor, now: Tensor) -> int:
-    alive = int((was & ~now).sum())
-    if alive:
-        raise InvariantError(f"{name}: {alive} pruned weights are no longer zero")
-    if bool(now.all()) and not bool(was.all()):
-        raise InvariantError(f"{name}: every weight became zero")
-    return int(now.sum() - was.sum())
+def refuse_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor], selected: Collection[str]) -> None:
+    """Makes sure that every tensor but the ``selected`` ones has the bits that it had.
+
+    Raises:
+        InvariantError: names a tensor that changed, came or went.
+    """
+    strange = sorted(set(before) ^ set(after))
+    if strange:
+        raise InvariantError(f"{strange[0]}: is in only one of the states before and after the stage")
+    for name, tensor in before.items():
+        if name not in selected and not _same(tensor, after[name]):
+            raise InvariantError(f"{name}: changed, although the stage did not select it")
 
 
-def _merged_groups(name: str, before: Tensor, after: Tensor) -> int:
-    """How many groups of equal weights joined others; each group must still be one value, but for those now zero."""
-    groups, index = torch.unique(before.reshape(-1), return_inverse=True)
-    now = after.reshape(-1)
-    stays = (now != 0) | (before.reshape(-1) == 0)
-    index, now = index[stays], now[stays]
-    leader = now.new_zeros(len(groups))
-    leader[index] = now
-    if not torch.equal(leader[index], now):
-        raise InvariantError(f"{name}: weights that shared a value no longer do")
-    return len(groups) - len(torch.unique(leader))
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(bits_of(one), bits_of(other))

@@ -22,6 +22,7 @@ from deepcompression.network.names import (
     refuse_overlaps,
 )
 from deepcompression.network.parametrized import Holder, is_held, join
+from deepcompression.structure.constraints import SHARED, ZEROS, Structure, constraint
 from deepcompression.structure.shared import SharedWeights
 from deepcompression.structure.zeros import ZeroMask, zero_mask
 
@@ -62,20 +63,50 @@ def hold(model: nn.Module, names: Sequence[str] | None = None, *, shared: Sequen
     for name, weight in held_state(model, zeros).items():
         if weight.numel() and not bool(weight.any()):
             log.warning("%s is zero throughout, and is held so: it can never learn; leave it out if it should", name)
+    for name in zeros:
+        _refuse_held(_uses(model, name), name)
     hold_by(model, {name: SharedWeights if name in shared else zero_mask for name in zeros})
     return Held(zeros, shared)
+
+
+def hold_structure(model: nn.Module, structure: Structure) -> None:
+    """From now on training keeps the constraints of each named tensor; ``hold`` for more than zeros and sharing.
+
+    Raises:
+        StructureError: as ``hold``; or a tensor has not what is said of it.
+    """
+    for name, words in structure.items():
+        try:
+            for make in _makers(words):
+                hold_by(model, {name: make})
+        except StructureError as error:
+            raise StructureError(str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}") from None
+
+
+def _makers(words: Collection[str]) -> list[Callable[[Tensor], Holder]]:
+    """What holds these constraints, in order; a codebook holds zeros too, and one mask is enough."""
+    if SHARED in words:
+        return [SharedWeights, *(constraint(word).held for word in words if word.startswith("grid"))]
+    masks = [zero_mask] if any(word == ZEROS or word.startswith("n_m") for word in words) else []
+    return [*masks, *(constraint(word).held for word in words if word.startswith(("grid", "binary")))]
 
 
 def hold_by(model: nn.Module, makes: Mapping[str, Callable[[Tensor], Holder]]) -> None:
     """Holds each named tensor by what is made of its weight; as ``hold``, which makes masks and codebooks.
 
+    In one tensor several things can be held, in the order of ``network.parametrized``: what is trained, a mask, values.
+
     Raises:
-        StructureError: as ``hold``; nothing is held then.
+        StructureError: as ``hold``; nothing is held then. A tensor holds such a thing, or a later one, already.
     """
     makes = {_known(model, [name])[0]: make for name, make in makes.items()}
     places = {name: _uses(model, name) for name in makes}
+    parts = {name: makes[name](getattr(*uses[0]).detach()) for name, uses in places.items()}
     for name, uses in places.items():
-        _hold_one(uses, makes[name](getattr(*uses[0]).detach()))
+        if is_held(*uses[0]) and max(one.order for one in _parts(*uses[0])) >= parts[name].order:
+            _refuse_held(uses, name)
+    for name, uses in places.items():
+        _hold_one(uses, parts[name])
 
 
 def held_by(model: nn.Module, kind: type[Part]) -> dict[str, tuple[Part, Tensor]]:
@@ -84,9 +115,10 @@ def held_by(model: nn.Module, kind: type[Part]) -> dict[str, tuple[Part, Tensor]
     for prefix, module in model.named_modules():
         if parametrize.is_parametrized(module):
             for attribute, parts in module.parametrizations.items():
-                if isinstance(parts[0], kind):
-                    behind = _original(module, attribute)
-                    found.setdefault(id(parts[0]), (join(prefix, attribute), (parts[0], behind)))
+                for part in parts:
+                    if isinstance(part, kind):
+                        behind = _original(module, attribute)
+                        found.setdefault(id(part), (join(prefix, attribute), (part, behind)))
     return dict(found.values())
 
 
@@ -113,6 +145,10 @@ def held_state(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
 
 def _hold_one(uses: Sequence[Use], part: Holder) -> None:
     """Registers one structure at every use of a parameter, with one trained tensor behind all of them."""
+    if is_held(*uses[0]):
+        for module, attribute in uses:
+            parametrize.register_parametrization(module, attribute, part)
+        return
     weight = getattr(*uses[0])
     for module, attribute in uses:
         module.__dict__.setdefault("_order_before_hold", list(module._parameters))
@@ -173,9 +209,16 @@ def _uses(model: nn.Module, name: str) -> list[Use]:
         raise StructureError(f"{name}: a value is NaN or infinite; zeros and sharing are held in finite weights")
     same = [other.rpartition(".") for other, parameter in known.items() if memory(parameter) == memory(weight)]
     uses: list[Use] = list(dict.fromkeys((model.get_submodule(part[0]), part[2]) for part in same))
+    return uses
+
+
+def _refuse_held(uses: Sequence[Use], name: str) -> None:
     if any(is_held(*use) for use in uses):
         raise StructureError(f"{name}: is held already; bake the model first")
-    return uses
+
+
+def _parts(module: nn.Module, attribute: str) -> list[Holder]:
+    return list(module.parametrizations[attribute])  # type: ignore[index]
 
 
 def _original(module: nn.Module, attribute: str) -> nn.Parameter:

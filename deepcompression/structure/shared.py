@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from deepcompression.errors import InvariantError
 from deepcompression.network.parametrized import Holder
+from deepcompression.network.state import bits_of
 
 
 class SharedWeights(Holder):
@@ -54,3 +57,28 @@ class _Spread(torch.autograd.Function):
         exact = each.float() if each.device.type == "mps" else each.double()  # MPS has no float64
         summed = torch.bincount(codes, weights=exact, minlength=ctx.count)
         return summed.to(gradient.dtype), None, None, None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Weights that are equal stay equal; so do zeros."""
+
+    def held(self, weight: Tensor) -> Holder:
+        """The weight by its codebook."""
+        return SharedWeights(weight)
+
+    def check(self, name: str, before: Tensor, after: Tensor) -> int:
+        """How many groups of equal weights joined others; each must still be one value, but for weights now zero.
+
+        Raises:
+            InvariantError: a group has several values.
+        """
+        groups, index = torch.unique(bits_of(before).reshape(-1), return_inverse=True)
+        now = bits_of(after).reshape(-1)
+        stays = (now != 0) | (bits_of(before).reshape(-1) == 0)
+        index, now = index[stays], now[stays]
+        leader = now.new_zeros(len(groups))
+        leader[index] = now
+        if not torch.equal(leader[index], now):
+            raise InvariantError(f"{name}: weights that shared a value no longer do")
+        return len(groups) - len(torch.unique(leader))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from deepcompression.network.parametrized import Holder
+from deepcompression.errors import InvariantError
+from deepcompression.network.parametrized import MASK, Holder
+from deepcompression.network.state import is_zero
 
 
 class ZeroMask(Holder):
     """Weights where ``mask``, +0.0 elsewhere; no gradient reaches what is masked."""
 
+    order = MASK
     mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
@@ -29,3 +34,26 @@ class ZeroMask(Holder):
 def zero_mask(weight: Tensor) -> ZeroMask:
     """Holds the zeros that a weight has."""
     return ZeroMask(weight != 0)
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """What is +0.0 stays so."""
+
+    def held(self, weight: Tensor) -> Holder:
+        """A mask of the zeros that ``weight`` has."""
+        return zero_mask(weight)
+
+    def check(self, name: str, before: Tensor, after: Tensor) -> int:
+        """How many weights became zero.
+
+        Raises:
+            InvariantError: a zero came alive, or everything became zero.
+        """
+        was, now = is_zero(before), is_zero(after)
+        alive = int((was & ~now).sum())
+        if alive:
+            raise InvariantError(f"{name}: {alive} pruned weights are no longer zero")
+        if bool(now.all()) and not bool(was.all()):
+            raise InvariantError(f"{name}: every weight became zero")
+        return int(now.sum() - was.sum())

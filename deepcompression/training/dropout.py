@@ -1,15 +1,19 @@
-"""The paper's correction of dropout for a sparse layer."""
+"""The paper's correction of dropout for a sparse layer, as a method of training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 
 from deepcompression.errors import StructureError
 from deepcompression.network import names
+from deepcompression.network.state import density
+from deepcompression.structure.hold import held_state
+from deepcompression.training.method import Account, Context, Method, Now
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -55,3 +59,39 @@ def set_dropout(model: nn.Module, rates: Mapping[str, Rate], densities: Mapping[
         used[name] = corrected_dropout(rate.original, densities.get(rate.tensor, 1.0))
         model.get_submodule(name).p = used[name]  # type: ignore[assignment]
     return used
+
+
+class DropoutCorrection(Method):
+    """Dropout rates follow the density of the layers that they feed; the modules' own come back in the end.
+
+    Args:
+        dropout: dropout module -> the layer that follows it.
+
+    Han et al. (2015), section 3.3 and equation 2.
+    """
+
+    name: ClassVar[str] = "dropout"
+
+    def __init__(self, dropout: Mapping[str, str]) -> None:
+        self.dropout = dropout
+        self._rates: dict[str, Rate] = {}
+        self._used: dict[str, float] = {}
+
+    def attach(self, model: nn.Module, context: Context) -> list[dict[str, Any]]:
+        """Finds the modules; StructureError where there are none of these names."""
+        self._rates = dropout_rates(model, self.dropout)
+        return []
+
+    def before_step(self, model: nn.Module, now: Now) -> None:
+        """Corrects the rates before the first step, and whenever masks have changed."""
+        if now.changed or not self._used:
+            weights = held_state(model, {rate.tensor for rate in self._rates.values()})
+            self._used = set_dropout(model, self._rates, {name: density(weights, [name]) for name in weights})
+
+    def finish(self, model: nn.Module) -> Account:
+        """The rates that the last step was trained with."""
+        return Account(report={"dropout": self._used})
+
+    def close(self, model: nn.Module) -> None:
+        """Gives the modules their own rates back."""
+        set_dropout(model, self._rates, {})

@@ -1,4 +1,4 @@
-"""One training loop for all stages: the best state kept, a rolling checkpoint each epoch."""
+"""One training loop for all stages and methods: the best state kept, a rolling checkpoint each epoch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression._atomic import written
+from deepcompression.data.batch import copied
 from deepcompression.errors import DataError, DivergedError, one_line
+from deepcompression.structure.constraints import Structure, together
 from deepcompression.training import randomness
 from deepcompression.training.batches import Batches
 from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import Evaluation, evaluate
+from deepcompression.training.method import Account, Context, Method, Session
 from deepcompression.training.optimizers import make_optimizer, make_schedule
 from deepcompression.training.problem import Problem, backward, stepped
 
@@ -50,60 +55,114 @@ class Fit:
     stopped: str
 
 
-def fit(
+@dataclass(frozen=True)
+class Plan:
+    """How a model trains.
+
+    ``optimizer`` is ``{factory, kwargs}``: the factory gets the parameters and the kwargs, such as lr. ``schedule`` is
+    constant, cosine or linear (to zero, by step), or ``{factory, kwargs}`` of a torch scheduler (by epoch). ``warmup``
+    counts epochs in which the rate rises linearly, not for a scheduler by factory. ``patience`` stops after so many
+    epochs without a better validation metric; ``gradient_clip`` is the largest norm of the whole gradient; ``seed`` is
+    that of batch order, augmentation, dropout and methods.
+    """
+
+    epochs: int
+    optimizer: Mapping[str, Any]
+    schedule: str | Mapping[str, Any] = "cosine"
+    warmup: float = 0
+    patience: int | None = None
+    gradient_clip: float | None = None
+    seed: int = 0
+    compute: Compute = field(default_factory=Compute)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training did: its loop, what methods made of the model, and what is true of its tensors now."""
+
+    fit: Fit
+    accounts: list[tuple[Method, Account]]
+    structure: Structure
+
+
+def train(
     model: nn.Module,
     problem: Problem,
+    plan: Plan,
+    methods: Sequence[Method] = (),
     *,
-    epochs: int,
-    optimizer: Mapping[str, Any],
-    schedule: str | Mapping[str, Any] = "cosine",
-    warmup: float = 0,
-    seed: int = 0,
-    compute: Compute | None = None,
-    patience: int | None = None,
-    gradient_clip: float | None = None,
+    structure: Structure | None = None,
+    teacher: nn.Module | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
-    on_step: Callable[[int, int], None] | None = None,
-    track_from: int = 1,
-) -> Fit:
-    """Trains ``model`` in place and leaves it with its best state on validation.
+) -> Trained:
+    """Trains ``model`` in place with methods at work, and leaves it with its best state on validation, baked.
 
     Args:
-        model: with structure held, where there is some (``holding.hold``).
+        model: with ordinary parameters; so it is at the end, also when training fails.
         problem: data, step, metric.
-        epochs: passes over the training split.
-        optimizer: ``{factory, kwargs}``; the factory gets the parameters and the kwargs, such as lr.
-        schedule: constant, cosine, linear (to zero, by step), or ``{factory, kwargs}`` of a torch scheduler
-            (by epoch).
-        warmup: epochs in which the rate rises linearly; not for a scheduler by factory.
-        seed: of batch order, augmentation and dropout.
-        compute: device, precision, memory format.
-        patience: stop after so many epochs without a better validation metric.
-        gradient_clip: largest norm of the whole gradient.
-        checkpoint: file from which a killed loop goes on, written after each epoch; on the CPU the result
-            then has the bits of an uninterrupted loop.
+        plan: how it trains.
+        methods: what takes part.
+        structure: what is true of tensors before, and is held (see ``method.attach``).
+        teacher: what methods may learn from; placed on the device, in eval mode, and never trained.
+        checkpoint: file from which a killed training goes on, written after each epoch; on the CPU the result
+            then has the bits of an uninterrupted one.
         progress: told a few times a second at most, and at the end of each epoch.
-        on_step: called before each step with (step, steps of the whole loop), step from 0.
-        track_from: first epoch (from 1) whose state can be the best; of equal metrics the lower loss wins.
 
     Raises:
+        StructureError: as ``method.attach``.
         DivergedError: loss not finite; the model has its best state so far, the checkpoint the last epoch.
         FactoryError: optimizer, schedule, step or metric are not what they should be.
         DataError: the data fails, or nothing is left of it.
         StorageError: the checkpoint cannot be written.
     """
-    loop = _Loop(model, problem, epochs, compute or Compute(), seed, checkpoint)
-    loop.optimizer = make_optimizer(loop.model, optimizer)
-    loop.schedule = make_schedule(loop.optimizer, schedule, warmup, epochs, len(loop.batches))
-    loop.progress, loop.on_step, loop.gradient_clip = progress, on_step, gradient_clip
+    context = context_of(problem, plan.compute, plan.seed, structure=structure, teacher=teacher)
+    session = Session(model, methods, 1, context)
+    with session:
+        done = _fit(session, problem, plan, checkpoint, progress)
+    held = together(structure or {}, *(account.structure for _, account in session.accounts))
+    return Trained(done, session.accounts, held)
+
+
+def context_of(
+    problem: Problem,
+    compute: Compute,
+    seed: int = 0,
+    *,
+    structure: Structure | None = None,
+    teacher: nn.Module | None = None,
+) -> Context:
+    """What methods and criteria may use of a problem: samples of its training split, its step's outputs, a teacher."""
+
+    def samples(count: int) -> Iterable[Any]:
+        batches = Batches(problem.train, min(problem.batch_size, count), compute)
+        return islice(batches, max(1, count // problem.batch_size))
+
+    def forward(one: nn.Module, batch: Any) -> Any:
+        return stepped(problem.step, one, batch)[1]
+
+    if teacher is not None:
+        compute.place(teacher).eval().requires_grad_(False)
+    learnt = None if teacher is None else partial(forward, teacher)
+    return Context(samples, forward, learnt, seed, compute, structure or {})
+
+
+def _fit(
+    session: Session,
+    problem: Problem,
+    plan: Plan,
+    checkpoint: Path | None,
+    progress: Callable[[Progress], None] | None,
+) -> Fit:
+    loop = _Loop(session, problem, plan, checkpoint, progress)
     loop.resume()
+    first = min(int(plan.epochs * session.settled + 1e-6) + 1, plan.epochs)
     reason = "all epochs done"
-    for epoch in range(loop.epoch + 1, epochs + 1):
-        if patience and loop.best and loop.epoch - loop.best["epoch"] >= patience:
-            reason = f"no better validation for {patience} epochs"
+    for epoch in range(loop.epoch + 1, plan.epochs + 1):
+        if plan.patience and loop.best and loop.epoch - loop.best["epoch"] >= plan.patience:
+            reason = f"no better validation for {plan.patience} epochs"
             break
-        loop.run_epoch(epoch, track=epoch >= track_from)
+        loop.run_epoch(epoch, track=epoch >= first)
     loop.restore_best()
     if loop.history:
         _tell_no_numbers(loop.history, f"val_{problem.metric.name}", bool(loop.best))
@@ -129,28 +188,32 @@ def _tell_no_numbers(history: list[dict[str, float]], name: str, best: bool) -> 
 class _Loop:
     """The state of one training loop: all that its checkpoint holds."""
 
-    optimizer: torch.optim.Optimizer
-    schedule: Any
-    progress: Callable[[Progress], None] | None
-    on_step: Callable[[int, int], None] | None
-    gradient_clip: float | None
-
     def __init__(
-        self, model: nn.Module, problem: Problem, epochs: int, compute: Compute, seed: int, path: Path | None
+        self,
+        session: Session,
+        problem: Problem,
+        plan: Plan,
+        path: Path | None,
+        progress: Callable[[Progress], None] | None,
     ) -> None:
-        randomness.seed_everything(seed)
-        self.model, self.problem, self.epochs, self.compute = compute.place(model), problem, epochs, compute
-        self.generator = torch.Generator().manual_seed(seed)
+        randomness.seed_everything(plan.seed)
+        self.session, self.problem, self.plan, self.compute = session, problem, plan, plan.compute
+        self.model = plan.compute.place(session.model)
+        self.generator = torch.Generator().manual_seed(plan.seed)
         self.batches = Batches(
-            problem.train, problem.batch_size, compute, self.generator, problem.augment, problem.drop_last
+            problem.train, problem.batch_size, plan.compute, self.generator, problem.augment, problem.drop_last
         )
         if self.batches.drops_all():
             raise DataError("data: drop_last leaves nothing to train on: all samples are fewer than a batch")
-        self.path = path
+        self.path, self.progress = path, progress
         self.epoch = 0
         self.start = _copy(self.model)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {}
+        self.optimizer = make_optimizer(self.model, plan.optimizer, session.groups)
+        steps = len(self.batches)
+        self.schedule = make_schedule(self.optimizer, plan.schedule, plan.warmup, plan.epochs, steps)
+        session.now.steps = plan.epochs * steps
 
     def run_epoch(self, epoch: int, track: bool) -> None:
         """One pass, its validation, the checkpoint."""
@@ -160,7 +223,8 @@ class _Loop:
             self._diverged(epoch, loss, rate)
         result = evaluate(self.model, self.problem.validation, self.problem.step, self.problem.metric, self.compute)
         self.epoch = epoch
-        entry = {"epoch": epoch, "loss": loss, self._metric_name: result.metric, "val_loss": result.loss}
+        figures = self.session.after_epoch(result.metric)
+        entry = {"epoch": epoch, "loss": loss, self._metric_name: result.metric, "val_loss": result.loss, **figures}
         self.history.append({**entry, "lr": rate, "seconds": round(time.perf_counter() - started, 3)})
         if track:
             self._track(epoch, result)
@@ -173,8 +237,8 @@ class _Loop:
         total = torch.zeros((), device=self.compute.resolved())
         self.model.train()
         for number, batch in enumerate(self.batches, 1):
-            if self.on_step is not None:
-                self.on_step((epoch - 1) * steps + number - 1, self.epochs * steps)
+            self.session.now.step = (epoch - 1) * steps + number - 1
+            self.session.before_step(self.optimizer)
             total += self._step(batch)
             if time.perf_counter() - told > REPORT_SECONDS:
                 told = time.perf_counter()
@@ -188,14 +252,17 @@ class _Loop:
         return float(total) / number
 
     def _step(self, batch: Any) -> Tensor:
+        again = copied(batch) if self.session.adds_to_loss else None  # a step may take parts out of its batch
         with self.compute.autocast():
-            loss, _, _ = stepped(self.problem.train_step or self.problem.step, self.model, batch)
+            loss, outputs, _ = stepped(self.problem.step, self.model, batch)
+            loss = self.session.loss(loss, again, outputs)
         self.optimizer.zero_grad(set_to_none=True)
         backward(loss)
-        if self.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
+        if self.plan.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.gradient_clip)
         self.optimizer.step()
         self.schedule.step_done()
+        self.session.after_step()
         return loss.detach()
 
     @property
@@ -206,7 +273,7 @@ class _Loop:
         if self.progress is not None:
             last = self.history[-1] if self.history else {}
             known = last.get("loss"), last.get(self._metric_name)
-            self.progress(Progress(epoch, self.epochs, step, len(self.batches), *known))
+            self.progress(Progress(epoch, self.plan.epochs, step, len(self.batches), *known))
 
     def _track(self, epoch: int, result: Evaluation) -> None:
         if not math.isfinite(result.metric):
@@ -244,6 +311,7 @@ class _Loop:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "methods": self.session.state_dict(),
             "random": randomness.states(self._generators()),
         }
         with written(self.path, parents=True) as file:
@@ -266,6 +334,7 @@ class _Loop:
             self.model.load_state_dict(self.start)
             return
         self.schedule.load_state_dict(content["schedule"])
+        self.session.load_state_dict(content["methods"])
         self.epoch, self.history, self.best = content["epoch"], content["history"], content["best"]
         randomness.restore(content["random"], self._generators())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,8 +45,16 @@ class Schedule:
         self._scheduler.load_state_dict(state)
 
 
-def make_optimizer(model: nn.Module, spec: Mapping[str, Any]) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, spec: Mapping[str, Any], groups: Sequence[Mapping[str, Any]] = ()
+) -> torch.optim.Optimizer:
     """The optimizer ``{factory, kwargs}`` of all parameters that are trained.
+
+    Args:
+        model: whose parameters these are.
+        spec: the factory gets them as ``params``, and the kwargs.
+        groups: parameter groups with settings of their own; the rest comes first. A ``scale`` in one is a factor of the
+            learning rate of kwargs.
 
     Raises:
         FactoryError: it does not import, cannot be made, or is no optimizer; or nothing is trained.
@@ -55,9 +63,23 @@ def make_optimizer(model: nn.Module, spec: Mapping[str, Any]) -> torch.optim.Opt
     if not parameters:
         raise FactoryError("the model has no parameter with requires_grad: there is nothing to train")
     kwargs = {**_fused(spec["factory"], parameters), **spec.get("kwargs", {})}
-    made = factory.build(spec["factory"], {"params": parameters, **kwargs})
+    made = factory.build(spec["factory"], {"params": _grouped(parameters, groups, kwargs), **kwargs})
     if not isinstance(made, torch.optim.Optimizer):
         raise FactoryError(f"optimizer {spec['factory']}: expected a torch optimizer, got {type(made).__name__}")
+    return made
+
+
+def _grouped(
+    parameters: list[nn.Parameter], groups: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]
+) -> Sequence[Any]:
+    """Parameters as an optimizer takes them; plain where there are no groups."""
+    if not groups:
+        return parameters
+    apart = {id(one) for group in groups for one in group["params"]}
+    made: list[dict[str, Any]] = [{"params": [one for one in parameters if id(one) not in apart]}]
+    for group in groups:
+        own = {name: value for name, value in group.items() if name != "scale"}
+        made.append({**({"lr": kwargs["lr"] * group["scale"]} if "scale" in group and "lr" in kwargs else {}), **own})
     return made
 
 

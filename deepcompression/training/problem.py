@@ -92,7 +92,7 @@ def metric_of(spec: Mapping[str, Any] | None) -> Any:
 class Problem:
     """What is learnt from what: splits, the step (model, batch) -> (loss, outputs, targets), the metric.
 
-    ``train_step`` is for training alone, where its loss is another than the one that is validated. ``batch_size`` and
+    ``batch_size`` and
     ``drop_last`` (leave out a last batch that is smaller) are for splits that are no DataLoaders.
     """
 
@@ -102,7 +102,6 @@ class Problem:
     metric: Any = field(default_factory=Accuracy)
     augment: Callable[[Any, torch.Generator], Any] | None = None
     batch_size: int = BATCH_SIZE
-    train_step: Step | None = None
     drop_last: bool = False
 
 

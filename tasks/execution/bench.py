@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tasks.console import progress
 from tasks.execution.run import Reference, Run
 from tasks.execution.settings import Distil, Training
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deepcompression.network.coverage import Covered
+    from deepcompression.training.loop import Trained
+    from deepcompression.training.method import Context, Method
     from deepcompression.training.problem import Problem
 
 
@@ -54,41 +57,88 @@ class Bench:
         assert self.input is not None
         return self.run.model_with(self.input)
 
+    def blank_model(self) -> nn.Module:
+        """A new model, with the edits of the input made."""
+        return self.run.edited_model(self.input.edits if self.input else ())
+
     def problem(self, lesson: Lesson) -> Problem:
         """What a training learns, with the recipe's keys of that training."""
-        problem = self.run.problem(lesson.batch_size, lesson.drop_last)
-        return self.run.distilled(problem, lesson.distil) if lesson.distil else problem
+        return self.run.problem(lesson.batch_size, lesson.drop_last)
 
-    def fit_arguments(self, training: Training, show: Any) -> dict[str, Any]:
-        """A recipe's training keys as the keyword arguments of ``deepcompression.training.loop.fit``."""
-        return {
-            "epochs": training.epochs,
-            "optimizer": training.optimizer_with_rate(),
-            "schedule": training.plain_schedule(),
-            "warmup": training.warmup,
-            "patience": training.patience,
-            "gradient_clip": training.gradient_clip,
-            "seed": self.seed,
-            "compute": self.run.compute(),
-            "checkpoint": self.checkpoint,
-            "progress": show,
-        }
+    def context(self) -> Context:
+        """What criteria may use where nothing trains."""
+        from deepcompression.training.loop import context_of
+
+        return context_of(self.run.problem(), self.run.compute(), self.seed)
+
+    def train(self, model: nn.Module, training: Training, methods: Sequence[Method] = ()) -> Trained:
+        """Trains ``model`` in place with a recipe's keys of a training, and methods at work; what is true of the input
+        is held.
+        """
+        from deepcompression.training.loop import Plan, train
+
+        plan = Plan(
+            training.epochs,
+            training.optimizer_with_rate(),
+            training.plain_schedule(),
+            training.warmup,
+            training.patience,
+            training.gradient_clip,
+            self.seed,
+            self.run.compute(),
+        )
+        taught = [training.distil.make()] if training.distil else []
+        learns = any(method.learns for method in (*methods, *taught))
+        with progress(self.label, str(self.run.metric_object().name)) as show:
+            return train(
+                model,
+                self.problem(training),
+                plan,
+                [*methods, *taught],
+                structure=self.input.structure if self.input else {},
+                teacher=self.run.teacher_model() if learns else None,
+                checkpoint=self.checkpoint,
+                progress=show,
+            )
 
 
 @dataclass
 class Product:
-    """What a stage made: a state_dict (or, when encoding, a file), the structure in it, and what to report."""
+    """What a stage made: a state_dict (or, when encoding, a file), what it adds to structure and edits, and what to
+    report.
+    """
 
     state: Mapping[str, Tensor] | None = None
     file: Path | None = None
-    zeros: Sequence[str] = ()
-    shared: Sequence[str] = ()
+    structure: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    edits: Sequence[Mapping[str, Any]] = ()
+    selected: Collection[str] | None = None  # the tensors that it was to change; None: any
     regrouped: Sequence[str] = ()  # shared tensors whose weights did not stay with those that they were equal to
-    compared: Mapping[str, Tensor] | None = None  # the input, arranged as ``state`` is, where units changed places
+    compared: Mapping[str, Tensor] | None = None  # the input, arranged as ``state`` is, where units went or moved
     report: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()  # what a person must see: console, report, the run's folder, a tag of its MLflow run
+
+
+def trained(bench: Bench, training: Training, methods: Sequence[Method] = ()) -> Product:
+    """The input trained with methods at work: what they made of it, and what they report, by their names."""
+    from deepcompression.network.state import plain_state
+    from deepcompression.structure.constraints import together
+
+    model = bench.model()
+    done = bench.train(model, training, methods)
+    accounts = [account for _, account in done.accounts]
+    figures = {name: value for account in accounts for name, value in account.report.items()}
+    return Product(
+        plain_state(model),
+        structure=together(*(account.structure for account in accounts)),
+        edits=[edit for account in accounts for edit in account.edits],
+        regrouped=[name for account in accounts for name in account.regrouped],
+        report={"dropout": {}, **figures, "best_epoch": done.fit.best_epoch, "stopped": done.fit.stopped},
+        history=done.fit.history,
+        notes=[note for account in accounts for note in account.notes],
+    )
 
 
 def covering(product: Product, rows: Sequence[Covered]) -> Product:

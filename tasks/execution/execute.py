@@ -22,6 +22,7 @@ from tasks.execution.warned import listen, warn, warned
 
 if TYPE_CHECKING:
     from deepcompression.structure.check import Coarsened
+    from deepcompression.structure.constraints import Structure
 
 Work = Callable[[Bench, Any], Product]
 
@@ -67,7 +68,12 @@ def execute(
     seconds = round(time.perf_counter() - started, 3)
     numbers = {**_numbers(entry), "seconds": seconds, "cached": cached, "stage": label}
     _log(run, label, number, settings, numbers, entry)
-    return Reference(key, entry["object"], tuple(entry["zeros"]), tuple(entry["shared"]), numbers), cached
+    return _reference(key, entry, numbers), cached
+
+
+def _reference(key: str, entry: Mapping[str, Any], numbers: Mapping[str, Any] | None = None) -> Reference:
+    structure = {name: tuple(words) for name, words in entry["structure"].items()}
+    return Reference(key, entry["object"], structure, tuple(entry["edits"]), numbers or {})
 
 
 def _leased(
@@ -121,9 +127,9 @@ def _usable(run: Run, key: str, source: Reference | None) -> dict[str, Any] | No
     if entry["measured_by"] == measuring_code():
         return entry
     file = run.store.object_path(entry["object"]) if entry["encoded"] else None
-    reference = Reference(key, entry["object"], tuple(entry["zeros"]), tuple(entry["shared"]))
-    product = Product(None if file else run.state(reference), file, entry["zeros"], entry["shared"])
-    numbers = {**entry["numbers"], **measure(run, source, product)}
+    reference = _reference(key, entry)
+    state = None if file else run.state(reference)
+    numbers = {**entry["numbers"], **measure(run, source, state, file, reference.structure, reference.edits)}
     return run.store.commit(key, {**entry, "numbers": numbers, "measured_by": measuring_code()})
 
 
@@ -131,7 +137,9 @@ def _store(
     run: Run, key: str, label: str, bench: Bench, product: Product, started: float, warnings: Sequence[str]
 ) -> dict[str, Any]:
     """Checks, measures and stores what a stage made."""
-    numbers = {"coarsened": plain(_coarsened(bench, product)), **measure(run, bench.input, product)}
+    structure, edits = _become(bench.input, product)
+    measured = measure(run, bench.input, product.state, product.file, structure, edits)
+    numbers = {"coarsened": plain(_coarsened(bench, product, structure)), **measured}
     seconds = time.perf_counter() - started
     part = product.file
     if part is None:
@@ -151,8 +159,8 @@ def _store(
             "object": run.store.put(part),
             "encoded": product.file is not None,
             "measured_by": measuring_code(),
-            "zeros": list(product.zeros),
-            "shared": list(product.shared),
+            "structure": structure,
+            "edits": plain(edits),
             "numbers": {**numbers, "worked_seconds": round(seconds, 3)},
             "report": plain(product.report),
             "history": plain(product.history),
@@ -162,18 +170,30 @@ def _store(
     )
 
 
-def _coarsened(bench: Bench, product: Product) -> Coarsened | None:
-    """How structure grew; InvariantError where some was lost."""
-    from deepcompression.structure import check
+def _become(source: Reference | None, product: Product) -> tuple[Structure, tuple[Mapping[str, Any], ...]]:
+    """Structure and edits of what a stage made: those of its input, and its own."""
+    from deepcompression.structure.constraints import together
 
-    source = bench.input
-    if source is None or product.state is None:
+    old, edits = (source.structure, source.edits) if source else ({}, ())
+    return together(old, product.structure), (*edits, *product.edits)
+
+
+def _coarsened(bench: Bench, product: Product, structure: Structure) -> Coarsened | None:
+    """How structure grew; InvariantError where some was lost, or a tensor changed that the stage did not select."""
+    from deepcompression.structure import check
+    from deepcompression.structure.constraints import SHARED
+
+    if bench.input is None or product.state is None:
         return None
     # What this stage pruned or shared counts too: there, all that was zero or equal before must still be so.
-    zeros, shared = ({*old, *new} for old, new in ((source.zeros, product.zeros), (source.shared, product.shared)))
-    shared -= {*product.regrouped}
+    kept = {
+        name: tuple(word for word in words if word != SHARED or name not in product.regrouped)
+        for name, words in structure.items()
+    }
     before = bench.state() if product.compared is None else product.compared
-    return check.check(before, product.state, zeros=sorted(zeros), shared=sorted(shared))
+    if product.selected is not None:
+        check.refuse_changes(before, product.state, product.selected)
+    return check.check(before, product.state, kept)
 
 
 def _log(

@@ -36,7 +36,7 @@ def stage_key(
             "stage": getattr(settings, "stage", label),
             "config": plain(settings),
             "seed": run.stage_seed(label) if settings.draws else None,
-            "input": [source.object, source.zeros, source.shared] if source else None,
+            "input": [source.object, source.structure, source.edits] if source else None,
             "model": _model(run),
             "data": [plain(run.data), run.data_identity().digest],
             "step": plain(run.step),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.execution.bench import Product
 from tasks.execution.run import Reference, Run
 from tasks.execution.sources import code_digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from deepcompression.structure.constraints import Structure
 
 log = logging.getLogger(__name__)
 
@@ -22,36 +24,51 @@ def measuring_code() -> str:
     return code_digest(__name__)
 
 
-def measure(run: Run, source: Reference | None, product: Product) -> dict[str, Any]:
-    """The numbers of a product; of an encoded file those of its input, which it holds bit for bit, and its bytes."""
+def measure(
+    run: Run,
+    source: Reference | None,
+    state: Mapping[str, Tensor] | None,
+    file: Path | None,
+    structure: Structure,
+    edits: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The numbers of a state; of an encoded file those of its input, which it holds bit for bit, and its bytes."""
     from deepcompression.formats import state_dict as files
     from deepcompression.network import names as selection
-    from deepcompression.network.state import dense_bytes, density, plain_state
+    from deepcompression.network.state import density, plain_state
+    from deepcompression.structure.constraints import ZEROS, having
     from deepcompression.training.evaluate import evaluate
 
-    if product.state is None:  # the encoded file: the same weights as its input
-        assert source is not None and product.file is not None
-        return {**_inherited(source), **_sizes(product.file.stat().st_size, source.numbers)}
-    model = run.blank_model()
-    base = source.numbers if source else {"dense_bytes": dense_bytes(model), "weights": _weights(model)}
-    model.load_state_dict(dict(product.state))
+    if state is None:  # the encoded file: the same weights as its input
+        assert source is not None and file is not None
+        return {**_inherited(source), **_sizes(file.stat().st_size, source.numbers)}
+    model = run.edited_model(edits)
+    base = source.numbers if source else _dense(run)
+    model.load_state_dict(dict(state))
     problem = run.problem()
     result = evaluate(model, problem.validation, problem.step, problem.metric, run.compute())
     for name, value in ((str(problem.metric.name), result.metric), ("loss", result.loss)):
         if not math.isfinite(value):
             log.warning("val %s is not a number (%s): it wins over nothing, and JSON has null for it", name, value)
-    state = plain_state(model)
+    state, zeros = plain_state(model), having(structure, ZEROS)
     return {
         "dense_bytes": base["dense_bytes"],
         "weights": base["weights"],
         **_sizes(len(files.encode(state, "packed")), base),
-        "density": density(state, judged(selection.prunable(model), product.zeros, state)),
+        "density": density(state, judged(selection.prunable(model), zeros, state)),
         "model_density": density(state, dict.fromkeys(selection.first_names(model).values())),
         "val_metric": result.metric,
         "val_loss": result.loss,
         "val_correct": result.correct,
         "val_total": result.total,
     }
+
+
+def _dense(run: Run) -> dict[str, int]:
+    from deepcompression.network.state import dense_bytes
+
+    model = run.blank_model()
+    return {"dense_bytes": dense_bytes(model), "weights": _weights(model)}
 
 
 def judged(prunable: Sequence[str], zeros: Sequence[str], state: Mapping[str, Tensor]) -> list[str]:

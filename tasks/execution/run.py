@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
-from tasks.execution.settings import Data, Distil, Factory, Hold, Model, Teacher, plain
+from tasks.execution.settings import Data, Factory, Hold, Model, Teacher, plain
 from tasks.storage.store import Store
 from tasks.tracking.runs import Tracker
 
@@ -25,13 +25,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reference:
-    """A stage's result in the store: where the state_dict lies, which of its structure training must hold."""
+    """A stage's result in the store: where the state_dict lies, what is true of its tensors, and the edits that turn
+    the recipe's model into the one that they belong to.
+    """
 
     key: str
     object: str
-    zeros: tuple[str, ...] = ()
-    shared: tuple[str, ...] = ()
+    structure: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    edits: tuple[Mapping[str, Any], ...] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def zeros(self) -> list[str]:
+        """Names of the tensors whose zeros stay."""
+        return self._having("zeros")
+
+    @property
+    def shared(self) -> list[str]:
+        """Names of the tensors whose sharing stays."""
+        return self._having("shared")
+
+    def _having(self, word: str) -> list[str]:
+        return [name for name, words in self.structure.items() if word in words]
 
 
 @dataclass(frozen=True)
@@ -105,9 +120,18 @@ class Run:
         """A digest of what the model's factory makes: arguments and code alone need not decide it. Once a process."""
         return _identified(_text(self.model))
 
+    def edited_model(self, edits: Sequence[Mapping[str, Any]]) -> nn.Module:
+        """A new model from the recipe's factory with edits made."""
+        model = self.blank_model()
+        if edits:
+            from deepcompression.network.edits.apply import apply_all
+
+            apply_all(model, edits)
+        return model
+
     def model_with(self, reference: Reference) -> nn.Module:
         """The model with a stage's weights."""
-        model = self.blank_model()
+        model = self.edited_model(reference.edits)
         model.load_state_dict(self.state(reference))
         return model
 
@@ -148,13 +172,10 @@ class Run:
             drop_last=drop_last,
         )
 
-    def distilled(self, problem: Problem, distil: Distil) -> Problem:
-        """``problem``, learnt from the teacher too."""
-        from deepcompression.distillation import logits as library
-
+    def teacher_model(self) -> nn.Module:
+        """What stages with distil learn from."""
         assert self.taught_by is not None
-        teacher = replace(self, model=self.teacher or self.model).model_with(self.taught_by)
-        return library.distilled(problem, teacher, compute=self.compute(), **plain(distil))
+        return replace(self, model=self.teacher or self.model).model_with(self.taught_by)
 
     def metric_object(self) -> Any:
         """What has ``name``, ``higher_is_better``, and scores outputs against targets."""

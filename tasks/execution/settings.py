@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from tasks.execution.patterns import DROPOUTS, NAMED
+
+if TYPE_CHECKING:
+    from deepcompression.training.method import Method
 
 Density = Annotated[float, Field(gt=0, le=1)]
 Bits = Annotated[int, Field(ge=1, le=16)]
@@ -107,7 +110,18 @@ class Data(Factory):
         return value
 
 
-class Distil(Strict):
+class MethodSettings(Strict):
+    """Base of the keys of every method of a training."""
+
+    # In editors a method is titled by its file.
+    model_config = ConfigDict(model_title_generator=lambda kind: f"method {kind.__module__.rpartition('.')[2]}")
+
+    def make(self) -> Method:
+        """The library's method with these keys."""
+        raise NotImplementedError
+
+
+class Distil(MethodSettings):
     """Distillation (Hinton 2015): the loss is part that of the labels, part that of a teacher's opinion of each sample.
 
     The teacher is the recipe's ``teacher`` where there is one, else the run's own dense model.
@@ -115,6 +129,12 @@ class Distil(Strict):
 
     temperature: float = Field(4.0, gt=0, description="softens both opinions; 1 to 10 are usual")
     weight: float = Field(0.5, ge=0, le=1, description="the teacher's part of the loss")
+
+    def make(self) -> Method:
+        """The method."""
+        from deepcompression.distillation.logits import Distillation
+
+        return Distillation(self.temperature, self.weight)
 
 
 class Training(Strict):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from tasks.execution.run import Run
-from tasks.execution.settings import Training, parts
+from tasks.execution.settings import Distil, Training, parts
 
 if TYPE_CHECKING:
     from deepcompression.training.trial import Plan
@@ -61,7 +61,8 @@ def _plan(label: str, keys: Any) -> Plan:
     if not isinstance(keys, Training):
         # BatchNorm's statistics alone, of which a few batches need not be the last
         return Plan(label, size, keys.drop_last or getattr(keys, "batches", None) is not None)
-    compare = partial(divergence, temperature=1.0) if keys.distil else None
+    learns = any(isinstance(part, Distil) for _, part in parts(keys))
+    compare = partial(divergence, temperature=1.0) if learns else None
     return Plan(label, size, keys.drop_last, keys.optimizer_with_rate(), keys.plain_schedule(), keys.warmup, compare)
 
 

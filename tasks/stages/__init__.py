@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 STAGES: dict[str, str] = {
     "prune": "tasks.stages.prune",
     "finetune": "tasks.stages.finetune",
+    "train": "tasks.stages.train",
     "share": "tasks.stages.share",
     "quantize": "tasks.stages.quantize",
     "recalibrate": "tasks.stages.recalibrate",

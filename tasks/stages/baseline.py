@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tasks.execution.bench import Bench, Product
-from tasks.execution.execute import shown
 from tasks.execution.settings import Stage, Training, Weights
 from tasks.storage.store import file_digest
 
@@ -36,12 +35,10 @@ def work(bench: Bench, settings: Settings) -> Product:
 
 def _train(bench: Bench, train: Training) -> Product:
     from deepcompression.network.state import plain_state
-    from deepcompression.training.loop import fit
 
     model = bench.run.blank_model()
-    with shown(bench.run, bench.label) as show:
-        fitted = fit(model, bench.problem(train), **bench.fit_arguments(train, show))
-    return Product(plain_state(model), history=fitted.history, report={"best_epoch": fitted.best_epoch})
+    done = bench.train(model, train).fit
+    return Product(plain_state(model), history=done.history, report={"best_epoch": done.best_epoch})
 
 
 def _load(bench: Bench, weights: Weights) -> Product:
@@ -50,6 +47,7 @@ def _load(bench: Bench, weights: Weights) -> Product:
     from deepcompression.network.names import select
     from deepcompression.network.state import plain_state
     from deepcompression.structure import hold as holding
+    from deepcompression.structure.constraints import structured
 
     hold, model = bench.run.hold, bench.run.blank_model()
     state = checkpoint.read_state(weights.path, key=weights.key, strip=weights.strip)
@@ -63,8 +61,7 @@ def _load(bench: Bench, weights: Weights) -> Product:
     names = ", ".join(held.zeros) or "no tensor"
     return Product(
         plain_state(model),
-        zeros=held.zeros,
-        shared=held.shared,
+        structure=structured(held.zeros, held.shared),
         notes=[f"read from {weights.path}; zeros held in {names}; sharing in {', '.join(held.shared) or 'none'}"],
     )
 

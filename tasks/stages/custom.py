@@ -24,6 +24,7 @@ def work(bench: Bench, settings: Settings) -> Product:
     from deepcompression import factory
     from deepcompression.errors import FactoryError
     from deepcompression.network import state
+    from deepcompression.structure.constraints import structured
 
     assert bench.input is not None
     model = bench.model()
@@ -34,5 +35,4 @@ def work(bench: Bench, settings: Settings) -> Product:
         raise FactoryError(
             f"stage {settings.stage}: expected None or a list of names of the tensors that it pruned, got {named!r}"
         )
-    zeros = dict.fromkeys([*bench.input.zeros, *(named or ())])
-    return Product(state.plain_state(model), zeros=list(zeros), shared=bench.input.shared)
+    return Product(state.plain_state(model), structure=structured(named or ()))

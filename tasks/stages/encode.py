@@ -30,5 +30,6 @@ def work(bench: Bench, settings: Settings) -> Product:
 
     assert bench.input is not None
     path = bench.folder / "model.dcz"
-    files.save(state.plain_state(bench.model()), path, coder=settings.coder)
-    return Product(file=path, zeros=bench.input.zeros, shared=bench.input.shared)
+    edits = list(bench.input.edits) or None
+    files.save(state.plain_state(bench.model()), path, coder=settings.coder, edits=edits)
+    return Product(file=path)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 
-from tasks.execution.bench import Bench, Product
-from tasks.execution.execute import shown
+from tasks.execution.bench import Bench, Product, trained
 from tasks.execution.settings import Dropouts, Stage, Training
 
 
@@ -23,29 +21,6 @@ class Settings(Training, Stage):
 
 def work(bench: Bench, settings: Settings) -> Product:
     """The weights of the stage before retrained; their zeros and their sharing stay."""
-    return train(bench, settings, settings.dropout)
+    from deepcompression.training.dropout import DropoutCorrection
 
-
-def train(bench: Bench, training: Training, dropout: Mapping[str, str]) -> Product:
-    """The training itself: what ``quantize`` does too, to the centroids."""
-    from deepcompression.network import state
-    from deepcompression.training import finetune as library
-
-    assert bench.input is not None
-    model = bench.model()
-    with shown(bench.run, bench.label) as show:
-        tuned = library.finetune(
-            model,
-            bench.problem(training),
-            zeros=bench.input.zeros,
-            shared=bench.input.shared,
-            dropout=dropout,
-            **bench.fit_arguments(training, show),
-        )
-    return Product(
-        state.plain_state(model),
-        zeros=bench.input.zeros,
-        shared=bench.input.shared,
-        report={"best_epoch": tuned.fit.best_epoch, "stopped": tuned.fit.stopped, "dropout": tuned.dropout},
-        history=tuned.fit.history,
-    )
+    return trained(bench, settings, [DropoutCorrection(settings.dropout)] if settings.dropout else [])

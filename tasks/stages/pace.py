@@ -26,9 +26,12 @@ def work(bench: Bench, settings: Settings) -> Product:
     from deepcompression.training import pace as library
 
     assert bench.input is not None
-    found = library.pace(bench.model(), bench.problem(settings), bench.run.compute())
+    methods = [settings.distil.make()] if settings.distil else []
+    teacher = bench.run.teacher_model() if methods else None
+    compute = bench.run.compute()
+    found = library.pace(bench.model(), bench.problem(settings), compute, methods=methods, teacher=teacher)
     report = {"an_epoch": found.an_epoch, "a_look": found.a_look}
-    return Product(bench.state(), zeros=bench.input.zeros, shared=bench.input.shared, report=report)
+    return Product(bench.state(), selected=(), report=report)
 
 
 def measured(run: Run, reference: Reference) -> tuple[float, float]:

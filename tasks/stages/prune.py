@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
 from deepcompression.pruning.criteria import CRITERIA
 from tasks.execution.bench import Bench, Product, covering
-from tasks.execution.execute import shown
 from tasks.execution.patterns import SELECTED
-from tasks.execution.settings import ByName, Density, Dropouts, Factory, Stage, Training, table_of
+from tasks.execution.settings import ByName, Density, Dropouts, Factory, Stage, Training, plain, table_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from deepcompression.pruning.prune import LayerDensity
 
 Quality = Annotated[float, Field(gt=0)]
 Criterion = Literal[tuple(CRITERIA)]
@@ -106,48 +111,43 @@ def _one_shot(bench: Bench, settings: Settings) -> Product:
         score=score_of(bench, settings, model),
         padding=padding_rows(model),
     )
-    return _product(bench, model, pruned)
+    return _product(model, pruned.state, pruned.layers)
 
 
 def _gradual(bench: Bench, settings: Settings, gradual: Gradual) -> Product:
-    from deepcompression.network.names import resolve
-    from deepcompression.pruning import gradual as library
+    from deepcompression.network.state import plain_state
+    from deepcompression.pruning.gradual import GradualPruning
+    from deepcompression.training.dropout import DropoutCorrection
 
-    assert bench.input is not None
-    model = bench.model()
-    with shown(bench.run, bench.label) as show:
-        pruned = library.prune_gradually(
-            model,
-            bench.problem(gradual),
-            resolve(model, table_of(settings.density)),
-            zeros=bench.input.zeros,
-            shared=bench.input.shared,
-            scope=settings.scope,
-            start=gradual.start,
-            ramp=gradual.ramp,
-            score=score_of(bench, settings),
-            dropout=settings.dropout,
-            **bench.fit_arguments(gradual, show),
-        )
-    return _product(bench, model, pruned)
+    assert settings.density is not None
+    method = GradualPruning(
+        settings.density,
+        settings.scope,
+        gradual.start,
+        gradual.ramp,
+        settings.criterion,
+        plain(settings.score),
+    )
+    model, dropout = bench.model(), [DropoutCorrection(settings.dropout)] if settings.dropout else []
+    done = bench.train(model, gradual, [method, *dropout])
+    layers = done.accounts[0][1].report["layers"]
+    return replace(_product(model, plain_state(model), layers), selected=None, history=done.fit.history)
 
 
-def _product(bench: Bench, model: Any, pruned: Any) -> Product:
+def _product(model: nn.Module, state: Mapping[str, Tensor], layers: Sequence[LayerDensity]) -> Product:
     from deepcompression.network.coverage import coverage
+    from deepcompression.structure.constraints import structured
 
-    assert bench.input is not None
     # What is zero throughout has no structure yet: held so, it could never learn.
-    blank = [layer.name for layer in pruned.layers if not layer.nonzero]
-    names = [*bench.input.zeros, *(layer.name for layer in pruned.layers if layer.nonzero)]
+    blank = [layer.name for layer in layers if not layer.nonzero]
+    done = [layer.name for layer in layers if layer.nonzero]
     product = Product(
-        pruned.state,
-        zeros=list(dict.fromkeys(names)),
-        shared=bench.input.shared,
-        report={"layers": pruned.layers},
-        history=pruned.fit.history if pruned.fit else (),
+        state,
+        structure=structured(done),
+        selected=[layer.name for layer in layers],
+        report={"layers": layers},
         notes=[f"{name} is zero throughout: nothing is pruned in it, and it stays free to learn" for name in blank],
     )
-    done = [layer.name for layer in pruned.layers if layer.nonzero]
     return covering(product, coverage(model, done, dict.fromkeys(blank, "zero throughout")))
 
 
@@ -166,7 +166,7 @@ def score_of(bench: Bench, settings: Scored, model: Any = None) -> Any:
     make = maker(settings.criterion)
     if make is None:
         return None
-    made = make(bench.run.problem(), bench.run.compute())
+    made = make(bench.context())
     if model is not None and hasattr(made, "refresh"):
         made.refresh(model)
     return made

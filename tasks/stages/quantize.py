@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from tasks.execution.bench import Bench, Product, covering
+from tasks.execution.bench import Bench, Product, covering, trained
 from tasks.execution.settings import Precision, Stage, Training
-from tasks.stages.finetune import train
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,12 +53,11 @@ def work(bench: Bench, settings: Settings) -> Product:
     from deepcompression.quantization import precision as library
 
     assert bench.input is not None
-    trained = train(bench, settings.train, {}) if settings.train else None
-    product = trained or Product(plain_state(bench.model()), zeros=bench.input.zeros, shared=bench.input.shared)
+    product = trained(bench, settings.train) if settings.train else Product(plain_state(bench.model()))
     assert product.state is not None
     precisions: dict[str, str] = {}
     if settings.rest == "auto":
-        model = bench.run.blank_model()
+        model = bench.blank_model()
         model.load_state_dict(dict(product.state))
         rounded, precisions = library.round_by_effect(
             model,
@@ -76,7 +74,7 @@ def work(bench: Bench, settings: Settings) -> Product:
     notes += [f"{name} {what}" for name, what in {**rounded.instead, **rounded.coarse}.items()]
     report = {**product.report, "kept": rounded.kept, "precisions": precisions}
     why = {**unrounded(product.state, bench.input.shared, settings), **rounded.kept}
-    rows = coverage(bench.run.blank_model(), [name for name in product.state if name not in why], why)
+    rows = coverage(bench.blank_model(), [name for name in product.state if name not in why], why)
     return covering(replace(product, state=rounded.state, notes=notes, report=report), rows)
 
 

@@ -35,8 +35,6 @@ def work(bench: Bench, settings: Settings) -> Product:
     )
     return Product(
         state.plain_state(model),
-        zeros=bench.input.zeros,
-        shared=bench.input.shared,
         report={"layers": layers},
         notes=[] if layers else ["the model has no BatchNorm with running statistics; nothing changed"],
     )

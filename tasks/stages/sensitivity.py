@@ -69,7 +69,7 @@ def work(bench: Bench, settings: Settings) -> Product:
             parts.append(_one(bench, settings, model, name, bench.folder / f"{place}.json"))
             advance(name)
     merged = Sensitivity(parts[0].base, parts[0].samples, tuple(one for part in parts for one in part.tensors))
-    return Product(bench.state(), zeros=bench.input.zeros, shared=bench.input.shared, report=dataclasses.asdict(merged))
+    return Product(bench.state(), selected=(), report=dataclasses.asdict(merged))
 
 
 def _one(bench: Bench, settings: Settings, model: Any, name: str, kept: Path) -> Sensitivity:

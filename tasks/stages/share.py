@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from tasks.execution.bench import Bench, Product, covering
-from tasks.execution.execute import shown
 from tasks.execution.patterns import RESOLVED, SELECTED
 from tasks.execution.settings import Bits, ByName, Rate, Stage, Training, table_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from deepcompression.sharing.share import LayerSharing
 
 
 class Reassign(Training):
@@ -46,23 +50,14 @@ def work(bench: Bench, settings: Settings) -> Product:
 
 
 def _trained(bench: Bench, settings: Settings, train: Training) -> Product:
-    from deepcompression.network.names import resolve
-    from deepcompression.sharing import reassign as library
+    from deepcompression.network.state import plain_state
+    from deepcompression.sharing.reassign import TrainedSharing
 
-    assert bench.input is not None
     model = bench.model()
-    bits = resolve(model, table_of(settings.bits))
-    with shown(bench.run, bench.label) as show:
-        made = library.share_training(
-            model,
-            bench.problem(train),
-            bits,
-            rate=_rates(model, settings.rate, bits),
-            zeros=bench.input.zeros,
-            shared=[name for name in bench.input.shared if name not in bits],
-            **bench.fit_arguments(train, show),
-        )
-    return replace(_product(bench, model, made, bits), regrouped=list(bits), history=made.fit.history)
+    done = bench.train(model, train, [TrainedSharing(settings.bits, settings.rate)])
+    account = done.accounts[0][1]
+    product = _product(model, plain_state(model), account.report["layers"], account.regrouped)
+    return replace(product, selected=None, regrouped=account.regrouped, history=done.fit.history)
 
 
 def _at_once(bench: Bench, settings: Settings) -> Product:
@@ -81,7 +76,7 @@ def _at_once(bench: Bench, settings: Settings) -> Product:
         seed=bench.seed,
         padding=padding_rows(model),
     )
-    return _product(bench, model, made, bits)
+    return _product(model, made.state, made.layers, list(bits))
 
 
 def _rates(model: Any, rate: float | Mapping[str, float], bits: Mapping[str, int]) -> dict[str, float]:
@@ -91,16 +86,13 @@ def _rates(model: Any, rate: float | Mapping[str, float], bits: Mapping[str, int
     return {name: rates.get(name, 0.0) for name in bits}
 
 
-def _product(bench: Bench, model: Any, made: Any, bits: Mapping[str, int]) -> Product:
+def _product(
+    model: nn.Module, state: Mapping[str, Tensor], layers: Sequence[LayerSharing], chosen: Sequence[str]
+) -> Product:
     from deepcompression.network.coverage import coverage
+    from deepcompression.structure.constraints import structured
 
-    assert bench.input is not None
-    names = [layer.name for layer in made.layers if layer.nonzero]  # zero throughout: nothing to hold
-    product = Product(
-        made.state,
-        zeros=list(dict.fromkeys([*bench.input.zeros, *names])),
-        shared=list(dict.fromkeys([*bench.input.shared, *names])),
-        report={"layers": made.layers},
-    )
-    blank = [name for name in bits if name not in names]
+    names = [layer.name for layer in layers if layer.nonzero]  # zero throughout: nothing to hold
+    product = Product(state, structure=structured(names, names), selected=chosen, report={"layers": layers})
+    blank = [name for name in chosen if name not in names]
     return covering(product, coverage(model, names, dict.fromkeys(blank, "zero throughout")))

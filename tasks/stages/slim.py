@@ -49,6 +49,7 @@ def work(bench: Bench, settings: Settings) -> Product:
     """The stage before without dead units, the others in the order that codes smallest."""
     from deepcompression.network import state
     from deepcompression.pruning import slim as library
+    from deepcompression.structure.constraints import structured
 
     assert bench.input is not None
     model = bench.model()
@@ -61,8 +62,7 @@ def work(bench: Bench, settings: Settings) -> Product:
     )
     return Product(
         state.plain_state(model),
-        zeros=list(dict.fromkeys([*bench.input.zeros, *made.zeroed])),
-        shared=bench.input.shared,
+        structure=structured(made.zeroed),
         compared=made.arranged,
         report={"layers": made.layers, "left": made.left, "covered": _covered(model, made)},
         notes=made.notes,

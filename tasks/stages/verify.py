@@ -63,6 +63,8 @@ def verify(
             "file": path,
             "reference": str(run.store.object_path(source.object)),
             "baseline": str(run.store.object_path(baseline.object)),
+            "baseline_edits": list(baseline.edits),
+            "edits": list(source.edits) or None,
             "model": {"factory": run.model.factory, "kwargs": run.model.arguments()},
             "data": plain(run.data) if test else None,
             "step": plain(run.step),

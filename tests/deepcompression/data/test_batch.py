@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
+from trainings import fit
 
 from deepcompression.data.batch import copied, count_of, moved, parts
 from deepcompression.data.images import shift
-from deepcompression.distillation.logits import distilled
+from deepcompression.distillation.logits import Distillation
 from deepcompression.errors import DataError, FactoryError
 from deepcompression.training.batches import Batches
 from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import evaluate
-from deepcompression.training.loop import fit
 from deepcompression.training.problem import Accuracy, Problem, cross_entropy_step, stepped
 
 META = torch.device("meta")
@@ -327,8 +327,10 @@ def test_a_step_that_takes_parts_out_of_its_batch_can_be_distilled():
         return cross_entropy_step(model, (batch["x"], labels))
 
     data = {"x": X, "y": Y}
-    taught = distilled(Problem(data, data, step=popping, batch_size=16), nn.Linear(4, 3), compute=CPU)
-    fit(nn.Linear(4, 3), taught, epochs=1, optimizer={"factory": "torch.optim:SGD", "kwargs": {"lr": 0.1}}, compute=CPU)
+    problem = Problem(data, data, step=popping, batch_size=16)
+    optimizer = {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.1}}
+    methods, teacher = [Distillation()], nn.Linear(4, 3)
+    fit(nn.Linear(4, 3), problem, methods, teacher=teacher, epochs=1, optimizer=optimizer, compute=CPU)
     batch = {"x": X, "more": [Y]}
     other = copied(batch)
     assert other["x"] is X and other is not batch and other["more"] is not batch["more"]

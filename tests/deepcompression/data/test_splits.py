@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from trainings import Watch, fit
 
 from deepcompression.allocation.sensitivity import sensitivity
 from deepcompression.data.splits import Columns, Rows, Splits, as_split, as_splits, split_validation
@@ -19,7 +20,6 @@ from deepcompression.training import batches as problem
 from deepcompression.training.batches import Batches
 from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import evaluate
-from deepcompression.training.loop import fit
 from deepcompression.training.problem import Accuracy, Problem, cross_entropy_step
 from deepcompression.training.recalibrate import recalibrate
 
@@ -205,7 +205,7 @@ def test_a_stream_without_a_length_is_counted_once_and_says_so(split: Any, caplo
         epochs=2,
         optimizer=SGD,
         compute=CPU,
-        on_step=lambda step, total: steps.append((step, total)),
+        methods=[Watch(lambda step, total: steps.append((step, total)))],
     )
     assert steps == [(step, 10) for step in range(10)] and made.history[1]["lr"] == pytest.approx(0.05)
 

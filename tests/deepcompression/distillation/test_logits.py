@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from trainings import fit
 
-from deepcompression.distillation.logits import distilled, divergence
+from deepcompression.distillation.logits import Distillation, divergence
 from deepcompression.errors import FactoryError
 from deepcompression.training.evaluate import evaluate
-from deepcompression.training.loop import fit
 from deepcompression.training.problem import Problem
 
 ADAM = {"factory": "torch.optim:Adam", "kwargs": {"lr": 0.01}}
@@ -49,7 +49,7 @@ def test_a_student_learns_from_the_teacher_alone():
     fit(teacher, plain, epochs=20, optimizer=ADAM)
     before = copy.deepcopy(teacher.state_dict())
     noisy, _ = problem(torch.randint(0, 3, (256,), generator=torch.Generator().manual_seed(1)))
-    fit(student, distilled(noisy, teacher, weight=1.0), epochs=30, optimizer=ADAM)
+    fit(student, noisy, [Distillation(weight=1.0)], teacher=teacher, epochs=30, optimizer=ADAM)
     result = evaluate(student, plain.validation, plain.step, plain.metric)
     assert result.metric > 0.85
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
@@ -60,7 +60,7 @@ def test_validation_is_by_labels_alone():
     plain, _ = problem()
     torch.manual_seed(0)
     teacher, student = nn.Linear(6, 3), nn.Linear(6, 3)
-    fitted = fit(student, distilled(plain, teacher, weight=0.9), epochs=1, optimizer=ADAM)
+    fitted = fit(student, plain, [Distillation(weight=0.9)], teacher=teacher, epochs=1, optimizer=ADAM)
     assert fitted.history[0]["val_loss"] == pytest.approx(
         evaluate(student, plain.validation, plain.step, plain.metric).loss, rel=1e-6
     )
@@ -70,10 +70,10 @@ def test_a_weight_of_zero_changes_nothing():
     """With weight 0 training is what it was without a teacher, to the bit."""
     plain, _ = problem()
     students = []
-    for one in (plain, distilled(plain, nn.Linear(6, 3), weight=0.0)):
+    for methods in ([], [Distillation(weight=0.0)]):
         torch.manual_seed(0)
         students.append(nn.Linear(6, 3))
-        fit(students[-1], one, epochs=2, optimizer=ADAM)
+        fit(students[-1], plain, methods, teacher=nn.Linear(6, 3), epochs=2, optimizer=ADAM)
     assert torch.equal(students[0].weight, students[1].weight)
 
 

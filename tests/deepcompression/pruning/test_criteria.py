@@ -15,6 +15,7 @@ from deepcompression.errors import StructureError
 from deepcompression.pruning import criteria
 from deepcompression.pruning.criteria import CRITERIA, maker
 from deepcompression.training.device import Compute
+from deepcompression.training.loop import context_of
 from deepcompression.training.problem import Problem
 from tasks.execution.sources import _imported_here
 from tasks.stages.prune import Criterion, score_of
@@ -23,7 +24,7 @@ from tasks.stages.prune import Criterion, score_of
 def _bench() -> Any:
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     problem = Problem((x, torch.zeros(8, dtype=torch.long)), None)
-    return SimpleNamespace(run=SimpleNamespace(problem=lambda: problem, compute=Compute))
+    return SimpleNamespace(context=lambda: context_of(problem, Compute()))
 
 
 def test_every_name_is_one_of_recipes_and_makes_a_score() -> None:
@@ -45,6 +46,6 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name: Any) -> None:
 
 
 def test_a_further_criterion_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the table names is called with problem and compute, whether it measures anything or not."""
+    """What the table names is called with a context, whether it measures anything or not."""
     monkeypatch.setitem(criteria.CRITERIA, "count", "builtins:max")
     assert maker("count") is factory.load("builtins:max")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from trainings import prune_gradually
 
 from deepcompression.errors import StructureError
 from deepcompression.network.state import bits_of
-from deepcompression.pruning.gradual import prune_gradually
 from deepcompression.pruning.prune import prune
 from deepcompression.training.problem import Problem, cross_entropy_step
 from deepcompression.training.ramps import cubic_density, round_densities

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from trainings import prune_gradually
 
 from deepcompression.network import state
-from deepcompression.pruning.gradual import prune_gradually
 from deepcompression.pruning.prune import prune
 from deepcompression.pruning.wanda import Wanda
+from deepcompression.training.device import Compute
+from deepcompression.training.loop import context_of
 from deepcompression.training.problem import Problem
 
 
@@ -49,7 +51,7 @@ def test_scores_are_magnitude_times_the_size_of_the_input(layer: nn.Module, shap
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, shape[0] + 1).reshape(
         -1, *[1] * (len(shape) - 1)
     )
-    wanda = Wanda(Problem((x, torch.zeros(len(x))), None, step=step))
+    wanda = Wanda(context_of(Problem((x, torch.zeros(len(x))), None, step=step), Compute()))
     wanda.refresh(layer)
     weight = layer.weight.detach()
     found = wanda("weight", weight)
@@ -74,12 +76,14 @@ def test_weights_of_silent_inputs_go_first():
     with torch.no_grad():
         net.weight[:, 2] = 100.0
     problem = Problem((x, x[:, :3].argmax(1)), (x, x[:, :3].argmax(1)), batch_size=16)
-    wanda = Wanda(problem)
+    wanda = Wanda(context_of(problem, Compute()))
     wanda.refresh(net)
     kept = prune(state.plain_state(net), {"weight": 0.75}, score=wanda).state["weight"]
     assert bool((kept[:, 2] == 0).all()) and int((kept != 0).sum()) == 9
     adam = {"factory": "torch.optim:Adam", "kwargs": {"lr": 0.01}}
-    made = prune_gradually(net, problem, {"weight": 0.5}, score=Wanda(problem), epochs=3, optimizer=adam)
+    made = prune_gradually(
+        net, problem, {"weight": 0.5}, score=Wanda(context_of(problem, Compute())), epochs=3, optimizer=adam
+    )
     assert bool((made.state["weight"][:, 2] == 0).all())
 
 
@@ -98,7 +102,7 @@ def test_tied_weights_and_what_has_no_input():
 
     net = Twice().train()
     x = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
-    wanda = Wanda(Problem((x, torch.zeros(10)), None, step=step, batch_size=5))
+    wanda = Wanda(context_of(Problem((x, torch.zeros(10)), None, step=step, batch_size=5), Compute()))
     wanda.refresh(net)
     second = 3 * net.a(x).detach()
     wanted = ((x.square().sum(0) + second.square().sum(0)) / 20).sqrt()

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from trainings import share_training
 
 from deepcompression.errors import StructureError
 from deepcompression.network.state import plain_state
-from deepcompression.sharing.reassign import Reassigned, share_training
+from deepcompression.sharing.reassign import Reassigned
 from deepcompression.sharing.share import share
 from deepcompression.structure import check
+from deepcompression.structure.constraints import structured
 from deepcompression.training.problem import Problem
 
 ADAM = {"factory": "torch.optim:Adam", "kwargs": {"lr": 0.01}}
@@ -140,7 +142,7 @@ def test_other_structure_is_held():
     state["0.bias"][:16] = 0.0
     net.load_state_dict(state)
     made = train(net, bits={"0.weight": 2}, zeros=["0.bias"], shared=["2.weight"])
-    check.check(state, made.state, zeros=["0.bias", "2.weight"], shared=["2.weight"])
+    check.check(state, made.state, structured(["0.bias", "2.weight"], ["2.weight"]))
     with pytest.raises(StructureError, match=r"0\.weight: is shared already"):
         train(pruned_net(), bits={"0.weight": 2}, shared=["0.weight"])
 
@@ -168,9 +170,9 @@ def test_the_rate_is_full_long_before_codes_rest(monkeypatch: pytest.MonkeyPatch
     followed: list[tuple[float, float]] = []
     follow = Reassigned.follow
 
-    def watched(self: Reassigned, weights: Tensor, rate: float, pull: float) -> None:
+    def watched(self: Reassigned, weights: Tensor, rate: float, pull: float, mask: Tensor | None) -> None:
         followed.append((rate, pull))
-        follow(self, weights, rate, pull)
+        follow(self, weights, rate, pull, mask)
 
     monkeypatch.setattr(Reassigned, "follow", watched)
     train(pruned_net(), bits={"0.weight": 2}, rate=0.04, epochs=10)

@@ -12,6 +12,7 @@ from deepcompression.errors import InvariantError, StructureError
 from deepcompression.network.names import padding_rows, prunable, resolve, select
 from deepcompression.network.state import bits_of, dense_bytes, density, is_zero, normalised, plain_state, replaced
 from deepcompression.structure.check import Coarsened, check
+from deepcompression.structure.constraints import structured
 from deepcompression.structure.hold import bake, hold
 
 
@@ -177,7 +178,7 @@ def test_shared_weights_stay_shared_and_their_zeros_stay():
     hold(model, shared=["weight"])
     train(model, torch.randn(8, 16, generator=torch.Generator().manual_seed(1)))
     after = plain_state(bake(model))
-    assert check(before, after, zeros=["weight"], shared=["weight"]) == Coarsened(0, 0)
+    assert check(before, after, structured(["weight"], ["weight"])) == Coarsened(0, 0)
     assert len(after["weight"].unique()) == 5
     assert not torch.equal(before["weight"], after["weight"])
 
@@ -190,7 +191,7 @@ def test_structure_is_held_under_autocast_and_in_copies():
     clone = copy.deepcopy(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         train(clone, torch.ones(2, 16))
-    check(before, plain_state(bake(clone)), zeros=["weight"], shared=["weight"])
+    check(before, plain_state(bake(clone)), structured(["weight"], ["weight"]))
     assert torch.equal(plain_state(bake(model))["weight"], before["weight"])
 
 
@@ -229,31 +230,31 @@ def test_check_names_the_tensor_in_which_a_zero_came_alive():
     """A stage that breaks structure must be stopped with the tensor's name."""
     before = {"a": torch.tensor([0.0, 1.0])}
     with pytest.raises(InvariantError, match="a: 1 pruned"):
-        check(before, {"a": torch.tensor([2.0, 1.0])}, zeros=["a"], shared=[])
+        check(before, {"a": torch.tensor([2.0, 1.0])}, structured(["a"], []))
     with pytest.raises(InvariantError, match="a: 1 pruned"):
-        check(before, {"a": torch.tensor([-0.0, 1.0])}, zeros=["a"], shared=[])
+        check(before, {"a": torch.tensor([-0.0, 1.0])}, structured(["a"], []))
     with pytest.raises(InvariantError, match="a: every weight"):
-        check(before, {"a": torch.tensor([0.0, 0.0])}, zeros=["a"], shared=[])
+        check(before, {"a": torch.tensor([0.0, 0.0])}, structured(["a"], []))
 
 
 def test_check_counts_merged_groups_and_refuses_split_ones():
     """Structure only coarsens, and how much is reported."""
     before = {"a": torch.tensor([0.0, 1.0, 1.0, 2.0, 3.0])}
     after = {"a": torch.tensor([0.0, 5.0, 5.0, 5.0, 0.0])}
-    assert check(before, after, zeros=["a"], shared=["a"]) == Coarsened(1, 2)
+    assert check(before, after, structured(["a"], ["a"])) == Coarsened(1, 2)
     with pytest.raises(InvariantError, match="a: weights that shared"):
-        check(before, {"a": torch.tensor([0.0, 1.0, 1.5, 2.0, 3.0])}, zeros=[], shared=["a"])
+        check(before, {"a": torch.tensor([0.0, 1.0, 1.5, 2.0, 3.0])}, structured([], ["a"]))
 
 
 def test_members_of_a_group_may_be_pruned_while_the_rest_stays_equal():
     """Pruning what is shared takes single weights out of their groups; what is left must still be one value."""
     before = {"a": torch.tensor([0.0, 1.0, 1.0, 1.0, 2.0, 2.0])}
     after = {"a": torch.tensor([0.0, 5.0, 0.0, 5.0, 0.0, 0.0])}
-    assert check(before, after, zeros=["a"], shared=["a"]) == Coarsened(3, 1)
+    assert check(before, after, structured(["a"], ["a"])) == Coarsened(3, 1)
     with pytest.raises(InvariantError, match="a: weights that shared"):
-        check(before, {"a": torch.tensor([0.0, 5.0, 0.0, 6.0, 0.0, 0.0])}, zeros=["a"], shared=["a"])
+        check(before, {"a": torch.tensor([0.0, 5.0, 0.0, 6.0, 0.0, 0.0])}, structured(["a"], ["a"]))
     with pytest.raises(InvariantError, match="a: weights that shared"):
-        check({"a": torch.tensor([0.0, 0.0, 1.0])}, {"a": torch.tensor([0.0, 1.0, 1.0])}, zeros=[], shared=["a"])
+        check({"a": torch.tensor([0.0, 0.0, 1.0])}, {"a": torch.tensor([0.0, 1.0, 1.0])}, structured([], ["a"]))
 
 
 def test_normalising_turns_negative_zero_into_zero_in_named_tensors_alone():

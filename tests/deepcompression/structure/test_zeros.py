@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from trainings import finetune, prune_gradually, share_training
 
 from deepcompression import torch as bridge
 from deepcompression.allocation.sensitivity import sensitivity
@@ -15,15 +16,15 @@ from deepcompression.cli import show
 from deepcompression.codec import file
 from deepcompression.network.names import prunable
 from deepcompression.network.state import density, plain_state
-from deepcompression.pruning.gradual import prune_gradually
 from deepcompression.pruning.prune import prune
 from deepcompression.pruning.slim import slim
 from deepcompression.pruning.wanda import Wanda
 from deepcompression.quantization.precision import round_precision
-from deepcompression.sharing.reassign import share_training
 from deepcompression.sharing.share import share
 from deepcompression.structure import check, hold
-from deepcompression.training.finetune import finetune
+from deepcompression.structure.constraints import structured
+from deepcompression.training.device import Compute
+from deepcompression.training.loop import context_of
 from deepcompression.training.problem import Problem
 
 FIT = {"epochs": 2, "optimizer": {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.1}}}
@@ -65,7 +66,7 @@ def test_a_zero_initialised_layer_learns_while_it_is_pruned_gradually():
     """It has no small weights yet: it learns first, then it is pruned as every other."""
     model = Adapted()
     pruned = prune_gradually(model, problem(), {"up.weight": 0.5, "base.weight": 0.5}, **FIT)
-    assert [layer.nonzero for layer in pruned.layers] == [3, 9]
+    assert {layer.name: layer.nonzero for layer in pruned.layers} == {"up.weight": 3, "base.weight": 9}
     assert int((model.up.weight != 0).sum()) == 3
 
 
@@ -111,7 +112,7 @@ class Empty(nn.Module):
 def test_tensors_without_elements_go_through_every_stage(tmp_path: Path):
     """Their density, error and bits are no division by zero."""
     model, names = Empty(), ["a.weight", "none.weight", "out.weight"]
-    score = Wanda(problem())
+    score = Wanda(context_of(problem(), Compute()))
     score.refresh(model)
     state = prune(plain_state(model), dict.fromkeys(names, 0.5), score=score).state
     state = prune(state, dict.fromkeys(names, 0.5), scope="global").state
@@ -144,7 +145,7 @@ def test_models_of_other_widths_go_through_every_stage(dtype: torch.dtype, tmp_p
     model.load_state_dict(state)
     finetune(model, own, zeros=names, shared=names, **FIT)
     state = round_precision(plain_state(model), shared=names, codebook="float16", rest="float16").state
-    check.check(plain_state(model), state, zeros=names, shared=names)
+    check.check(plain_state(model), state, structured(names, names))
     bridge.save(state, tmp_path / "m.dcz")
     back = bridge.load(tmp_path / "m.dcz")
     assert all(torch.equal(one, state[name]) and one.dtype == dtype for name, one in back.items())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from trainings import finetune
 
 from deepcompression.errors import DivergedError, StructureError
 from deepcompression.network import state
 from deepcompression.structure import check
+from deepcompression.structure.constraints import structured
 from deepcompression.training.dropout import corrected_dropout
-from deepcompression.training.finetune import finetune
 from deepcompression.training.problem import Problem
 
 SGD = {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.1, "momentum": 0.9}}
@@ -38,8 +39,8 @@ def test_structure_is_held_and_training_helps():
     made = finetune(model, data, zeros=["0.weight"], shared=["3.weight"], epochs=8, optimizer=SGD)
     after = state.plain_state(model)
     assert list(after) == list(before)
-    check.check(before, after, zeros=["0.weight"], shared=["3.weight"])
-    assert made.held.shared == ["3.weight"]
+    check.check(before, after, structured(["0.weight"], ["3.weight"]))
+    assert made.structure == structured(["0.weight"], ["3.weight"])
     assert made.fit.history[-1]["val_loss"] < made.fit.history[0]["val_loss"] - 0.03
     assert made.fit.history[0]["val_accuracy"] <= made.fit.best_metric
     assert len(after["3.weight"].unique()) == 2
@@ -52,7 +53,7 @@ def test_dropout_is_corrected_while_training_and_restored_afterwards():
     model[1].register_forward_hook(lambda module, *_: seen.add(module.p))
     made = finetune(model, problem(), zeros=["0.weight"], dropout={"1": "0"}, epochs=1, optimizer=SGD)
     assert seen == {0.5 * 0.5**0.5}
-    assert made.dropout == {"1": corrected_dropout(0.5, 0.5)}
+    assert made.accounts[0][1].report["dropout"] == {"1": corrected_dropout(0.5, 0.5)}
     assert model[1].p == 0.5
 
 

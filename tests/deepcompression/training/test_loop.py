@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from trainings import Watch, fit
 
 from deepcompression.errors import DataError, DivergedError, FactoryError, StorageError
 from deepcompression.network.state import plain_state
 from deepcompression.training.batches import Batches
 from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import evaluate
-from deepcompression.training.loop import Progress, fit
+from deepcompression.training.loop import Progress
 from deepcompression.training.problem import Accuracy, Problem
 
 SGD = {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.1, "momentum": 0.9}}
@@ -75,17 +76,17 @@ def test_a_net_learns_and_its_best_state_is_kept():
 
 
 @pytest.mark.parametrize(
-    ("values", "higher", "track_from", "best"),
+    ("values", "higher", "settled", "best"),
     [
-        ([0.1, 0.5, 0.3], True, 1, 2),
-        ([0.5, 0.1, 0.3], False, 1, 2),
-        ([0.9, 0.1, 0.3], True, 2, 3),
-        ([float("nan"), 0.1, float("nan")], True, 1, 2),
+        ([0.1, 0.5, 0.3], True, 0.0, 2),
+        ([0.5, 0.1, 0.3], False, 0.0, 2),
+        ([0.9, 0.1, 0.3], True, 0.4, 3),
+        ([float("nan"), 0.1, float("nan")], True, 0.0, 2),
     ],
 )
-def test_the_best_epoch_follows_the_metrics_direction(values: list[float], higher: bool, track_from: int, best: int):
-    """Errors are minimised, epochs before track_from do not count, NaN is never best."""
-    made = run(net(), problem=scripted(values, higher), epochs=3, track_from=track_from)
+def test_the_best_epoch_follows_the_metrics_direction(values: list[float], higher: bool, settled: float, best: int):
+    """Errors are minimised, epochs in which a method is not settled do not count, NaN is never best."""
+    made = run(net(), problem=scripted(values, higher), epochs=3, methods=[Watch(settled=settled)])
     assert made.best_epoch == best
 
 
@@ -170,8 +171,9 @@ def test_progress_is_told_at_the_end_of_each_epoch():
 
 SCRIPT = """
 import os, signal, sys, torch
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(__import__("pathlib").Path(sys.argv[1]).parents[1])]
 from pathlib import Path
+from trainings import Watch
 from test_loop import loader, net, noise, problem, run
 from deepcompression.network.state import plain_state
 torch.set_num_threads(1)
@@ -182,7 +184,7 @@ def on_step(step, steps):
         os.kill(os.getpid(), signal.SIGKILL)
 model = net()
 data = loader() if how == "loader" else problem(augment=noise)
-run(model, problem=data, epochs=5, checkpoint=folder / "checkpoint.pt", on_step=on_step)
+run(model, problem=data, epochs=5, checkpoint=folder / "checkpoint.pt", methods=[Watch(on_step)])
 torch.save(plain_state(model), folder / "done.pt")
 """
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset, get_worker_info
+from trainings import fit
 
 from deepcompression.data.splits import Splits
 from deepcompression.distillation.logits import divergence
@@ -22,7 +23,6 @@ from deepcompression.errors import DataError, FactoryError, InputError
 from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import evaluate
 from deepcompression.training.identity import identify
-from deepcompression.training.loop import fit
 from deepcompression.training.optimizers import make_optimizer
 from deepcompression.training.problem import Accuracy, Problem, cross_entropy_step, metric_of
 from deepcompression.training.trial import Plan, attempt

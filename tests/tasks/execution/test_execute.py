@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from deepcompression.errors import InvariantError
+from deepcompression.structure.constraints import structured
 from tasks.execution import execute as executing
 from tasks.execution import keys, measure
 from tasks.execution import run as runs
@@ -78,11 +79,12 @@ def _work(calls: list[str], state: dict[str, torch.Tensor], **more: Any) -> Work
     return work
 
 
+HELD = structured(["weight"])
 PRUNED = _weights([0.0, 2.0, 0.0], [1.0, 0.0, 0.0])
 
 
 def _pruned(run: Run) -> Reference:
-    return execute(run, "prune", 1, SETTINGS, None, _work([], PRUNED, zeros=["weight"]))[0]
+    return execute(run, "prune", 1, SETTINGS, None, _work([], PRUNED, structure=HELD))[0]
 
 
 def _keys(run: Run) -> list[Path]:
@@ -92,8 +94,8 @@ def _keys(run: Run) -> list[Path]:
 def test_a_stage_that_is_stored_is_used_again(run: Run) -> None:
     """The second call does not work, returns the same weights and numbers, and is told to the tracker too."""
     calls: list[str] = []
-    first, reused = execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED, zeros=["weight"]))
-    again, reused_then = execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED, zeros=["weight"]))
+    first, reused = execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED, structure=HELD))
+    again, reused_then = execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED, structure=HELD))
     assert (calls, reused, reused_then) == (["prune"], False, True)
     assert (first.key, first.object, first.zeros) == (again.key, again.object, again.zeros)
     assert first.numbers["density"] == again.numbers["density"] == pytest.approx(2 / 6)
@@ -134,8 +136,8 @@ def test_two_who_want_the_same_work_once(run: Run) -> None:
 @pytest.mark.parametrize(
     ("state", "kept"),
     [
-        (_weights([3.0, 2.0, 0.0], [1.0, 0.0, 0.0]), {"zeros": ["weight"]}),
-        (_weights([-0.0, 2.0, 0.0], [1.0, 0.0, 0.0]), {"zeros": ["weight"]}),
+        (_weights([3.0, 2.0, 0.0], [1.0, 0.0, 0.0]), {"structure": HELD}),
+        (_weights([-0.0, 2.0, 0.0], [1.0, 0.0, 0.0]), {"structure": HELD}),
         (_weights([3.0, 2.0, 0.0], [1.0, 0.0, 0.0]), {}),  # a stage cannot drop what it was given to hold
     ],
 )
@@ -150,11 +152,18 @@ def test_lost_structure_stops_with_the_tensors_name(
     assert _keys(run) == before and not list(Path(run.store_folder).glob("leases/*.json"))
 
 
+def test_a_tensor_that_was_not_selected_stays_as_it_was(run: Run) -> None:
+    """What a stage leaves alone is compared bit for bit."""
+    pruned, changed = _pruned(run), {**PRUNED, "bias": torch.tensor([0.0, -0.0])}
+    with pytest.raises(InvariantError, match="bias: changed, although the stage did not select it"):
+        execute(run, "slim", 2, slim.Settings(stage="slim"), pruned, _work([], changed, selected=["weight"]))
+
+
 def test_growth_is_counted(run: Run) -> None:
     """More zeros are no loss; the numbers tell how many."""
     pruned = _pruned(run)
     thinner = _weights([0.0, 0.0, 0.0], [1.0, 0.0, 0.0])
-    reference, _ = execute(run, "slim", 2, slim.Settings(stage="slim"), pruned, _work([], thinner, zeros=["weight"]))
+    reference, _ = execute(run, "slim", 2, slim.Settings(stage="slim"), pruned, _work([], thinner, structure=HELD))
     assert sum(reference.numbers["coarsened"].values()) >= 1
 
 
@@ -162,13 +171,13 @@ def test_what_measures_changed_measures_anew(run: Run, monkeypatch: pytest.Monke
     """Other measuring code changes numbers, not weights: the stage is not worked on again, and measured once."""
     calls: list[str] = []
     measured: list[Any] = []
-    first, _ = execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED, zeros=["weight"]))
+    first, _ = execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED, structure=HELD))
     monkeypatch.setattr(executing, "measuring_code", lambda: "another")
     monkeypatch.setattr(
         executing, "measure", lambda *given: measured.append(given) or {"val_metric": 0.75, "density": 0.25}
     )
     for _ in range(2):
-        again, reused = execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED, zeros=["weight"]))
+        again, reused = execute(run, "prune", 1, SETTINGS, None, _work(calls, PRUNED, structure=HELD))
         assert reused and again.object == first.object and again.numbers["val_metric"] == 0.75
     assert calls == ["prune"] and len(measured) == 1
 

@@ -19,6 +19,7 @@ from torch import nn
 import deepcompression
 from deepcompression import torch as files
 from deepcompression.measure import significance
+from deepcompression.structure.constraints import structured
 from deepcompression.training.device import Compute
 from flows import compress as flow
 from flows import summary as summary_
@@ -88,7 +89,7 @@ def made(
     dense = 4 * sum(tensor.numel() for tensor in next(iter(states.values())).values())
     count = files.save(final, file, coder)
     references = [
-        Reference(label, label, shared=tuple(shared), numbers=_numbers(label, state, dense))
+        Reference(label, label, structured((), shared), numbers=_numbers(label, state, dense))
         for label, state in states.items()
     ]
     encoded = {**_numbers("encode", final, dense), "size_bytes": count, "compression_ratio": dense / count}
@@ -151,7 +152,7 @@ def finished(
         return kept["summary"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summary_, "summary_of", catching)
+        patch.setattr(flow, "summary_of", catching)
         flow.compress(tiny_in(folder))
     recipe = {**tiny_in(folder), "tracking": {"uri": "${oc.env:SECRET}"}}
     path = folder / "report.html"

@@ -1,0 +1,60 @@
+"""Weights of two values, a scale and its negative: of the tensor or of each channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deepcompression.errors import InvariantError, StructureError
+from deepcompression.network.parametrized import VALUES, Holder
+
+
+class Signs(Holder):
+    """Plus or minus a fixed ``scale``, by the sign of what is trained; gradients go straight through."""
+
+    order = VALUES
+    scale: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight (its own shape) in two values a channel."""
+        values = torch.where(weight.detach() < 0, -self.scale, self.scale)
+        return self.laid_out(values + (weight - weight.detach()))
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What is trained: the weight itself."""
+        return weight
+
+
+@dataclass(frozen=True)
+class Binary:
+    """Every weight is plus or minus the scale of its output channel (dimension 0)."""
+
+    def held(self, weight: Tensor) -> Holder:
+        """Signs with the scales that ``weight`` has.
+
+        Raises:
+            StructureError: a channel has other magnitudes than one.
+        """
+        rows = weight.detach().abs().flatten(1) if weight.ndim > 1 else weight.detach().abs().reshape(1, -1)
+        scale = rows.amax(1) if rows.numel() else rows.new_zeros(len(rows))
+        if not bool((rows == scale[:, None]).all()):
+            raise StructureError("a channel has weights of more than one magnitude")
+        return Signs(scale.reshape([-1, *[1] * (weight.ndim - 1)]) if weight.ndim > 1 else scale)
+
+    def check(self, name: str, before: Tensor, after: Tensor) -> int:
+        """0: two values cannot become fewer, but one.
+
+        Raises:
+            InvariantError: a channel has other magnitudes than one.
+        """
+        try:
+            self.held(after)
+        except StructureError as error:
+            raise InvariantError(f"{name}: is no longer binary: {error}") from None
+        return 0

@@ -1,0 +1,74 @@
+"""What must stay true of a tensor, in words that files hold: ``zeros``, ``shared``, ``grid(8, 0)``, ``n_m(2, 4)``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from deepcompression.errors import StructureError
+from deepcompression.network.parametrized import Holder
+from deepcompression.structure.binary import Binary
+from deepcompression.structure.grid import Grid
+from deepcompression.structure.n_m import NM
+from deepcompression.structure.shared import Shared
+from deepcompression.structure.zeros import Zeros
+
+ZEROS, SHARED = "zeros", "shared"
+KINDS: dict[str, type[Constraint]] = {ZEROS: Zeros, SHARED: Shared, "grid": Grid, "n_m": NM, "binary": Binary}
+_WORD = re.compile(r"(\w+)(?:\((\d+)(?:, (\d+))?\))?")
+
+Structure = Mapping[str, tuple[str, ...]]  # tensor name -> constraints, each in a word
+
+
+class Constraint(Protocol):
+    """What must stay true of a tensor."""
+
+    def held(self, weight: Tensor) -> Holder:
+        """What keeps it true of ``weight`` while it trains."""
+
+    def check(self, name: str, before: Tensor, after: Tensor) -> int:
+        """How much coarser the tensor became; InvariantError where it is no longer true."""
+
+
+def constraint(word: str) -> Constraint:
+    """The constraint that a word stands for.
+
+    Raises:
+        StructureError: none does.
+    """
+    found = _WORD.fullmatch(word)
+    kind = KINDS.get(found[1]) if found else None
+    if found is None or kind is None:
+        raise StructureError(f"structure {word!r} is not known; expected one of {', '.join(KINDS)}")
+    try:
+        return kind(*(int(number) for number in found.groups()[1:] if number is not None))
+    except TypeError:
+        raise StructureError(
+            f"structure {word!r}: wrong numbers; for instance zeros, shared, grid(8, 0), n_m(2, 4)"
+        ) from None
+
+
+def structured(zeros: Iterable[str] = (), shared: Iterable[str] = ()) -> dict[str, tuple[str, ...]]:
+    """The structure of tensors whose zeros stay, and of those whose sharing stays."""
+    found: dict[str, tuple[str, ...]] = {}
+    for word, names in ((ZEROS, zeros), (SHARED, shared)):
+        for name in names:
+            found[name] = (*found.get(name, ()), word)
+    return found
+
+
+def together(*structures: Structure) -> dict[str, tuple[str, ...]]:
+    """All constraints of several structures, each once."""
+    found: dict[str, tuple[str, ...]] = {}
+    for structure in structures:
+        for name, words in structure.items():
+            found[name] = tuple(dict.fromkeys((*found.get(name, ()), *words)))
+    return found
+
+
+def having(structure: Structure, word: str) -> list[str]:
+    """Names of the tensors with this constraint."""
+    return [name for name, words in structure.items() if word in words]

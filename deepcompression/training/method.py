@@ -1,0 +1,320 @@
+"""What takes part in a training: pruning, sharing, quantization, distillation, side by side on one model.
+
+A method says what it claims, puts what it needs into the model, acts before and after steps, adds to the loss, and
+tells in the end what became of the model. ``attach`` brings several together, in the loop of ``loop.train`` or in
+anybody's:
+
+    with attach(model, [GradualPruning(0.1)], total_steps) as session:
+        for batch in batches:
+            outputs = model(batch[0])
+            session.loss(criterion(outputs, batch[1]), batch, outputs).backward()
+            optimizer.step()
+            session.step()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from deepcompression.errors import StructureError
+from deepcompression.network.parametrized import Holder
+from deepcompression.structure.constraints import SHARED, ZEROS, Structure, having
+from deepcompression.structure.hold import bake, hold, hold_structure
+from deepcompression.training.device import Compute
+
+UNITS, SPARSITY, VALUES, ACTIVATION = "units", "sparsity", "values", "activation"
+ROLES = (UNITS, SPARSITY, VALUES, ACTIVATION)  # in the order in which methods with such claims are attached
+Samples = Callable[[int], Iterable[Any]]
+Claim = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may use when it is attached.
+
+    ``samples(n)`` gives batches with about n samples of the training split, in its own order and not augmented; None
+    where there are none. ``forward`` gives a model's outputs for a batch, ``teacher`` the teacher's. ``structure`` is
+    what was true of the tensors before, ``claimed`` what all methods claim.
+    """
+
+    samples: Samples | None = None
+    forward: Callable[[nn.Module, Any], Any] = field(default=lambda model, batch: model(_first(batch)))
+    teacher: Callable[[Any], Any] | None = None
+    seed: int = 0
+    compute: Compute = field(default_factory=Compute)
+    structure: Structure = field(default_factory=dict)
+    claimed: frozenset[Claim] = frozenset()
+
+    def batches(self, wanting: str, count: int) -> Iterable[Any]:
+        """``samples(count)``.
+
+        Args:
+            wanting: who needs them, for the message.
+            count: about how many samples.
+
+        Raises:
+            StructureError: there are none.
+        """
+        if self.samples is None:
+            raise StructureError(f"{wanting} needs samples of the training data; give attach() samples=")
+        return self.samples(count)
+
+
+@dataclass
+class Now:
+    """Where a training is: before the step number ``step`` (from 0) of ``steps``.
+
+    ``changed`` says whether a method has changed, before this step, which weights are zero.
+    """
+
+    step: int
+    steps: int
+    optimizer: torch.optim.Optimizer | None = None
+    changed: bool = False
+
+    @property
+    def fraction(self) -> float:
+        """The part of the training that is done."""
+        return self.step / self.steps
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a method made of a model: what is true of tensors from now on, edits of the model, and what to report."""
+
+    structure: Structure = field(default_factory=dict)
+    edits: Sequence[Mapping[str, Any]] = ()
+    report: Mapping[str, Any] = field(default_factory=dict)
+    regrouped: Sequence[str] = ()  # tensors whose weights did not stay with those that they were equal to
+    notes: Sequence[str] = ()
+
+
+class Method:
+    """Base of all methods; every hook has an empty default."""
+
+    name: ClassVar[str] = "method"
+    holds_zeros: ClassVar[bool] = False  # whether what it puts into the tensors that it claims keeps their zeros
+    learns: ClassVar[bool] = False  # whether it needs a teacher
+
+    @property
+    def settled(self) -> float:
+        """The fraction of the training from which on a state can be the best."""
+        return 0.0
+
+    def claims(self, model: nn.Module, structure: Structure) -> set[Claim]:
+        """(tensor or site, role) of all that it changes: UNITS, SPARSITY, VALUES of a tensor, ACTIVATION of a site."""
+        return set()
+
+    def attach(self, model: nn.Module, context: Context) -> list[dict[str, Any]]:
+        """Puts what it needs into the model, before the optimizer is made; parameter groups of what it adds.
+
+        Raises:
+            StructureError: what is impossible, before anything trains.
+        """
+        return []
+
+    def before_step(self, model: nn.Module, now: Now) -> None:
+        """Before each step: schedules, masks. What changes zeros sets ``now.changed``."""
+
+    def loss(self, loss: Tensor, model: nn.Module, batch: Any, outputs: Any) -> Tensor:
+        """The loss with what it adds."""
+        return loss
+
+    def after_step(self, model: nn.Module, now: Now) -> None:
+        """After each step of the optimizer."""
+
+    def after_epoch(self, model: nn.Module, now: Now, metric: float) -> None:
+        """After each epoch and its validation; not called in loops of others."""
+
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """What is logged after each epoch, such as density, bits or a loss of its own."""
+        return {}
+
+    def finish(self, model: nn.Module) -> Account:
+        """What became of the model, once training has ended and what was held is baked."""
+        return Account()
+
+    def close(self, model: nn.Module) -> None:
+        """Puts back what it changed beside tensors; always called, also when training failed."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is no buffer of the model and must survive a kill."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what ``state_dict`` gave."""
+
+
+class Session:
+    """Methods at work on one model; made by ``attach``. Leaving it bakes what was held, and fills ``accounts``."""
+
+    def __init__(self, model: nn.Module, methods: Sequence[Method], steps: int, context: Context) -> None:
+        self.model, self.now = model, Now(0, steps)
+        self.accounts: list[tuple[Method, Account]] = []
+        claims = {method: method.claims(model, context.structure) for method in methods}
+        _refuse_twice(claims)
+        claimed = frozenset(claim for some in claims.values() for claim in some)
+        self.context = replace(context, claimed=claimed)
+        self.methods = sorted(methods, key=lambda method: _place(claims[method]))
+        self.groups: list[dict[str, Any]] = []
+        try:
+            self._attach(claims)
+        except BaseException:
+            self._release()
+            raise
+
+    def _attach(self, claims: Mapping[Method, set[Claim]]) -> None:
+        own = {target for method, some in claims.items() if method.holds_zeros for target, _ in some}
+        before = {name: words for name, words in self.context.structure.items() if name not in own}
+        taken = {role: {target for target, one in self.context.claimed if one == role} for role in ROLES}
+        shared = [name for name in having(before, SHARED) if name not in taken[VALUES]]
+        zeros = [
+            name for name in before if name not in taken[SPARSITY] and (name in shared or _has_zeros(before[name]))
+        ]
+        hold(self.model, zeros, shared=shared)
+        values = {
+            name: tuple(word for word in words if word.startswith(("grid", "binary")))
+            for name, words in before.items()
+            if name not in taken[VALUES]
+        }
+        late = False
+        for method in self.methods:
+            if not late and _place(claims[method]) >= ROLES.index(VALUES):
+                late = True
+                hold_structure(self.model, {name: words for name, words in values.items() if words})
+            self.groups += method.attach(self.model, self.context)
+        if not late:
+            hold_structure(self.model, {name: words for name, words in values.items() if words})
+
+    def parameters(self, **settings: Any) -> list[dict[str, Any]]:
+        """Parameter groups for an optimizer: all that trains, what methods added apart, with settings of their own."""
+        added = {id(one) for group in self.groups for one in group["params"]}
+        rest = [one for one in self.model.parameters() if id(one) not in added]
+        return [{"params": rest, **settings}, *self.groups]
+
+    def before_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Lets methods act before the step ``now.step``."""
+        self.now.optimizer, self.now.changed = optimizer, False
+        for method in self.methods:
+            method.before_step(self.model, self.now)
+
+    def loss(self, loss: Tensor, batch: Any, outputs: Any) -> Tensor:
+        """The loss with what all methods add to it."""
+        for method in self.methods:
+            loss = method.loss(loss, self.model, batch, outputs)
+        return loss
+
+    def after_step(self) -> None:
+        """Lets methods act after the optimizer's step."""
+        for method in self.methods:
+            method.after_step(self.model, self.now)
+        self.now.step += 1
+
+    def step(self) -> None:
+        """After each step of a loop of your own: what follows this one, and what comes before the next."""
+        self.after_step()
+        if self.now.step < self.now.steps:
+            self.before_step()
+
+    def after_epoch(self, metric: float) -> dict[str, float]:
+        """Lets methods act after an epoch; what they have to log, by ``method/figure``."""
+        for method in self.methods:
+            method.after_epoch(self.model, self.now, metric)
+        return {f"{one.name}/{name}": value for one in self.methods for name, value in one.figures(self.model).items()}
+
+    @property
+    def adds_to_loss(self) -> bool:
+        """Whether some method wants batches for a loss of its own."""
+        return any(type(method).loss is not Method.loss for method in self.methods)
+
+    @property
+    def settled(self) -> float:
+        """The fraction of the training from which on a state can be the best: that of the method that takes longest."""
+        return max((method.settled for method in self.methods), default=0.0)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Of each method what must survive a kill."""
+        return [method.state_dict() for method in self.methods]
+
+    def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Goes on from what ``state_dict`` gave."""
+        for method, state in zip(self.methods, states, strict=True):
+            method.load_state_dict(state)
+
+    def _release(self) -> None:
+        for method in reversed(self.methods):
+            method.close(self.model)
+        for module in self.model.modules():
+            if isinstance(module, Holder):
+                module.eval()  # what draws while it trains is baked as it is used afterwards
+        bake(self.model)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._release()
+        if kind is None:
+            self.accounts = [(method, method.finish(self.model)) for method in reversed(self.methods)][::-1]
+
+
+def attach(
+    model: nn.Module,
+    methods: Sequence[Method],
+    total_steps: int,
+    *,
+    samples: Iterable[Any] | None = None,
+    teacher: Callable[[Any], Any] | None = None,
+    structure: Structure | None = None,
+    seed: int = 0,
+) -> Session:
+    """Brings methods into a model for a training loop of your own; see the head of this module.
+
+    Make the optimizer afterwards, of ``session.parameters()``. Methods are attached in the order of what they claim:
+    units, zeros, values, activations, nothing.
+
+    Args:
+        model: changed in place; ordinary again when the session is left.
+        methods: each (tensor, role) is claimed by one of them at most.
+        total_steps: steps of the whole training.
+        samples: some batches of training data; methods that need none do without.
+        teacher: (batch) -> outputs of a model to learn from.
+        structure: what is true of tensors already and stays so, see ``structure.constraints``.
+        seed: of what methods draw.
+
+    Raises:
+        StructureError: two methods claim the same, or a method cannot do what it is asked for.
+    """
+    kept = None if samples is None else list(samples)
+    some = None if kept is None else lambda _: kept
+    session = Session(model, methods, total_steps, Context(some, teacher=teacher, seed=seed, structure=structure or {}))
+    session.before_step()
+    return session
+
+
+def _refuse_twice(claims: Mapping[Method, set[Claim]]) -> None:
+    owners: dict[Claim, Method] = {}
+    for method, some in claims.items():
+        for claim in sorted(some):
+            if claim in owners:
+                target, role = claim
+                both = f"{owners[claim].name} and {method.name}"
+                raise StructureError(f"{target}: {both} both claim its {role}; leave it to one of them")
+            owners[claim] = method
+
+
+def _place(claims: Iterable[Claim]) -> int:
+    return min((ROLES.index(role) for _, role in claims), default=len(ROLES))
+
+
+def _has_zeros(words: Sequence[str]) -> bool:
+    return any(word == ZEROS or word.startswith("n_m") for word in words)
+
+
+def _first(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, tuple | list) else batch

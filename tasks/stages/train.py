@@ -1,0 +1,59 @@
+"""One training with several methods at work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, create_model, model_serializer, model_validator
+
+from tasks.execution.bench import Bench, Product, trained
+from tasks.execution.settings import MethodSettings, Stage, Strict, Training
+from tasks.methods import METHODS, settings_of
+
+
+class One(Strict):
+    """One method: its name, and its keys."""
+
+    @model_validator(mode="after")
+    def _just_one(self) -> One:
+        if len(self.model_fields_set) != 1:
+            raise ValueError(f"expected one method in each entry, one of {', '.join(METHODS)}")
+        return self
+
+    @model_serializer
+    def _plain(self) -> dict[str, Any]:
+        """The one method alone: a longer list of methods changes no store key."""
+        return {name: getattr(self, name).model_dump(mode="json") for name in self.model_fields_set}
+
+    def settings(self) -> MethodSettings:
+        """The method's keys."""
+        found: MethodSettings = getattr(self, next(iter(self.model_fields_set)))
+        return found
+
+
+def _with_keys(value: Any) -> Any:
+    """``- centroids`` alone, and ``- centroids:``, are a method without keys."""
+    if isinstance(value, str):
+        return {value: {}}
+    return {name: {} if keys is None else keys for name, keys in value.items()} if isinstance(value, Mapping) else value
+
+
+_KEYS: dict[str, Any] = {name: (settings_of(name) | None, None) for name in METHODS}
+Entry = create_model("Entry", __base__=One, __doc__=One.__doc__, **_KEYS)
+
+
+class Settings(Training, Stage):
+    """One training in which several methods work side by side, on the same tensors where they do not collide."""
+
+    stage: Literal["train"]
+    epochs: int = Field(10, ge=1)
+    lr: float = Field(1e-4, gt=0)
+    methods: list[Annotated[Entry, BeforeValidator(_with_keys)]] = Field(  # type: ignore[valid-type]
+        min_length=1, description=f"each by its name: {', '.join(METHODS)}"
+    )
+
+
+def work(bench: Bench, settings: Settings) -> Product:
+    """The weights of the stage before, trained with methods at work; what was true of them stays so."""
+    return trained(bench, settings, [one.settings().make() for one in settings.methods])
