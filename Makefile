@@ -6,7 +6,7 @@ RECIPE ?= conf/digits.yaml
 ARGS ?=
 SECONDS ?= 600
 
-.PHONY: help run servers test fuzz fuzz-c style quality bench schema clean
+.PHONY: help run servers test test-all fuzz fuzz-c style quality bench schema clean
 .DEFAULT_GOAL := help
 
 help:  ## list these verbs
@@ -24,8 +24,11 @@ run: $(VENV)/.installed  ## set up, then compress: make run [RECIPE=conf/lenet-5
 servers: $(VENV)/.installed  ## set up, then Prefect's and MLflow's servers on this machine, until Ctrl-C
 	$(BIN)/python -m flows servers $(ARGS)
 
-test: $(VENV)/.installed  ## set up, then all tests: make test [ARGS="-k huffman"]
+test: $(VENV)/.installed  ## set up, then the tests of every change: make test [ARGS="-k huffman"]
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-all: $(VENV)/.installed  ## the same and the slow ones: browsers, foreign environments, clusters, servers, fuzzing
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "" $(ARGS)
 
 fuzz: $(VENV)/.installed  ## set up, then a million broken files against the decoder: make fuzz [ARGS="--cases 10000"]
 	PYTHONPATH=. $(BIN)/python tests/fuzz.py $(ARGS)

@@ -1,16 +1,23 @@
-"""What tests of the workflow share: one Prefect server for all, and a recipe that takes seconds."""
+"""What tests of the workflow share: one Prefect server, one finished run to look at, a recipe that takes seconds."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
+import shutil
+import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -19,6 +26,44 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
+SESSION = "DEEP_COMPRESSION_TESTS"  # the folder that all workers of a session share
+
+# A test that imports something large the first time, on a machine that others use too, is not a slow function.
+hypothesis.settings.register_profile("shared-machine", deadline=None)
+hypothesis.settings.load_profile("shared-machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The process that starts the session, with its workers or without, makes the folder that they share."""
+    if not hasattr(config, "workerinput"):
+        os.environ[SESSION] = tempfile.mkdtemp(prefix="deep-compression-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """And removes it, with the servers that note their process group there."""
+    if hasattr(config, "workerinput") or SESSION not in os.environ:
+        return
+    folder = Path(os.environ.pop(SESSION))
+    for note in folder.glob("*.group"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(note.read_text()), signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def once(name: str, make: Callable[[Path], Any]) -> Any:
+    """What ``make`` returned when the first worker of this session asked for ``name``; it had a folder of its own.
+
+    Who gets it looks at it, and changes neither it nor what lies in the folder.
+    """
+    folder = Path(os.environ[SESSION]) / name
+    with FileLock(f"{folder}.lock"):
+        told = folder / "made.pickle"
+        if not told.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed to make it
+            folder.mkdir()
+            made = make(folder)
+            told.write_bytes(pickle.dumps(made))
+        return pickle.loads(told.read_bytes())
 
 
 @pytest.fixture
@@ -36,22 +81,44 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
-    """A real Prefect server on a database of its own; flows of this process and of its children use it."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
+    """The URL of the session's one Prefect server; flows of this process and of its children use it."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with prefect_test_harness(server_startup_timeout=300):
-        yield str(PREFECT_API_URL.value())
+    url = once("prefect", _prefect_server)
+    with temporary_settings({PREFECT_API_URL: url}):
+        yield url
+
+
+def _prefect_server(folder: Path) -> str:
+    """A real server in a process group of its own, on a database of its own, as a run would start it for itself."""
+    from flows import servers
+
+    server = servers.temporary_prefect()
+    own = {
+        "PREFECT_HOME": str(folder),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
+        "PREFECT__SERVER_EPHEMERAL": "1",
+    }
+    server.environment = {**server.environment, **own}
+    server.start(folder / "log")
+    assert server.process is not None
+    Path(f"{folder}.group").write_text(str(server.process.pid))
+    servers._wait(server, folder / "log")
+    return server.health.removesuffix("/health")
 
 
 @pytest.fixture(scope="session")
-def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mlflow_template() -> Path:
     """A migrated, empty MLflow database: migrating takes seconds, copying does not."""
+    return Path(once("mlflow", _migrated))
+
+
+def _migrated(folder: Path) -> str:
     from tasks.tracking.runs import client_of
 
-    path = tmp_path_factory.mktemp("mlflow") / "template.db"
+    path = folder / "template.db"
     client_of(f"sqlite:///{path}")
-    return path
+    return str(path)
 
 
 def free_port() -> int:
@@ -81,12 +148,12 @@ def ask(url: str, content: dict[str, Any] | None = None) -> Any:
             time.sleep(0.5)
 
 
-def wait_for_epochs(store: Path, count: int, process: subprocess.Popen[str]) -> None:
+def wait_for_epochs(store: Path, count: int, process: subprocess.Popen[str] | None = None) -> None:
     """Until some checkpoint in the store has seen ``count`` epochs."""
     import torch
 
     deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and (process is None or process.poll() is None):
         for path in store.glob("partial/*/checkpoint.pt"):
             try:
                 if torch.load(path, weights_only=True)["epoch"] >= count:
@@ -94,7 +161,7 @@ def wait_for_epochs(store: Path, count: int, process: subprocess.Popen[str]) -> 
             except (OSError, RuntimeError, EOFError):
                 continue
         time.sleep(0.02)
-    raise AssertionError(f"no checkpoint with {count} epochs; exit code {process.poll()}")
+    raise AssertionError(f"no checkpoint with {count} epochs; exit code {process and process.poll()}")
 
 
 @pytest.fixture(scope="session")
@@ -106,24 +173,6 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Pat
     (data / "mlflow.db").write_bytes(mlflow_template.read_bytes())
     with servers.started(servers.mlflow_server(data, port := free_port()), data / "log"):
         yield f"http://127.0.0.1:{port}"
-
-
-@pytest.fixture(scope="session")
-def scheduling_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API URL of a real Prefect server with all its services: schedules, late runs, automations."""
-    from flows import servers
-
-    data = tmp_path_factory.mktemp("prefect-server")
-    server = servers.prefect_server(data, port := free_port())
-    own = {
-        "PREFECT_HOME": str(data),
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{data}/prefect.db",
-        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
-        "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "2",
-    }
-    server.environment = {**server.environment, **own}
-    with servers.started(server, data / "log"):
-        yield f"http://127.0.0.1:{port}/api"
 
 
 @pytest.fixture(scope="session")
@@ -198,6 +247,30 @@ def tiny_in(mlflow_template: Path) -> Callable[..., dict[str, Any]]:
         }
 
     return recipe
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_in: Callable[..., dict[str, Any]], prefect_server: str) -> dict[str, Any]:
+    """One finished run of the tiny recipe for all who look at one: ``recipe``, ``summary``, ``run``, ``references``."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        from flows import compress as flow
+        from flows import summary as summaries
+
+        made: dict[str, Any] = {"recipe": tiny_in(folder)}
+        summary_of = summaries.summary_of
+
+        def catching(run: Any, references: Any, *more: Any) -> dict[str, Any]:
+            made.update(run=run, references=list(references))
+            return summary_of(run, references, *more)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(flow, "summary_of", catching)
+            made["summary"] = flow.compress(made["recipe"])
+        return made
+
+    found: dict[str, Any] = once("tiny-run", make)
+    return found
 
 
 @pytest.fixture

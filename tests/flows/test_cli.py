@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,8 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from conftest import wait_for_epochs
+
+from deepcompression.errors import DivergedError, RecipeError
+from flows import __main__ as command
+from flows import watchdog
+from flows.compress import compress
 
 ROOT = Path(__file__).resolve().parents[2]
 Tiny = Callable[..., dict[str, Any]]
@@ -60,11 +65,10 @@ def test_run_without_any_server(write: Callable[..., Path], tmp_path: Path) -> N
     assert "\x1b" not in err
 
 
-def test_table_and_path_close_a_run(write: Callable[..., Path], prefect_server: str) -> None:
+def test_table_and_path_close_a_run(tiny_run: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """Without --json, stdout has the table of stages, both test results and the file's path."""
-    recipe = write(train={"epochs": 1}, stages=[{"stage": "share", "bits": 3}])
-    code, out, _ = _run(["run", str(recipe), "-q"], env=_environment(prefect_server))
-    assert code == 0
+    command._print(tiny_run["summary"], False)
+    out = capsys.readouterr().out
     assert all(part in out for part in ("baseline", "share", "encode", "smaller", "errors in 360", "model.dcz"))
 
 
@@ -90,11 +94,26 @@ def test_wrong_names_found_in_the_run_are_one_line_too(write: Callable[..., Path
     assert code == 2 and len(err.strip().splitlines()) == 1 and "/no/such/folder" in err
 
 
-def test_diverged_run_is_exit_1(write: Callable[..., Path], prefect_server: str) -> None:
-    """What is not the input's fault is another exit code, still one line."""
-    recipe = write(train={"epochs": 1, "lr": 1e9})
-    code, _, err = _run(["run", str(recipe), "-q"], env=_environment(prefect_server))
-    assert code == 1 and len(err.strip().splitlines()) == 1 and "loss became" in err
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (DivergedError("baseline: the loss became nan"), 1, "error: baseline: the loss became nan"),
+        (RecipeError("recipe: no stages"), 2, "error: recipe: no stages"),
+        (OSError("a\nb"), 1, "error: OSError: a b (run again with -v for the traceback)"),
+        (KeyboardInterrupt(), 130, f"stopped: interrupted; {watchdog.AGAIN}"),
+        (watchdog.Terminated(), 143, f"stopped: terminated; {watchdog.AGAIN}"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_stops_a_command_is_one_line_and_an_exit_code(
+    error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose fault it was is told by the code; what a signal stopped goes on later."""
+    monkeypatch.setattr(command, "_settings", lambda verbose: None)
+    monkeypatch.setattr(watchdog, "leave_soon", lambda code: None)
+    with pytest.raises(typer.Exit) as stopped, command._guarded(False, False):
+        raise error
+    assert stopped.value.exit_code == code and capsys.readouterr().err == f"{line}\n"
 
 
 def test_help_teaches() -> None:
@@ -104,66 +123,25 @@ def test_help_teaches() -> None:
     assert "run" in _run(["--help"])[1]
 
 
-LONG = {
-    "train": {"epochs": 30, "batch_size": 64},
-    "data": {
-        "factory": "deepcompression.data:digits",
-        "validation": 0.15,
-        "augment": {"factory": "deepcompression.data:shift"},
-    },
-    "stages": [
-        {"stage": "prune", "density": 0.2, "gradual": {"epochs": 4, "batch_size": 64}},
-        {"stage": "quantize", "train": {"epochs": 2}},
-    ],
-}
-
-
-def test_killed_run_goes_on_and_ends_in_the_same_bytes(
-    tiny_in: Tiny, write: Callable[..., Path], tmp_path: Path, prefect_server: str
+def test_two_runs_of_one_recipe_at_once_do_the_work_once(
+    write: Callable[..., Path], tmp_path: Path, prefect_server: str
 ) -> None:
-    """Killed in every way while it trains, a run goes on from its last epoch; its file is an uninterrupted run's."""
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "whole.yaml").write_text(yaml.safe_dump(tiny_in(tmp_path / "whole", **LONG)))
-    environment = _environment(prefect_server)
-    whole = _start(["run", str(tmp_path / "whole.yaml"), "--json"], env=environment)
-    words = ["run", str(write(**LONG)), "--json"]
-    for how, epochs in ((signal.SIGKILL, 3), (signal.SIGTERM, 9), (signal.SIGINT, 15)):
-        process = _start(words, env=environment, start_new_session=True)
-        wait_for_epochs(tmp_path / "store", epochs, process)
-        process.send_signal(how)
-        _, err = process.communicate(timeout=900)
-        assert process.returncode not in (0, 2), err
-        if how != signal.SIGKILL:
-            assert process.returncode in (128 + how, -signal.SIGKILL)  # killed: on a machine too busy to end in order
-            assert "start the same command again" in err.strip().splitlines()[-1]
-        assert not list(tmp_path.glob("runs/*/model.dcz")) and list(tmp_path.glob("store/partial/*/checkpoint.pt"))
-    code, out, err = _run(words, env=environment)
-    assert code == 0, err
-    uninterrupted, err = whole.communicate(timeout=900)
-    assert whole.returncode == 0, err
-    assert Path(json.loads(out)["file"]).read_bytes() == Path(json.loads(uninterrupted)["file"]).read_bytes()
-    assert not list(tmp_path.glob("store/partial/*")) and not list(tmp_path.glob("store/leases/*"))
-
-
-def test_two_runs_of_one_recipe_at_once_do_the_work_once(write: Callable[..., Path], prefect_server: str) -> None:
-    """The second waits for the first and reuses what it made; both end in the same file."""
-    recipe = write(train={"epochs": 10}, stages=[{"stage": "prune", "density": 0.5}])
-    processes = [_start(["run", str(recipe), "--json"], env=_environment(prefect_server)) for _ in range(2)]
-    summaries = []
-    for process in processes:
-        out, err = process.communicate(timeout=900)
-        assert process.returncode == 0, err
-        summaries.append(json.loads(out))
-    assert Path(summaries[0]["file"]).read_bytes() == Path(summaries[1]["file"]).read_bytes()
-    trained = [summary["stages"][0]["cached"] for summary in summaries]
-    assert sorted(trained) == [False, True]
+    """The second, of another process, waits for the first and reuses what it made; both end in the same file."""
+    recipe = str(write(train={"epochs": 40}, stages=[{"stage": "prune", "density": 0.5}]))
+    process = _start(["run", recipe, "--json"], env=_environment(prefect_server))
+    wait_for_epochs(tmp_path / "store", 1, process)
+    second = compress(recipe)
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == 0 and isinstance(second, dict), err
+    first = json.loads(out)
+    assert Path(first["file"]).read_bytes() == Path(second["file"]).read_bytes()
+    made = [(one["cached"], other["cached"]) for one, other in zip(first["stages"], second["stages"], strict=True)]
+    assert made[0] == (False, True) and all(one != other for one, other in made)
 
 
 def test_orphaned_temporary_servers_are_ended_and_others_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A server whose run was killed hard goes at the next start; one with a parent, or another database, stays."""
     import psutil
-
-    from flows.__main__ import _end_orphans
 
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "ours")
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)", "prefect.server.api.server:create_app"]
@@ -179,7 +157,7 @@ def test_orphaned_temporary_servers_are_ended_and_others_left(monkeypatch: pytes
     child = subprocess.Popen(sleeper)
     ours, other = orphan("ours"), orphan("theirs")
     try:
-        _end_orphans()
+        command._end_orphans()
         _, alive = psutil.wait_procs([ours], timeout=60)
         assert not alive and other.is_running() and child.poll() is None
     finally:

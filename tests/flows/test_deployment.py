@@ -77,6 +77,7 @@ def _completed(api: str, deployment: str, parameters: dict[str, Any], log: Path)
     assert state()["name"] == "Completed", f"{state()['message']}\n{log.read_text()}"
 
 
+@pytest.mark.slow
 def test_a_worker_runs_the_deployment(
     tmp_path: Path, tiny_in: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

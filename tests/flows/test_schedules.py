@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from conftest import ask
+from conftest import ask, free_port
 
 from deepcompression.errors import RecipeError
-from flows import schedules
+from flows import schedules, servers
 from flows.schedules import Schedule, load
 from tasks.storage.lease import leases
 from tasks.storage.places import place_at
@@ -71,6 +71,25 @@ def test_serving_without_a_server_is_one_line() -> None:
     command = [sys.executable, "-m", "flows", "serve", "conf/schedules"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1 and "make servers" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def scheduling_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API URL of a real Prefect server with all its services: schedules, late runs, automations.
+
+    It asks its database for work all the time, so it lives no longer than the tests of this file.
+    """
+    data = tmp_path_factory.mktemp("prefect-server")
+    server = servers.prefect_server(data, port := free_port())
+    own = {
+        "PREFECT_HOME": str(data),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{data}/prefect.db",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+        "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "2",
+    }
+    server.environment = {**server.environment, **own}
+    with servers.started(server, data / "log"):
+        yield f"http://127.0.0.1:{port}/api"
 
 
 @contextmanager
@@ -193,7 +212,7 @@ def _epochs(tmp_path: Path) -> int:
     return 0
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_killed_scheduled_run_is_ended_and_the_next_goes_on(
     tiny: Tiny, tmp_path: Path, scheduling_server: str, how: signal.Signals
 ) -> None:

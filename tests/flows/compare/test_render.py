@@ -124,6 +124,7 @@ def _compiled(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
 @pytest.mark.parametrize("count", [2, 9])
 def test_latex_compiles(count: int, tmp_path: Path) -> None:

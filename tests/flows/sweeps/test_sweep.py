@@ -215,6 +215,7 @@ def _dask(folders: list[Path], environment: dict[str, str]) -> Iterator[str]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_dask_workers_that_share_no_folder(
     plan: Callable[..., dict[str, Any]],
     tiny: Tiny,
@@ -277,6 +278,7 @@ def test_nobody_at_the_address_is_one_clear_error(
         sweep(plan(runner="dask", dask={"address": address}))
 
 
+@pytest.mark.slow
 def test_a_dask_worker_that_dies_in_a_trial_costs_no_trial(
     plan: Callable[..., dict[str, Any]], tiny: Tiny, tmp_path: Path, prefect_server: str
 ) -> None:

@@ -465,6 +465,7 @@ def test_names_for_samples_that_have_none_are_refused(finished: Finished) -> Non
         example_of(run, ["images"])
 
 
+@pytest.mark.slow
 def test_champion_of_a_server_is_served(finished: Finished, tmp_path: Path, mlflow_template: Path) -> None:
     """Promotion over HTTP, and `mlflow models serve` of the champion answers as the torch model does."""
     (tmp_path / "server.db").write_bytes(mlflow_template.read_bytes())

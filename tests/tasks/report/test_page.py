@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,9 +21,7 @@ from deepcompression import torch as files
 from deepcompression.measure import significance
 from deepcompression.structure.constraints import structured
 from deepcompression.training.device import Compute
-from flows import compress as flow
-from flows import summary as summary_
-from tasks.execution.run import Reference, Run
+from tasks.execution.run import Reference
 from tasks.report import figures
 from tasks.report.page import layer_table, loading, write_report
 from tasks.report.words import difference, sentence, wilson
@@ -138,26 +136,12 @@ def quantized(name: str = "weight") -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, tiny_in: Callable[..., dict[str, Any]], prefect_server: str
-) -> dict[str, Any]:
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_run: dict[str, Any]) -> dict[str, Any]:
     """A real run of the tiny recipe: its page, and what the page was made of."""
-    folder, kept = tmp_path_factory.mktemp("report"), {}
-    summarize = summary_.summary_of
-
-    def catching(*arguments: Any, **named: Any) -> dict[str, Any]:
-        kept["run"] = next(one for one in arguments if isinstance(one, Run))
-        kept["references"] = next(one for one in arguments if isinstance(one, list | tuple))
-        kept["summary"] = summarize(*arguments, **named)
-        return kept["summary"]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flow, "summary_of", catching)
-        flow.compress(tiny_in(folder))
-    recipe = {**tiny_in(folder), "tracking": {"uri": "${oc.env:SECRET}"}}
-    path = folder / "report.html"
-    write_report(kept["run"], kept["references"], kept["summary"], recipe, path)
-    return {**kept, "path": path, "recipe": recipe}
+    recipe = {**tiny_run["recipe"], "tracking": {"uri": "${oc.env:SECRET}"}}
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(tiny_run["run"], tiny_run["references"], tiny_run["summary"], recipe, path)
+    return {**tiny_run, "path": path, "recipe": recipe}
 
 
 @pytest.mark.parametrize(("errors", "total"), [(0, 1), (1, 1), (0, 360), (3, 360), (71, 10_000), (10_000, 10_000)])
@@ -423,6 +407,7 @@ def test_loading_lines_have_paths_and_arguments() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_page_works_in_a_browser(finished: dict[str, Any]) -> None:
     """Opened as a file: every picture has a size, headings sort both ways, nothing errs, a phone need not scroll."""
     playwright = pytest.importorskip("playwright.sync_api")
