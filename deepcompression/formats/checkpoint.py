@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepcompression.codec.file import File
 from deepcompression.errors import InputError, WeightsError, one_line
 
 
@@ -85,6 +86,14 @@ def _stripped(name: str, strip: Sequence[str]) -> str:
     for prefix in strip:
         name = name.removeprefix(prefix)
     return name
+
+
+def edits_of(path: str | Path) -> list[dict[str, Any]]:
+    """The edits of a ``.dcz`` file; other files have none."""
+    if Path(path).suffix.lower() != ".dcz":
+        return []
+    with File(path) as file:
+        return [dict(edit) for edit in file.edits]
 
 
 def _merge_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -49,11 +49,13 @@ def check(run: Run, stages: Sequence[tuple[str, BaseModel]], *, test: bool = Tru
 def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> None:
     from deepcompression import factory
     from deepcompression.errors import InputError, WeightsError
+    from deepcompression.network.edits.fold import fold_all
 
     weights = run.model.weights
     if weights and not Path(weights.path).is_file():
         raise WeightsError(f"model.weights.path {weights.path}: no such file")
     model = run.blank_model()
+    fold_all(model)
     if run.teacher:
         factory.load(run.teacher.factory)
     refuse_unfit(run)

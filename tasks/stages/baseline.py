@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tasks.execution.bench import Bench, Product
 from tasks.execution.settings import Stage, Training, Weights
@@ -34,24 +34,35 @@ def work(bench: Bench, settings: Settings) -> Product:
 
 
 def _train(bench: Bench, train: Training) -> Product:
+    from deepcompression.network.edits.fold import fold_all
     from deepcompression.network.state import plain_state
 
     model = bench.run.blank_model()
     done = bench.train(model, train).fit
-    return Product(plain_state(model), history=done.history, report={"best_epoch": done.best_epoch})
+    edits = fold_all(model)
+    return Product(
+        plain_state(model),
+        edits=edits,
+        history=done.history,
+        report={"best_epoch": done.best_epoch},
+        notes=_told(edits),
+    )
 
 
 def _load(bench: Bench, weights: Weights) -> Product:
     from deepcompression.formats import checkpoint
     from deepcompression.network import load as files
+    from deepcompression.network.edits.fold import fold_all
     from deepcompression.network.names import select
     from deepcompression.network.state import plain_state
     from deepcompression.structure import hold as holding
     from deepcompression.structure.constraints import structured
 
-    hold, model = bench.run.hold, bench.run.blank_model()
+    hold, edits = bench.run.hold, checkpoint.edits_of(weights.path)
+    model = bench.run.edited_model(edits)
     state = checkpoint.read_state(weights.path, key=weights.key, strip=weights.strip)
     files.load_state(model, state, where=f"model.weights {weights.path}")
+    folded = fold_all(model)
     held = holding.hold(
         model,
         None if hold.zeros is None else select(model, hold.zeros),
@@ -62,8 +73,20 @@ def _load(bench: Bench, weights: Weights) -> Product:
     return Product(
         plain_state(model),
         structure=structured(held.zeros, held.shared),
-        notes=[f"read from {weights.path}; zeros held in {names}; sharing in {', '.join(held.shared) or 'none'}"],
+        edits=[*edits, *folded],
+        notes=[
+            f"read from {weights.path}; zeros held in {names}; sharing in {', '.join(held.shared) or 'none'}",
+            *_told(folded),
+        ],
     )
+
+
+def _told(edits: Sequence[Mapping[str, str]]) -> list[str]:
+    """What a person should know of tensors that are no longer computed."""
+    return [
+        f"{edit['tensor']} was computed by the model's own parametrization; it is a parameter from here on"
+        for edit in edits
+    ]
 
 
 def _digest(path: str) -> str:

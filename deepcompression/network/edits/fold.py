@@ -25,6 +25,14 @@ def foldable(model: nn.Module) -> list[dict[str, str]]:
     return [{"kind": "fold", "tensor": name} for name, one in computed(model).items() if _unfit(model, one) is None]
 
 
+def fold_all(model: nn.Module) -> list[dict[str, str]]:
+    """Make every computed tensor of ``model`` that can become a parameter one; the records of what was done."""
+    records = foldable(model)
+    for record in records:
+        apply(model, record)
+    return records
+
+
 def apply(model: nn.Module, record: Record) -> None:
     """Make the tensor a parameter with the value that the forward uses in eval mode.
 

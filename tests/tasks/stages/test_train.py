@@ -1,0 +1,151 @@
+"""The stage train: shorthands and it give the same bits, methods side by side, parametrized layers, without Prefect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from deepcompression.errors import StructureError
+from deepcompression.torch import load_into
+from tasks.execution import run as runs
+from tasks.execution.execute import execute
+from tasks.execution.run import Reference, Run
+from tasks.execution.settings import Data, Hold, Model, Training
+from tasks.execution.sources import factory_digest
+from tasks.stages import baseline, encode, settings_of, train, work_of
+
+CODE = """
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+def data():
+    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
+    pair = (x, x[:, :3].argmax(1))
+    return pair, pair, pair
+def net():
+    return nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.2), nn.ReLU(), nn.Linear(16, 3))
+def normed():
+    return nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 16)), nn.ReLU(), nn.Linear(16, 3))
+"""
+TWO = {"epochs": 2, "lr": 0.01, "batch_size": 16}
+
+
+class Heard:
+    """What a tracker is told: nothing is kept."""
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None: ...
+
+    def curve(self, prefix: str, history: Any) -> None: ...
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """A run on a small net, told to nobody."""
+    (tmp_path / "tst_mine.py").write_text(CODE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    caches = (runs._made, runs._identity, runs._identified, factory_digest)
+    for cache in caches:
+        cache.cache_clear()
+    yield Run(
+        name="r", seed=0, folder=str(tmp_path), store_folder=str(tmp_path / "store"),
+        model=Model(factory="tst_mine:net"), data=Data(factory="tst_mine:data"), step=None, metric=None, hold=Hold(), device="cpu", precision="float32",
+        channels_last=False, threads=None, python_path=(), tracker=Heard(),  # type: ignore[arg-type]
+    )  # fmt: skip
+    for cache in caches:
+        cache.cache_clear()
+
+
+def made(run: Run, label: str, keys: dict[str, Any], source: Reference) -> Reference:
+    """The result of a stage with these keys."""
+    settings = settings_of(keys["stage"])(**keys)
+    return execute(run, label, 1, settings, source, work_of(keys["stage"]))[0]
+
+
+def dense(run: Run) -> Reference:
+    """The dense model of a run."""
+    settings = baseline.Settings(train=Training(**TWO))
+    return execute(run, "baseline", 0, settings, None, baseline.work)[0]
+
+
+def taught(run: Run, source: Reference) -> Run:
+    """The run, with its dense model as what is learnt from."""
+    return Run(**{**vars(run), "taught_by": source})
+
+
+SHORTHANDS = [
+    (
+        {"stage": "prune", "density": 0.3, "gradual": {**TWO, "ramp": 0.5}, "dropout": {"1": "0"}},
+        [{"prune": {"density": 0.3, "ramp": 0.5}}, {"dropout": {"modules": {"1": "0"}}}],
+    ),
+    ({"stage": "finetune", **TWO, "dropout": {"1": "0"}}, [{"dropout": {"modules": {"1": "0"}}}]),
+    ({"stage": "share", "bits": 3, "rate": 0.02, "train": TWO}, [{"share": {"bits": 3, "rate": 0.02}}]),
+    ({"stage": "quantize", "train": {**TWO, "distil": {"weight": 0.3}}}, ["centroids", {"distil": {"weight": 0.3}}]),
+]
+
+
+def test_a_recipe_of_shorthands_and_the_same_of_train_give_the_same_bits(run: Run) -> None:
+    """Gradual pruning, fine-tuning, sharing and trained quantization are trainings with methods, and nothing else."""
+    first = second = dense(run)
+    run = taught(run, first)
+    for number, (short, methods) in enumerate(SHORTHANDS):
+        first = made(run, f"s{number}", short, first)
+        second = made(run, f"s{number}", {"stage": "train", **TWO, "methods": methods}, second)
+        assert first.object == second.object, short["stage"]
+        assert first.structure == second.structure, short["stage"]
+    assert first.shared == ["0.weight", "3.weight"]
+
+
+def test_methods_work_side_by_side_on_the_same_tensors(run: Run) -> None:
+    """Pruned and shared in one training, both hold afterwards; the history has what each of them logs."""
+    source = dense(run)
+    methods = [{"prune": {"density": 0.4, "ramp": 0.5}}, {"share": {"bits": 2}}, {"distil": None}]
+    reference = made(taught(run, source), "t", {"stage": "train", **TWO, "methods": methods}, source)
+    weight = run.state(reference)["0.weight"]
+    assert int((weight != 0).sum()) == round(0.4 * weight.numel()) and len(weight[weight != 0].unique()) <= 4
+    entry = run.store.find(reference.key)
+    assert entry is not None and {"prune/density", "share/bits", "distil/loss"} <= set(entry["history"][-1])
+    kept = made(run, "finetune", {"stage": "finetune", **TWO}, reference)
+    assert kept.structure == reference.structure
+
+
+def test_two_methods_that_claim_the_same_are_refused(run: Run) -> None:
+    """Before anything trains, with the tensor's name and both methods'."""
+    source = dense(run)
+    methods = [{"share": {"bits": 2}}, {"share": {"bits": 3}}]
+    with pytest.raises(StructureError, match=r"weight: share and share both claim its values; leave it to one of them"):
+        made(run, "t", {"stage": "train", **TWO, "methods": methods}, source)
+
+
+@pytest.mark.parametrize(
+    ("methods", "told"),
+    [
+        ([], "at least 1 item"),
+        ([{"prun": {"density": 0.1}}], "prun"),
+        ([{"prune": {"density": 0.1}, "distil": {}}], "expected one method in each entry"),
+        ([{"prune": {"density": 1.5}}], "less than or equal to 1"),
+        ([{"prune": {"density": 0.1, "rampp": 1}}], "rampp"),
+    ],
+)
+def test_wrong_methods_are_refused_with_the_recipe(methods: Any, told: str) -> None:
+    """Unknown names and keys, several methods in one entry, impossible values."""
+    with pytest.raises(ValidationError, match=told):
+        train.Settings(stage="train", methods=methods)
+
+
+def test_a_parametrized_layer_goes_through_the_stages(run: Run) -> None:
+    """A weight that weight_norm computes is a parameter from the baseline on, and the file makes it one again."""
+    run = Run(**{**vars(run), "model": Model(factory="tst_mine:normed")})
+    source = dense(run)
+    assert [edit["kind"] for edit in source.edits] == ["fold"]
+    pruned = made(run, "prune", {"stage": "prune", "density": 0.25}, source)
+    tuned = made(run, "finetune", {"stage": "finetune", **TWO}, pruned)
+    assert "0.weight" in pruned.zeros
+    assert int((run.state(tuned)["0.weight"] != 0).sum()) == 24
+    packed = execute(run, "encode", 4, encode.Settings(stage="encode"), tuned, encode.work)[0]
+    thin = load_into(run.blank_model(), run.store.object_path(packed.object))
+    assert all(torch.equal(thin.state_dict()[name], one) for name, one in run.state(tuned).items())
