@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from imports import ROOT, SOURCES, TOPS, imports_of
 
-ROOT = Path(__file__).resolve().parent.parent
 # The library from below to above: what stands in one line knows nothing of its own line and of those above it.
 LAYERS = (
     ("codec", "models"),
@@ -60,24 +60,6 @@ OF_TORCH = {"deepcompression.torch", "deepcompression.formats.checkpoint", "deep
 HEAVY = ("torch", "prefect", "mlflow", "sklearn", "pydantic", "tasks", "flows")
 
 
-def _module(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-SOURCES = {_module(path): path for top in FORBIDDEN if "/" not in top for path in sorted((ROOT / top).rglob("*.py"))}
-
-
-def _imports(path: Path) -> set[str]:
-    """Every module that a file imports anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
 def _folder(path: Path) -> str:
     return path.parent.relative_to(ROOT).as_posix()
 
@@ -96,7 +78,7 @@ def test_every_folder_of_modules_has_its_rule() -> None:
 def test_every_package_is_looked_at_and_installed() -> None:
     """A package beside the three is in no rule and no wheel; a folder without __init__.py is in no wheel either."""
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
-    assert packages == {top for top in FORBIDDEN if "/" not in top}
+    assert packages == set(TOPS)
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     assert set(settings["packages"]["find"]["include"]) == {f"{package}*" for package in packages}
     assert [path for path in SOURCES.values() if not (path.parent / "__init__.py").exists()] == []
@@ -107,7 +89,7 @@ def test_arrows_point_down(module: str) -> None:
     """The library knows neither Prefect nor MLflow nor what is built on it; tasks know no flows."""
     folder = _folder(SOURCES[module])
     rules = set().union(*(names for above, names in FORBIDDEN.items() if f"{folder}/".startswith(f"{above}/")))
-    assert {name for name in _imports(SOURCES[module]) if _within(name, rules)} == set()
+    assert {name for name in imports_of(SOURCES[module]) if _within(name, rules)} == set()
 
 
 def test_few_tasks_know_mlflow() -> None:
@@ -115,7 +97,7 @@ def test_few_tasks_know_mlflow() -> None:
     knowing = {
         path.relative_to(ROOT).as_posix()
         for module, path in SOURCES.items()
-        if module.startswith("tasks.") and _within("mlflow", {name.partition(".")[0] for name in _imports(path)})
+        if module.startswith("tasks.") and _within("mlflow", {name.partition(".")[0] for name in imports_of(path)})
     }
     assert {path for path in knowing if not path.startswith(MLFLOW)} == set()
 
@@ -124,7 +106,7 @@ def test_library_has_no_import_circle() -> None:
     """No module imports, not even inside a function, what imports it in turn: modules are understood one by one."""
     modules = {name: path for name, path in SOURCES.items() if path.is_relative_to(ROOT / "deepcompression")}
     modules = {name: path for name, path in modules.items() if path.stem != "__init__"}
-    TopologicalSorter({name: _imports(path) & set(modules) for name, path in modules.items()}).prepare()
+    TopologicalSorter({name: imports_of(path) & set(modules) for name, path in modules.items()}).prepare()
 
 
 def _loaded_after(statement: str) -> set[str]:
@@ -141,7 +123,7 @@ def _reached() -> list[str]:
         name = waiting.pop()
         if name not in found and name not in OF_TORCH:
             found[name] = None
-            waiting += sorted((_imports(SOURCES[name]) | _texts(SOURCES[name])) & set(SOURCES))
+            waiting += sorted((imports_of(SOURCES[name]) | _texts(SOURCES[name])) & set(SOURCES))
     return list(found)
 
 

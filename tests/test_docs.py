@@ -1,0 +1,35 @@
+"""What docs/ says of the code is so."""
+
+from __future__ import annotations
+
+import re
+
+import draw_architecture
+from imports import ROOT
+
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+
+
+def test_drawing_is_of_todays_imports() -> None:
+    """Boxes and arrows of docs/architecture.svg are those of the code: `make architecture` draws them anew."""
+    today = draw_architecture.lines(draw_architecture.arrows())
+    assert draw_architecture.drawn_lines() == today, "run `make architecture`"
+
+
+def test_drawing_shows_every_package_and_no_upward_arrow() -> None:
+    """All subpackages are boxes, and nothing below knows what is above it."""
+    of = draw_architecture.arrows()
+    folders = {f"{path.parent.parent.name}/{path.parent.name}" for path in ROOT.glob("[dft]*/*/__init__.py")}
+    assert folders - set(of) == set() and len(folders) > 20
+    tops = {"deepcompression": 0, "tasks": 1, "flows": 2}
+    height = {box: tops[box.split("/")[0]] for box in of}
+    assert [(box, one) for box, others in of.items() for one in others if height[one] > height[box]] == []
+
+
+def test_architecture_names_every_package_and_what_exists() -> None:
+    """Each subpackage is described, and each path that is named exists."""
+    for box in draw_architecture.arrows():
+        if "/" in box and (ROOT / box).is_dir():
+            assert f"`{box.split('/')[1]}`" in ARCHITECTURE or f"`{box}`" in ARCHITECTURE, box
+    paths = set(re.findall(r"`((?:deepcompression|tasks|flows|tests|conf|docs)/[\w./-]*)`", ARCHITECTURE))
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
