@@ -6,7 +6,7 @@ RECIPE ?= conf/digits.yaml
 ARGS ?=
 SECONDS ?= 600
 
-.PHONY: help run servers test test-all fuzz fuzz-c style quality bench schema clean
+.PHONY: help run servers test test-all fuzz fuzz-c style quality bench schema architecture clean
 .DEFAULT_GOAL := help
 
 help:  ## list these verbs
@@ -57,6 +57,9 @@ bench: $(VENV)/.installed  ## speed against rivals in the same process
 schema: $(VENV)/.installed  ## renew conf/recipe.schema.json from the recipe's types
 	$(BIN)/python -m flows schema > conf/recipe.schema.json.part
 	mv conf/recipe.schema.json.part conf/recipe.schema.json
+
+architecture: $(VENV)/.installed  ## draw docs/architecture.svg anew from the imports
+	$(BIN)/python tests/draw_architecture.py
 
 clean:  ## remove the environment and caches; what runs left in artifacts/ stays
 	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache build *.egg-info

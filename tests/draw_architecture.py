@@ -185,7 +185,9 @@ def picture(of: Arrows) -> str:
 def _band(top: str, places: Mapping[str, Box], width: float) -> list[str]:
     ys = [place.y for box, place in places.items() if box.split("/")[0] == top]
     y, high = min(ys) - HEAD + 8, max(ys) - min(ys) + HIGH + HEAD
-    free = [box.split("/")[1] for box in sorted(set(map(package_of, SOURCES)) - set(places)) if box.startswith(f"{top}/")]
+    free = [
+        box.split("/")[1] for box in sorted(set(map(package_of, SOURCES)) - set(places)) if box.startswith(f"{top}/")
+    ]
     beside = f"Open to all above, and not drawn: {', '.join(free)}" if free else ""
     return [
         f'<rect class="band" x="8" y="{y:g}" width="{width - 16:g}" height="{high:g}" rx="8"/>',
@@ -197,7 +199,9 @@ def _band(top: str, places: Mapping[str, Box], width: float) -> list[str]:
 
 def _box(box: str, place: Box) -> list[str]:
     name = box.partition("/")[2] or "*.py"
-    words = textwrap.wrap(about(box), LETTERS, max_lines=4, placeholder=" …") if "/" in box else ["__main__, compress, …"]
+    words = (
+        textwrap.wrap(about(box), LETTERS, max_lines=4, placeholder=" …") if "/" in box else ["__main__, compress, …"]
+    )
     return [
         f'<rect class="box" x="{place.x:g}" y="{place.y:g}" width="{WIDE}" height="{HIGH}" rx="5"/>',
         f'<text class="name" x="{place.x + 8:g}" y="{place.y + 17:g}">{name}</text>',
