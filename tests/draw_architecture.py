@@ -11,6 +11,7 @@ import ast
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from xml.etree import ElementTree
@@ -52,8 +53,9 @@ def package_of(module: str) -> str:
     return "/".join(module.split(".")[: 1 if module.startswith("flows.") and not _is_folder(module) else 2])
 
 
+@cache
 def arrows() -> dict[str, set[str]]:
-    """For every box those that it imports from; the three packages themselves, and what stands open to all, are none."""
+    """For every box those that it imports from; the packages themselves, and what stands open to all, are none."""
     found: dict[str, set[str]] = {}
     for module, path in SOURCES.items():
         own = found.setdefault(package_of(module), set())
@@ -123,7 +125,7 @@ def needed(of: Arrows) -> list[tuple[str, str]]:
 
 
 def placed(of: Arrows) -> dict[str, Box]:
-    """Where every box is drawn: bands from above to below, in each band the rows, in each row nearest to what it uses."""
+    """Where every box is drawn: bands from above, in each band the rows, in each row nearest to what it uses."""
     found: dict[str, Box] = {}
     order: dict[str, float] = {}
     shown: list[tuple[str, list[list[str]]]] = []

@@ -67,7 +67,7 @@ class DropoutCorrection(Method):
     Args:
         dropout: dropout module -> the layer that follows it.
 
-    Han et al. (2015), section 3.3 and equation 2.
+    Han et al. (2015), section 3.2 and equation 2.
     """
 
     name: ClassVar[str] = "dropout"
