@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import draw_architecture
-from imports import ROOT
+from imports import ROOT, TOPS
 
 from deepcompression.codec.edits import SINCE
 from deepcompression.pruning import criteria
@@ -64,3 +69,46 @@ def test_every_method_is_in_the_table() -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == [] and len(paths) > 15
     keys = {word for word in words if word.startswith(("stage:", "methods:", "criterion:", "kind:"))}
     assert keys - set(wanted) == set(), "these are in no list of the code"
+
+
+def _blocks(kind: str) -> list[tuple[str, str]]:
+    """Fenced blocks of docs/adding-a-method.md that a comment marks: <!-- kind: what -->."""
+    text = (ROOT / "docs/adding-a-method.md").read_text(encoding="utf-8")
+    return re.findall(rf"<!-- {kind}: (.+?) -->\n```\w+\n(.*?)```", text, re.DOTALL)
+
+
+def _insert(path: Path, before: str, line: str) -> None:
+    """The line in a file, behind the first line that begins so."""
+    text = path.read_text(encoding="utf-8")
+    found = re.search(rf"^{re.escape(before)}.*\n", text, re.MULTILINE)
+    assert found, f"{path} has no line that begins with {before}"
+    path.write_text(text[: found.end()] + line + text[found.end() :], encoding="utf-8")
+
+
+RECIPES = """
+import pytest, yaml
+from flows.recipe.schema import Recipe
+@pytest.mark.parametrize("text", {})
+def test_recipe(text):
+    factory = {{"factory": "deepcompression.models:digits_net"}}
+    Recipe.model_validate({{"name": "r", "model": factory, "data": factory, **yaml.safe_load(text)}})
+"""
+
+
+def test_what_the_tutorial_adds_works(tmp_path: Path) -> None:
+    """A copy of the project with the tutorial's files and lines passes their tests, and reads its recipes."""
+    for top in TOPS:
+        shutil.copytree(ROOT / top, tmp_path / top, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, text in _blocks("file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    for where, line in _blocks("line"):
+        _insert(tmp_path / where.split()[0], where.split()[1], line)
+    for where, line in _blocks("import"):
+        _insert(tmp_path / where, "from deepcompression.network.edits import", line)
+    (tmp_path / "tests/test_recipes.py").write_text(RECIPES.format([text for _, text in _blocks("recipe")]))
+    own = {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "tests"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert f"{sum(text.count('def test_') for _, text in _blocks('file')) + 3} passed" in done.stdout
