@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class Signs(Holder):
 @dataclass(frozen=True)
 class Binary:
     """Every weight is plus or minus the scale of its output channel (dimension 0)."""
+
+    order: ClassVar[int] = VALUES
 
     def held(self, weight: Tensor) -> Holder:
         """Signs with the scales that ``weight`` has.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -24,7 +24,9 @@ Structure = Mapping[str, tuple[str, ...]]  # tensor name -> constraints, each in
 
 
 class Constraint(Protocol):
-    """What must stay true of a tensor."""
+    """What must stay true of a tensor; ``order`` is that of what holds it (``network.parametrized``)."""
+
+    order: ClassVar[int]
 
     def held(self, weight: Tensor) -> Holder:
         """What keeps it true of ``weight`` while it trains."""
@@ -67,6 +69,11 @@ def together(*structures: Structure) -> dict[str, tuple[str, ...]]:
         for name, words in structure.items():
             found[name] = tuple(dict.fromkeys((*found.get(name, ()), *words)))
     return found
+
+
+def of_order(words: Iterable[str], *orders: int) -> list[str]:
+    """Those of some constraints that are held in these places."""
+    return [word for word in words if constraint(word).order in orders]
 
 
 def having(structure: Structure, word: str) -> list[str]:

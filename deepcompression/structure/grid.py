@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ class OnGrid(Holder):
 class Grid:
     """Weights are integers of ``bits`` bits times a scale: the tensor's (``axis`` None), or an axis's."""
 
+    order: ClassVar[int] = VALUES
     bits: int
     axis: int | None = None
 

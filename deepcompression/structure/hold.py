@@ -21,8 +21,8 @@ from deepcompression.network.names import (
     refuse_compiled,
     refuse_overlaps,
 )
-from deepcompression.network.parametrized import Holder, is_held, join
-from deepcompression.structure.constraints import SHARED, ZEROS, Structure, constraint
+from deepcompression.network.parametrized import MASK, SOURCE, VALUES, Holder, is_held, join
+from deepcompression.structure.constraints import Structure, constraint, of_order
 from deepcompression.structure.shared import SharedWeights
 from deepcompression.structure.zeros import ZeroMask, zero_mask
 
@@ -85,10 +85,8 @@ def hold_structure(model: nn.Module, structure: Structure) -> None:
 
 def _makers(words: Collection[str]) -> list[Callable[[Tensor], Holder]]:
     """What holds these constraints, in order; a codebook holds zeros too, and one mask is enough."""
-    if SHARED in words:
-        return [SharedWeights, *(constraint(word).held for word in words if word.startswith("grid"))]
-    masks = [zero_mask] if any(word == ZEROS or word.startswith("n_m") for word in words) else []
-    return [*masks, *(constraint(word).held for word in words if word.startswith(("grid", "binary")))]
+    sources, masks = of_order(words, SOURCE), of_order(words, MASK)
+    return [constraint(word).held for word in (*(sources or masks)[:1], *of_order(words, VALUES))]
 
 
 def hold_by(model: nn.Module, makes: Mapping[str, Callable[[Tensor], Holder]]) -> None:

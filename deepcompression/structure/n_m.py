@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from deepcompression.errors import InvariantError
-from deepcompression.network.parametrized import Holder
+from deepcompression.network.parametrized import MASK, Holder
 from deepcompression.network.state import is_zero
 from deepcompression.structure.zeros import ZeroMask
 
@@ -17,6 +18,7 @@ from deepcompression.structure.zeros import ZeroMask
 class NM:
     """Of every ``m`` weights in a row along the inputs (dimension 1) at most ``n`` are not zero."""
 
+    order: ClassVar[int] = MASK
     n: int
     m: int
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from deepcompression.errors import InvariantError
-from deepcompression.network.parametrized import Holder
+from deepcompression.network.parametrized import SOURCE, Holder
 from deepcompression.network.state import bits_of
 
 
@@ -62,6 +62,8 @@ class _Spread(torch.autograd.Function):
 @dataclass(frozen=True)
 class Shared:
     """Weights that are equal stay equal; so do zeros."""
+
+    order: ClassVar[int] = SOURCE
 
     def held(self, weight: Tensor) -> Holder:
         """The weight by its codebook."""

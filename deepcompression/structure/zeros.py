@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ def zero_mask(weight: Tensor) -> ZeroMask:
 @dataclass(frozen=True)
 class Zeros:
     """What is +0.0 stays so."""
+
+    order: ClassVar[int] = MASK
 
     def held(self, weight: Tensor) -> Holder:
         """A mask of the zeros that ``weight`` has."""

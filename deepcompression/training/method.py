@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression.errors import StructureError
-from deepcompression.network.parametrized import Holder
-from deepcompression.structure.constraints import SHARED, ZEROS, Structure, having
+from deepcompression.network.parametrized import MASK, Holder
+from deepcompression.network.parametrized import VALUES as AFTER_MASK
+from deepcompression.structure.constraints import SHARED, Structure, having, of_order
 from deepcompression.structure.hold import bake, hold, hold_structure
 from deepcompression.training.device import Compute
 
@@ -169,27 +170,28 @@ class Session:
             raise
 
     def _attach(self, claims: Mapping[Method, set[Claim]]) -> None:
+        """What was true before is held, but for what methods claim: zeros before their masks, values before theirs."""
         own = {target for method, some in claims.items() if method.holds_zeros for target, _ in some}
         before = {name: words for name, words in self.context.structure.items() if name not in own}
-        taken = {role: {target for target, one in self.context.claimed if one == role} for role in ROLES}
-        shared = [name for name in having(before, SHARED) if name not in taken[VALUES]]
-        zeros = [
-            name for name in before if name not in taken[SPARSITY] and (name in shared or _has_zeros(before[name]))
-        ]
-        hold(self.model, zeros, shared=shared)
-        values = {
-            name: tuple(word for word in words if word.startswith(("grid", "binary")))
-            for name, words in before.items()
-            if name not in taken[VALUES]
-        }
-        late = False
-        for method in self.methods:
-            if not late and _place(claims[method]) >= ROLES.index(VALUES):
-                late = True
-                hold_structure(self.model, {name: words for name, words in values.items() if words})
+        late = [method for method in self.methods if _place(claims[method]) >= ROLES.index(VALUES)]
+        self._hold_zeros(before)
+        self._put_in([method for method in self.methods if method not in late])
+        values = {name: tuple(of_order(words, AFTER_MASK)) for name, words in before.items()}
+        hold_structure(self.model, {name: words for name, words in values.items() if name not in self._taken(VALUES)})
+        self._put_in(late)
+
+    def _hold_zeros(self, before: Structure) -> None:
+        shared = [name for name in having(before, SHARED) if name not in self._taken(VALUES)]
+        masked = [name for name, words in before.items() if of_order(words, MASK)]
+        free = self._taken(SPARSITY) - set(shared)
+        hold(self.model, [name for name in before if name in {*shared, *masked} - free], shared=shared)
+
+    def _put_in(self, methods: Sequence[Method]) -> None:
+        for method in methods:
             self.groups += method.attach(self.model, self.context)
-        if not late:
-            hold_structure(self.model, {name: words for name, words in values.items() if words})
+
+    def _taken(self, role: str) -> set[str]:
+        return {target for target, one in self.context.claimed if one == role}
 
     def parameters(self, **settings: Any) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer: all that trains, what methods added apart, with settings of their own."""
@@ -310,10 +312,6 @@ def _refuse_twice(claims: Mapping[Method, set[Claim]]) -> None:
 
 def _place(claims: Iterable[Claim]) -> int:
     return min((ROLES.index(role) for _, role in claims), default=len(ROLES))
-
-
-def _has_zeros(words: Sequence[str]) -> bool:
-    return any(word == ZEROS or word.startswith("n_m") for word in words)
 
 
 def _first(batch: Any) -> Any:

@@ -53,8 +53,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
         cache.cache_clear()
     yield Run(
         name="r", seed=0, folder=str(tmp_path), store_folder=str(tmp_path / "store"),
-        model=Model(factory="tst_mine:net"), data=Data(factory="tst_mine:data"), step=None, metric=None, hold=Hold(), device="cpu", precision="float32",
-        channels_last=False, threads=None, python_path=(), tracker=Heard(),  # type: ignore[arg-type]
+        model=Model(factory="tst_mine:net"), data=Data(factory="tst_mine:data"), step=None, metric=None,
+        hold=Hold(), device="cpu", precision="float32", channels_last=False, threads=None, python_path=(),
+        tracker=Heard(),  # type: ignore[arg-type]
     )  # fmt: skip
     for cache in caches:
         cache.cache_clear()
