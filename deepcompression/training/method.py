@@ -294,7 +294,9 @@ def attach(
     """
     kept = None if samples is None else list(samples)
     some = None if kept is None else lambda _: kept
-    session = Session(model, methods, total_steps, Context(some, teacher=teacher, seed=seed, structure=structure or {}))
+    compute = Compute(str(next((one.device for one in model.parameters()), "cpu")))  # the model stays where it is
+    context = Context(some, teacher=teacher, seed=seed, compute=compute, structure=structure or {})
+    session = Session(model, methods, total_steps, context)
     session.before_step()
     return session
 

@@ -16,6 +16,7 @@ METHODS: dict[str, str] = {
     "prune": "tasks.methods.prune",
     "share": "tasks.methods.share",
     "centroids": "tasks.methods.centroids",
+    "quantize": "tasks.methods.quantize",
     "dropout": "tasks.methods.dropout",
     "distil": "tasks.methods.distil",
 }

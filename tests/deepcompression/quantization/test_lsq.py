@@ -1,0 +1,246 @@
+"""Learned steps: what is computed, what is left of it in a model, beside what, and that it can go on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from trainings import trained
+
+import deepcompression.torch as bridge
+from deepcompression.errors import StructureError
+from deepcompression.network.state import is_zero, plain_state
+from deepcompression.pruning.gradual import GradualPruning
+from deepcompression.quantization.lsq import LearnedGrid, LearnedSteps
+from deepcompression.sharing.reassign import TrainedSharing
+from deepcompression.structure.check import check
+from deepcompression.structure.hold import hold_by
+from deepcompression.training.device import Compute
+from deepcompression.training.method import Account, attach
+from deepcompression.training.problem import Problem
+
+ADAM = {"factory": "torch.optim:AdamW", "kwargs": {"lr": 0.005, "weight_decay": 0.1}}
+
+
+def problem() -> Problem:
+    """Three classes that a small net can learn."""
+    x = torch.randn(192, 6, generator=torch.Generator().manual_seed(0))
+    y = x[:, :3].argmax(1)
+    return Problem((x, y), (x, y), batch_size=32)
+
+
+def net() -> nn.Sequential:
+    """The input of its first layer is signed, that of the second is not."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+
+
+def train(model: nn.Module, *methods: Any, **more: Any) -> Any:
+    given: dict[str, Any] = {"epochs": 4, "optimizer": ADAM, "compute": Compute("cpu")} | more
+    return trained(model, problem(), methods, **given)
+
+
+def by_hand(v: Tensor, s: Tensor, low: int, high: int, outer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Section 2.1 of the paper in float64: the values, the gradient of the latent ones and that of the steps by place,
+    where ``outer`` is the gradient of the values."""
+    v, s, outer = v.double(), s.double(), outer.double()
+    below, above = v / s <= low, v / s >= high
+    integers = torch.where(below, low, torch.where(above, high, (v / s).round()))
+    inside = ~below & ~above
+    slope = torch.where(below, low, torch.where(above, high, integers - v / s))
+    return integers * s, torch.where(inside, outer, 0.0), outer * slope
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("axis", [None, 0])
+def test_weights_follow_the_paper(bits: int, axis: int | None) -> None:
+    """First step, values, gradients, and what a step of SGD does to the learned step."""
+    torch.manual_seed(bits)
+    most = 2 ** (bits - 1) - 1
+    layer = nn.Linear(40, 5)
+    with torch.no_grad():
+        layer.weight.normal_().mul_(torch.tensor([0.01, 0.1, 1.0, 10.0, 0.3])[:, None])
+        layer.weight[0, 0] = -0.0
+    weight, outer = layer.weight.detach().clone(), torch.randn(5, 40)
+    alive = [row[row != 0].double().abs().mean() for row in weight]
+    mean = weight[weight != 0].double().abs().mean() if axis is None else torch.stack(alive)[:, None]
+    first = (2 * mean / math.sqrt(most)).expand(5 if axis == 0 else 1, 1)
+    hold_by(layer, {"weight": lambda one: LearnedGrid(one, bits, axis)})
+    grid: Any = layer.parametrizations.weight[0]
+    step = grid.step().detach()
+    assert torch.allclose(step.double(), first, rtol=1e-6)
+    values, inner, slopes = by_hand(weight, step, -most, most, outer)
+    assert torch.allclose(layer.weight.double(), values, rtol=1e-6, atol=0)
+    assert torch.equal(torch.signbit(layer.weight), layer.weight < 0)  # 0 is +0.0
+    (layer.weight * outer).sum().backward()
+    assert torch.allclose(layer.parametrizations.weight.original.grad.double(), inner, rtol=1e-6, atol=0)
+    torch.optim.SGD([grid.step.times], lr=1e-3).step()
+    gradient = slopes.sum() if axis is None else slopes.sum(1, keepdim=True)
+    count = 200 if axis is None else 40
+    moved = step.double() - 1e-3 * gradient / math.sqrt(count * most)
+    assert torch.allclose(grid.step().double(), moved, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("site", [0, 2])
+def test_activations_follow_the_paper(bits: int, site: int) -> None:
+    """The first step from samples, signed or not; output and gradient of a layer with a quantized input."""
+    model, (x, y) = net(), problem().train
+    value = (x if site == 0 else model[:2](x)).detach()
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if site == 0 else (0, 2**bits - 1)
+    with attach(model, [LearnedSteps(activations={str(site): bits})], 5, samples=[(x, y)]) as session:
+        step = model[site].input_0_step
+        first = 2 * float(value.double().abs().mean()) / math.sqrt(high)
+        assert float(step().detach()) == pytest.approx(first, rel=1e-6)
+        outer = torch.randn(192, model[site].out_features)
+        (model[site](value) * outer).sum().backward()
+        inputs, _, slopes = by_hand(value, step().detach(), low, high, outer @ model[site].weight.detach())
+        expected = nn.functional.linear(inputs.float(), model[site].weight, model[site].bias)
+        assert torch.allclose(model[site](value), expected, atol=1e-5)
+        gradient = float(slopes.sum()) / math.sqrt(value[0].numel() * high) / float(step().detach())
+        assert float(step.times.grad) == pytest.approx(gradient, rel=1e-3)
+        assert session.groups == [{"params": [step.times], "weight_decay": 0.0}]
+        session.after_step()
+    account = session.accounts[0][1]
+    assert [edit["scheme"] for edit in account.edits] == ["symmetric" if site == 0 else "asymmetric"]
+    assert float(model[site].input_0_scale) == pytest.approx(first, rel=1e-6)
+
+
+def test_a_mask_and_a_grid_on_one_tensor_and_what_stays_of_them(tmp_path: Path) -> None:
+    """Gradual pruning beside it, zeros of the input, then a file, the user's own model, and more training."""
+    model = net()
+    with torch.no_grad():
+        model[0].weight[:, 5] = 0.0
+    before = plain_state(model)
+    quantize = LearnedSteps({"0": 4, "2": 8}, 8, per="channel")
+    zeros = {"0.weight": ("zeros",)}
+    made = train(model, quantize, GradualPruning({"2.weight": 0.5}), epochs=12, structure=zeros)
+    state = plain_state(model)
+    assert made.structure == {"0.weight": ("zeros", "grid(4, 0)"), "2.weight": ("zeros", "grid(8, 0)")}
+    check(before, state, made.structure)
+    assert int((~is_zero(state["2.weight"])).sum()) <= 48
+    last = made.fit.history[-1]
+    assert (last["quantize/bits"], last["quantize/activation_bits"]) == ((4 * 192 + 8 * 96) / 288, 8)
+    assert made.fit.best_metric > 0.85
+    edits = [edit for _, account in made.accounts for edit in account.edits]
+    assert [edit["sites"] for edit in edits] == [["0:input[0]"], ["2:input[0]"]]
+    grid = ["2.input_0_scale", "2.input_0_zero_point"]
+    assert list(state) == ["0.weight", "0.bias", "0.input_0_scale", "2.weight", "2.bias", *grid]
+    bridge.save(state, tmp_path / "m.dcz", edits=edits)
+    again = bridge.load_into(net(), tmp_path / "m.dcz")
+    x = problem().train[0]
+    assert torch.equal(model.eval()(x), again.eval()(x))
+    later = train(again, epochs=2, structure=made.structure)
+    check(state, plain_state(again), later.structure)
+    assert not torch.equal(plain_state(again)["0.bias"], state["0.bias"])
+    assert torch.equal(plain_state(again)["0.input_0_scale"], state["0.input_0_scale"])
+    train(again, LearnedSteps({"0": 4}, per="channel"), epochs=1, structure=made.structure)
+    check(state, plain_state(again), made.structure)
+
+
+class Twice(nn.Module):
+    """Two layers on one value; and one that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.idle = nn.Linear(6, 3), nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 6) -> (n, 3)."""
+        return self.one(x) + self.other(x)
+
+
+def test_layers_of_one_value_share_a_step() -> None:
+    """One record, one scale; a layer that the forward never comes by is an error before training."""
+    model = Twice()
+    made = train(model, LearnedSteps(activations={"one": 8, "other": 8}), epochs=1)
+    (edit,) = made.accounts[0][1].edits
+    assert edit["sites"] == ["one:input[0]", "other:input[0]"]
+    assert model.one.input_0_scale == model.other.input_0_scale
+    with pytest.raises(StructureError, match=r"idle:input\[0\]: the forward never comes by it"):
+        train(Twice(), LearnedSteps(activations=8))
+
+
+def test_weights_that_are_zero_throughout_train_freely(caplog: pytest.LogCaptureFixture) -> None:
+    """Zero-initialised heads have no step to begin with; they are told, not held at zero."""
+    model = net()
+    nn.init.zeros_(model[2].weight)
+    made = train(model, LearnedSteps(4), epochs=2)
+    assert made.structure == {"0.weight": ("grid(4)",)}
+    assert bool(model[2].weight.any())
+    assert "2.weight is zero throughout" in caplog.text
+
+
+def test_adam_moves_a_step_by_a_part_of_itself() -> None:
+    """Trained as it is, a step smaller than the rate would be below zero after one step of Adam."""
+    grid = LearnedGrid(1e-3 * torch.randn(8, 8, generator=torch.Generator().manual_seed(0)), 8)
+    before = grid.step().detach()
+    assert before < 0.001
+    grid.step().sum().backward()
+    torch.optim.Adam([grid.step.times], lr=0.01).step()
+    assert torch.allclose(grid.step(), 0.99 * before, rtol=1e-4)
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_file_is_as_small_as_the_integers(bits: int, per: Any) -> None:
+    """The codec finds the grid: at most the order-0 entropy of the integers, 2 % and 64 bytes, beside the scales."""
+    model = nn.Linear(200, 60, bias=False)
+    nn.init.normal_(model.weight, generator=torch.Generator().manual_seed(0))
+    with attach(model, [LearnedSteps(bits, per=per)], 1) as session:
+        grid = model.parametrizations.weight[0].step()
+        assert session.groups[0]["params"][0].shape == grid.shape
+    integers = (model.weight.detach() / grid.detach()).round().numpy()
+    assert np.array_equal(integers.astype(np.float32) * grid.detach().numpy(), model.weight.detach().numpy())
+    counts = np.unique(integers, return_counts=True)[1] / integers.size
+    entropy = -(counts * np.log2(counts)).sum() * integers.size / 8
+    assert len(bridge.encode(plain_state(model), "adaptive")) <= 1.02 * entropy + 64 + 4 * grid.numel()
+
+
+@pytest.mark.parametrize(
+    ("methods", "structure", "message"),
+    [
+        ([LearnedSteps(4), TrainedSharing(4)], {}, r"0\.weight: .*quantize and share both claim its values"),
+        ([LearnedSteps(4)], {"2.weight": ("zeros", "shared")}, r"2\.weight: is shared already"),
+        ([LearnedSteps(4)], {"2.weight": ("grid(8)",)}, r"2\.weight: is grid\(8\) already, which grid\(4\) would undo"),
+        ([LearnedSteps({"0": 1})], {}, r"0\.weight: bits 1 is impossible, expected 2 to 8"),
+        ([LearnedSteps(None, 9)], {}, r"0:input\[0\]: bits 9 is impossible"),
+        ([LearnedSteps(None, {"0.bias": 8})], {}, r"0\.bias: is no weight of a Linear or Conv layer"),
+        ([LearnedSteps(None, 8)], {}, r"^quantize: activations needs samples of the training data"),
+    ],
+)
+def test_what_is_impossible_is_refused_before_training(methods: Any, structure: Any, message: str) -> None:
+    """In one line; the model is an ordinary one then."""
+    model = net()
+    with pytest.raises(StructureError, match=message):
+        attach(model, methods, 1, structure=structure)
+    assert [type(one) for one in model] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_an_interrupted_training_ends_in_the_same_bits(tmp_path: Path) -> None:
+    """Going on from a checkpoint changes nothing: weights, steps of both kinds, and what is reported."""
+
+    def start(**more: Any) -> tuple[dict[str, Tensor], list[Account]]:
+        model = net()
+        made = train(model, GradualPruning(0.5), LearnedSteps(3, 4), **more)
+        return plain_state(model), [account for _, account in made.accounts]
+
+    class Stop(Exception):
+        """The process that was killed."""
+
+    def told(progress: Any) -> None:
+        if progress.epoch > 2:
+            raise Stop
+
+    whole, accounts = start()
+    with pytest.raises(Stop):
+        start(checkpoint=tmp_path / "c.pt", progress=told)
+    again, same = start(checkpoint=tmp_path / "c.pt")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert accounts == same
