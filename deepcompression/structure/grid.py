@@ -16,20 +16,20 @@ from deepcompression.network.parametrized import VALUES, Holder
 
 
 class OnGrid(Holder):
-    """The nearest multiple of a fixed ``scale``, at most ``most`` in magnitude; gradients go straight through."""
+    """The nearest multiple of a fixed ``scale``, from ``low`` to ``high`` times it; gradients go straight through."""
 
     order = VALUES
     scale: Tensor
 
-    def __init__(self, scale: Tensor, most: int) -> None:
+    def __init__(self, scale: Tensor, low: int, high: int) -> None:
         super().__init__()
-        self.most = most
+        self.low, self.high = low, high
         self.register_buffer("scale", scale)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight (its own shape) on the grid; 0 is +0.0."""
         with torch.no_grad():
-            integers = (weight / self.scale).round().clamp_(-self.most, self.most)
+            integers = (weight / self.scale).round().clamp_(self.low, self.high)
             values = torch.where(integers == 0, 0.0, integers * self.scale).to(weight.dtype)
         return self.laid_out(values + (weight - weight.detach()))
 
@@ -53,14 +53,14 @@ class Grid:
             StructureError: it is on no such grid.
         """
         scales, integers = _found(weight, self.axis)
-        most = int(np.abs(integers).max(initial=0))
-        if most >= 1 << self.bits:
-            raise StructureError(f"integers up to {most} do not fit {self.bits} bits")
+        low, high = int(integers.min(initial=0)), int(integers.max(initial=0))
+        if high - low >= 1 << self.bits:
+            raise StructureError(f"integers from {low} to {high} do not fit {self.bits} bits")
         shape = [1] * weight.ndim
         if self.axis is not None:
             shape[self.axis] = weight.shape[self.axis]
         scale = torch.from_numpy(np.asarray(scales, np.float32)).reshape(shape)
-        return OnGrid(scale.to(weight.device), max(most, (1 << (self.bits - 1)) - 1))
+        return OnGrid(scale.to(weight.device), low, low + (1 << self.bits) - 1)
 
     def check(self, name: str, before: Tensor, after: Tensor) -> int:
         """0; a grid has no way to become coarser that is counted.

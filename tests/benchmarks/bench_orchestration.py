@@ -30,11 +30,11 @@ DIRECT = """
 import json, subprocess, sys, torch
 from deepcompression import data, models, torch as files
 from deepcompression.network import names as selection, state as structure
-from deepcompression.training.finetune import finetune
 from deepcompression.training.problem import Problem
 from deepcompression.pruning.prune import prune
 from deepcompression.sharing.share import share
-from deepcompression.training.loop import fit
+from deepcompression.structure.constraints import structured
+from deepcompression.training.loop import Plan, train
 from safetensors.torch import save_file
 
 folder = sys.argv[1]
@@ -43,11 +43,11 @@ splits = data.split_validation(data.digits(), 0.15)
 problem = Problem(splits.train, splits.validation)
 optimizer = {"factory": "torch.optim:AdamW", "kwargs": {"lr": 1e-3}}
 model = models.digits_net()
-fit(model, problem, epochs=3, optimizer=optimizer)
+train(model, problem, Plan(3, optimizer))
 save_file(structure.plain_state(model), f"{folder}/baseline.safetensors")
 table = selection.resolve(model, {"default": 0.2})
 model.load_state_dict(prune(structure.plain_state(model), table).state)
-finetune(model, problem, zeros=list(table), epochs=1, optimizer=optimizer)
+train(model, problem, Plan(1, optimizer), structure=structured(table))
 state = share(structure.plain_state(model), dict.fromkeys(table, 4)).state
 files.save(state, f"{folder}/model.dcz")
 save_file(state, f"{folder}/state.safetensors")

@@ -15,7 +15,7 @@ from deepcompression.errors import InputError
 from deepcompression.network.state import plain_state
 from deepcompression.quantization.precision import round_precision
 from deepcompression.training.evaluate import evaluate
-from deepcompression.training.loop import fit
+from deepcompression.training.loop import Plan, train
 from deepcompression.training.problem import Accuracy, cross_entropy_step
 from flows.recipe import load as recipes
 from flows.recipe import rounds
@@ -72,7 +72,7 @@ RUNS = ["dict-split", "iterable", "list_loss_step", "name-first", "namedtuple", 
 
 def _trained(run: Run, epochs: int) -> torch.nn.Module:
     model = run.blank_model()
-    fit(model, run.problem(64), epochs=epochs, optimizer={"factory": "torch.optim:AdamW", "kwargs": {"lr": 2e-3}})
+    train(model, run.problem(64), Plan(epochs, {"factory": "torch.optim:AdamW", "kwargs": {"lr": 2e-3}}))
     return model
 
 
