@@ -95,6 +95,7 @@ def test_started_again_it_goes_on(asked: dict[str, Any], found: dict[str, Any]) 
     assert again["budget"]["steps"][0] == found["budget"]["steps"][0]
 
 
+@pytest.mark.slow
 def test_killed_between_steps_it_ends_in_the_same_bytes(
     asked: dict[str, Any], found: dict[str, Any], tiny_in: Tiny, tmp_path: Path, prefect_server: str
 ) -> None:

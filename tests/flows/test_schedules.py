@@ -130,7 +130,7 @@ def _paused(server: str, name: str) -> bool:
     return bool(ask(f"{server}/deployments/name/compress/{name}")["paused"])
 
 
-def _until(what: Callable[[], Any], seconds: float = 90, log: Path | None = None) -> Any:
+def _until(what: Callable[[], Any], seconds: float = 200, log: Path | None = None) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = what()

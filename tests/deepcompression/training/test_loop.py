@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainings import Watch, fit
 
+from deepcompression.distillation.logits import Distillation
 from deepcompression.errors import DataError, DivergedError, FactoryError, StorageError
 from deepcompression.network.state import plain_state
+from deepcompression.pruning.gradual import GradualPruning
+from deepcompression.sharing.centroids import Centroids
+from deepcompression.sharing.reassign import TrainedSharing
+from deepcompression.structure.constraints import Structure, structured
 from deepcompression.training.batches import Batches
 from deepcompression.training.device import Compute
+from deepcompression.training.dropout import DropoutCorrection
 from deepcompression.training.evaluate import evaluate
 from deepcompression.training.loop import Progress
+from deepcompression.training.method import Method
 from deepcompression.training.problem import Accuracy, Problem
 
 SGD = {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.1, "momentum": 0.9}}
@@ -169,26 +176,6 @@ def test_progress_is_told_at_the_end_of_each_epoch():
     assert len(told) < 2 * ends[0].steps
 
 
-SCRIPT = """
-import os, signal, sys, torch
-sys.path[:0] = [sys.argv[1], str(__import__("pathlib").Path(sys.argv[1]).parents[1])]
-from pathlib import Path
-from trainings import Watch
-from test_loop import loader, net, noise, problem, run
-from deepcompression.network.state import plain_state
-torch.set_num_threads(1)
-how, at, folder = sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
-count = 0
-def on_step(step, steps):
-    if step == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-model = net()
-data = loader() if how == "loader" else problem(augment=noise)
-run(model, problem=data, epochs=5, checkpoint=folder / "checkpoint.pt", methods=[Watch(on_step)])
-torch.save(plain_state(model), folder / "done.pt")
-"""
-
-
 def noise(batch: Any, generator: torch.Generator) -> Any:
     x, y = batch
     return x + 0.1 * torch.randn(x.shape, generator=generator), y
@@ -201,23 +188,55 @@ def loader() -> Problem:
     return problem(train=data)
 
 
-@pytest.mark.parametrize("how", ["tensors", "loader"])
-def test_a_killed_loop_goes_on_and_ends_in_the_same_bytes(how: str, tmp_path: Path):
-    """A real SIGKILL in the middle of an epoch, then the same call again."""
+def coarse() -> tuple[nn.Sequential, Structure]:
+    """A model whose first weights are shared."""
+    model = net()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.where(model[0].weight > 0, 0.25, -0.25))
+    return model, structured([], ["0.weight"])
 
-    def start(at: int, folder: Path) -> int:
-        folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), how, str(at), str(folder)]
-        return subprocess.run(command, check=False).returncode
 
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    assert start(15, killed) == -signal.SIGKILL
-    assert torch.load(killed / "checkpoint.pt", weights_only=True)["epoch"] == 2
-    assert start(-1, killed) == 0
-    assert start(-1, whole) == 0
-    one, other = (torch.load(folder / "done.pt") for folder in (killed, whole))
-    assert all(torch.equal(one[name], other[name]) for name in other)
-    assert not list(killed.glob("*.part"))
+def taught() -> list[Method]:
+    return [GradualPruning(0.3), Distillation(), DropoutCorrection({"3": "4"})]
+
+
+KILLED: dict[str, tuple[Callable[[], Problem], Callable[[], list[Method]], Callable[[], tuple[nn.Module, Any]]]] = {
+    "tensors": (lambda: problem(augment=noise), lambda: [], lambda: (net(), None)),
+    "loader": (loader, lambda: [], lambda: (net(), None)),
+    "pruning": (problem, lambda: [GradualPruning(0.3)], lambda: (net(), structured(["0.weight"], []))),
+    "sharing": (problem, lambda: [TrainedSharing(2, 0.1)], lambda: (net(), None)),
+    "centroids": (problem, lambda: [Centroids()], coarse),
+    "pruning, distillation, dropout": (problem, taught, lambda: (net(), None)),
+}
+
+
+def killed_at(step: int, work: Callable[[list[Method]], Any]) -> int:
+    """How a fork of this process ends that does the work and gets a real SIGKILL before a step."""
+    if not (child := os.fork()):
+        try:
+            work([Watch(lambda now, steps: os.kill(os.getpid(), signal.SIGKILL) if now == step else None)])
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize(("step", "epoch"), [(9, 1), (27, 4)], ids=["early", "late"])
+@pytest.mark.parametrize("how", KILLED)
+def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(how: str, step: int, epoch: int, tmp_path: Path):
+    """SIGKILL in the middle of an epoch, then the same call again: whatever methods are at work, and however far."""
+    data, methods, begin = KILLED[how]
+
+    def work(more: Sequence[Method] = (), checkpoint: Path | None = tmp_path / "checkpoint.pt") -> Any:
+        model, structure = begin()
+        given = {"epochs": 5, "checkpoint": checkpoint, "structure": structure, "teacher": net()}
+        made = run(model, problem=data(), methods=[*methods(), *more], **given)
+        return plain_state(model), [{**row, "seconds": 0} for row in made.history]
+
+    assert killed_at(step, work) == -signal.SIGKILL
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epoch"] == epoch
+    (state, history), (other, whole) = work([Watch()]), work([Watch()], None)
+    assert all(torch.equal(state[name], tensor) for name, tensor in other.items()) and history == whole
+    assert not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a file", b"something else"])
