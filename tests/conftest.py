@@ -9,6 +9,7 @@ import pickle
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """The process that starts the session, with its workers or without, makes the folder that they share."""
     if not hasattr(config, "workerinput"):
         os.environ[SESSION] = tempfile.mkdtemp(prefix="deep-compression-tests-")
+        Path(os.environ[SESSION], "session.pid").write_text(str(os.getpid()))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -89,15 +91,29 @@ def prefect_server() -> Iterator[str]:
         yield url
 
 
+FOLLOWING = """
+import os, runpy, sys, threading, time
+import psutil
+session = psutil.Process(int(sys.argv.pop(1)))
+def follow():
+    while session.is_running() and session.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(1)
+    os._exit(1)
+threading.Thread(target=follow, daemon=True).start()
+runpy.run_module(sys.argv.pop(1), run_name="__main__")
+"""
+
+
 def _prefect_server(folder: Path) -> str:
     """A real server in a process group of its own, on a database of its own, as a run would start it for itself."""
     from flows import servers
 
     server = servers.temporary_prefect()
+    session = (folder.parent / "session.pid").read_text()
+    server.command = [sys.executable, "-c", FOLLOWING, session, *server.command[2:]]  # of a killed session, it ends too
     own = {
         "PREFECT_HOME": str(folder),
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
-        "PREFECT__SERVER_EPHEMERAL": "1",
     }
     server.environment = {**server.environment, **own}
     server.start(folder / "log")
