@@ -1,4 +1,5 @@
-"""Criteria of pruning by their names in recipes: what makes a weight important. A further one is a further line."""
+"""Criteria of pruning by their names in recipes: what makes a weight, or a filter, important. A further one is a
+further line."""
 
 from __future__ import annotations
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 CRITERIA: dict[str, str | None] = {
     "magnitude": None,  # what `prune` goes by where no score is given
     "wanda": "deepcompression.pruning.wanda:Wanda",
+}
+FILTERS: dict[str, str] = {
+    "fpgm": "deepcompression.pruning.filters:fpgm",
+    "l1": "deepcompression.pruning.filters:l1",
+    "l2": "deepcompression.pruning.filters:l2",
 }
 
 

@@ -13,7 +13,7 @@ from tasks.console import say
 from tasks.execution.keys import callables
 from tasks.execution.patterns import Matched
 from tasks.execution.run import Run
-from tasks.execution.settings import parts, plain
+from tasks.execution.settings import Stage, parts, plain
 from tasks.execution.sound import refuse_hidden_state, refuse_unfit
 from tasks.execution.sources import factory_digest
 from tasks.execution.specs import factories_in
@@ -67,6 +67,8 @@ def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> Non
             factory.load(spec)
         try:
             _match(run, model, settings)
+            if isinstance(settings, Stage):
+                settings.fits(run, model)
         except InputError as error:
             raise type(error)(f"stage {label}: {error}") from None
     refuse_hidden_state(run)  # first: a forward that makes layers leaves a model that the trial cannot put back

@@ -10,7 +10,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from tasks.execution.patterns import DROPOUTS, NAMED
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from deepcompression.training.method import Method
+    from tasks.execution.run import Run
 
 Density = Annotated[float, Field(gt=0, le=1)]
 Bits = Annotated[int, Field(ge=1, le=16)]
@@ -214,6 +217,9 @@ class Stage(Strict):
     def in_round(self, number: int) -> Stage:
         """Its keys when it runs for the ``number``-th time, from 0."""
         return self
+
+    def fits(self, run: Run, model: nn.Module) -> None:
+        """Raises StructureError, before anything trains, where several keys together do not fit the model."""
 
     def also(self) -> Mapping[str, Any] | None:
         """What decides the result and stands in no key, such as the contents of a file."""

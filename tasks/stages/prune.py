@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
-from deepcompression.pruning.criteria import CRITERIA
+from deepcompression.pruning.criteria import CRITERIA, FILTERS
 from tasks.execution.bench import Bench, Product, covering
 from tasks.execution.patterns import SELECTED
 from tasks.execution.settings import ByName, Density, Dropouts, Factory, Stage, Training, plain, table_of
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deepcompression.pruning.prune import LayerDensity
+    from tasks.execution.run import Run
 
 Quality = Annotated[float, Field(gt=0)]
 Criterion = Literal[tuple(CRITERIA)]
+AnyCriterion = Literal[(*CRITERIA, *FILTERS)]
 
 
 class Gradual(Training):
@@ -30,11 +32,15 @@ class Gradual(Training):
 
 
 class Settings(Stage):
-    """Magnitude pruning (Han et al. 2015, section 3): small weights become +0.0."""
+    """Pruning: small weights become +0.0 (Han et al. 2015, section 3), or whole filters go."""
 
     stage: Literal["prune"]
+    granularity: Literal["weight", "filter"] = Field(
+        "weight", description="filter: whole channels go, together in all layers that share them"
+    )
+    remove: bool = Field(False, description="of filters: shapes shrink, by an edit that the file holds; else zeros")
     density: Annotated[Density | dict[str, Density] | None, ByName, SELECTED] = Field(
-        None, description="fraction of weights that stays"
+        None, description="fraction of weights, or of a layer's filters, that stays"
     )
     quality: Annotated[Quality | dict[str, Quality] | None, ByName, SELECTED] = Field(
         None, description="the paper's: threshold = quality x standard deviation of the layer's weights"
@@ -42,8 +48,10 @@ class Settings(Stage):
     scope: Literal["layer", "global"] = "layer"
     rounds: int = Field(1, ge=1, description="prune and the finetune that follows, alternating so many times")
     gradual: Gradual | None = None
-    criterion: Criterion = Field(
-        "magnitude", description="what makes a weight important; wanda: its magnitude times the size of its input"
+    criterion: AnyCriterion = Field(
+        "magnitude",
+        description="what makes a weight important; wanda: its magnitude times the size of its input. Of filters: fpgm "
+        "(far from the geometric median), l1 or l2 (norms)",
     )
     score: Factory | None = Field(None, description="a criterion of yours: returns (name, weight) -> importance")
     dropout: Dropouts = Field({}, description="gradual only: dropout module -> the layer it feeds")
@@ -61,6 +69,29 @@ class Settings(Stage):
         if self.dropout and not self.gradual:
             raise ValueError("dropout belongs to the finetune stage, or to gradual pruning")
         return self
+
+    @model_validator(mode="after")
+    def _of_one_granularity(self) -> Settings:
+        filters = self.granularity == "filter"
+        if (self.criterion in FILTERS) != filters:
+            known = ", ".join(FILTERS if filters else CRITERIA)
+            raise ValueError(
+                f"granularity: {self.granularity} goes with criterion: one of {known}; not {self.criterion}"
+            )
+        if self.remove and not filters:
+            raise ValueError("remove: true goes with granularity: filter; single weights cannot be taken out")
+        if filters and (self.density is None or self.scope == "global" or self.gradual or self.score):
+            raise ValueError("granularity: filter goes with density and scope: layer, without gradual and score")
+        if self.remove and self.rounds > 1:
+            raise ValueError("remove: true goes with rounds: 1; density is of the filters that are there")
+        return self
+
+    def fits(self, run: Run, model: nn.Module) -> None:
+        """Filters must be there to be removed."""
+        if self.granularity == "filter":
+            from tasks.stages.filters import refuse_unfit
+
+            refuse_unfit(run, model, self)
 
     @property
     def draws(self) -> bool:
@@ -93,7 +124,11 @@ class Scored(Protocol):
 
 
 def work(bench: Bench, settings: Settings) -> Product:
-    """Small weights become +0.0."""
+    """Small weights, or whole filters, become +0.0, or are removed."""
+    if settings.granularity == "filter":
+        from tasks.stages.filters import pruned
+
+        return pruned(bench, settings)
     return _gradual(bench, settings, settings.gradual) if settings.gradual else _one_shot(bench, settings)
 
 

@@ -9,15 +9,14 @@ from pydantic import Field
 from tasks.execution.bench import Bench, Product
 from tasks.execution.patterns import Matched
 from tasks.execution.run import Run
+from tasks.execution.samples import outputs
 from tasks.execution.settings import ByName, Density, Stage, table_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from deepcompression.network.coverage import Covered
     from deepcompression.pruning.slim import Slimmed
-
-SAMPLES = 64  # whose outputs are compared
 
 
 def _fit(run: Run, model: nn.Module, units: Any) -> None:
@@ -76,17 +75,3 @@ def _covered(model: nn.Module, made: Slimmed) -> list[Covered]:
     done = {f"{layer}.weight" for one in made.layers for layer in (one.name, one.consumer)}
     why = {f"{layer}.weight": reason for layer, reason in made.left.items()}
     return coverage(model, done, {**dict.fromkeys(model.state_dict(), "in no chain of units"), **why})
-
-
-def outputs(run: Run, model: nn.Module) -> Tensor:
-    """What the model gives for some samples of the validation split, where it is; its loss if that is no tensor."""
-    import torch
-
-    from deepcompression.training.batches import Batches
-    from deepcompression.training.device import Compute
-    from deepcompression.training.problem import stepped
-
-    problem = run.problem()
-    torch.manual_seed(0)
-    loss, outputs, _ = stepped(problem.step, model, next(iter(Batches(problem.validation, SAMPLES, Compute("cpu")))))
-    return outputs if isinstance(outputs, torch.Tensor) else loss

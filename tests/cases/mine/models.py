@@ -140,3 +140,20 @@ class WildBN(nn.Module):
 
     def forward(self, x):
         return self.o(F.relu(self.bn(self.a(x.flatten(1)) * self.gain)))
+
+
+class Thinnable(nn.Module):
+    """A residual block with a shortcut of its own, and a depthwise convolution behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.one, self.two = nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 32, 3, padding=1)
+        self.short = nn.Conv2d(8, 32, 1, 2)
+        self.deep, self.point = nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Conv2d(32, 32, 1)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        x = F.relu(self.two(F.relu(self.one(x))) + self.short(x))
+        return self.head(F.relu(self.point(F.relu(self.deep(x)))).mean((2, 3)))

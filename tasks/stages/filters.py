@@ -1,0 +1,79 @@
+"""Pruning of filters: what the stage `prune` does with ``granularity: filter``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tasks.execution.bench import Bench, Product, covering
+from tasks.execution.run import Run
+from tasks.execution.samples import outputs
+from tasks.execution.settings import table_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from deepcompression.pruning.filters import Choice
+    from tasks.stages.prune import Settings
+
+
+def refuse_unfit(run: Run, model: nn.Module, settings: Settings) -> None:
+    """Raises StructureError where the keys mean channels that the model cannot lose."""
+    from deepcompression.network.channels import channel_groups
+    from deepcompression.pruning.filters import densities
+
+    densities(model, table_of(settings.density), *channel_groups(model, lambda one: outputs(run, one)))
+
+
+def pruned(bench: Bench, settings: Settings) -> Product:
+    """Filters zeroed, with all that belongs to their channels; or a thin model, once it is seen to give the same."""
+    from deepcompression.pruning import filters as library
+
+    model = bench.model()
+    choices, left = library.choose(
+        model,
+        table_of(settings.density),
+        library.criterion_of(settings.criterion),
+        lambda one: outputs(bench.run, one),
+    )
+    state, zeroed = library.masked(model, choices)
+    places = library.cut(model, choices) if settings.remove else None
+    product = _masked(bench, state, zeroed) if places is None else _thin(bench, model, state, places)
+    return _told(model, product, choices, left)
+
+
+def _masked(bench: Bench, state: Mapping[str, Tensor], zeroed: Sequence[str]) -> Product:
+    from deepcompression.network.state import bits_of
+    from deepcompression.structure.constraints import structured
+
+    before = bench.state()
+    changed = [name for name, tensor in state.items() if not bits_of(tensor).equal(bits_of(before[name]))]
+    return Product(state, structure=structured(zeroed), selected=[*zeroed, *changed])
+
+
+def _thin(bench: Bench, model: nn.Module, state: Mapping[str, Tensor], places: Mapping[str, Any]) -> Product:
+    from deepcompression.network.edits.apply import apply
+    from deepcompression.network.state import plain_state
+    from deepcompression.pruning import filters as library
+
+    edit, before = library.edit_of(model, places), library.cut_state(bench.state(), places)
+    thin = bench.blank_model()
+    apply(thin, edit)
+    thin.load_state_dict(before)
+    model.load_state_dict(dict(state))
+    gap = library.refuse_unlike(thin, model, lambda one: outputs(bench.run, one))
+    return Product(plain_state(thin), edits=[edit], selected=[], compared=before, report={"gap": gap})
+
+
+def _told(model: nn.Module, product: Product, choices: Sequence[Choice], left: Mapping[str, str]) -> Product:
+    from deepcompression.network.coverage import coverage
+    from deepcompression.pruning.filters import account_of
+
+    layers = account_of(choices)
+    done = {member.tensor for one in choices for member in one.group.members}
+    reasons = {name if name in model.state_dict() else f"{name}.weight": why for name, why in left.items()}
+    named = {**dict.fromkeys(model.state_dict(), "makes or takes in no channels that go"), **reasons}
+    notes = [f"{name} loses no channels: {why}" for name, why in left.items()]
+    report = {"layers": layers, "left": left, **product.report}
+    return covering(replace(product, report=report, notes=notes), coverage(model, done, named))
