@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import draw_architecture
-from imports import ROOT, TOPS
+import pytest
+from imports import ROOT, SOURCES, TOPS
 
 from deepcompression.codec.edits import SINCE
 from deepcompression.pruning import criteria
@@ -112,3 +113,31 @@ def test_what_the_tutorial_adds_works(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert f"{sum(text.count('def test_') for _, text in _blocks('file')) + 3} passed" in done.stdout
+
+
+PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_pages_lead_to_exists(page: Path) -> None:
+    """Links, paths of the repository and verbs of the Makefile; but for files of an example that a page makes itself."""
+    text = page.read_text(encoding="utf-8")
+    own = {where.split()[0] for kind in ("file", "line") for where, _ in _blocks(kind)}
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if link and not (page.parent / link).exists()] == []
+    paths = set(
+        re.findall(r"(?<![\w/.-])((?:deepcompression|tasks|flows|tests|conf|docs)/[\w./-]*\w)(?![\w/<{*])", text)
+    )
+    assert [path for path in sorted(paths - own) if not (ROOT / path).exists()] == []
+    verbs = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)(?=`|$| +[#A-Z\[])", text, re.MULTILINE)) - set(verbs) == set()
+
+
+def test_moved_names_are_where_the_changelog_says() -> None:
+    """What stands in the right column of its table can be imported."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^  \| `[\w.]+` \| `(deepcompression[\w.]+)`", text, re.MULTILINE)
+    assert len(rows) > 10
+    for module, _, name in (row.rpartition(".") for row in rows):
+        text = SOURCES[module].read_text(encoding="utf-8")
+        assert re.search(rf"^(def|class) {name}\b", text, re.MULTILINE), f"{module}.{name}"

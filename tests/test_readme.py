@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch.nn.utils import prune as torch_prune
 
 import deepcompression
 from deepcompression import torch as files
+from deepcompression.models import digits_net
 from flows.compress import compress
+from flows.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,3 +81,27 @@ def test_loop_of_ones_own_and_loading(tmp_path: Path, monkeypatch: pytest.Monkey
             assert int((scope["weights"]["fc1.weight"] == 0).sum()) == zeros
         else:
             assert torch.equal(scope["model"].state_dict()["fc1.weight"], trained["fc1.weight"])
+
+
+def test_several_methods_in_a_loop_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """README's attach example prunes and quantizes at once, and its file makes that of the user's own model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "block.py").write_text(_blocks("run")["methods"])
+    model = runpy.run_path(str(tmp_path / "block.py"))["model"]
+    weight = model.state_dict()["fc1.weight"]
+    assert int((weight != 0).sum()) <= round(0.2 * weight.numel()) and len(weight.unique()) <= 15
+    loaded = files.load_into(digits_net(), "quantized.dcz").eval()
+    images = torch.rand(4, 1, 8, 8)
+    assert torch.equal(loaded(images), model.eval()(images)) and list(loaded.state_dict()) == list(model.state_dict())
+
+
+def test_the_recipe_with_several_methods_is_one() -> None:
+    """README's stage train is read as it stands, with the defaults that it leaves out."""
+    factory = {"factory": "deepcompression.models:digits_net"}
+    given = yaml.safe_load(_blocks("recipe")["train"])
+    recipe = Recipe.model_validate({"name": "r", "model": factory, "data": factory, **given})
+    assert [type(one.settings().make()).__name__ for one in recipe.stages[0].methods] == [
+        "GradualPruning",
+        "LearnedSteps",
+        "Distillation",
+    ]
