@@ -120,7 +120,7 @@ PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_pages_lead_to_exists(page: Path) -> None:
-    """Links, paths of the repository and verbs of the Makefile; but for files of an example that a page makes itself."""
+    """Links, paths of the repository and verbs of the Makefile; but for files that the tutorial makes."""
     text = page.read_text(encoding="utf-8")
     own = {where.split()[0] for kind in ("file", "line") for where, _ in _blocks(kind)}
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
