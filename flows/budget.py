@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from deepcompression.allocation import budget as library
-from deepcompression.allocation.budget import Budget, Candidate, Clock, Next, Stop
+from deepcompression.allocation.budget import Budget, Clock, Next, Stop
 from deepcompression.errors import BudgetError, DivergedError, RunError, StructureError
+from flows.candidates import (
+    SAMPLES,
+    SHARING,
+    Call,
+    Search,
+    Step,
+    allocated,
+    epochs_of,
+    made_step,
+    sensitivity_of,
+    sharing_epochs,
+    training_keys,
+    without_training,
+)
 from flows.recipe import schema
 from tasks import budget as task_budget
 from tasks.console import say, size
 from tasks.execution.patterns import SELECTED
 from tasks.execution.run import Reference, Run
-from tasks.execution.settings import Stage, Strict, Training, plain
-from tasks.execution.stage import task_of
-from tasks.stages import encode, pace, prune, quantize, sensitivity, share, slim
+from tasks.execution.settings import Strict
+from tasks.stages import pace
 from tasks.verdict import lost
 
-Call = Callable[..., Reference]
 PLANNED_EPOCHS = 11  # in epochs of a first step: how many of them a time limit is to be enough for
 EPOCHS, FEWEST, MOST = 20, 4, 60  # of a first step's pruning: without a time limit; with one, at least and at most
-LONGER = 2  # how many times as many epochs a step has once the limit is near
-SHARING = 0.5  # epochs of a step's sharing, to those of its pruning
-REST_BITS = 3  # of biases and normalisations
-CRITERION = "wanda"
-# What pruning does to the loss without training is known no further than this share of a layer's present weights.
-TRIED = {"points": 7, "down_to": 0.2, "bits": [3, 4, 5], "criterion": CRITERION}
 POINTS = 10  # of a tensor: densities and bits
-SAMPLES = (2000, 1000, 500, 250)  # of validation that they are tried on: fewer where there is little time
 PLANNED_STEPS = 4  # whose sensitivity a time limit is to be enough for
 # Nearly lossless: nothing pruned or trained; bits of shared weights, or None and the precision of all that floats.
 FALLBACKS: tuple[tuple[int | None, str, str], ...] = (
@@ -47,67 +51,6 @@ class Chosen(Strict):
     """What a budget prunes: tensors that are pruned by default, to densities that it finds."""
 
     density: Annotated[dict[str, None], SELECTED] = Field({"default": None})
-
-
-@dataclass(frozen=True)
-class Step:
-    """One candidate: what it was to be, what it became, and its stages."""
-
-    target_bytes: int
-    start: int | None
-    density: Mapping[str, float]
-    bits: Mapping[str, int]
-    predicted_bytes: int
-    pruning: tuple[Reference, ...]
-    sharing: tuple[Reference, ...]
-    epochs: int
-    result: Candidate
-    tried: Reference | None = None
-    note: str = ""
-
-    @property
-    def seconds(self) -> float:
-        """Work, wherever and whenever it was done."""
-        tried = (self.tried,) if self.tried else ()
-        return sum(float(one.numbers["worked_seconds"]) for one in (*tried, *self.pruning, *self.sharing))
-
-    def needed(self, epochs: int) -> float:
-        """Seconds that it would have taken with so many epochs."""
-        trained = sum(float(one.numbers["worked_seconds"]) for one in (self.pruning[-2], self.sharing[0]))
-        return self.seconds - trained + trained * epochs / self.epochs
-
-
-@dataclass
-class Search:
-    """The candidates of one run so far, and what was spent on them."""
-
-    run: Run
-    plan: schema.Budget
-    train: Training
-    budget: Budget
-    dense: Reference
-    call: Call
-    epochs: int
-    spent: float
-    steps: list[Step] = field(default_factory=list)
-    number: int = 0
-    samples: int = SAMPLES[0]
-    rest: str = "auto"
-    tried: Reference | None = None  # the dense model's sensitivity
-    first: float = 0.0  # seconds that the first step's training is planned to take
-
-    @property
-    def left(self) -> float:
-        """Seconds; infinite without a time limit."""
-        return math.inf if self.plan.time_limit is None else 60 * self.plan.time_limit - self.spent
-
-    def made(self, label: str, settings: Stage, source: Reference, *, counted: bool = True) -> Reference:
-        """A stage's result, its work added to what was spent."""
-        self.number += counted
-        number = self.number if counted else None
-        reference = self.call(task_of(settings.stage), self.run, label, number, settings, source)
-        self.spent += float(reference.numbers["worked_seconds"])
-        return reference
 
 
 def search(run: Run, recipe: schema.Recipe, dense: Reference, call: Call) -> tuple[list[Reference], dict[str, Any]]:
@@ -158,56 +101,10 @@ def _search_on(now: Search, first: int | None) -> str:
         if reason or not isinstance(following, Next):
             return reason
         try:
-            now.steps.append(_step(now, following))
+            now.steps.append(made_step(now, following))
         except (DivergedError, StructureError) as error:  # of this candidate: what was made before is as good as it was
             return f"step {len(now.steps) + 1} came to nothing ({error})"
         _tell(now, now.steps[-1])
-
-
-# ---------------------------------------------------------------- one step
-
-
-def _step(now: Search, following: Next) -> Step:
-    """Cut units, prune from an earlier candidate's weights, share, encode, measure."""
-    source = now.dense if following.start is None else now.steps[following.start].pruning[-1]
-    name = str(len(now.steps) + 1)
-    tried = _tried(now, source, name)
-    allocation = _allocated(now, tried, following.target_bytes)
-    epochs = _epochs(now, following)
-    gradual = prune.Gradual(**_training(now, epochs), ramp=0.6)
-    units = task_budget.units_to_keep(now.run, source, allocation.density)
-    few = slim.Settings(stage="slim", units=units, reorder=False) if units else None
-    cut = (now.made(f"cut-{name}", few, source),) if few else ()
-    sparse = prune.Settings(stage="prune", density=dict(allocation.density), criterion=CRITERION, gradual=gradual)
-    pruned = now.made(f"prune-{name}", sparse, (*cut, source)[0])
-    dead = slim.Settings(stage="slim", reorder=False)
-    clean = now.made(f"slim-{name}", dead, pruned)
-    reassign = share.Reassign(**_training(now, _sharing(epochs)))
-    rest = task_budget.worth_sharing(now.run, source)
-    sharing = share.Settings(
-        stage="share",
-        bits={**allocation.bits, **dict.fromkeys(rest, REST_BITS)},
-        rate=dict.fromkeys([*allocation.bits, *rest], now.plan.rate),
-        train=reassign,
-    )
-    shared = now.made(f"share-{name}", sharing, clean)
-    rounding = quantize.Settings.model_validate({"stage": "quantize", "codebook": "auto", "rest": now.rest})
-    tidy = now.made(f"order-{name}", slim.Settings(stage="slim"), shared)
-    rounded = now.made(f"quantize-{name}", rounding, tidy)
-    coding = encode.Settings(stage="encode", coder=now.plan.coder)
-    encoded = now.made(f"encode-{name}", coding, rounded)
-    return Step(
-        following.target_bytes,
-        following.start,
-        allocation.density,
-        allocation.bits,
-        allocation.size,
-        (*cut, pruned, clean),
-        (shared, tidy, rounded, encoded),
-        epochs,
-        _measured(now, encoded, following.start),
-        tried,
-    )
 
 
 def _fallbacks(now: Search) -> Sequence[tuple[int | None, str, str]]:
@@ -223,104 +120,25 @@ def _fall_back(now: Search, ways: Sequence[tuple[int | None, str, str]]) -> None
     """Nearly lossless files, the smallest first, until one keeps to the budget; seconds, whatever time is left."""
     say("[bold]budget[/]       nothing keeps to the budget so far: what is nearly lossless is made")
     for bits, rest, note in ways:
-        now.steps.append(_without_training(now, bits, rest, note))
+        now.steps.append(without_training(now, bits, rest, note))
         _tell(now, now.steps[-1])
         if now.steps[-1].result.kept:
             return
-
-
-def _without_training(now: Search, bits: int | None, rest: str, note: str) -> Step:
-    name, chain = str(len(now.steps) + 1), [now.dense]
-    if bits:
-        sharing = share.Settings(stage="share", bits=bits, init="optimal")
-        chain.append(now.made(f"share-{name}", sharing, chain[-1]))
-    if rest != "float32":
-        rounding = quantize.Settings.model_validate({"stage": "quantize", "codebook": "auto", "rest": rest})
-        chain.append(now.made(f"quantize-{name}", rounding, chain[-1]))
-    coding = encode.Settings(stage="encode", coder=now.plan.coder)
-    chain.append(now.made(f"encode-{name}", coding, chain[-1]))
-    result = _measured(now, chain[-1], None)
-    return Step(result.file_bytes, None, {}, {}, result.file_bytes, (), tuple(chain[1:]), 0, result, None, note)
-
-
-def _epochs(now: Search, following: Next) -> int:
-    """Of a step's pruning: more once some step has lost too much, or where the bytes asked for are reached with it."""
-    near = not all(step.result.kept for step in now.steps)
-    if now.budget.most_bytes is not None:
-        near = following.target_bytes <= now.budget.most_bytes
-    return now.epochs * (LONGER if near else 1)
-
-
-def _sharing(epochs: int) -> int:
-    """Of a step's sharing."""
-    return max(2, round(epochs * SHARING))
-
-
-def _training(now: Search, epochs: int) -> dict[str, Any]:
-    keys = {key: value for key, value in plain(now.train).items() if key in Training.model_fields}
-    return {**keys, "epochs": epochs, "distil": plain(now.plan.distil)}
-
-
-def _tried(now: Search, source: Reference, name: str) -> Reference:
-    """How sensitive the model is; the dense model's is asked for once, before the first step."""
-    if now.tried is not None and source is now.dense and not now.steps:
-        return now.tried
-    settings = sensitivity.Settings(stage="sensitivity", **TRIED, most_samples=now.samples)
-    return now.made(f"sensitivity-{name}", settings, source, counted=False)
 
 
 def _first_bytes(now: Search) -> int | None:
     """The smallest size that is predicted to keep to the budget; else the largest, and the search goes up from it."""
     if now.budget.metric_loss is None or now.left <= 0:
         return None
-    tried = _tried(now, now.dense, "1")
+    tried = sensitivity_of(now, now.dense, "1")
     sizes = library.first_sizes(now.dense.numbers["dense_bytes"])
     in_points = now.dense.numbers["val_correct"] is not None
     for size_ in sizes:
-        allocation = _allocated(now, tried, size_)
+        allocation = allocated(now, tried, size_)
         expected = task_budget.predicted(now.run, tried, allocation, in_points=in_points)
         if expected <= now.budget.metric_loss - now.budget.margin:
             return size_
     return sizes[-1]
-
-
-def _allocated(now: Search, tried: Reference, target_bytes: int) -> Any:
-    """Density and bits of every tensor, for the bytes that are to be reached."""
-    from deepcompression.allocation.allocate import allocate, least_bytes
-
-    options, rest = task_budget.options(now.run, tried, now.plan.coder)
-    least = rest + least_bytes(options)
-    wanted = target_bytes / _actual_to_predicted(now.steps)
-    return allocate(options, target_bytes=int(max(wanted, least + 1)), fixed_bytes=rest)
-
-
-def _actual_to_predicted(steps: list[Step]) -> float:
-    """How much larger the last candidate became than it was predicted to be."""
-    if not steps:
-        return 1.0
-    return min(max(steps[-1].result.file_bytes / steps[-1].predicted_bytes, 0.5), 2.0)
-
-
-def _measured(now: Search, encoded: Reference, start: int | None) -> Candidate:
-    higher = bool(now.run.metric_object().higher_is_better)
-    numbers, dense = encoded.numbers, now.dense.numbers
-    loss = library.loss_of(
-        numbers["val_metric"],
-        dense["val_metric"],
-        higher_is_better=higher,
-        in_points=dense["val_correct"] is not None,
-    )
-    count, total, expected = int(numbers["size_bytes"]), numbers["val_total"], None
-    if dense["val_correct"] is not None:
-        expected = library.expected_loss(
-            loss,
-            wrong_before=total - dense["val_correct"],
-            wrong_after=total - numbers["val_correct"],
-            total=total,
-            loss_before=dense["val_loss"],
-            loss_after=numbers["val_loss"],
-        )
-    return Candidate(count, loss, library.keeps(now.budget, count, loss, expected), expected, start)
 
 
 # ---------------------------------------------------------------- limits
@@ -349,7 +167,7 @@ def _plan(now: Search, recipe: schema.Recipe) -> str:
     aside = clock.sensitivity(POINTS, now.samples) + (clock.by_effect() if now.rest == "auto" else 0.0)
     wanted = now.plan.epochs or _affordable(now, clock, aside)
     now.epochs = wanted if now.plan.epochs else _fitting(clock, now.left - aside, wanted)
-    now.first = clock.training(max(now.epochs, 1) + _sharing(max(now.epochs, 1)))
+    now.first = clock.training(max(now.epochs, 1) + sharing_epochs(max(now.epochs, 1)))
     needed = aside + now.first
     if now.epochs and needed <= now.left:
         return ""
@@ -359,7 +177,7 @@ def _plan(now: Search, recipe: schema.Recipe) -> str:
 
 def _nothing_to_try(now: Search) -> str:
     """Why no step can be made of this model; empty where one can. Asks for the dense model's sensitivity."""
-    now.tried = _tried(now, now.dense, "1")
+    now.tried = sensitivity_of(now, now.dense, "1")
     if task_budget.options(now.run, now.tried, now.plan.coder)[0]:
         return ""
     return "no tensor that is pruned by default can be pruned and shared at a loss that is a number"
@@ -368,7 +186,7 @@ def _nothing_to_try(now: Search) -> str:
 def _clock(now: Search, recipe: schema.Recipe) -> Clock:
     """What an epoch and an evaluation take: of the dense model's own training where steps train as it did."""
     keys = ("batch_size", "drop_last", "distil")
-    of_training = {key: value for key, value in _training(now, 1).items() if key in keys}
+    of_training = {key: value for key, value in training_keys(now, 1).items() if key in keys}
     measured = now.made("pace", pace.Settings(stage="pace", **of_training), now.dense, counted=False)
     an_epoch, a_look = pace.measured(now.run, measured)
     known = None if recipe.budget is None or recipe.budget.train else task_budget.epoch_seconds(now.run, now.dense)
@@ -390,12 +208,12 @@ def _affordable(now: Search, clock: Clock, aside: float) -> int:
 
 def _fitting(clock: Clock, left: float, wanted: int) -> int:
     """As many epochs as fit into the time, up to ``wanted``; 0 where not even one does."""
-    return next((one for one in range(wanted, 0, -1) if clock.training(one + _sharing(one)) <= left), 0)
+    return next((one for one in range(wanted, 0, -1) if clock.training(one + sharing_epochs(one)) <= left), 0)
 
 
 def _late(now: Search, following: Next) -> str:
     """Why there is no time for the next step; empty where there is."""
-    needed = max((1.1 * step.needed(_epochs(now, following)) for step in now.steps), default=now.first)
+    needed = max((1.1 * step.needed(epochs_of(now, following)) for step in now.steps), default=now.first)
     return f"{_spent(now)} and a step takes {_time(needed)}" if needed > now.left else ""
 
 

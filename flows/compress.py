@@ -43,7 +43,8 @@ from tasks.stages import baseline
 from tasks.stages.verify import verify
 from tasks.storage.places import is_url, place_at
 from tasks.storage.store import UNSENT, Store, publish, write_json
-from tasks.tracking.runs import Parent, Tracker, resolve_uri
+from tasks.tracking.client import resolve_uri
+from tasks.tracking.runs import Parent, Tracker
 from tasks.upkeep.liveness import ending, living, recover
 from tasks.verdict import budget_aims, emit_missed, missed, told, verdict_of, verdict_of_seeds
 

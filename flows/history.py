@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from deepcompression.errors import RecipeError, RunError
-from flows.recipe import admission, reading
+from flows.recipe import admission, reading, references
 from flows.recipe import load as recipes
 from flows.recipe.schema import Recipe, Tracking
 from tasks.console import say
 from tasks.machine.deadline import within
 from tasks.root import ROOT
 from tasks.storage.places import is_url, place_at
-from tasks.tracking.runs import JOURNAL, STATE, flatten, recipe_of, resolve_uri, run_of_flow, runs_of_experiment
+from tasks.tracking.client import recipe_of, resolve_uri, run_of_flow, runs_of_experiment
+from tasks.tracking.runs import JOURNAL, STATE, flatten
 
 RUNS = "artifacts/runs"
 PREFECT_SECONDS = 20.0
@@ -142,13 +143,13 @@ def admit(
     theirs = {key: value for key, value in found.recipe.items() if key not in OURS}
     if found.recipe.get("promote") is not None and (ours is None or ours.promote is None):
         say("rerun: promote is not taken from a server's recipe; give it by --recipe, or promote.model=... and gates")
-    recipe = admission.plain(found.name, theirs, overrides)
+    recipe = references.plain(found.name, theirs, overrides)
     _check_passwords(found, recipe, overrides)
     if ours is not None:
         recipe |= ours.model_dump(mode="json", include=set(OURS))
     python_path = [str(ROOT / one) for one in (ours.python_path if ours else ())]
     trust = admission.Trust(allowed, folders, python_path)
-    admission.judge(found.name, recipes.load(recipe, overrides), admission.given(theirs, overrides), trust)
+    admission.judge(found.name, recipes.load(recipe, overrides), references.given(theirs, overrides), trust)
     return recipe
 
 
@@ -213,7 +214,7 @@ def _from_prefect(flow_run_id: str) -> Found:
         )
     if not isinstance(recipe, Mapping) or not isinstance(overrides, Mapping | None):
         raise RecipeError(f"run {flow_run_id}: that Prefect flow run has no recipe; it is not one of compress")
-    return Found(flow_run_id, admission.merged(flow_run_id, recipe, overrides or {}), foreign=True)
+    return Found(flow_run_id, references.merged(flow_run_id, recipe, overrides or {}), foreign=True)
 
 
 def _ids(folder: Path) -> set[str]:

@@ -24,7 +24,7 @@ from tasks.machine.environment import opener
 from tasks.machine.process import LARGEST_NOTE, lives, mapping_of, whoami
 from tasks.root import ROOT
 from tasks.storage.store import write_json
-from tasks.tracking.runs import resolve_uri
+from tasks.tracking.client import resolve_uri
 
 START_SECONDS = 120
 RESTARTS = 5  # within a minute: then something is wrong that a restart does not mend
@@ -169,7 +169,7 @@ def run(data: Path, prefect_port: int, mlflow_port: int) -> None:
 
 def _database(data: Path) -> str:
     """Migrated once here: two processes that open a fresh database together corrupt it."""
-    from tasks.tracking.runs import client_of
+    from tasks.tracking.client import client_of
 
     uri = resolve_uri(f"sqlite:///{data.resolve()}/mlflow.db")
     client_of(uri)

@@ -24,8 +24,9 @@ from tasks.root import ROOT
 from tasks.storage.lease import leases
 from tasks.storage.places import Near, is_url
 from tasks.storage.store import UNSENT, Store
+from tasks.tracking.client import resolve_uri
 from tasks.tracking.journal import MOST_BYTES
-from tasks.tracking.runs import JOURNAL, Tracker, masked, resolve_uri
+from tasks.tracking.runs import JOURNAL, Tracker, masked
 from tasks.upkeep import eviction
 from tasks.upkeep.liveness import PREFIX
 

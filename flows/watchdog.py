@@ -148,6 +148,7 @@ def leave_soon(code: int) -> None:
 
 WAITED_FOR = (
     ("tasks.tracking.runs", "MLflow"),
+    ("tasks.tracking.client", "MLflow"),
     ("tasks.registry.models", "MLflow"),
     ("tasks.storage.places", "the store"),
     ("prefect", "Prefect"),

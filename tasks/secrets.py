@@ -21,13 +21,14 @@ import contextlib
 import functools
 import logging
 import re
-import string
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
+
+from tasks.escapes import merged, pattern
 
 LEAST, ANYWHERE, DIGITS = 4, 8, 6
 UNKNOWN = "***"
@@ -37,9 +38,6 @@ _PASSWORD = re.compile(rf"({_LOGIN}):(?![^@/\s\"'<>]*\$\{{|\*\*\*\d*@)([^/\s\"'<
 _LABEL = re.compile(r"\$\{oc\.env:\w+\}")
 _KEPT = re.compile(r":\*\*\*(\d+)@")
 _PLAIN_KEY = re.compile(r"[a-z_]+")
-_WHITE = r"(?:\s|\\+[nrtvf]|\\+(?:x|u00)(?:0[9a-dA-D]|20)|%(?:20|0[9a-dA-D])|\+|&\#(?:9|10|13|32);)+"
-_LETTERS = {"\0": "0", "\a": "a", "\b": "b", "\x1b": "e", "\x85": "N", "\xa0": "_", "\u2028": "L", "\u2029": "P"}
-_HTML = {"&": ("amp",), "<": ("lt",), ">": ("gt",), '"': ("quot",)}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -113,7 +111,7 @@ def masked(text: str) -> str:
         if not any(start <= match.start() and match.end() <= end for start, end in named)
     )
     told, end = [], 0
-    for start, stop, label in _merged(found):
+    for start, stop, label in merged(found):
         told += [text[end:start], label]
         end = stop
     return "".join([*told, text[end:]])
@@ -320,59 +318,7 @@ def _hides(value: str) -> bool:
 
 def _entry(value: str, label: str) -> _Entry:
     anchor = max(re.findall("[A-Za-z0-9]+", value), key=len, default="")
-    return _Entry(anchor, _pattern(value), label)
-
-
-@functools.lru_cache(maxsize=1000)
-def _pattern(value: str) -> re.Pattern[str]:
-    """Matches ``value`` as it is, and as JSON, YAML, Python, HTML, URLs and Rich escape it, also several times."""
-    body = "".join(map(_forms, re.findall(r"\s+|\\+|.", value, re.DOTALL)))
-    return re.compile(body if len(value) >= ANYWHERE else rf"(?<![^\W_]){body}(?![^\W_])")
-
-
-def _forms(part: str) -> str:
-    if part.isspace():
-        return f"(?:{'|'.join([_WHITE, *(_escaped(one) for one in sorted(set(part) - set(string.whitespace)))])})+"
-    if part[0] == "\\":
-        return r"(?:\\|%5[cC]|&\#92;)+"
-    if part.isascii() and part.isalnum():
-        return part
-    return _escaped(part)
-
-
-def _escaped(part: str) -> str:
-    """One character: as it is, or as some language writes it."""
-    code, encoded = ord(part), part.encode("utf-8", "surrogatepass")
-    units = part.encode("utf-16-be", "surrogatepass")
-    plain = [
-        re.escape(part),
-        "".join(f"%{byte:02x}" for byte in encoded),
-        *(f"&{name};" for name in (*_HTML.get(part, ()), f"#{code}", f"#x{code:x}")),
-    ]
-    slashed = [
-        rf"x{code:02x}",
-        r"\\+".join(f"x{byte:02x}" for byte in encoded),
-        r"\\+".join(f"u{units[at : at + 2].hex()}" for at in range(0, len(units), 2)),
-        rf"U{code:08x}",
-        *_LETTERS.get(part, ""),
-    ]
-    doubled = [part + part] if part in "'\"" else []  # YAML and CSV
-    return rf"(?i:\\+(?:{'|'.join(slashed)})|\\*(?:{'|'.join([*doubled, *plain])}))"
-
-
-def _merged(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    """Spans in their order, those that overlap as one, named as the longest of them."""
-    merged: list[tuple[int, int, str]] = []
-    longest = 0
-    for start, stop, label in spans:
-        if merged and start < merged[-1][1]:
-            first, last, known = merged[-1]
-            merged[-1] = (first, max(last, stop), label if stop - start > longest else known)
-            longest = max(longest, stop - start)
-        else:
-            merged.append((start, stop, label))
-            longest = stop - start
-    return merged
+    return _Entry(anchor, pattern(value, anywhere=len(value) >= ANYWHERE), label)
 
 
 def _bare(text: str) -> str:

@@ -6,6 +6,7 @@ a code, bit by bit, from those before it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,22 @@ LOG = (16 * _octave + (16 * np.maximum(_x, 1) >> _octave) - 16).astype(np.int64)
 RATE = 131_072 // (2 * np.arange(512) + 3)
 
 
+@dataclass(frozen=True)
+class Model:
+    """What predicts the symbols of a matrix (FORMAT.md, Arithmetic coding).
+
+    columns: of the matrix. k: codes are below it. flags: whether symbols are 0 for what is not stored, else code + 1.
+    prior: a + 16 b, how much the density of all counts beside a column's and a row's. context: n + 4 v, which
+    neighbours of a flag and of a code are looked at.
+    """
+
+    columns: int
+    k: int
+    flags: bool
+    prior: int = 0
+    context: int = 0
+
+
 def rows_a_chunk(columns: int) -> int:
     """Rows of `columns` elements that are coded together."""
     return max(1, MOST_ROWS_ELEMENTS // columns)
@@ -40,50 +57,51 @@ def fresh_cells(k: int) -> NDArray[np.int64]:
     return cells
 
 
-def encode(symbols: Symbols, columns: int, k: int, flags: bool, prior: int, context: int, most: int) -> bytes | None:
+def encode(symbols: Symbols, model: Model, most: int) -> bytes | None:
     """The code of one chunk, or None where it would take more than about `most` bytes.
 
     Args:
         symbols: (rows x columns,) with flags 0 for what is not stored, else code + 1; without them the codes.
+        model: what predicts them.
+        most: bytes.
     """
-    rows = len(symbols) // columns
     out: Any = np.zeros(most + 16, np.uint8)
-    size = _run(False, out, len(out), symbols, rows, columns, k, flags, prior, context)
+    size = _run(False, out, len(out), symbols, model)
     return None if size < 0 else out[:size].tobytes()
 
 
-def decode(data: memoryview | bytes, rows: int, columns: int, k: int, flags: bool, prior: int, context: int) -> Symbols:
-    """The inverse of `encode`: symbols (rows x columns,); MalformedFile where no encoder wrote `data`."""
-    kind = np.uint8 if k + flags <= 256 else np.uint16 if k + flags <= 65_536 else np.uint32
-    symbols: Symbols = np.zeros(rows * columns, kind)
+def decode(data: memoryview | bytes, rows: int, model: Model) -> Symbols:
+    """The inverse of `encode`: symbols (rows x columns,).
+
+    Args:
+        data: the code.
+        rows: of the matrix.
+        model: the one that it was written with.
+
+    Raises:
+        MalformedFile: no encoder wrote `data`.
+    """
+    alphabet = model.k + model.flags
+    kind = np.uint8 if alphabet <= 256 else np.uint16 if alphabet <= 65_536 else np.uint32
+    symbols: Symbols = np.zeros(rows * model.columns, kind)
     size = len(data)
-    asked = _run(True, np.frombuffer(data, np.uint8).copy(), size, symbols, rows, columns, k, flags, prior, context)
+    asked = _run(True, np.frombuffer(data, np.uint8).copy(), size, symbols, model)
     if asked < size or (size and data[size - 1] == 0):
         raise MalformedFile("the arithmetic code does not end where its length says")
     return symbols
 
 
-def _run(
-    decoding: bool,
-    data: NDArray[np.uint8],
-    size: int,
-    symbols: Symbols,
-    rows: int,
-    columns: int,
-    k: int,
-    flags: bool,
-    prior: int,
-    context: int,
-) -> int:
+def _run(decoding: bool, data: NDArray[np.uint8], size: int, symbols: Symbols, model: Model) -> int:
     """`run` compiled where that pays, else on plain lists, which Python reads faster than arrays."""
+    columns, rows = model.columns, len(symbols) // model.columns
     stored = np.zeros(columns, np.int64)
-    last = np.full(columns, k >> 1, np.int64)
-    shares = (1 << 32) // (np.arange(columns, dtype=np.int64) + (1 << (prior >> 4)))
-    tables = [fresh_cells(k), stored, last, shares, LOG, RATE]
+    last = np.full(columns, model.k >> 1, np.int64)
+    shares = (1 << 32) // (np.arange(columns, dtype=np.int64) + (1 << (model.prior >> 4)))
+    tables = [fresh_cells(model.k), stored, last, shares, LOG, RATE]
     # An encoder tries a hundred settings: compiled code repays its import sooner.
     worth = (1 << 11, 1 << 18) if decoding else (1 << 6, 1 << 12)
     compiled = _numba.kernels(rows * columns, *worth)
-    settings = rows, columns, k, flags, prior, context
+    settings = rows, columns, model.k, model.flags, model.prior, model.context
     if compiled is not None:
         return int(compiled.run(decoding, data, size, symbols, *settings, *tables))
     plain = symbols.tolist()

@@ -12,7 +12,7 @@ from deepcompression._parallel import mapped
 from deepcompression.codec import grids
 from deepcompression.codec.arrays import read_array, write_array
 from deepcompression.codec.bitstream import Cursor, varint
-from deepcompression.codec.dtypes import Bits, order, unsigned
+from deepcompression.codec.dtypes import Bits, Writing, order, unsigned
 from deepcompression.codec.huffman import Symbols
 
 MOST_DISTINCT = 1 << 16
@@ -162,29 +162,29 @@ def symbols_of(numbers: NDArray[Any], k: int) -> Symbols:
     return numbers.astype(np.uint8 if k <= 256 else np.uint16 if k <= 65_536 else np.uint32)
 
 
-def find(flat: Bits, dtype: str, shape: tuple[int, ...], threads: int) -> list[Shared]:
+def find(flat: Bits, how: Writing) -> list[Shared]:
     """The ways in which the elements `flat` (n,) share values: of the whole tensor, or group by group."""
     if not flat.any():
         return []
     found = []
-    whole = _codebook(flat, dtype, threads)
+    whole = _codebook(flat, how)
     if whole is not None:
         found.append(whole)
-        on_grid = _as_grid(whole) if dtype in GRID_DTYPES and whole.book.k > 2 else None
+        on_grid = _as_grid(whole) if how.dtype in GRID_DTYPES and whole.book.k > 2 else None
         if on_grid is not None:
             found.append(on_grid)
     if whole is None or whole.book.k > 256:
-        found = _in_groups(flat, dtype, shape) + found
+        found = _in_groups(flat, how.dtype, how.shape) + found
     return found
 
 
-def _codebook(flat: Bits, dtype: str, threads: int) -> Shared | None:
+def _codebook(flat: Bits, how: Writing) -> Shared | None:
     """One codebook for all; None for too many distinct values (or only zeros)."""
     distinct = _distinct(flat)
     if distinct is None or not distinct.size:
         return None
     k = distinct.size
-    by_key = np.argsort(order(distinct, dtype))
+    by_key = np.argsort(order(distinct, how.dtype))
     place = np.empty(k, np.int64)
     place[by_key] = np.arange(1, k + 1)
     table = symbols_of(place, k + 1)
@@ -195,8 +195,8 @@ def _codebook(flat: Bits, dtype: str, threads: int) -> Shared | None:
         where = np.flatnonzero(part)
         symbols[start : start + _SLICE][where] = table[np.searchsorted(distinct, part[where])]
 
-    mapped(fill, range(0, flat.size, _SLICE), threads)
-    return Shared(symbols, Book(k, distinct[by_key][None]), dtype)
+    mapped(fill, range(0, flat.size, _SLICE), how.threads)
+    return Shared(symbols, Book(k, distinct[by_key][None]), how.dtype)
 
 
 def _distinct(flat: Bits) -> Bits | None:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from deepcompression import _numba
 from deepcompression._parallel import mapped
 from deepcompression.codec import arithmetic, arrays, positions, streams
+from deepcompression.codec.arithmetic import Model
 from deepcompression.codec.bitstream import Cursor, Remote
 from deepcompression.codec.dtypes import Bits, unsigned
 from deepcompression.codec.head import RAW, Head, Sections, decode_chunk, read_head
 from deepcompression.codec.huffman import Symbols
-from deepcompression.codec.positions import DENSE, FLAGS
+from deepcompression.codec.positions import DENSE, FLAGS, Places
 
 _AT_ONCE = 16
 _PIECE = 1 << 18
@@ -98,14 +99,14 @@ class _Filler:
         if head.positions == DENSE:
             return [None] * len(counts)
         assert head.position_stream is not None
-        return [*positions.read(counts, cursors, head.positions, head.escape, head.position_stream)]
+        return [*positions.read(counts, cursors, Places(head.positions, head.position_stream, head.escape))]
 
     def _arithmetic(self, start: int, count: int, cursor: Cursor) -> int:
         head = self.head
         flags = head.positions == FLAGS
         size = cursor.left if head.adaptive else cursor.varint("the length of the flags")
         code = cursor.take(size, "the flags")
-        found = decode_chunk(cursor, code, count // head.width, head.width, head.k, flags, head.prior, head.context)
+        found = decode_chunk(cursor, code, count // head.width, head.model)
         used = cursor.at
         if not flags:
             self._put_codes(start, count, None, found)
@@ -128,7 +129,7 @@ class _Filler:
     def _flags_alone(self, symbols: Symbols, most: int) -> int:
         head = self.head
         flags = (symbols != 0).astype(np.uint8)
-        code = arithmetic.encode(flags, head.width, 1, True, head.prior, head.context & 3, most)
+        code = arithmetic.encode(flags, Model(head.width, 1, True, head.prior, head.context & 3), most)
         return most if code is None else min(most, len(code))
 
     def _put_codes(self, start: int, count: int, place: NDArray[np.int64] | None, codes: Symbols) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -173,3 +174,44 @@ class RawTensor:
             raise InputError(f"bits of {self.dtype} are an array of {unsigned(self.dtype)}, not {got}")
         if self.dtype == "bool" and self.bits.size and self.bits.max() > 1:
             raise InputError(f"bits of bool are 0 or 1, not {self.bits.max()}")
+
+
+def raw_of(name: object, tensor: object) -> RawTensor:
+    """A tensor as bits, in native byte order.
+
+    Raises:
+        InputError: it, or its name, cannot be stored.
+    """
+    if not isinstance(name, str):
+        raise InputError(f"tensor names are text, not {name!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the tensor name {name!r} is not valid Unicode") from None
+    if isinstance(tensor, RawTensor):
+        return tensor
+    if not isinstance(tensor, np.ndarray | np.generic):
+        kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+        raise InputError(
+            f"{name}: expected a numpy array or RawTensor, got {kind}; deepcompression.torch saves torch's"
+        )
+    array = np.asarray(tensor)
+    if array.dtype.name not in DTYPES:
+        raise InputError(f"{name}: dtype {array.dtype} cannot be stored; known are {', '.join(DTYPES)}")
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
+    return RawTensor(array.view(unsigned(array.dtype.name)), array.dtype.name)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What is the same in all layouts that are tried for a tensor: what it is, and how it is to be written."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    coder: str = "huffman"
+    threads: int = 1
+
+    @property
+    def columns(self) -> int:
+        """Columns of the matrix that the tensor is looked at as: a row an output channel."""
+        return math.prod(self.shape[1:]) if len(self.shape) > 1 else math.prod(self.shape)

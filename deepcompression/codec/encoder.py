@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 from deepcompression._parallel import mapped
 from deepcompression.codec import arithmetic, arrays, codebooks, positions, streams
 from deepcompression.codec import head as heads
+from deepcompression.codec.arithmetic import Model
 from deepcompression.codec.bitstream import varint
 from deepcompression.codec.codebooks import Book, Shared
-from deepcompression.codec.dtypes import DTYPES, Bits, narrow
+from deepcompression.codec.dtypes import DTYPES, Bits, Writing, narrow
 from deepcompression.codec.head import ADAPTIVE, Masks, write_head
 from deepcompression.codec.huffman import Symbols
-from deepcompression.codec.positions import BITMAP, DENSE, FLAGS, GAPS
+from deepcompression.codec.positions import DENSE, FLAGS, Places
 from deepcompression.codec.streams import Stream
 
 _SAMPLE = 1 << 18
@@ -44,15 +46,14 @@ def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, th
     """The blob of a tensor with the element bits `flat` (n,), in the smallest layout that `coder` has."""
     if flat.size == 0:
         return b""
-    coder = settled(coder, flat.size)
-    ways = codebooks.find(flat, dtype, shape, threads)
+    how = Writing(dtype, shape, settled(coder, flat.size), threads)
     best: Written | None = None
-    for way in ways:
+    for way in codebooks.find(flat, how):
         # Contexts may gain on order 0: by half is more than any was seen to.
-        if best is None or way.least(threads) < best.size * (2 if coder == "adaptive" else 1):
-            best = _smaller(best, _encode_shared(way, dtype, shape, coder, threads))
+        if best is None or way.least(threads) < best.size * (2 if how.coder == "adaptive" else 1):
+            best = _smaller(best, _encode_shared(way, how))
     if best is None or best.size > flat.nbytes // 4 or flat.size <= _SMALL:
-        best = _smaller(best, _encode_raw(flat, dtype, shape, coder, threads))
+        best = _smaller(best, _encode_raw(flat, how))
     lengths = b"".join(varint(len(chunk)) for chunk in best.chunks) if len(best.chunks) > 1 else b""
     return b"".join([best.head, lengths, *best.chunks])
 
@@ -75,26 +76,19 @@ def _smaller(one: Written | None, other: Written | None) -> Any:
     return other if other.size < one.size else one
 
 
-def _encode_shared(way: Shared, dtype: str, shape: tuple[int, ...], coder: str, threads: int) -> Written | None:
+def _encode_shared(way: Shared, how: Writing) -> Written | None:
     """Values as codes of a book, in the smallest of all layouts."""
-    columns = _columns(shape)
-    masks = _masks(way.symbols, columns) if coder != "packed" else None
+    masks = _masks(way.symbols, how.columns) if how.coder != "packed" else None
     best = None
     for mask in (None, masks) if masks else (None,):
-        symbols = mask.of(way.symbols) if mask else way.symbols
-        found = _streams(way, symbols, mask, dtype, coder, threads)
-        best = _smaller(best, found)
-        if coder == "adaptive":
-            view = columns if mask is None else int(mask.columns_kept.sum())
-            views = _views(symbols, view, way.book.k) if mask is None and not symbols.all() else [view]
+        left = replace(way, symbols=mask.of(way.symbols)) if mask else way
+        best = _smaller(best, _streams(left, mask, how))
+        if how.coder == "adaptive":
+            view = how.columns if mask is None else int(mask.columns_kept.sum())
+            views = _views(left.symbols, view, way.book.k) if mask is None and not left.symbols.all() else [view]
             for view in views:
-                best = _smaller(best, _arithmetic(way, symbols, mask, view, dtype, threads))
+                best = _smaller(best, _arithmetic(left, mask, view, how))
     return best
-
-
-def _columns(shape: tuple[int, ...]) -> int:
-    """Columns of the matrix that a tensor is looked at as: a row an output channel."""
-    return math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
 
 
 def _views(symbols: NDArray[Any], columns: int, k: int) -> list[int]:
@@ -104,7 +98,7 @@ def _views(symbols: NDArray[Any], columns: int, k: int) -> list[int]:
 
     def size(view: int) -> float:
         sample = symbols[: max(1, _SAMPLE // view) * view]
-        code = arithmetic.encode(sample, view, k, True, 0x66, 2, 4 * len(sample) + 64)
+        code = arithmetic.encode(sample, Model(view, k, True, 0x66, 2), 4 * len(sample) + 64)
         return math.inf if code is None else len(code) / len(sample)
 
     best = min(narrower, key=size, default=columns)
@@ -127,128 +121,107 @@ def _cut(symbols: NDArray[Any], chunk: int) -> list[NDArray[Any]]:
     return [symbols[i : i + chunk] for i in range(0, len(symbols), chunk)]
 
 
-def _streams(way: Shared, symbols: Symbols, mask: Masks | None, dtype: str, coder: str, threads: int) -> Written | None:
-    """The smallest of dense, bitmap and gaps, each with the best streams of codes."""
-    parts = _cut(symbols, heads.CHUNK)
-    counts = codebooks.histogram(symbols, way.book.k + 1, threads)
+def _streams(way: Shared, mask: Masks | None, how: Writing) -> Written | None:
+    """The smallest of dense, bitmap and gaps, each with the best streams of codes; `way` is what `mask` leaves."""
+    parts = _cut(way.symbols, heads.CHUNK)
+    counts = codebooks.histogram(way.symbols, way.book.k + 1, how.threads)
     options: list[tuple[int, Callable[[], Written]]] = []
     # Codebooks of groups take in zero group by group, which masks tear apart.
     torn = mask is not None and way.book.group > 0 and way.book.values is not None
-    if counts[0] <= (0 if torn else _DENSE_UP_TO * len(symbols)):
-        options.append(_dense_option(way, symbols, counts, mask, dtype, coder, threads))
+    if counts[0] <= (0 if torn else _DENSE_UP_TO * len(way.symbols)):
+        options.append(_dense_option(way, counts, mask, how))
     if counts[0]:
-        cost, stream = _plan_codes(parts, counts[1:], way.book.k, coder, threads)
-        head = 2 + len(write_head(dtype, 0, mask, 0, way.book)) + cost
-        for kind, (size, escape, place) in (
-            (BITMAP, positions.plan_bitmap(parts, coder, threads)),
-            (GAPS, positions.plan_gaps(parts, coder, threads)),
-        ):
-            write = _sparse_writer(way, parts, mask, dtype, kind, escape, place, stream, threads)
-            options.append((head + size, write))
+        cost, stream = _plan_codes(parts, counts[1:], way.book.k, how)
+        head = 2 + len(write_head(how.dtype, 0, mask, 0, way.book)) + cost
+        for size, places in positions.plans(parts, how):
+            begin = write_head(how.dtype, places.kind, mask, 0, way.book)
+            options.append((head + size, _sparse_writer(begin, parts, places, stream, how.threads)))
     return min(options, key=lambda option: option[0])[1]()
 
 
 def _dense_option(
-    way: Shared,
-    symbols: Symbols,
-    counts: NDArray[np.int64],
-    mask: Masks | None,
-    dtype: str,
-    coder: str,
-    threads: int,
+    way: Shared, counts: NDArray[np.int64], mask: Masks | None, how: Writing
 ) -> tuple[int, Callable[[], Written]]:
-    codes, book = _dense(way, symbols, bool(counts[0]))
+    codes, book = _dense(way, bool(counts[0]))
     parts = _cut(codes, heads.CHUNK)
-    total = codebooks.histogram(codes, book.k, threads)
-    cost, stream = _plan_codes(parts, total, book.k, coder, threads, sparse=False)
-    head = write_head(dtype, DENSE, mask, 0, book) + stream.header()
+    total = codebooks.histogram(codes, book.k, how.threads)
+    cost, stream = _plan_codes(parts, total, book.k, how, sparse=False)
+    head = write_head(how.dtype, DENSE, mask, 0, book) + stream.header()
 
     def write() -> Written:
-        return Written(head, mapped(lambda part: streams.encode(part, stream), parts, threads))
+        return Written(head, mapped(lambda part: streams.encode(part, stream), parts, how.threads))
 
     return len(head) - len(stream.header()) + cost, write
 
 
-def _dense(way: Shared, symbols: Symbols, some_zero: bool) -> tuple[Symbols, Book]:
+def _dense(way: Shared, some_zero: bool) -> tuple[Symbols, Book]:
     """The codes (n,) of all elements, zeros too, and the book that has them."""
     table, book = way.dense(some_zero)
     if len(table) == 1:
-        return table[0][symbols], book
-    return np.take_along_axis(table, symbols.reshape(len(table), -1), axis=1).reshape(-1), book
+        return table[0][way.symbols], book
+    return np.take_along_axis(table, way.symbols.reshape(len(table), -1), axis=1).reshape(-1), book
 
 
 def _sparse_writer(
-    way: Shared,
-    parts: list[Symbols],
-    mask: Masks | None,
-    dtype: str,
-    kind: int,
-    escape: int,
-    place: Stream,
-    stream: Stream,
-    threads: int,
+    begin: bytes, parts: list[Symbols], places: Places, stream: Stream, threads: int
 ) -> Callable[[], Written]:
     def chunk(part: Symbols) -> bytes:
-        return positions.write(part, kind, escape, place) + streams.encode(part[part != 0] - part.dtype.type(1), stream)
+        return places.write(part) + streams.encode(part[part != 0] - part.dtype.type(1), stream)
 
     def write() -> Written:
-        head = write_head(dtype, kind, mask, 0, way.book) + (varint(escape) if kind == GAPS else b"")
-        return Written(head + place.header() + stream.header(), mapped(chunk, parts, threads))
+        return Written(begin + places.header() + stream.header(), mapped(chunk, parts, threads))
 
     return write
 
 
 def _plan_codes(
-    parts: list[Symbols], counts: NDArray[np.int64], k: int, coder: str, threads: int, sparse: bool = True
+    parts: list[Symbols], counts: NDArray[np.int64], k: int, how: Writing, *, sparse: bool = True
 ) -> tuple[int, Stream]:
     """The smallest stream for the codes of all chunks (with `sparse`, of symbols above 0), and its bytes."""
-    best = streams.plan(counts, k, 1, coder, len(parts))
+    best = streams.plan(counts, k, 1, how.coder, len(parts))
     for size in streams.tuple_sizes(k)[1:]:
 
         def count(part: Symbols, size: int = size) -> NDArray[np.int64]:
             codes = part[part != 0] - part.dtype.type(1) if sparse else part
             return np.bincount(streams.tuples(codes, k, size), minlength=k**size)
 
-        total: NDArray[np.int64] = np.sum(mapped(count, parts, threads), axis=0)
-        found = streams.plan(total, k, size, coder, len(parts), best[0])
+        total: NDArray[np.int64] = np.sum(mapped(count, parts, how.threads), axis=0)
+        found = streams.plan(total, k, size, how.coder, len(parts), best[0])
         best = min(best, found, key=lambda option: option[0])
     return best
 
 
-def _arithmetic(
-    way: Shared, symbols: Symbols, mask: Masks | None, columns: int, dtype: str, threads: int
-) -> Written | None:
+def _arithmetic(way: Shared, mask: Masks | None, columns: int, how: Writing) -> Written | None:
     """Flags and codes in one arithmetic code; without zeros, codes alone. None for rows that are too long."""
     if columns > arithmetic.MOST_COLUMNS:
         return None
-    flags = not bool(symbols.all())
-    book = way.book
-    if not flags:
-        symbols, book = _dense(way, symbols, False)
-    prior, context = _settings(symbols, columns, book.k, flags)
+    flags = not bool(way.symbols.all())
+    symbols, book = (way.symbols, way.book) if flags else _dense(way, False)
+    model = _fitted(symbols, Model(columns, book.k, flags))
     parts = _cut(symbols, arithmetic.rows_a_chunk(columns) * columns)
     most = symbols.nbytes + 64
 
     def chunk(part: Symbols) -> bytes | None:
-        return arithmetic.encode(part, columns, book.k, flags, prior, context, min(most, 4 * len(part) + 64))
+        return arithmetic.encode(part, model, min(most, 4 * len(part) + 64))
 
-    chunks = mapped(chunk, parts, threads)
+    chunks = mapped(chunk, parts, how.threads)
     if any(made is None for made in chunks):
         return None
     form = (FLAGS if flags else DENSE) | ADAPTIVE
-    head = write_head(dtype, form, mask, columns, book) + bytes([prior, context])
+    head = write_head(how.dtype, form, mask, columns, book) + bytes([model.prior, model.context])
     return Written(head, [made for made in chunks if made is not None])
 
 
-def _settings(symbols: NDArray[Any], columns: int, k: int, flags: bool) -> tuple[int, int]:
-    """The prior and the context that code the first rows of a matrix smallest, searched one after the other."""
-    rows = max(1, min(len(symbols), _SAMPLE) // columns)
-    sample = symbols[: rows * columns]
+def _fitted(symbols: NDArray[Any], model: Model) -> Model:
+    """With the prior and the context that code the first rows of a matrix smallest, searched one after the other."""
+    flags, rows = model.flags, max(1, min(len(symbols), _SAMPLE) // model.columns)
+    sample = symbols[: rows * model.columns]
     known: dict[tuple[int, int], int] = {}
 
     def size(setting: tuple[int, int]) -> int:
         if setting not in known:
-            code = arithmetic.encode(sample, columns, k, flags, *setting, 4 * len(sample) + 64)
+            tried = replace(model, prior=setting[0], context=setting[1])
+            code = arithmetic.encode(sample, tried, 4 * len(sample) + 64)
             known[setting] = 1 << 60 if code is None else len(code)
         return known[setting]
 
@@ -258,48 +231,43 @@ def _settings(symbols: NDArray[Any], columns: int, k: int, flags: bool) -> tuple
         best = min([(best[0] & 0x0F | b << 4, best[1]) for b in _PRIORS], key=size)
         best = min([best, (best[0], 0), (best[0], 2)], key=size)
         best = min([best, *((best[0] & 0xF0 | a, best[1]) for a in _PRIORS)], key=size)
-    if k > 1:
+    if model.k > 1:
         best = min([best, *((best[0], best[1] & 3 | v << 2) for v in ((1, 2, 3) if flags else (2, 3)))], key=size)
-    return best
+    return replace(model, prior=best[0], context=best[1])
 
 
-def _encode_raw(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, threads: int) -> Written | None:
+def _encode_raw(flat: Bits, how: Writing) -> Written | None:
     """Values as they are, in the narrowest exact type, deflated where that is smaller; zeros left out or not."""
-    stored, small = narrow(flat, dtype)
-    number = 0 if stored == dtype else DTYPES[stored].number
+    stored, small = narrow(flat, how.dtype)
+    number = 0 if stored == how.dtype else DTYPES[stored].number
     parts = _cut(small, heads.CHUNK)
-    best = _raw(parts, DENSE, number, b"", None, coder, threads)
+    best = _raw(parts, DENSE, number, b"", None, how)
     zeros = small.size - int(np.count_nonzero(small))
     if zeros * small.itemsize < best.size * _WORTH:  # all that leaving them out can save
         return best
-    for kind, (_, escape, place) in (
-        (BITMAP, positions.plan_bitmap(parts, coder, threads)),
-        (GAPS, positions.plan_gaps(parts, coder, threads)),
-    ):
-        head = (varint(escape) if kind == GAPS else b"") + place.header()
-        where = functools.partial(positions.write, kind=kind, escape=escape, stream=place)
-        best = _smaller(best, _raw(parts, kind, number, head, where, coder, threads))
-    if coder == "adaptive":
-        best = _smaller(best, _raw_flags(small, number, shape, threads))
+    for _, places in positions.plans(parts, how):
+        best = _smaller(best, _raw(parts, places.kind, number, places.header(), places.write, how))
+    if how.coder == "adaptive":
+        best = _smaller(best, _raw_flags(small, number, how))
     return best
 
 
-def _raw_flags(small: Bits, number: int, shape: tuple[int, ...], threads: int) -> Written | None:
-    columns = _columns(shape)
+def _raw_flags(small: Bits, number: int, how: Writing) -> Written | None:
+    columns = how.columns
     present = (small[: max(columns, _SAMPLE)] != 0).astype(np.uint8)
     columns = _views(present, columns, 1)[-1]
     if columns > arithmetic.MOST_COLUMNS:
         return None
-    prior, context = _settings(present, columns, 1, True)
+    model = _fitted(present, Model(columns, 1, True))
 
     def flags(part: Bits) -> bytes:
-        code = arithmetic.encode((part != 0).astype(np.uint8), columns, 1, True, prior, context, 2 * len(part) + 64)
+        code = arithmetic.encode((part != 0).astype(np.uint8), model, 2 * len(part) + 64)
         assert code is not None  # a flag never costs 16 bits
         return varint(len(code)) + code
 
     parts = _cut(small, arithmetic.rows_a_chunk(columns) * columns)
-    ending = bytes([prior, context])
-    return _raw(parts, FLAGS, number, ending, flags, "adaptive", threads, varint(columns))
+    ending = bytes([model.prior, model.context])
+    return _raw(parts, FLAGS, number, ending, flags, how, varint(columns))
 
 
 def _raw(
@@ -308,8 +276,7 @@ def _raw(
     number: int,
     ending: bytes,
     where: Callable[[Bits], bytes] | None,
-    coder: str,
-    threads: int,
+    how: Writing,
     columns: bytes = b"",
 ) -> Written:
     """Values of the type `number` as they are: each chunk its positions, from `where`, and the values stored."""
@@ -323,11 +290,11 @@ def _raw(
         code = _plain(kept) if deflate is None else deflate(kept)
         return kept.nbytes - len(code), code if where is None else where(part) + code
 
-    deflate = None if coder == "packed" else _deflater(stored(next((p for p in parts if p.any()), parts[0])))
-    chunks = mapped(chunk, parts, threads)
+    deflate = None if how.coder == "packed" else _deflater(stored(next((p for p in parts if p.any()), parts[0])))
+    chunks = mapped(chunk, parts, how.threads)
     if deflate is not None and sum(gain for gain, _ in chunks) <= 0:
         deflate = None
-        chunks = mapped(chunk, parts, threads)
+        chunks = mapped(chunk, parts, how.threads)
     head = bytes([kind]) + columns + bytes([number | (128 if deflate else 0)]) + ending
     return Written(head, [code for _, code in chunks])
 

@@ -24,7 +24,7 @@ from deepcompression.codec import encoder, head
 from deepcompression.codec import index as format
 from deepcompression.codec import metadata as metadata_
 from deepcompression.codec.describe import describe_equal, describe_tensor
-from deepcompression.codec.dtypes import DTYPES, RawTensor, to_array, unsigned
+from deepcompression.codec.dtypes import DTYPES, RawTensor, raw_of, to_array
 from deepcompression.codec.index import Entry
 from deepcompression.codec.reader import (
     Mapped,
@@ -126,7 +126,7 @@ def encode_blobs(
     entries: list[Entry] = []
     seen: dict[tuple[str, tuple[int, ...], bytes], int] = {}
     for place, name in enumerate(tensors):
-        raw = _raw(name, tensors[name])
+        raw = raw_of(name, tensors[name])
         flat = np.ascontiguousarray(raw.bits).reshape(-1)
         blob = encoder.encode_tensor(flat, raw.dtype, raw.bits.shape, coder, threads or cores())
         # Equal tensors have equal blobs, and the other way round.
@@ -140,28 +140,6 @@ def encode_blobs(
             progress(name, flat.nbytes)
         del raw, flat, blob  # before the next tensor is made
     return entries
-
-
-def _raw(name: object, tensor: object) -> RawTensor:
-    """`tensor` as bits, in native byte order."""
-    if not isinstance(name, str):
-        raise InputError(f"tensor names are text, not {name!r}")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"the tensor name {name!r} is not valid Unicode") from None
-    if isinstance(tensor, RawTensor):
-        return tensor
-    if not isinstance(tensor, np.ndarray | np.generic):
-        kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
-        raise InputError(
-            f"{name}: expected a numpy array or RawTensor, got {kind}; deepcompression.torch saves torch's"
-        )
-    array = np.asarray(tensor)
-    if array.dtype.name not in DTYPES:
-        raise InputError(f"{name}: dtype {array.dtype} cannot be stored; known are {', '.join(DTYPES)}")
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
-    return RawTensor(array.view(unsigned(array.dtype.name)), array.dtype.name)
 
 
 @overload

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcompression.codec import arithmetic, arrays, codebooks, streams
+from deepcompression.codec.arithmetic import Model
 from deepcompression.codec.bitstream import Cursor, Remote, varint
 from deepcompression.codec.codebooks import Book
 from deepcompression.codec.huffman import Symbols
@@ -72,6 +73,11 @@ class Head:
     def chunk(self) -> int:
         """Elements a chunk."""
         return arithmetic.rows_a_chunk(self.width) * self.width if self.arithmetic else CHUNK
+
+    @property
+    def model(self) -> Model:
+        """What predicts the symbols of arithmetic code."""
+        return Model(self.width, self.k, self.positions == FLAGS, self.prior, self.context)
 
     @property
     def k(self) -> int:
@@ -138,7 +144,7 @@ def _read_mask(cursor: Cursor, count: int) -> NDArray[np.bool_]:
         kept: NDArray[np.bool_] = unpacked[:count].astype(bool)
     elif kind == 2 and count <= arithmetic.MOST_COLUMNS:
         code = cursor.take(cursor.varint("the length of a mask"), "a mask")
-        kept = decode_chunk(cursor, code, 1, count, 1, True, 0, 1) != 0
+        kept = decode_chunk(cursor, code, 1, _mask_model(count)) != 0
     else:
         raise cursor.fail(f"a mask of kind {kind} for {count} flags")
     if not kept.any():
@@ -146,12 +152,20 @@ def _read_mask(cursor: Cursor, count: int) -> NDArray[np.bool_]:
     return kept
 
 
-def decode_chunk(
-    cursor: Cursor, code: memoryview, rows: int, columns: int, k: int, flags: bool, prior: int, context: int
-) -> Symbols:
-    """The symbols (rows x columns,) of one arithmetic code; what is wrong with it is told with the tensor's name."""
+def decode_chunk(cursor: Cursor, code: memoryview, rows: int, model: Model) -> Symbols:
+    """The symbols (rows x columns,) of one arithmetic code.
+
+    Args:
+        cursor: of the blob, for messages.
+        code: one chunk's, or a mask's.
+        rows: of the chunk.
+        model: what predicts them.
+
+    Raises:
+        MalformedFile: no encoder wrote it; names the tensor.
+    """
     try:
-        return arithmetic.decode(code, rows, columns, k, flags, prior, context)
+        return arithmetic.decode(code, rows, model)
     except MalformedFile as error:
         raise cursor.fail(str(error)) from None
 
@@ -199,12 +213,17 @@ def write_head(dtype: str, form: int, mask: Masks | None, columns: int, book: Bo
     return b"".join([bytes([form]), *parts])
 
 
+def _mask_model(count: int) -> Model:
+    """A mask is one row of flags."""
+    return Model(count, 1, True, 0, 1)
+
+
 def _write_mask(kept: NDArray[np.bool_]) -> bytes:
     if kept.all():
         return b"\0"
     plain = b"\1" + np.packbits(kept, bitorder="little").tobytes()
     if len(kept) > arithmetic.MOST_COLUMNS:
         return plain
-    code = arithmetic.encode(kept.astype(np.uint8), len(kept), 1, True, 0, 1, len(plain))
+    code = arithmetic.encode(kept.astype(np.uint8), _mask_model(len(kept)), len(plain))
     coded = plain if code is None else b"\2" + varint(len(code)) + code
     return coded if len(coded) < len(plain) else plain

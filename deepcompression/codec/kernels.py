@@ -19,6 +19,10 @@ from deepcompression.codec import arithmetic_loop
 
 run = compiled(arithmetic_loop.run)
 
+# Of an entry of the look-up of three: bits used in the low six, then the count of symbols, then symbols, a byte each.
+_TWELVE, _USED, _BYTE = np.uint64(4095), np.uint64(63), np.uint64(255)
+_SIX, _EIGHT, _NOTHING = np.uint64(6), np.uint64(8), np.uint64(0)
+
 _intrinsic: Any = intrinsic  # typed for callers that pass the typing context themselves
 _pointer: Any = get_item_pointer
 
@@ -100,18 +104,16 @@ def _finish(
     symbols: NDArray[np.uint8],
 ) -> int:
     """Decode one block alone, from bit `at` and symbol `to` to symbol `end`; the bit where it ends."""
-    low = np.uint64(4095)
-    used = np.uint64(63)
     mask = np.uint64(len(table) - 1)
     while to <= end - 4:
-        e = np.uint64(threes[(_load(data, at >> 3) >> np.uint64(at & 7)) & low])
-        _store(symbols, to, e >> np.uint64(8))
-        at += int(e & used)
-        to += int((e >> np.uint64(6)) & np.uint64(3))
+        e = np.uint64(threes[(_load(data, at >> 3) >> np.uint64(at & 7)) & _TWELVE])
+        _store(symbols, to, e >> _EIGHT)
+        at += int(e & _USED)
+        to += int((e >> _SIX) & np.uint64(3))
     for k in range(to, end):
         e = np.uint64(table[(_load(data, at >> 3) >> np.uint64(at & 7)) & mask])
-        symbols[k] = e >> np.uint64(8)
-        at += int(e & np.uint64(255))
+        symbols[k] = e >> _EIGHT
+        at += int(e & _BYTE)
     return at
 
 
@@ -133,12 +135,6 @@ def decode_threes(
         threes: coders.lookup_three(); table: coders.lookup(), of at most 12 bits.
         symbols: eight longer than what is filled.
     """
-    low = np.uint64(4095)
-    byte = np.uint64(255)
-    used = np.uint64(63)
-    six = np.uint64(6)
-    eight = np.uint64(8)
-    nothing = np.uint64(0)
     whole = len(at) // 4 * 4
     # Four blocks at a time keep four chains of dependent look-ups in flight.
     for i in range(0, whole, 4):
@@ -155,32 +151,32 @@ def decode_threes(
             x = _load(data, c >> 3) >> np.uint64(c & 7)
             y = _load(data, d >> 3) >> np.uint64(d & 7)
             # Bits used in the low six, symbols above them: four look-ups add up without meeting.
-            j = k = m = n = nothing
+            j = k = m = n = _NOTHING
             for _ in range(4):
-                e = np.uint64(threes[v & low])
-                f = np.uint64(threes[w & low])
-                g = np.uint64(threes[x & low])
-                h = np.uint64(threes[y & low])
-                _store(symbols, p + np.int64(j >> six), e >> eight)
-                _store(symbols, q + np.int64(k >> six), f >> eight)
-                _store(symbols, r + np.int64(m >> six), g >> eight)
-                _store(symbols, s + np.int64(n >> six), h >> eight)
-                v >>= e & used
-                w >>= f & used
-                x >>= g & used
-                y >>= h & used
-                j += e & byte
-                k += f & byte
-                m += g & byte
-                n += h & byte
-            a += np.int64(j & used)
-            b += np.int64(k & used)
-            c += np.int64(m & used)
-            d += np.int64(n & used)
-            p += np.int64(j >> six)
-            q += np.int64(k >> six)
-            r += np.int64(m >> six)
-            s += np.int64(n >> six)
+                e = np.uint64(threes[v & _TWELVE])
+                f = np.uint64(threes[w & _TWELVE])
+                g = np.uint64(threes[x & _TWELVE])
+                h = np.uint64(threes[y & _TWELVE])
+                _store(symbols, p + np.int64(j >> _SIX), e >> _EIGHT)
+                _store(symbols, q + np.int64(k >> _SIX), f >> _EIGHT)
+                _store(symbols, r + np.int64(m >> _SIX), g >> _EIGHT)
+                _store(symbols, s + np.int64(n >> _SIX), h >> _EIGHT)
+                v >>= e & _USED
+                w >>= f & _USED
+                x >>= g & _USED
+                y >>= h & _USED
+                j += e & _BYTE
+                k += f & _BYTE
+                m += g & _BYTE
+                n += h & _BYTE
+            a += np.int64(j & _USED)
+            b += np.int64(k & _USED)
+            c += np.int64(m & _USED)
+            d += np.int64(n & _USED)
+            p += np.int64(j >> _SIX)
+            q += np.int64(k >> _SIX)
+            r += np.int64(m >> _SIX)
+            s += np.int64(n >> _SIX)
         at[i], at[i + 1], at[i + 2], at[i + 3] = a, b, c, d
         done = (p, q, r, s)
         for lane in range(4):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from deepcompression._parallel import mapped
 from deepcompression.codec import streams
 from deepcompression.codec.bitstream import Cursor, varint
+from deepcompression.codec.dtypes import Writing
 from deepcompression.codec.huffman import Symbols
 from deepcompression.codec.streams import Stream
 
@@ -19,42 +21,58 @@ MOST_ESCAPE = (1 << 16) - 1
 BITMAP_TUPLE = 8
 
 
-def write(part: NDArray[Any], kind: int, escape: int, stream: Stream) -> bytes:
-    """The positions of the elements of a chunk that are not 0."""
-    if kind == BITMAP:
-        return streams.encode((part != 0).astype(np.uint8), stream)
-    symbols = _gap_symbols(np.diff(np.flatnonzero(part), prepend=-1) - 1, escape)
-    return varint(len(symbols)) + streams.encode(symbols, stream)
+@dataclass(frozen=True)
+class Places:
+    """How positions are written: as a BITMAP, or as GAPS with an escape value, and by which stream of symbols."""
+
+    kind: int
+    stream: Stream
+    escape: int = 0
+
+    def header(self) -> bytes:
+        """What the head of a blob says of them."""
+        return (varint(self.escape) if self.kind == GAPS else b"") + self.stream.header()
+
+    def write(self, part: NDArray[Any]) -> bytes:
+        """The positions of the elements of a chunk that are not 0."""
+        if self.kind == BITMAP:
+            return streams.encode((part != 0).astype(np.uint8), self.stream)
+        symbols = _gap_symbols(np.diff(np.flatnonzero(part), prepend=-1) - 1, self.escape)
+        return varint(len(symbols)) + streams.encode(symbols, self.stream)
 
 
-def plan_bitmap(parts: list[NDArray[Any]], coder: str, threads: int) -> tuple[int, int, Stream]:
-    """Bytes of a bitmap of `parts`, 0 for no escape value, and the stream it takes."""
+def plans(parts: list[NDArray[Any]], how: Writing) -> list[tuple[int, Places]]:
+    """The ways to write where the stored elements of all chunks are, each with its bytes: as a bitmap, and as gaps."""
+    return [_plan_bitmap(parts, how), _plan_gaps(parts, how)]
+
+
+def _plan_bitmap(parts: list[NDArray[Any]], how: Writing) -> tuple[int, Places]:
 
     def count(part: NDArray[Any]) -> NDArray[np.int64]:
         return np.bincount(np.packbits(part != 0, bitorder="little"), minlength=256)
 
-    counts = np.sum(mapped(count, parts, threads), axis=0)
-    size, stream = streams.plan(counts, 2, BITMAP_TUPLE, coder, len(parts))
-    return size, 0, stream
+    counts = np.sum(mapped(count, parts, how.threads), axis=0)
+    size, stream = streams.plan(counts, 2, BITMAP_TUPLE, how.coder, len(parts))
+    return size, Places(BITMAP, stream)
 
 
-def plan_gaps(parts: list[NDArray[Any]], coder: str, threads: int) -> tuple[int, int, Stream]:
+def _plan_gaps(parts: list[NDArray[Any]], how: Writing) -> tuple[int, Places]:
     """Gap coding with the escape value that costs least."""
 
     def gaps(part: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.unique(np.diff(np.flatnonzero(part), prepend=-1) - 1, return_counts=True)
 
-    pairs = mapped(gaps, parts, threads)
+    pairs = mapped(gaps, parts, how.threads)
     distinct, place = np.unique(np.concatenate([pair[0] for pair in pairs]), return_inverse=True)
     counts = np.bincount(place, np.concatenate([pair[1] for pair in pairs]), len(distinct)).astype(np.int64)
     frames = sum(len(varint(int(pair[1].sum()))) for pair in pairs)
-    best: tuple[int, int, Stream] | None = None
-    for escape in _escapes(int(distinct[-1]) if distinct.size else 0, coder):
+    best: tuple[int, Places] | None = None
+    for escape in _escapes(int(distinct[-1]) if distinct.size else 0, how.coder):
         each = _gap_counts(distinct, counts, escape)
-        size, stream = streams.plan(each, escape + 1, 1, coder, len(parts), best[0] if best else 1 << 62)
+        size, stream = streams.plan(each, escape + 1, 1, how.coder, len(parts), best[0] if best else 1 << 62)
         size += frames + len(varint(escape))
         if best is None or size < best[0]:
-            best = size, escape, stream
+            best = size, Places(GAPS, stream, escape)
     assert best is not None
     return best
 
@@ -83,19 +101,22 @@ def _gap_symbols(gaps: NDArray[np.int64], escape: int) -> Symbols:
     return symbols
 
 
-def read(
-    counts: Sequence[int], cursors: Sequence[Cursor], kind: int, escape: int, stream: Stream
-) -> list[NDArray[np.int64]]:
+def read(counts: Sequence[int], cursors: Sequence[Cursor], places: Places) -> list[NDArray[np.int64]]:
     """Places in each chunk of so many elements, from a BITMAP or GAPS.
+
+    Args:
+        counts: elements of each chunk.
+        cursors: at the positions of each chunk; they move behind them.
+        places: how they were written.
 
     Raises:
         MalformedFile: gaps lead out of their chunk.
     """
-    if kind == BITMAP:
-        return [np.flatnonzero(each) for each in streams.decode(cursors, counts, stream)]
+    if places.kind == BITMAP:
+        return [np.flatnonzero(each) for each in streams.decode(cursors, counts, places.stream)]
     sizes = [cursor.varint("the number of gaps", most=count) for count, cursor in zip(counts, cursors, strict=True)]
-    symbols = streams.decode(cursors, sizes, stream)
-    return [_places(*chunk, escape) for chunk in zip(symbols, counts, cursors, strict=True)]
+    symbols = streams.decode(cursors, sizes, places.stream)
+    return [_places(*chunk, places.escape) for chunk in zip(symbols, counts, cursors, strict=True)]
 
 
 def _places(symbols: Symbols, count: int, cursor: Cursor, escape: int) -> NDArray[np.int64]:

@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcompression.errors import StructureError
 from deepcompression.network.chains import WHOLE, Chain, Step
 from deepcompression.network.names import join, memory, prunable, resolve
+from deepcompression.network.nodes import (
+    DROPOUT_CALLS,
+    ELEMENTWISE,
+    ELEMENTWISE_CALLS,
+    MEAN_CALLS,
+    POOL_CALLS,
+    POOLS,
+    RESHAPE_CALLS,
+    RESTING,
+    UnitPath,
+    flattens,
+    guesses,
+    hooked,
+    is_batch,
+    mean,
+    normalised,
+    pads,
+    pool,
+    reads_shape,
+)
 
 _DIMENSIONS = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2}
-_RESTING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_ELEMENTWISE = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign),
-    *(nn.Sigmoid, nn.LogSigmoid, nn.Hardsigmoid, nn.Tanh, nn.Tanhshrink, nn.Hardtanh, nn.Hardswish),
-)
-_POOLS = (
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
-)
-_ELEMENTWISE_CALLS = {
-    *("relu", "relu_", "tanh", "tanh_", "sigmoid", "sigmoid_", "contiguous", "clone"),
-    *(torch.relu, torch.relu_, torch.tanh, torch.sigmoid, F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.celu),
-    *(F.selu, F.gelu, F.silu, F.mish, F.softplus, F.softsign, F.logsigmoid, F.hardsigmoid, F.hardtanh, F.hardswish),
-}
-_DROPOUT_CALLS = {F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout}
-_POOL_CALLS = {
-    *(F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d, F.avg_pool1d, F.avg_pool2d),
-    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d),
-}
-_FLATTEN_CALLS = {"flatten", torch.flatten}
-_RESHAPE_CALLS = {"view", "reshape", torch.reshape}
-_MEAN_CALLS = {"mean", torch.mean}
-_SIZE_CALLS = {"size", "dim", "ndimension", "numel"}
-_SIZE_ATTRIBUTES: tuple[object, ...] = ("shape", "ndim", "device", "dtype")
 
 
 Seen = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -151,19 +144,6 @@ def resting(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-@dataclass
-class _Path:
-    """What is known on the way from a producer on: where units lie, and what happened to them."""
-
-    units: int
-    dimensions: int  # axes behind the units'; 0 where units are the last
-    flat: bool  # whether a flattening has come
-    rank: int | None  # axes in all where units are the last, if that is known
-    rewrapped: bool = False  # whether a view may have put parts of one sample into several
-    steps: list[Step] = field(default_factory=list)
-    norms: list[str] = field(default_factory=list)
-
-
 class _Graph:
     """A model's graph and what its modules are; raises whatever tracing raises."""
 
@@ -190,17 +170,17 @@ class _Graph:
         layer: Any = self.modules[name]
         dimensions = _DIMENSIONS[type(layer)]
         node = self.calls[name]
-        path = _Path(len(layer.weight), dimensions, flat=False, rank=self._rank(node))
+        path = UnitPath(len(layer.weight), dimensions, flat=False, rank=self._rank(node))
         if dimensions and name in self.seen and len(self.seen[name][1]) != dimensions + 2:
             return "its input has no axis that counts samples"
         while True:
-            users = [user for user in node.users if not _reads_shape(user)]
+            users = [user for user in node.users if not reads_shape(user)]
             if len(users) != 1:
                 return f"its output goes to {len(users)} places" if users else "nothing takes its output"
             user = users[0]
             if user.op == "output":
                 return "its units are the model's outputs"
-            if user.args[:1] != (node,) or any(one is not node and not _is_batch(one) for one in user.all_input_nodes):
+            if user.args[:1] != (node,) or any(one is not node and not is_batch(one) for one in user.all_input_nodes):
                 return f"{self._told(user)} joins its output with other tensors"
             if user.op == "call_module" and type(self.modules[str(user.target)]) in _DIMENSIONS:
                 return self._joined(name, str(user.target), path)
@@ -210,7 +190,7 @@ class _Graph:
             path.steps += [step]
             node = user
 
-    def _joined(self, name: str, consumer: str, path: _Path) -> Chain | str:
+    def _joined(self, name: str, consumer: str, path: UnitPath) -> Chain | str:
         """The chain of two layers, if units arrive at the second as its input channels."""
         reason = self._unfit(consumer)
         if reason:
@@ -244,36 +224,34 @@ class _Graph:
             tuple(rows),
             join(consumer, "weight"),
             None if second.bias is None else join(consumer, "bias"),
-            _pads(second),
+            pads(second),
             tuple(path.steps),
         )
 
-    def _step(self, node: fx.Node, path: _Path) -> Step | str:
+    def _step(self, node: fx.Node, path: UnitPath) -> Step | str:
         """What a node between two layers does to constants, or why units are lost in it."""
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
         kind = type(module) if module is not None else None
         target = node.target
-        if module is not None and _hooked(module):
+        if module is not None and hooked(module):
             return f"{self._told(node)} has hooks"
         if isinstance(module, _BatchNorm):
             return self._norm(str(target), module, path)
-        if kind in _RESTING or (target in _DROPOUT_CALLS and node.kwargs.get("training", True) is False):
+        if kind in RESTING or (target in DROPOUT_CALLS and node.kwargs.get("training", True) is False):
             return Step(lambda value: value)
-        if kind in _ELEMENTWISE or target in _ELEMENTWISE_CALLS:
+        if kind in ELEMENTWISE or target in ELEMENTWISE_CALLS:
             return Step(self._callable(node))
-        if kind in _POOLS or target in _POOL_CALLS:
-            return _pool(self._callable(node), path) or f"{self._told(node)} mixes its units"
-        if target in _MEAN_CALLS:
-            return _mean(node, path) or f"{self._told(node)} mixes its units"
-        if _flattens(node, module):
-            path.rewrapped |= (
-                bool(path.dimensions) and not path.flat and node.target in _RESHAPE_CALLS and _guesses(node)
-            )
+        if kind in POOLS or target in POOL_CALLS:
+            return pool(self._callable(node), path) or f"{self._told(node)} mixes its units"
+        if target in MEAN_CALLS:
+            return mean(node, path) or f"{self._told(node)} mixes its units"
+        if flattens(node, module):
+            path.rewrapped |= bool(path.dimensions) and not path.flat and node.target in RESHAPE_CALLS and guesses(node)
             path.flat, path.rank = True, 2
             return Step(lambda value: value)
         return f"{self._told(node)} follows, through which units cannot be followed"
 
-    def _norm(self, name: str, module: _BatchNorm, path: _Path) -> Step | str:
+    def _norm(self, name: str, module: _BatchNorm, path: UnitPath) -> Step | str:
         if module.running_mean is None or module.running_var is None:
             return f"{name} has no running statistics"
         if not path.dimensions and path.rank is not None and path.rank > 2:
@@ -287,7 +265,7 @@ class _Graph:
         if self.uses[name] > 1 or any(self.tensors[memory(one)] > 1 for one in module.parameters()):
             return f"{name} is used more than once"
         path.norms.append(name)
-        return Step(lambda value: _normalised(module, value))
+        return Step(lambda value: normalised(module, value))
 
     def _whole_samples(self, name: str, consumer: str) -> bool:
         """Whether samples were seen to come to a layer one in a row, as they left another."""
@@ -298,10 +276,10 @@ class _Graph:
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
         if module is not None and node.target in self.seen:
             return len(self.seen[str(node.target)][1])
-        if _flattens(node, module):
+        if flattens(node, module):
             return 2
-        same = (*_RESTING, *_ELEMENTWISE, nn.Linear, nn.BatchNorm1d)
-        if type(module) in same or node.target in _ELEMENTWISE_CALLS or node.target in _DROPOUT_CALLS:
+        same = (*RESTING, *ELEMENTWISE, nn.Linear, nn.BatchNorm1d)
+        if type(module) in same or node.target in ELEMENTWISE_CALLS or node.target in DROPOUT_CALLS:
             before = node.args[0] if node.args else None
             return self._rank(before) if isinstance(before, fx.Node) else None
         return None
@@ -331,94 +309,10 @@ class _Graph:
             return "its parameters are used elsewhere too"
         if getattr(module, "groups", 1) != 1:
             return f"it has {module.groups} groups"
-        return "it has hooks" if _hooked(module) else ""
+        return "it has hooks" if hooked(module) else ""
 
     def _told(self, node: fx.Node) -> str:
         """A node, for people."""
         if node.op == "call_module":
             return f"{node.target} ({type(self.modules[str(node.target)]).__name__})"
         return str(getattr(node.target, "__name__", node.target))
-
-
-def _normalised(norm: _BatchNorm, value: Tensor) -> Tensor:
-    shape = value.shape
-    assert norm.running_mean is not None and norm.running_var is not None
-    value = (value.reshape(-1) - norm.running_mean.double()) / (norm.running_var.double() + norm.eps).sqrt()
-    if norm.affine:
-        value = value * norm.weight.double() + norm.bias.double()
-    return value.reshape(shape)
-
-
-def _pool(call: Callable[[Tensor], Tensor], path: _Path) -> Step | None:
-    """A pool as a step: constants stay, but for borders where padding is averaged."""
-    if path.flat or not path.dimensions:
-        return None
-    try:
-        ones = call(torch.ones(1, 1, *[256] * path.dimensions))
-        whole = bool((ones == 1).all())
-    except (RuntimeError, AttributeError):  # too large a window for this; a pool that returns places too
-        whole = False
-    return Step(lambda value: value, borders=not whole)
-
-
-def _mean(node: fx.Node, path: _Path) -> Step | None:
-    """A mean over all places of each unit."""
-    axes = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    axes = [axes] if isinstance(axes, int) else axes
-    rank = 2 + path.dimensions
-    over = {axis % rank for axis in axes if isinstance(axis, int)} if isinstance(axes, list | tuple) else set()
-    if path.flat or not path.dimensions or over != set(range(2, rank)):
-        return None
-    keeps = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
-    path.flat = not keeps
-    return Step(lambda value: value)
-
-
-def _flattens(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether all axes but the first become one."""
-    arguments: tuple[Any, ...] = node.args[1:]
-    if isinstance(module, nn.Flatten):
-        return (module.start_dim, module.end_dim) == (1, -1)
-    if node.target in _FLATTEN_CALLS:
-        given = {**dict(zip(("start_dim", "end_dim"), arguments, strict=False)), **node.kwargs}
-        return (given.get("start_dim", 0), given.get("end_dim", -1)) == (1, -1)
-    if node.target in _RESHAPE_CALLS and not node.kwargs:
-        shape = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else arguments
-        return len(shape) == 2 and (_is_batch(shape[0]) or shape[0] == -1) and isinstance(shape[1], int)
-    return False
-
-
-def _guesses(node: fx.Node) -> bool:
-    """Whether a view leaves the number of rows open."""
-    shape = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
-    return isinstance(shape[0], int) and shape[0] == -1
-
-
-def _is_batch(node: object) -> bool:
-    """Whether a node is the number of samples: ``x.size(0)`` or ``x.shape[0]``."""
-    if not isinstance(node, fx.Node) or node.args[1:] != (0,):
-        return False
-    of = node.args[0]
-    if node.target is operator.getitem:
-        return isinstance(of, fx.Node) and _reads_shape(of)
-    return node.op == "call_method" and bool(node.target == "size")
-
-
-def _reads_shape(node: fx.Node) -> bool:
-    """Whether a node asks for a tensor's shape, which never changes here, and not for its values."""
-    if node.op == "call_method":
-        return node.target in _SIZE_CALLS
-    return node.target is getattr and bool(node.args[1] in _SIZE_ATTRIBUTES)
-
-
-def _pads(layer: nn.Module) -> bool:
-    """Whether a consumer puts zeros around its input."""
-    if isinstance(layer, nn.Linear):
-        return False
-    around: Any = layer._reversed_padding_repeated_twice
-    return layer.padding_mode == "zeros" and any(around)
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -91,7 +91,7 @@ def _positions(alive: Tensor) -> int:
     flags = alive.flatten(1).byte().cpu().numpy()
     columns = min(flags.shape[1], arithmetic.MOST_COLUMNS)
     flat = flags.reshape(-1)[: flags.size // columns * columns]
-    code = arithmetic.encode(flat, columns, 1, True, USUAL, 2, 4 * len(flat) + 64)
+    code = arithmetic.encode(flat, arithmetic.Model(columns, 1, True, USUAL, 2), 4 * len(flat) + 64)
     return len(flat) if code is None else len(code)
 
 

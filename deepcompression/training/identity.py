@@ -6,29 +6,24 @@ import hashlib
 import inspect
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
 from deepcompression.data.splits import Columns, Splits
-from deepcompression.errors import DataError, DeepCompressionError, in_one_line
+from deepcompression.errors import DataError, in_one_line
 from deepcompression.training import randomness
+from deepcompression.training.digest import Unknown, digest_of, feed_value
 
 SECONDS = 30.0  # that reading one data set for its digest may take
 AGAIN = 16  # samples that are read twice, to see whether they are the same ones
-DEEPEST = 100  # objects in objects
-EXACT = {str, int, float, bool, complex, type(None)}  # whose repr is all of them
 LOADER = ("batch_size", "drop_last", "num_workers", "sampler", "batch_sampler", "collate_fn", "worker_init_fn")
-PLAIN = (str, int, float, complex, bool, type(None), np.generic, torch.dtype, torch.device, torch.Size, slice, range)
 
 
 @dataclass(frozen=True)
@@ -46,13 +41,6 @@ class Identity:
     doubts: tuple[str, ...] = ()
 
 
-Feed = Callable[[Any], None]  # takes bytes, or what has them
-
-
-class _Unknown(DeepCompressionError):
-    """Something has no content that could be digested; its message says what."""
-
-
 def identify(splits: Splits) -> Identity:
     """The digest of three splits, and how each came about.
 
@@ -68,7 +56,7 @@ def identify(splits: Splits) -> Identity:
     for name, split in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
         try:
             parts.append(_split(split, name, found))
-        except _Unknown as reason:
+        except Unknown as reason:
             parts.append(secrets.token_hex(16))
             unknown.setdefault(str(reason), []).append(name)
     doubts = tuple(
@@ -125,7 +113,7 @@ def _split(split: Any, name: str, found: _Found) -> str:
             return _by_content(split, name, found)
         return f"{_split(split.dataset, name, found)} {_loader(split, name, found)}"
     if type(split) is Subset:  # what derives from it may change samples
-        return f"{_split(split.dataset, name, found)} {_of(np.asarray(split.indices, np.int64))}"
+        return f"{_split(split.dataset, name, found)} {digest_of(np.asarray(split.indices, np.int64))}"
     if type(split) is ConcatDataset:
         return f"[{' + '.join(_split(one, name, found) for one in split.datasets)}]"
     if id(split) not in found.digests:
@@ -135,11 +123,11 @@ def _split(split: Any, name: str, found: _Found) -> str:
 
 def _dataset(split: Any, name: str, found: _Found) -> str:
     if isinstance(split, tuple | list | dict):
-        return _of(split)
+        return digest_of(split)
     if isinstance(split, Columns):
-        return _of([split.names, split.tensors])
+        return digest_of([split.names, split.tensors])
     if type(split) is TensorDataset:
-        return _of(split.tensors)
+        return digest_of(split.tensors)
     if told := _told(split, name):
         return told
     if isinstance(told := _own(split, "_fingerprint"), str):  # Hugging Face's, of all that led to the rows
@@ -148,8 +136,8 @@ def _dataset(split: Any, name: str, found: _Found) -> str:
     if not files:
         return _by_content(split, name, found)
     try:  # files alone do not tell what is made of them: labels, a choice, a transform
-        digest = _of([split, _length(split), [_facts(path) for path in files]])
-    except _Unknown:
+        digest = digest_of([split, _length(split), [_facts(path) for path in files]])
+    except Unknown:
         return _by_content(split, name, found)
     found.read.append(_Read(name, "files", len(files), 0.0))
     return digest
@@ -172,7 +160,7 @@ def _told(split: Any, name: str) -> str | None:
     if told is None or isinstance(told, str):
         return told
     if isinstance(told, bytes | int):
-        return _of(told)
+        return digest_of(told)
     got, whose = type(told).__qualname__, type(split).__qualname__
     raise DataError(f"data: {name}: the `digest` of {whose}: expected a text that says what is in the data, got {got}")
 
@@ -182,7 +170,7 @@ def _by_content(data: Any, name: str, found: _Found) -> str:
     started, reading = time.perf_counter(), f"data: {name}: reading a sample of {type(data).__qualname__} fails"
     with in_one_line(reading, DataError), randomness.kept(_generators(data), data):
         if _some(data) != _some(data):
-            raise _Unknown(f"{type(data).__qualname__} gives other samples each time it is read")
+            raise Unknown(f"{type(data).__qualname__} gives other samples each time it is read")
         digest, count = _streamed(data, started)
     kind = "batches" if isinstance(data, DataLoader) else "samples"
     found.read.append(_Read(name, kind, count, time.perf_counter() - started))
@@ -195,7 +183,7 @@ def _some(data: Any) -> str:
     _reseed(data)
     digest = hashlib.sha256()
     for value in islice(_samples(data, AGAIN), AGAIN):
-        _feed(digest.update, value)
+        feed_value(digest.update, value)
     return digest.hexdigest()
 
 
@@ -204,13 +192,13 @@ def _streamed(data: Any, started: float) -> tuple[str, int]:
     _reseed(data)
     digest, count, length = hashlib.sha256(), 0, _length(data)
     for value in _samples(data):
-        _feed(digest.update, value)
+        feed_value(digest.update, value)
         count += 1
         spent = time.perf_counter() - started
         whole = spent * (length or count) / count
         if spent > SECONDS or (length and count >= AGAIN and spent > 1 and whole > 2 * SECONDS):
             many = f"its {length:,} samples" if length else "it"
-            raise _Unknown(f"reading {many} takes more than the {SECONDS:g} s that a digest may cost")
+            raise Unknown(f"reading {many} takes more than the {SECONDS:g} s that a digest may cost")
     return digest.hexdigest(), count
 
 
@@ -243,139 +231,15 @@ def _loader(loader: Any, name: str, found: _Found) -> str:
     try:
         for part in LOADER:
             digest.update(part.encode())
-            _feed(digest.update, getattr(loader, part, None), loader.dataset)
+            feed_value(digest.update, getattr(loader, part, None), loader.dataset)
         for generator in _generators(loader):
-            _feed(digest.update, generator)
-    except _Unknown:
+            feed_value(digest.update, generator)
+    except Unknown:
         return _by_content(loader, name, found)
     return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- values
-
-
-def content(value: Any) -> str | None:
-    """A digest of what a value holds; None where that cannot be seen."""
-    try:
-        return _of(value)
-    except _Unknown:
-        return None
-
-
-def _of(value: Any) -> str:
-    digest = hashlib.sha256()
-    _feed(digest.update, value)
-    return digest.hexdigest()
-
-
-Seen = dict[int, tuple[int, Any]]
-
-
-def _feed(feed: Feed, value: Any, but: Any = None, seen: Seen | None = None, depth: int = 0) -> None:
-    """A value's type and content, unambiguously, to a digest; _Unknown where an object does not show what it holds.
-
-    Args:
-        feed: takes bytes.
-        value: anything.
-        but: an object that is left out, wherever it stands.
-        seen: objects by id, with their numbers: what stands at several places, or holds itself, is fed once.
-        depth: objects that the value is in.
-    """
-    seen = {} if seen is None else seen
-    kind = type(value).__qualname__
-    if isinstance(value, Tensor):
-        _feed_tensor(feed, value)
-    elif isinstance(value, np.ndarray):
-        _feed_array(feed, value)
-    elif isinstance(value, PLAIN):
-        feed(f"{kind} {value!r}\n".encode())
-    elif isinstance(value, bytes | bytearray):
-        feed(f"{kind} {len(value)}\n".encode() + bytes(value))
-    elif isinstance(value, Path):
-        feed(f"path {value}\n".encode())
-    elif value is but:
-        feed(b"it\n")
-    elif id(value) in seen:
-        feed(f"again {seen[id(value)][0]}\n".encode())
-    elif depth > DEEPEST:
-        raise _Unknown(f"objects are more than {DEEPEST} deep")
-    elif type(value) in (list, tuple) and _flat(value):
-        feed(f"{kind} {len(value)} {value!r}\n".encode())
-    else:
-        seen |= {} if type(value) is tuple else {id(value): (len(seen), value)}
-        inside = _content(feed, value)
-        feed(f"{kind} {len(inside)}\n".encode())
-        for one in inside:
-            _feed(feed, one, but, seen, depth + 1)
-
-
-def _flat(value: Any) -> bool:
-    """Whether a list or tuple holds plain values, or tuples of them, alone: of a million one repr is the fastest."""
-    kinds = set(map(type, value))
-    return kinds <= EXACT or (kinds == {tuple} and set(map(type, chain.from_iterable(value))) <= EXACT)
-
-
-def _content(feed: Feed, value: Any) -> list[Any]:
-    """What an object holds; what its code is goes to the digest at once."""
-    if type(value) in (list, tuple):
-        return list(value)
-    if type(value) is dict:
-        return list(chain.from_iterable(value.items()))
-    if type(value) in (set, frozenset):
-        return sorted(map(_of, value))
-    if isinstance(value, torch.Generator):
-        return [str(value.device), value.initial_seed()]
-    if isinstance(value, partial):
-        return [value.func, value.args, value.keywords]
-    if isinstance(value, MethodType):
-        return [value.__func__, value.__self__]
-    if isinstance(value, FunctionType):
-        _code(feed, value.__code__)
-        cells = [cell.cell_contents if randomness.full(cell) else None for cell in value.__closure__ or ()]
-        return [value.__module__, value.__qualname__, cells, value.__defaults__, value.__kwdefaults__]
-    if isinstance(value, type | BuiltinFunctionType):
-        return [value.__module__, value.__qualname__, getattr(value, "__self__", None)]
-    if isinstance(value, ModuleType):
-        return [value.__name__]
-    if all(hasattr(value, name) for name in ("tobytes", "mode", "size")):  # an image of Pillow's
-        return [value.mode, value.size, value.tobytes()]
-    return _reduced(value)
-
-
-def _reduced(value: Any) -> list[Any]:
-    """All that pickle would keep of an object (nothing is pickled)."""
-    try:
-        made = value.__reduce_ex__(4)
-    except Exception as error:  # locks, handles, what is compiled
-        raise _Unknown(f"it holds a {type(value).__qualname__}, whose content cannot be seen") from error
-    if isinstance(made, str):  # a thing of this name in its module, perhaps around a function
-        return [type(value).__qualname__, getattr(value, "__module__", None), made, getattr(value, "__wrapped__", None)]
-    return [part if at < 3 or part is None else list(part) for at, part in enumerate(made)]
-
-
-def _feed_array(feed: Feed, value: np.ndarray[Any, Any]) -> None:
-    feed(f"array {value.dtype} {value.shape}\n".encode())
-    if value.dtype.hasobject:
-        _feed(feed, value.reshape(-1).tolist())
-    elif value.size:
-        feed(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
-
-
-def _code(feed: Feed, code: CodeType) -> None:
-    feed(code.co_code + repr(code.co_names).encode())
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            _code(feed, constant)
-        else:
-            feed(repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant).encode())
-
-
-def _feed_tensor(feed: Feed, value: Tensor) -> None:
-    if value.layout != torch.strided or value.is_quantized:
-        raise _Unknown(f"samples hold a tensor of layout {value.layout}")
-    feed(f"{value.dtype} {tuple(value.shape)}\n".encode())
-    if value.numel():
-        feed(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 # ---------------------------------------------------------------- files
@@ -395,7 +259,7 @@ def _files(split: Any) -> list[Path]:
     started, found = time.perf_counter(), []
     for path in listed:
         if time.perf_counter() - started > SECONDS:
-            raise _Unknown(f"there are more files below {root} than can be listed in {SECONDS:g} s")
+            raise Unknown(f"there are more files below {root} than can be listed in {SECONDS:g} s")
         found += [path] if path.is_file() else []
     return sorted(found)
 

@@ -21,8 +21,8 @@ from deepcompression.data.splits import Stream, as_split, columns_of, like
 from deepcompression.errors import DataError, DeepCompressionError, FactoryError, InputError, in_one_line
 from deepcompression.training.batches import Batches
 from deepcompression.training.device import Compute
+from deepcompression.training.digest import content
 from deepcompression.training.evaluate import judged
-from deepcompression.training.identity import content
 from deepcompression.training.optimizers import make_optimizer, make_schedule
 from deepcompression.training.problem import ONE_SAMPLE, Problem, backward, stepped
 from deepcompression.training.randomness import kept, seed_everything

@@ -41,7 +41,8 @@ from tasks.secrets import hidden, masked, restored, sealed
 from tasks.stages import OTHERS, STAGES
 from tasks.storage.places import is_url
 from tasks.storage.store import Store, write_json
-from tasks.tracking.runs import Tracker, resolve_uri
+from tasks.tracking.client import resolve_uri
+from tasks.tracking.runs import Tracker
 from tasks.upkeep.liveness import ending, living, recover
 from tasks.verdict import missed, told
 

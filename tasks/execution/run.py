@@ -209,7 +209,7 @@ def _splits(data: str) -> Splits:
 def _identified(model: str) -> str:
     """Of two models of one draw all that they hold, where it is the same; else names and shapes alone."""
     from deepcompression import factory
-    from deepcompression.training.identity import content
+    from deepcompression.training.digest import content
     from deepcompression.training.randomness import kept, seed_everything
 
     def made() -> nn.Module:

@@ -22,7 +22,7 @@ from tasks.execution.sources import imports_of
 from tasks.machine.deadline import Bounded
 from tasks.secrets import masked
 from tasks.storage.store import file_digest
-from tasks.tracking.runs import client_of
+from tasks.tracking.client import client_of
 
 LIBRARY = "deepcompression"
 ALIAS = "champion"

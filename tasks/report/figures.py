@@ -15,13 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tasks.execution.run import Reference, Run
-from tasks.report.style import INK, house_style, inline, new_figure, printable, shortened
+from tasks.report.style import BAR, BLUE, GREEN, INK, VERMILION, bytes_axis, house_style, inline, new_figure, shortened
 
 # Okabe and Ito's colours: told apart by colour-blind people, and in grey.
 PARTS = {"positions": "#0072B2", "values": "#E69F00", "codebook": "#009E73", "table": "#CC79A7", "header": "#999999"}
-BAR, BLUE, VERMILION, GREEN = "#56B4E9", "#0072B2", "#D55E00", "#009E73"
-LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
-MARKERS = ("o", "s", "^", "D")
 MOST_CENTROIDS = 256
 MOST_HISTOGRAMS = 6
 BINS = 80
@@ -71,7 +68,7 @@ def waterfall(key: str, dense_bytes: int, stages: Sequence[Mapping[str, Any]]) -
         _columns(axes, -1, ["size", "step", "total"])
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.6)
-        _bytes_axis(axes, min(after), max(after))
+        bytes_axis(axes, min(after), max(after))
         return inline(figure, key, f"Bytes from {size(dense_bytes)} dense to {size(after[-1])} after the last stage")
 
 
@@ -142,83 +139,6 @@ def curves(key: str, label: str, history: Sequence[Mapping[str, Any]], metric: s
         bottom.set_xlabel("epoch" if best is None else f"epoch (kept: {best})")
         bottom.xaxis.get_major_locator().set_params(integer=True)
         return inline(figure, key, f"Loss and {metric} by epoch of {label}")
-
-
-def sensitivity(curves: Mapping[str, Any], metric: str, path: Path) -> None:
-    """Writes an SVG: the metric against each tensor's density, and against its bits, all others as they are.
-
-    Of more than 28 tensors the largest are told apart by colour and marker, the others are grey.
-
-    Args:
-        curves: of ``deepcompression.allocation.sensitivity``, as plain values.
-        metric: its name.
-        path: the picture's path.
-    """
-    from matplotlib.figure import Figure
-
-    ranked = sorted(curves["tensors"], key=lambda one: -one["weights"])
-    named = [one for one in curves["tensors"] if one in ranked[: len(LINES) * len(MARKERS)]]
-    with house_style():
-        figure = Figure(figsize=(8.6, max(3.9, 0.9 + 0.19 * len(named))), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for axes, points, unit in ((left, "by_density", "density"), (right, "by_bits", "bits")):
-            for one in ranked[len(named) :]:
-                _sensitive(axes, curves, one, points, unit, color="#BBBBBB", linewidth=0.8)
-            for place, one in enumerate(named):
-                look = {"color": LINES[place % len(LINES)], "marker": MARKERS[place // len(LINES)], "markersize": 3.5}
-                _sensitive(axes, curves, one, points, unit, label=shortened(one["name"], 24), linewidth=1.3, **look)
-            axes.axhline(
-                _drawn(curves["base"]["metric"]), color="black", linestyle="--", linewidth=0.9, label="unchanged"
-            )
-            axes.spines[["top", "right"]].set_visible(False)
-        _sensitivity_axes(left, right, curves, shortened(metric, 24))
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
-        with written(path, parents=True) as file:
-            figure.savefig(file, format="svg", metadata={"Date": None})
-
-
-def tradeoff(key: str, outcome: Mapping[str, Any]) -> str:
-    """An inline SVG: every file that a budget's search made, by bytes and validation metric, and which one was taken.
-
-    Args:
-        key: begins every id in the picture; unique in its page.
-        outcome: a search's, as ``flows.budget.search`` gives it.
-    """
-    steps, dense = outcome["steps"], outcome["dense_val_metric"]
-    chosen = steps[outcome["chosen"] - 1]
-    steps = [step for step in steps if math.isfinite(step["val_metric"])]
-    if chosen not in steps:  # nothing that was made has a metric that is a number
-        return ""
-    with house_style(INK):
-        figure, axes = new_figure(5.2, 3.2)
-        axes.axhline(dense, color=INK, linewidth=0.8, linestyle=":")
-        axes.annotate("dense", (0.01, dense), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points")
-        for kept, colour, text in ((True, BLUE, "keeps to the budget"), (False, VERMILION, "does not")):
-            some = [step for step in steps if step["kept"] == kept]
-            points = [step["file_bytes"] for step in some], [step["val_metric"] for step in some]
-            axes.plot(*points, "o" if kept else "x", color=colour, label=text)
-        axes.plot(
-            chosen["file_bytes"], chosen["val_metric"], "o", color=INK, fillstyle="none", markersize=13, label="taken"
-        )
-        for step in steps if len(steps) < 9 else [chosen]:
-            place = step["file_bytes"], step["val_metric"]
-            axes.annotate(str(step["number"]), place, (5, 5), textcoords="offset points")
-        axes.set_ylim(*_focus([dense, chosen["val_metric"], *(step["val_metric"] for step in steps)]))
-        sizes = [step["file_bytes"] for step in steps]
-        _bytes_axis(axes, min(sizes), max(sizes))
-        axes.set_xlabel("bytes of the file")
-        axes.set_ylabel(f"val {printable(outcome['metric'])}")
-        figure.legend(loc="outside lower center", ncols=3, frameon=False)
-        return inline(figure, key, f"Bytes and validation {outcome['metric']} of {len(steps)} files")
-
-
-def _focus(values: Sequence[float]) -> tuple[float, float]:
-    """Limits that show the middle half of ``values``, and twice as much on either side, not one that is far away."""
-    ordered = sorted(values)
-    low, high = ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
-    around = max(2 * (high - low), abs(values[0] - values[1]) * 1.5, 1e-3 * abs(high), 1e-9)
-    return max(ordered[0], low - around) - around / 10, min(ordered[-1], high + around) + around / 10
 
 
 def histograms(run: Run, references: Sequence[Reference], inspection: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -344,19 +264,6 @@ def _columns(axes: Any, row: int, texts: Sequence[str]) -> None:
         )
 
 
-def _bytes_axis(axes: Any, least: int, most: int) -> None:
-    """A logarithmic axis of bytes with few ticks."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axes.set_xscale("log")
-    axes.set_xlim(least / 1.4, most * 1.4)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if most > 300 * least else (1.0, 3.0), numticks=6))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda value, _: size(value))
-    axes.set_axisbelow(True)
-    axes.grid(axis="x", color=INK, alpha=0.15, linewidth=0.6)
-
-
 def _centroids(axes: Any, centroids: Mapping[str, NDArray[Any]]) -> None:
     """A row of ticks for each moment, the same centroid joined by a line."""
     import numpy as np
@@ -389,37 +296,3 @@ def _loss_axis(axes: Any, history: Sequence[Mapping[str, Any]]) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: "")
-
-
-def _sensitive(
-    axes: Any, curves: Mapping[str, Any], tensor: Mapping[str, Any], points: str, unit: str, **look: Any
-) -> None:
-    """One tensor's line; that of densities begins at its present one."""
-    rows = [(point[unit], _drawn(point["metric"])) for point in tensor[points]]
-    if unit == "density":
-        rows = [(tensor["density"], _drawn(curves["base"]["metric"])), *rows]
-    axes.plot([row[0] for row in rows], [row[1] for row in rows], **look)
-
-
-def _drawn(value: float | None) -> float:
-    """NaN, which leaves a gap, for what is not finite, and for the null that stands for it in the store."""
-    return value if value is not None and math.isfinite(value) else math.nan
-
-
-def _sensitivity_axes(left: Any, right: Any, curves: Mapping[str, Any], metric: str) -> None:
-    from matplotlib.ticker import NullFormatter
-
-    tried = [curves["base"], *(point for one in curves["tensors"] for point in one["by_density"])]
-    if all(math.isnan(_drawn(point["metric"])) for point in tried):
-        left.set_xlim(0.01, 1)  # with nothing to draw, a logarithmic axis has no limits of its own
-    left.set_xscale("log")
-    left.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-    left.xaxis.set_minor_formatter(NullFormatter())
-    left.set_xlabel("weights of the tensor that are left")
-    left.set_ylabel(f"{metric} on validation, not retrained")
-    left.set_title("Pruned alone", loc="left", fontsize=10)
-    right.set_xticks(sorted({point["bits"] for one in curves["tensors"] for point in one["by_bits"]}))
-    right.set_xlabel("bits a weight")
-    right.set_title("Shared alone", loc="left", fontsize=10)
-    for axes in (left, right):
-        axes.grid(axis="y", color="black", alpha=0.12, linewidth=0.6)

@@ -18,7 +18,7 @@ from tasks.console import size
 from tasks.execution.run import Reference, Run
 from tasks.execution.sources import versions
 from tasks.machine.revision import git_revision
-from tasks.report import figures
+from tasks.report import figures, pareto
 from tasks.report.words import bits, compared, comparison_of, end_of, number, percent, signed, sortable, times
 from tasks.secrets import masked
 
@@ -106,7 +106,7 @@ def write_report(
         curves=_curves(stages, str(summary["metric"])),
         verdict=summary.get("verdict"),
         budget=summary.get("budget"),
-        tradeoff=figures.tradeoff("tradeoff", summary["budget"]) if summary.get("budget") else "",
+        tradeoff=pareto.tradeoff("tradeoff", summary["budget"]) if summary.get("budget") else "",
         promotion=summary.get("promotion"),
         recipe=_yaml(recipe),
         facts=_facts(run, summary),

@@ -1,4 +1,4 @@
-"""Size against quality: which of many points nothing beats, and the picture of it."""
+"""Size against quality: which of many points nothing beats, and the pictures of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from deepcompression._atomic import written
 from tasks.console import size
+from tasks.report.style import BLUE, INK, VERMILION, bytes_axis, house_style, inline, new_figure, printable
 
 FRONT, OTHER, DENSE = "#D55E00", "#56B4E9", "#666666"  # Okabe and Ito's
 
@@ -120,3 +121,46 @@ def picture(
     with written(path, parents=True) as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
     pyplot.close(figure)
+
+
+def tradeoff(key: str, outcome: Mapping[str, Any]) -> str:
+    """An inline SVG: every file that a budget's search made, by bytes and validation metric, and which one was taken.
+
+    Args:
+        key: begins every id in the picture; unique in its page.
+        outcome: a search's, as ``flows.budget.search`` gives it.
+    """
+    steps, dense = outcome["steps"], outcome["dense_val_metric"]
+    chosen = steps[outcome["chosen"] - 1]
+    steps = [step for step in steps if isfinite(step["val_metric"])]
+    if chosen not in steps:  # nothing that was made has a metric that is a number
+        return ""
+    with house_style(INK):
+        figure, axes = new_figure(5.2, 3.2)
+        axes.axhline(dense, color=INK, linewidth=0.8, linestyle=":")
+        axes.annotate("dense", (0.01, dense), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points")
+        for kept, colour, text in ((True, BLUE, "keeps to the budget"), (False, VERMILION, "does not")):
+            some = [step for step in steps if step["kept"] == kept]
+            points = [step["file_bytes"] for step in some], [step["val_metric"] for step in some]
+            axes.plot(*points, "o" if kept else "x", color=colour, label=text)
+        axes.plot(
+            chosen["file_bytes"], chosen["val_metric"], "o", color=INK, fillstyle="none", markersize=13, label="taken"
+        )
+        for step in steps if len(steps) < 9 else [chosen]:
+            place = step["file_bytes"], step["val_metric"]
+            axes.annotate(str(step["number"]), place, (5, 5), textcoords="offset points")
+        axes.set_ylim(*_focus([dense, chosen["val_metric"], *(step["val_metric"] for step in steps)]))
+        sizes = [step["file_bytes"] for step in steps]
+        bytes_axis(axes, min(sizes), max(sizes))
+        axes.set_xlabel("bytes of the file")
+        axes.set_ylabel(f"val {printable(outcome['metric'])}")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        return inline(figure, key, f"Bytes and validation {outcome['metric']} of {len(steps)} files")
+
+
+def _focus(values: Sequence[float]) -> tuple[float, float]:
+    """Limits that show the middle half of ``values``, and twice as much on either side, not one that is far away."""
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
+    around = max(2 * (high - low), abs(values[0] - values[1]) * 1.5, 1e-3 * abs(high), 1e-9)
+    return max(ordered[0], low - around) - around / 10, min(ordered[-1], high + around) + around / 10

@@ -10,7 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
+from tasks.console import size
+
 INK = "#010203"  # drawn by nothing else, so that it can become the page's own colour
+# Okabe and Ito's, as all colours here
+BAR, BLUE, VERMILION, GREEN = "#56B4E9", "#0072B2", "#D55E00", "#009E73"
 FACTS = {"Date": None, "Creator": None, "Format": None, "Type": None}  # matplotlib writes none of these
 
 
@@ -78,3 +82,16 @@ def shortened(name: str, most: int) -> str:
 def printable(text: str) -> str:
     """XML knows no control characters."""
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
+def bytes_axis(axes: Any, least: int, most: int) -> None:
+    """A logarithmic axis of bytes with few ticks."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_xlim(least / 1.4, most * 1.4)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if most > 300 * least else (1.0, 3.0), numticks=6))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: size(value))
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", color=INK, alpha=0.15, linewidth=0.6)

@@ -11,7 +11,7 @@ from tasks.console import bar
 from tasks.execution.bench import Bench, Product
 from tasks.execution.run import Reference, Run
 from tasks.execution.settings import Factory, Stage
-from tasks.report.figures import sensitivity as picture
+from tasks.report.sensitivity import sensitivity as picture
 from tasks.stages.prune import Criterion, score_of
 from tasks.storage.store import write_json
 

@@ -17,7 +17,8 @@ from tasks.secrets import masked
 from tasks.storage import lease as leases
 from tasks.storage.lease import Lease
 from tasks.storage.places import Place
-from tasks.tracking.runs import STATE, Tracker, terminate
+from tasks.tracking.client import terminate
+from tasks.tracking.runs import STATE, Tracker
 
 PREFIX = "run-"
 ALIVE = "deep-compression.run.alive"

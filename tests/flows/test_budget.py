@@ -22,7 +22,7 @@ from deepcompression.allocation import budget as library
 from deepcompression.allocation.budget import Clock
 from deepcompression.errors import BudgetError, DivergedError, RecipeError
 from flows import budget as flow_budget
-from flows.budget import Search
+from flows.candidates import Search
 from flows.compress import compress
 from flows.recipe import load as recipes
 from flows.recipe import schema
@@ -182,7 +182,7 @@ def test_a_step_that_diverges_ends_the_search_and_no_more(monkeypatch: pytest.Mo
     def diverges(now: Search, following: Any) -> Any:
         raise DivergedError("training: the loss became nan")
 
-    monkeypatch.setattr(flow_budget, "_step", diverges)
+    monkeypatch.setattr(flow_budget, "made_step", diverges)
     reason = flow_budget._search_on(planned({}), 1000)
     assert reason == "step 1 came to nothing (training: the loss became nan)"
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from deepcompression import _numba
 from deepcompression.codec import arithmetic
+from deepcompression.codec.arithmetic import Model
 from deepcompression.errors import MalformedFile
 
 
@@ -115,10 +116,10 @@ def test_round_trip_by_the_oracle(matrix: tuple[np.ndarray, int, int, bool, int,
     """A second decoder, written from FORMAT.md alone, and ours read back what was coded, at every prior and context."""
     symbols, columns, k, flags, prior, context = matrix
     with by(compiled=False):
-        code = arithmetic.encode(symbols, columns, k, flags, prior, context, 8 * len(symbols) + 64)
+        code = arithmetic.encode(symbols, Model(columns, k, flags, prior, context), 8 * len(symbols) + 64)
         assert code is not None
         settings_ = len(symbols) // columns, columns, k, flags, prior, context
-        decoded = arithmetic.decode(code, *settings_)
+        decoded = arithmetic.decode(code, settings_[0], Model(*settings_[1:]))
     assert decoded.dtype == symbols.dtype
     assert np.array_equal(decoded, symbols)
     assert not code or code[-1] != 0
@@ -130,11 +131,11 @@ def test_round_trip_by_the_oracle(matrix: tuple[np.ndarray, int, int, bool, int,
 def test_compiled_equals_python(matrix: tuple[np.ndarray, int, int, bool, int, int], other: bytes) -> None:
     """numba and Python write the same code, read the same symbols, and make the same of what no encoder wrote."""
     symbols, columns, k, flags, prior, context = matrix
-    shape = len(symbols) // columns, columns, k, flags, prior, context
+    shape = len(symbols) // columns, Model(columns, k, flags, prior, context)
     results: list[list[object]] = []
     for compiled in (False, True):
         with by(compiled):
-            code = arithmetic.encode(symbols, columns, k, flags, prior, context, 8 * len(symbols) + 64)
+            code = arithmetic.encode(symbols, Model(columns, k, flags, prior, context), 8 * len(symbols) + 64)
             assert code is not None
             results.append([code, arithmetic.decode(code, *shape).tolist()])
             for text in (other, code + other, code[: len(other)]):
@@ -151,10 +152,10 @@ def test_probable_symbols_take_no_room(compiled: bool) -> None:
     random = np.random.default_rng(0)
     with by(compiled):
         for symbols, most in ((np.zeros(100_000, np.uint8), 200), (random.integers(0, 2, 100_000), 12_900)):
-            code = arithmetic.encode(symbols.astype(np.uint8), 100, 1, True, 0x66, 1, 20_000)
+            code = arithmetic.encode(symbols.astype(np.uint8), Model(100, 1, True, 0x66, 1), 20_000)
             assert code is not None
             assert len(code) < most
-            assert arithmetic.decode(code, 1000, 100, 1, True, 0x66, 1).tolist() == symbols.tolist()
+            assert arithmetic.decode(code, 1000, Model(100, 1, True, 0x66, 1)).tolist() == symbols.tolist()
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -163,7 +164,7 @@ def test_encoder_gives_up(compiled: bool) -> None:
     symbols = np.random.default_rng(0).integers(0, 256, 3000).astype(np.uint8)
     with by(compiled):
         sizes = {
-            most: arithmetic.encode(symbols, 30, 256, False, 0, 0, most) for most in (0, 1, 7, 100, 2000, 3500, 9000)
+            most: arithmetic.encode(symbols, Model(30, 256, False), most) for most in (0, 1, 7, 100, 2000, 3500, 9000)
         }
     assert sizes[0] is sizes[100] is None
     assert sizes[3500] == sizes[9000] is not None
@@ -176,9 +177,9 @@ def test_carry_runs_through_the_code(compiled: bool) -> None:
     with by(compiled):
         for i in range(300):
             symbols = (random.random(400) < random.choice([0.001, 0.02, 0.5, 0.98])).astype(np.uint8)
-            code = arithmetic.encode(symbols, 20, 1, True, i % 256, i % 3, 2000)
+            code = arithmetic.encode(symbols, Model(20, 1, True, i % 256, i % 3), 2000)
             assert code is not None
-            assert np.array_equal(arithmetic.decode(code, 20, 20, 1, True, i % 256, i % 3), symbols)
+            assert np.array_equal(arithmetic.decode(code, 20, Model(20, 1, True, i % 256, i % 3)), symbols)
 
 
 @pytest.mark.parametrize(
@@ -199,10 +200,10 @@ def test_code_refuses(code: bytes, sound: bool, compiled: bool) -> None:
     """A code that begins with FF six times, ends in zero or is longer than what is read was written by no encoder."""
     with by(compiled):
         if sound:
-            assert arithmetic.decode(code, 1, 1, 1, True, 0, 0).tolist() in ([0], [1])
+            assert arithmetic.decode(code, 1, Model(1, 1, True)).tolist() in ([0], [1])
             return
         with pytest.raises(MalformedFile, match="arithmetic code"):
-            arithmetic.decode(code, 1, 1, 1, True, 0, 0)
+            arithmetic.decode(code, 1, Model(1, 1, True))
 
 
 def test_tables_are_those_of_the_format() -> None:

@@ -10,7 +10,7 @@ from strategies import bit_tensors, layers, on_grid
 from deepcompression.codec import arrays, codebooks
 from deepcompression.codec.bitstream import Cursor
 from deepcompression.codec.codebooks import Book
-from deepcompression.codec.dtypes import DTYPES, RawTensor, unsigned
+from deepcompression.codec.dtypes import DTYPES, RawTensor, Writing, unsigned
 from deepcompression.errors import MalformedFile
 
 
@@ -125,7 +125,7 @@ def test_nan_and_bool(dtype: str, number: int, bits: np.ndarray, sound: bool) ->
 def test_every_way_gives_the_elements(tensor: RawTensor) -> None:
     """Each book that is found, of the tensor or of groups, gives all bits back, sparse and dense, and is read again."""
     flat = tensor.bits.reshape(-1)
-    for way in codebooks.find(flat, tensor.dtype, tensor.bits.shape, 1):
+    for way in codebooks.find(flat, Writing(tensor.dtype, tensor.bits.shape)):
         assert np.array_equal(rebuilt(way), flat)
         for book, sparse in ((way.book, True), (way.dense(bool((flat == 0).any()))[1], False)):
             grid = book.values is None
@@ -146,7 +146,7 @@ def test_every_way_gives_the_elements(tensor: RawTensor) -> None:
 def test_dense_codes_give_the_elements(tensor: RawTensor) -> None:
     """Where zero is a code like others, every code stands for its element."""
     flat = tensor.bits.reshape(-1)
-    for way in codebooks.find(flat, tensor.dtype, tensor.bits.shape, 1):
+    for way in codebooks.find(flat, Writing(tensor.dtype, tensor.bits.shape)):
         table, book = way.dense(bool((flat == 0).any()))
         rows = way.symbols.reshape(len(table), -1)
         codes = np.take_along_axis(table, rows, axis=1).reshape(-1)
@@ -162,21 +162,21 @@ def test_what_is_found() -> None:
     scales = random.uniform(0.01, 0.02, (64, 8)).astype(np.float32)
     for each, group in ((scales[:1, :1], 0), (scales[:, :1], 256), (np.repeat(scales, 32, axis=1), 32)):
         tensor = on_grid(integers, each, "float32")
-        found = codebooks.find(tensor.bits.reshape(-1), "float32", (64, 256), 1)[0 if group else 1]
+        found = codebooks.find(tensor.bits.reshape(-1), Writing("float32", (64, 256)))[0 if group else 1]
         assert found.book.scales is not None
         assert (found.book.group, found.book.k, found.book.lowest, found.book.skips_zero) == (group, 15, -8, True)
     rows = np.take_along_axis(random.normal(size=(64, 9)), random.integers(0, 9, (64, 128)), axis=1)
-    (found,) = codebooks.find(rows.reshape(-1).view(np.uint64), "float64", (64, 128), 1)[:1]
+    (found,) = codebooks.find(rows.reshape(-1).view(np.uint64), Writing("float64", (64, 128)))[:1]
     assert found.book.values is not None
     assert (found.book.group, found.book.k) == (128, 9)
-    assert codebooks.find(np.zeros(5, np.uint32), "float32", (5,), 1) == []
+    assert codebooks.find(np.zeros(5, np.uint32), Writing("float32", (5,))) == []
 
 
 def test_books_of_rows_keep_wide_values() -> None:
     """A row of zeros among rows with codebooks does not round the 64-bit values of the others."""
     rows = np.random.default_rng(0).integers(1 << 62, 1 << 63, (60, 6)).astype(np.uint64)[:, np.arange(240) % 6]
     rows[3] = 0
-    (way, *_) = codebooks.find(rows.reshape(-1), "uint64", rows.shape, 1)
+    (way, *_) = codebooks.find(rows.reshape(-1), Writing("uint64", rows.shape))
     assert way.book.group == 240
     assert np.array_equal(rebuilt(way), rows.reshape(-1))
 
@@ -187,7 +187,7 @@ def test_widest_grids(lowest: int) -> None:
     integers = np.random.default_rng(0).permutation(np.arange(lowest, 65_537)).astype(np.float32)[:, None]
     for some_zero in (False, True):
         flat = np.append(integers, np.zeros(int(some_zero))).astype(np.float32).view(np.uint32)
-        for way in codebooks.find(flat, "float32", flat.shape, 1):
+        for way in codebooks.find(flat, Writing("float32", flat.shape)):
             book = way.dense(some_zero)[1]
             codebooks.read_book(
                 Cursor(book.write("float32"), "w"), "float32", flat.size, 0, grid=book.values is None, sparse=False

@@ -14,8 +14,8 @@ import pytest
 from deepcompression import _numba
 from deepcompression.codec import decoder
 from deepcompression.codec.bitstream import Cursor
-from deepcompression.codec.dtypes import RawTensor
-from deepcompression.codec.file import File, _raw, encode, load
+from deepcompression.codec.dtypes import RawTensor, raw_of
+from deepcompression.codec.file import File, encode, load
 from deepcompression.codec.head import layout, read_head
 from deepcompression.codec.index import DTYPES, Entry, read_index
 
@@ -38,7 +38,7 @@ def made() -> ModuleType:
 def tensors(made: ModuleType) -> dict[str, RawTensor]:
     """What the files were made of, as bits."""
     found: dict[str, Any] = made.tensors()
-    return {name: _raw(name, tensor) for name, tensor in found.items()}
+    return {name: raw_of(name, tensor) for name, tensor in found.items()}
 
 
 def blobs_of(path: Path) -> dict[str, tuple[Entry, bytes]]:

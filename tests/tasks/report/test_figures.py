@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from tasks.report import figures, style
+from tasks.report import figures, pareto, sensitivity, style
 
 STAGES = [
     {"stage": "baseline", "size_bytes": 4100, "compression_ratio": 0.98},
@@ -94,13 +94,16 @@ def test_sensitivity_tells_tensors_apart(tmp_path: Path) -> None:
         tensors = [{**tensor, "name": f"t{number}$<", "weights": number} for number in range(count)]
         curves = {"base": {"metric": 0.9, "loss": 0.1}, "samples": 10, "tensors": tensors}
         for name in ("one.svg", "two.svg"):
-            figures.sensitivity(curves, "accuracy", tmp_path / name)
+            sensitivity.sensitivity(curves, "accuracy", tmp_path / name)
         picture = (tmp_path / "one.svg").read_bytes()
         assert picture == (tmp_path / "two.svg").read_bytes()
         texts = re.findall(r"<!-- (.*?) -->", picture.decode())  # text is drawn as shapes; matplotlib tells it beside
         shown = {one for one in texts if one.startswith("t") and one.endswith("$&lt;")}
         assert shown == {f"t{number}$&lt;" for number in range(max(count - 28, 0), count)} and "unchanged" in texts
-    assert len(figures.LINES) == len(set(figures.LINES)) and len(figures.LINES) * len(figures.MARKERS) == 28
+    assert (
+        len(sensitivity.LINES) == len(set(sensitivity.LINES))
+        and len(sensitivity.LINES) * len(sensitivity.MARKERS) == 28
+    )
 
 
 def test_centroids_are_followed_though_units_change_places() -> None:
@@ -119,9 +122,9 @@ def test_pictures_leave_out_what_is_not_a_number(tmp_path: Path) -> None:
         for place, metric in enumerate((np.nan, 0.9, np.inf), 1)
     ]
     outcome = {"steps": steps, "dense_val_metric": 0.95, "chosen": 2, "metric": "auc"}
-    assert ElementTree.fromstring(figures.tradeoff("t", outcome)).tag == "svg"
-    assert figures.tradeoff("t", {**outcome, "chosen": 1}) == ""
+    assert ElementTree.fromstring(pareto.tradeoff("t", outcome)).tag == "svg"
+    assert pareto.tradeoff("t", {**outcome, "chosen": 1}) == ""
     points = [{"density": 0.5, "bits": 4, "metric": None}, {"density": 0.2, "bits": 3, "metric": np.nan}]
     tensor = {"name": "a", "weights": 5, "density": 1.0, "by_density": points, "by_bits": points}
-    figures.sensitivity({"base": {"metric": None}, "tensors": [tensor]}, "auc", tmp_path / "s.svg")
+    sensitivity.sensitivity({"base": {"metric": None}, "tensors": [tensor]}, "auc", tmp_path / "s.svg")
     assert ElementTree.fromstring((tmp_path / "s.svg").read_bytes()).tag.endswith("svg")

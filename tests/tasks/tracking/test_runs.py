@@ -15,8 +15,9 @@ from deepcompression.errors import RecipeError, RunError
 from flows.recipe.reading import fetched
 from flows.servers import Server
 from tasks.machine import deadline
-from tasks.tracking import runs
-from tasks.tracking.runs import JOURNAL, Tracker, flatten, masked, resolve_uri, runs_of_experiment
+from tasks.tracking import client
+from tasks.tracking.client import resolve_uri, runs_of_experiment
+from tasks.tracking.runs import JOURNAL, Tracker, flatten, masked
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_a_bad_server_costs_a_deadline_once(
 ) -> None:
     """One that hangs, drips, hangs up or errs is given up after one deadline, and named; the journal has everything."""
     monkeypatch.setattr(deadline, "CALL_SECONDS", 0.4)
-    monkeypatch.setattr(runs, "KNOCK_SECONDS", 0.4)
+    monkeypatch.setattr(client, "KNOCK_SECONDS", 0.4)
     parent, child = (Tracker(str(_folder(tmp_path, name)), "", "e") for name in ("parent", "child"))
     with bad_server(how) as url:
         parent, child = replace(parent, uri=url), replace(child, uri=url)
