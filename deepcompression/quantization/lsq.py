@@ -18,11 +18,11 @@ from deepcompression.errors import InvariantError, StructureError
 from deepcompression.network import names
 from deepcompression.network.edits.apply import apply_all
 from deepcompression.network.edits.quantize_values import InputQuantizer, Site, levels, on_grid, quantizers
+from deepcompression.network.parametrized import SOURCE, Holder
 from deepcompression.network.parametrized import VALUES as AFTER_MASK
-from deepcompression.network.parametrized import Holder
 from deepcompression.network.state import density
 from deepcompression.network.trace import resting
-from deepcompression.structure.constraints import SHARED, Structure, constraint
+from deepcompression.structure.constraints import Structure, constraint, of_order
 from deepcompression.structure.grid import OnGrid
 from deepcompression.structure.hold import held_by, held_state, hold_by
 from deepcompression.training.method import ACTIVATION, VALUES, Account, Claim, Context, Method, Now
@@ -178,7 +178,7 @@ class LearnedSteps(Method):
         """
         weight, word = held_state(model, [name])[name], self._word(name, names.parameters(model)[name], bits)
         words = structure.get(name, ())
-        other = [one for one in words if one == SHARED or (one.startswith(("grid", "binary")) and one != word)]
+        other = [one for one in of_order(words, SOURCE, AFTER_MASK) if one != word]
         if other:
             raise StructureError(f"{name}: is {other[0]} already, which {word} would undo; leave it out of weights")
         grid = constraint(word).held(weight) if word in words else None
