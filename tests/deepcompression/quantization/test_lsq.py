@@ -21,7 +21,7 @@ from deepcompression.sharing.reassign import TrainedSharing
 from deepcompression.structure.check import check
 from deepcompression.structure.hold import hold_by
 from deepcompression.training.device import Compute
-from deepcompression.training.method import Account, attach
+from deepcompression.training.method import attach
 from deepcompression.training.problem import Problem
 
 ADAM = {"factory": "torch.optim:AdamW", "kwargs": {"lr": 0.005, "weight_decay": 0.1}}
@@ -221,26 +221,3 @@ def test_what_is_impossible_is_refused_before_training(methods: Any, structure: 
         attach(model, methods, 1, structure=structure)
     assert [type(one) for one in model] == [nn.Linear, nn.ReLU, nn.Linear]
     assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-
-
-def test_an_interrupted_training_ends_in_the_same_bits(tmp_path: Path) -> None:
-    """Going on from a checkpoint changes nothing: weights, steps of both kinds, and what is reported."""
-
-    def start(**more: Any) -> tuple[dict[str, Tensor], list[Account]]:
-        model = net()
-        made = train(model, GradualPruning(0.5), LearnedSteps(3, 4), **more)
-        return plain_state(model), [account for _, account in made.accounts]
-
-    class Stop(Exception):
-        """The process that was killed."""
-
-    def told(progress: Any) -> None:
-        if progress.epoch > 2:
-            raise Stop
-
-    whole, accounts = start()
-    with pytest.raises(Stop):
-        start(checkpoint=tmp_path / "c.pt", progress=told)
-    again, same = start(checkpoint=tmp_path / "c.pt")
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
-    assert accounts == same
