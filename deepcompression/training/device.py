@@ -40,3 +40,12 @@ class Compute:
         """The model on the device, in the memory format."""
         model = model.to(self.resolved())
         return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class Stay(Compute):
+    """Models stay where they are: in training loops of others, which move them as they like."""
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model itself."""
+        return model

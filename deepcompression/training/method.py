@@ -5,15 +5,20 @@ tells in the end what became of the model. ``attach`` brings several together, i
 anybody's:
 
     with attach(model, [GradualPruning(0.1)], total_steps) as session:
+        optimizer = Adam(session.parameters(lr=1e-3))
         for batch in batches:
+            optimizer.zero_grad()
             outputs = model(batch[0])
             session.loss(criterion(outputs, batch[1]), batch, outputs).backward()
             optimizer.step()
             session.step()
+
+Where training is in callbacks, ``session.close()`` stands for the end of ``with``. docs/own-loop.md has both, whole.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -26,11 +31,14 @@ from deepcompression.network.parametrized import MASK, Holder
 from deepcompression.network.parametrized import VALUES as AFTER_MASK
 from deepcompression.structure.constraints import SHARED, Structure, having, of_order
 from deepcompression.structure.hold import bake, hold, hold_structure
-from deepcompression.training.device import Compute
+from deepcompression.training.device import Compute, Stay
+from deepcompression.training.optimizers import grouped
 
+log = logging.getLogger(__name__)
 UNITS, SPARSITY, VALUES, ACTIVATION = "units", "sparsity", "values", "activation"
 ROLES = (UNITS, SPARSITY, VALUES, ACTIVATION)  # in the order in which methods with such claims are attached
 Samples = Callable[[int], Iterable[Any]]
+Forward = Callable[[nn.Module, Any], Any]
 Claim = tuple[str, str]
 
 
@@ -44,7 +52,7 @@ class Context:
     """
 
     samples: Samples | None = None
-    forward: Callable[[nn.Module, Any], Any] = field(default=lambda model, batch: model(_first(batch)))
+    forward: Forward = field(default=lambda model, batch: model(_first(batch, model)))
     teacher: Callable[[Any], Any] | None = None
     seed: int = 0
     compute: Compute = field(default_factory=Compute)
@@ -193,11 +201,22 @@ class Session:
     def _taken(self, role: str) -> set[str]:
         return {target for target, one in self.context.claimed if one == role}
 
-    def parameters(self, **settings: Any) -> list[dict[str, Any]]:
-        """Parameter groups for an optimizer: all that trains, what methods added apart, with settings of their own."""
-        added = {id(one) for group in self.groups for one in group["params"]}
-        rest = [one for one in self.model.parameters() if id(one) not in added]
-        return [{"params": rest, **settings}, *self.groups]
+    def parameters(self, lr: float | None = None) -> list[dict[str, Any]]:
+        """Parameter groups for an optimizer: all that trains, then what methods added, with settings of their own.
+
+        Args:
+            lr: the learning rate; the optimizer's own where it is left out.
+
+        Raises:
+            StructureError: it is left out, and what a method added learns at a multiple of it.
+        """
+        scales = [group["scale"] for group in self.groups if "scale" in group]
+        if scales and lr is None:
+            raise StructureError(
+                f"what a method added learns at {scales[0]:g} times the model's rate; give session.parameters() lr="
+            )
+        groups = grouped(self.model.parameters(), self.groups, lr)
+        return groups if lr is None else [{"lr": lr, **group} for group in groups]
 
     def before_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Lets methods act before the step ``now.step``."""
@@ -217,11 +236,13 @@ class Session:
             method.after_step(self.model, self.now)
         self.now.step += 1
 
-    def step(self) -> None:
+    def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """After each step of a loop of your own: what follows this one, and what comes before the next."""
         self.after_step()
         if self.now.step < self.now.steps:
-            self.before_step()
+            self.before_step(optimizer)
+        elif self.now.step == self.now.steps + 1:
+            log.warning("training goes on after its %d total_steps: methods are done with it", self.now.steps)
 
     def after_epoch(self, metric: float) -> dict[str, float]:
         """Lets methods act after an epoch; what they have to log, by ``method/figure``."""
@@ -248,6 +269,12 @@ class Session:
         for method, state in zip(self.methods, states, strict=True):
             method.load_state_dict(state)
 
+    def close(self, failed: bool = False) -> None:
+        """Bakes what was held and puts back what was changed; fills ``accounts``, unless training failed."""
+        self._release()
+        if not failed:
+            self.accounts = [(method, method.finish(self.model)) for method in reversed(self.methods)][::-1]
+
     def _release(self) -> None:
         for method in reversed(self.methods):
             method.close(self.model)
@@ -260,9 +287,7 @@ class Session:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._release()
-        if kind is None:
-            self.accounts = [(method, method.finish(self.model)) for method in reversed(self.methods)][::-1]
+        self.close(failed=kind is not None)
 
 
 def attach(
@@ -271,6 +296,7 @@ def attach(
     total_steps: int,
     *,
     samples: Iterable[Any] | None = None,
+    forward: Forward | None = None,
     teacher: Callable[[Any], Any] | None = None,
     structure: Structure | None = None,
     seed: int = 0,
@@ -285,6 +311,7 @@ def attach(
         methods: each (tensor, role) is claimed by one of them at most.
         total_steps: steps of the whole training.
         samples: some batches of training data; methods that need none do without.
+        forward: (model, batch) -> outputs, for these; default: the model of the batch, or of its first part.
         teacher: (batch) -> outputs of a model to learn from.
         structure: what is true of tensors already and stays so, see ``structure.constraints``.
         seed: of what methods draw.
@@ -294,10 +321,15 @@ def attach(
     """
     kept = None if samples is None else list(samples)
     some = None if kept is None else lambda _: kept
-    compute = Compute(str(next((one.device for one in model.parameters()), "cpu")))  # the model stays where it is
-    context = Context(some, teacher=teacher, seed=seed, compute=compute, structure=structure or {})
+    where = Stay(str(next((one.device for one in model.parameters()), "cpu")))
+    context = Context(some, teacher=teacher, seed=seed, compute=where, structure=structure or {})
+    context = context if forward is None else replace(context, forward=forward)
     session = Session(model, methods, total_steps, context)
-    session.before_step()
+    try:
+        session.before_step()
+    except BaseException:
+        session.close(failed=True)
+        raise
     return session
 
 
@@ -316,5 +348,7 @@ def _place(claims: Iterable[Claim]) -> int:
     return min((ROLES.index(role) for _, role in claims), default=len(ROLES))
 
 
-def _first(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, tuple | list) else batch
+def _first(batch: Any, model: nn.Module) -> Any:
+    first = batch[0] if isinstance(batch, tuple | list) else batch
+    where = next((one.device for one in model.parameters()), None)
+    return first.to(where) if isinstance(first, Tensor) else first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,23 +63,25 @@ def make_optimizer(
     if not parameters:
         raise FactoryError("the model has no parameter with requires_grad: there is nothing to train")
     kwargs = {**_fused(spec["factory"], parameters), **spec.get("kwargs", {})}
-    made = factory.build(spec["factory"], {"params": _grouped(parameters, groups, kwargs), **kwargs})
+    params = grouped(parameters, groups, kwargs.get("lr")) if groups else parameters
+    made = factory.build(spec["factory"], {"params": params, **kwargs})
     if not isinstance(made, torch.optim.Optimizer):
         raise FactoryError(f"optimizer {spec['factory']}: expected a torch optimizer, got {type(made).__name__}")
     return made
 
 
-def _grouped(
-    parameters: list[nn.Parameter], groups: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]
-) -> Sequence[Any]:
-    """Parameters as an optimizer takes them; plain where there are no groups."""
-    if not groups:
-        return parameters
+def grouped(
+    parameters: Iterable[nn.Parameter], groups: Sequence[Mapping[str, Any]], lr: float | None
+) -> list[dict[str, Any]]:
+    """Parameter groups as an optimizer takes them: what is in none of ``groups`` first, then these.
+
+    A ``scale`` in one becomes a learning rate of its own, that multiple of ``lr``.
+    """
     apart = {id(one) for group in groups for one in group["params"]}
     made: list[dict[str, Any]] = [{"params": [one for one in parameters if id(one) not in apart]}]
     for group in groups:
         own = {name: value for name, value in group.items() if name != "scale"}
-        made.append({**({"lr": kwargs["lr"] * group["scale"]} if "scale" in group and "lr" in kwargs else {}), **own})
+        made.append({**({"lr": lr * group["scale"]} if "scale" in group and lr is not None else {}), **own})
     return made
 
 
