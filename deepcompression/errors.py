@@ -8,6 +8,7 @@
      │   ├─ WeightsError                  weights file missing, not fitting, or a pickle with code
      │   ├─ EditError                     an edit of a model that is unknown here, or does not fit it
      │   ├─ StructureError                a pattern that matches nothing, impossible density or bits
+     │   ├─ ExportError                   a target that misses a package, or cannot take the model
      │   ├─ BudgetError                   a budget that cannot be measured, or is out of reach from the start
      │   └─ FormatError                   anything wrong with a .dcz file
      │       ├─ NotADczFile               the first bytes are not those of a .dcz file
@@ -66,6 +67,10 @@ class StructureError(InputError):
 
 class BudgetError(InputError):
     """A budget is too small to be measured, or larger than the model."""
+
+
+class ExportError(InputError):
+    """A target of an export misses a package, or cannot take the model."""
 
 
 class FormatError(InputError):

@@ -30,11 +30,12 @@ from flows.recipe.stored import as_logged, as_stored
 from flows.summary import SUMMARY_VERSION, leave, spread_of, summary_of
 from tasks.console import say
 from tasks.execution.check import check
+from tasks.execution.example import example_of
 from tasks.execution.run import Run
 from tasks.execution.settings import Model, Strict, Training
 from tasks.execution.stage import task_of
+from tasks.exports import check_export, export
 from tasks.machine.revision import git_revision
-from tasks.registry.models import example_of
 from tasks.registry.promote import promote
 from tasks.report.words import sentence
 from tasks.root import ROOT
@@ -192,6 +193,8 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         check(run, [*_first_trainings(parsed, start), *stages], test=parsed.test)
         if parsed.promote:
             example_of(run, parsed.promote.inputs)  # what would stop a promotion is told before anything trains
+        for one in parsed.export:
+            check_export(run, one.to, one.inputs)
         if parsed.teacher:
             taught = replace(run, model=run.teacher)
             first = _start(taught.model, parsed.teacher.train)
@@ -207,6 +210,10 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         path = folder / "model.dcz"
         verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path), parsed.test)
         summary = {**summary_of(run, references, verified, path), **({"budget": outcome} if outcome else {})}
+        if parsed.export:
+            summary["exports"] = [
+                _call(export, run, f"export-{one.to}", one.to, one.inputs, str(path)) for one in parsed.export
+            ]
         if parsed.promote:
             gates = parsed.promote.model_dump(mode="json")
             aims = budget_aims(outcome)

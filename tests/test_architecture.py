@@ -23,7 +23,7 @@ LAYERS = (
     ("pruning", "sharing", "quantization", "distillation"),  # methods do not know each other
     ("allocation",),
     ("torch",),
-    ("measure", "cli"),
+    ("measure", "export", "cli"),
 )
 WORKFLOW = {"prefect", "mlflow", "tasks", "flows", "pydantic", "omegaconf"}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
+from deepcompression.export import TARGETS
 from tasks.execution.settings import (
     Coder,
     Data,
@@ -112,6 +113,26 @@ class Promote(Strict):
         return inputs
 
 
+Target = Literal[tuple(TARGETS)]  # type: ignore[valid-type]
+
+
+class Export(Strict):
+    """A file for another runtime, made of the decoded one."""
+
+    to: Target = Field(description="the format")
+    inputs: list[str] | None = Field(
+        None, min_length=1, description="where samples are mappings: what the model takes, in its arguments' order"
+    )
+
+
+def _as_export(value: Any) -> Any:
+    """A target's name is short for its keys."""
+    return {"to": value} if isinstance(value, str) else value
+
+
+Exports = list[Annotated[Export, BeforeValidator(_as_export, json_schema_input_type=Target | Export)]]
+
+
 class Recipe(Strict):
     """One YAML = one run (or one run a seed)."""
 
@@ -139,6 +160,9 @@ class Recipe(Strict):
     store: str = Field("artifacts/store", description="stage results: a folder, or a URL such as s3://bucket/store")
     runs: str = Field("artifacts/runs", description="what runs leave: a folder, or a URL to copy it to")
     tracking: Tracking = Tracking()
+    export: Exports = Field(
+        [], description="files for other runtimes, for instance [onnx]; each is run there and compared"
+    )
     promote: Promote | None = None
 
     @field_validator("stages")
@@ -162,6 +186,13 @@ class Recipe(Strict):
                 )
             rounded = stage.stage if stage.rounds_values else rounded
         return stages
+
+    @field_validator("export")
+    @classmethod
+    def _each_target_once(cls, exports: Exports) -> Exports:
+        if len({one.to for one in exports}) < len(exports):
+            raise ValueError(f"expected each target once, got {', '.join(one.to for one in exports)}")
+        return exports
 
     @model_validator(mode="before")
     @classmethod

@@ -9,14 +9,14 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from deepcompression.errors import DataError, FactoryError, RunError, one_line
+from deepcompression.errors import FactoryError, RunError, one_line
 from tasks.execution.run import Run
 from tasks.execution.sources import imports_of
 from tasks.machine.deadline import Bounded
@@ -195,34 +195,6 @@ def champion_file(uri: str, model: str, folder: Path) -> Path:
         raise RunError(f"{masked(uri)}: version {version.version} of {model} has no sha256: no run registered it")
     check_file(path, sha256)
     return Path(path)
-
-
-def example_of(run: Run, inputs: Sequence[str] | None) -> Any:
-    """Two validation samples as the model takes them: an array (2, ...), or name -> array where samples are mappings.
-
-    Raises:
-        DataError: ``promote.inputs`` is missing, not wanted, or names what no sample has.
-    """
-    from torch import Tensor
-
-    from deepcompression.training.batches import Batches
-    from deepcompression.training.device import Compute
-
-    run.ready()
-    batch = next(iter(Batches(run.problem().validation, 2, Compute("cpu"))))
-    sample = batch[0] if isinstance(batch, tuple | list) else batch
-    if isinstance(sample, Tensor) and not inputs:
-        return sample[:2].numpy()
-    tensors = (
-        [name for name, value in sample.items() if isinstance(value, Tensor)] if isinstance(sample, Mapping) else []
-    )
-    if inputs and set(inputs) <= set(tensors):
-        return {name: sample[name][:2].numpy() for name in inputs}
-    samples = f"mappings of the tensors {', '.join(tensors)}" if tensors else f"of type {type(sample).__name__}"
-    raise DataError(
-        f"promote.inputs: samples are {samples}; expected, of mappings, the names of the tensors that the model takes "
-        f"in the order of its arguments, else no names; got {list(inputs or [])}"
-    )
 
 
 def package(run: Run, file: Path, example: Any, folder: Path) -> None:

@@ -16,9 +16,10 @@ from rich.markup import escape
 
 from deepcompression.errors import RunError, one_line
 from tasks.console import say
+from tasks.execution.example import example_of
 from tasks.execution.run import Reference, Run
 from tasks.execution.stage import TASK
-from tasks.registry.models import Champion, Measured, Registry, example_of, package
+from tasks.registry.models import Champion, Measured, Registry, package
 from tasks.secrets import hidden, know_passwords, masked, sealed
 from tasks.storage.store import file_digest
 from tasks.verdict import Aim

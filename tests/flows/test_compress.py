@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def finished(mlflow_template: Path, prefect_server: str) -> dict[str, Any]:
             "stages.prune.gradual.epochs": 12,
             "stages.finetune.epochs": 4,
             "stages.quantize.train.epochs": 2,
+            "export": ["onnx"] if find_spec("onnxruntime") else [],
             "store": str(folder / "store"),
             "runs": str(folder / "runs"),
             "tracking.uri": f"sqlite:///{folder / 'mlflow.db'}",
@@ -81,6 +83,21 @@ def test_summary_tells_the_file_as_it_is(finished: dict[str, Any]) -> None:
         assert summary[end]["total"] == 360 and summary[end]["error"] < 0.12
         assert summary[end]["correct"] == round(summary[end]["accuracy"] * 360)
     assert json.loads((Path(summary["folder"]) / "summary.json").read_text()) == summary
+
+
+@pytest.mark.skipif(not find_spec("onnxruntime"), reason="needs the extra onnx")
+def test_an_export_lies_in_the_folder_and_in_mlflow(finished: dict[str, Any]) -> None:
+    """What the summary says of the file for another runtime is so, and MLflow has the file and its bytes."""
+    summary = finished["summary"]
+    (one,) = summary["exports"]
+    file = Path(summary["folder"]) / "exports" / "model.onnx"
+    assert one["target"] == "onnx" and one["file"] == str(file) and one["max_difference"] < 1e-4
+    assert one["bytes"] == file.stat().st_size < one["float_bytes"] / 4
+    client = MlflowClient(finished["overrides"]["tracking.uri"])
+    assert client.get_run(summary["mlflow_run_id"]).data.metrics["export/onnx/bytes"] == one["bytes"]
+    assert [found.path for found in client.list_artifacts(summary["mlflow_run_id"], "exports")] == [
+        "exports/model.onnx"
+    ]
 
 
 def test_what_stages_left_alone_is_told(finished: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,14 @@ def test_schema_for_editors_is_current() -> None:
     assert json.loads((ROOT / "conf" / "recipe.schema.json").read_text()) == Recipe.model_json_schema()
 
 
+def test_an_export_is_a_target_of_the_list() -> None:
+    """A target's name is short for its keys; what is no target, or stands twice, is told before anything trains."""
+    loaded = recipes.load(_mapping(export=["onnx"]))
+    assert loaded.export == recipes.load(_mapping(export=[{"to": "onnx"}])).export and loaded.export[0].to == "onnx"
+    assert "'onnx'" in _message(_mapping(export=["tflite"])) and "tflite" in _message(_mapping(export=["tflite"]))
+    assert "onnx" in _message(_mapping(export=["onnx", {"to": "onnx"}]))
+
+
 def test_overrides_by_stage_name_and_by_index() -> None:
     """A stage is addressed by its name where that is unique, else by index."""
     loaded = recipes.load(_mapping(), {"stages.prune.density": 0.25, "stages.2.bits": 3, "seed": 7})

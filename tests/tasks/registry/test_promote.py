@@ -23,10 +23,11 @@ from torch import nn
 
 from deepcompression.errors import ChecksumMismatch, DataError
 from deepcompression.torch import load_into, save
+from tasks.execution.example import example_of
 from tasks.execution.run import Reference, Run
 from tasks.execution.settings import Data, Hold, Model
 from tasks.registry import models
-from tasks.registry.models import Champion, Measured, Registry, example_of
+from tasks.registry.models import Champion, Measured, Registry
 from tasks.registry.promote import Case, Gate, metric_loss, promote
 from tasks.tracking.runs import Tracker
 from tasks.verdict import Aim

@@ -1,0 +1,19 @@
+"""The list of targets: behind each word that ``export:`` may say the module that writes such a file.
+
+Such a module has ``FILE``, the name of what it writes, ``check(model, sample)`` and ``export(model, sample, path) ->
+Exported``. This imports none.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+TARGETS: dict[str, str] = {
+    "onnx": "deepcompression.export.onnx",
+}
+
+
+def target_of(name: str) -> Any:
+    """The module of a target of the list."""
+    return import_module(TARGETS[name])

@@ -1,0 +1,192 @@
+"""A plain ``.onnx`` that stays small: pruned and shared weights lie in it as small integers.
+
+The exporter's own rewriting is left out: it would multiply a BatchNorm into the convolution before it, after which no
+two channels share values. Runtimes do that themselves when they load the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepcompression._atomic import written
+from deepcompression.errors import ExportError, InvariantError, in_one_line
+from deepcompression.export.exported import Exported, Held
+from deepcompression.network.edits.quantize_values import quantizers
+from deepcompression.network.trace import resting
+
+FILE = "model.onnx"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPSET = 21  # the first one with integers of 4 bits
+ROUNDING = 1e-4  # of the largest output; sums in another order differ by about a hundredth of it
+
+
+def check(model: nn.Module, sample: Sequence[Tensor]) -> None:
+    """Raise ExportError where ``export`` could not write this model: a package is missing, or its forward cannot be
+    followed with a batch of any size.
+    """
+    _check_packages()
+    _traced(model, sample)
+
+
+def export(model: nn.Module, sample: Sequence[Tensor], path: Path) -> Exported:
+    """Writes ``model`` in eval mode to ``path``: opset 21, a batch of any size, float inputs and outputs, one file.
+
+    Args:
+        model: on the CPU.
+        sample: what its forward takes by position, each (batch, ...); its outputs are compared.
+        path: what is there stays where something goes wrong.
+
+    Raises:
+        ExportError: a package is missing, or the model cannot be written.
+        InvariantError: the file gives another tensor, or outputs beyond rounding.
+        StorageError: ``path`` cannot be written.
+    """
+    _check_packages()
+    sample = _several(sample)
+    traced = _traced(model, sample)
+    with in_one_line("export onnx: PyTorch's exporter does not take the model", ExportError):
+        graph, float_bytes = _translated(traced)
+        content, tensors = _compressed(graph)
+    difference = _difference(model, sample, content)
+    with written(path, parents=True) as file:
+        file.write(content)
+    return Exported(len(content), float_bytes, difference, tensors)
+
+
+def _check_packages() -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"export onnx: needs {', '.join(missing)}: pip install 'deep-compression[onnx]'")
+
+
+def _several(sample: Sequence[Tensor]) -> list[Tensor]:
+    """PyTorch takes a batch of one for one that always is."""
+    return [torch.cat([one, one]) if one.ndim and len(one) == 1 else one for one in sample]
+
+
+def _traced(model: nn.Module, sample: Sequence[Tensor]) -> torch.export.ExportedProgram:
+    for name, module in model.named_modules():
+        for one in quantizers(module):
+            raise ExportError(
+                f"export onnx: {one.site} has quantized values, which this target does not write yet (module {name}, "
+                "edit quantize_values); export the model before they are quantized"
+            )
+    batch = torch.export.Dim("batch")
+    shapes = tuple({0: batch} if one.ndim else None for one in sample)
+    with resting(model), _silent(), in_one_line("export onnx: torch.export does not take the model", ExportError):
+        return torch.export.export(model, tuple(_several(sample)), dynamic_shapes=shapes)
+
+
+def _translated(traced: torch.export.ExportedProgram) -> tuple[Any, int]:
+    """The graph with the model's own tensors, and the bytes of the file that PyTorch would write."""
+    from onnxscript import optimizer
+
+    with _silent():
+        program: Any = torch.onnx.export(
+            traced, dynamo=True, opset_version=OPSET, external_data=False, optimize=False, verbose=False
+        )
+        optimizer.fold_constants(program.model)
+        optimizer.remove_unused_nodes(program.model)
+        graph = _bare(program.model_proto)
+        program.optimize()
+        return graph, _bare(program.model_proto).ByteSize()
+
+
+def _bare(model: Any) -> Any:
+    """Without the notes on where in Python each node comes from, which grow with the model."""
+    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
+    for part in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return model
+
+
+def _compressed(model: Any) -> tuple[bytes, list[Held]]:
+    """The file, each tensor in its smallest form, which onnxruntime was seen to decode bit for bit."""
+    import onnx
+
+    from deepcompression.export import onnx_weights
+
+    tensors = [one for one in model.graph.initializer if onnx_weights.worth_a_look(one)]
+    forms = [onnx_weights.smallest(one) for one in tensors]
+    held = [Held(one.name, form.name, form.bytes, one.ByteSize()) for one, form in zip(tensors, forms, strict=True)]
+    changed = [(one, form) for one, form in zip(tensors, forms, strict=True) if form.nodes]
+    if changed:
+        _check_bits(onnx_weights.alone(model, [form for _, form in changed], [one for one, _ in changed]), changed)
+        onnx_weights.put(model, [form for _, form in changed])
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(), held
+
+
+def _check_bits(model: Any, changed: Sequence[tuple[Any, Any]]) -> None:
+    from onnx import numpy_helper
+
+    decoded = _session(model.SerializeToString()).run(None, {})
+    for (tensor, form), values in zip(changed, decoded, strict=True):
+        if values.tobytes() != numpy_helper.to_array(tensor).tobytes():
+            raise InvariantError(f"export onnx: {tensor.name} ({form.name}) decodes to other bits than were written")
+
+
+def _difference(model: nn.Module, sample: Sequence[Tensor], content: bytes) -> float:
+    """The largest difference of an output, over the sample and over its first element alone."""
+    session, largest = _session(content), 0.0
+    names = [one.name for one in session.get_inputs()]
+    for inputs in (sample, [one[:1] if one.ndim else one for one in sample]):
+        with resting(model), torch.no_grad():
+            wanted = _tensors(model(*inputs))
+        given = dict(zip(names, (one.numpy() for one in inputs), strict=True))
+        for output, array in zip(wanted, session.run(None, given), strict=True):
+            largest = max(largest, _apart(output, torch.from_numpy(array)))
+    return largest
+
+
+def _apart(wanted: Tensor, got: Tensor) -> float:
+    if wanted.shape != got.shape:
+        raise InvariantError(f"export onnx: an output is {tuple(got.shape)} instead of {tuple(wanted.shape)}")
+    wanted, got = wanted.double(), got.double()
+    difference = float((got - wanted).abs().max()) if wanted.numel() else 0.0
+    allowed = ROUNDING * max(1.0, float(wanted.abs().max())) if wanted.numel() else 0.0
+    if not difference <= allowed:  # nor NaN
+        raise InvariantError(
+            f"export onnx: an output in onnxruntime differs from PyTorch's by {difference:.3g}, where rounding may "
+            f"make {allowed:.3g}; nothing was written"
+        )
+    return difference
+
+
+def _tensors(outputs: object) -> list[Tensor]:
+    from torch.utils import _pytree
+
+    return [one for one in _pytree.tree_leaves(outputs) if isinstance(one, Tensor)]
+
+
+def _session(content: bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what PyTorch's exporter says of packages that it could use, and of its own future."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

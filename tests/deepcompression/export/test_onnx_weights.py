@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from deepcompression.export import onnx_weights  # noqa: E402  what it needs may be missing
+
+RNG = np.random.default_rng(0)
+
+
+def sparse(shape: tuple[int, ...], density: float, values: int, kind: str = "float32") -> Any:
+    """An array with so many different values where it is not zero."""
+    table = np.arange(1, values + 1).astype(kind)
+    return np.where(RNG.random(shape) < density, RNG.choice(table, shape), 0).astype(kind)
+
+
+def far_apart() -> Any:
+    array = np.zeros(90_000, np.float32)
+    array[[14, 15, 31, 20_000, 20_255, 20_511, 89_999]] = np.arange(1.5, 8)
+    return array
+
+
+CASES = {
+    "gaps of 4 bits, codes of 4 bits": sparse((50, 20, 5, 5), 0.1, 16),
+    "gaps of 8 bits, codes of 4 bits": sparse((300, 100), 0.02, 4, "float64"),
+    "gaps of 4 bits, codes of 8 bits": sparse((60, 500), 0.1, 32, "float16"),
+    "gaps of 4 bits, values": np.where(RNG.random((80, 90)) < 0.1, RNG.normal(size=(80, 90)), 0).astype("f4"),
+    "gaps of 8 bits, values": far_apart(),
+    "codes of 4 bits": sparse((30, 31), 0.99, 7),
+    "codes of 8 bits": sparse((40, 50), 0.99, 40),
+    "codes of 16 bits": sparse((500, 60), 0.99, 1000, "float64"),
+    "constant": np.zeros((7, 50), np.float32),
+    "dense": RNG.normal(size=(20, 30)).astype("f4"),
+}
+
+
+def decoded(form: onnx_weights.Form, tensor: Any) -> Any:
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([], "g", [], []), opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10
+    )
+    alone = onnx_weights.alone(model, [form], [tensor])
+    onnx.checker.check_model(alone, full_check=True)
+    session = onnxruntime.InferenceSession(alone.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {})[0]
+
+
+def check(array: Any, expected: str | None = None) -> None:
+    tensor = onnx.numpy_helper.from_array(array, "layer.weight")
+    for form in onnx_weights._forms(tensor):
+        assert not form.nodes or decoded(form, tensor).tobytes() == array.tobytes(), form.name
+    form = onnx_weights.smallest(tensor)
+    assert expected in (None, form.name) and form.bytes <= tensor.ByteSize()
+
+
+@pytest.mark.parametrize("expected", CASES)
+def test_the_smallest_form_is_taken_and_decodes_bit_for_bit(expected: str) -> None:
+    """Each kind of tensor gets the form that fits it; every form that it could have gives back every bit."""
+    check(CASES[expected], expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.0, 0.0, -0.0, 1.5, -2.0, float("inf"), 1e-42]), min_size=1, max_size=80))
+def test_any_values_survive(values: list[float]) -> None:
+    """Minus zero, infinity and the smallest numbers are values like any other."""
+    check(np.repeat(np.array(values, np.float32), 7))
