@@ -15,6 +15,7 @@ import pytest
 from imports import ROOT, SOURCES, TOPS
 
 from deepcompression.codec.edits import SINCE
+from deepcompression.export import TARGETS
 from deepcompression.pruning import criteria
 from tasks.methods import METHODS
 from tasks.stages import STAGES
@@ -56,6 +57,7 @@ def _tables() -> dict[str, Iterable[str]]:
         "stage: {}": STAGES,
         "methods: [{}]": METHODS,
         "criterion: {}": rankings,
+        "export: [{}]": TARGETS,
         "kind: {}": SINCE,
     }
 
@@ -68,7 +70,7 @@ def test_every_method_is_in_the_table() -> None:
     assert [one for one in wanted if one not in words] == []
     paths = [word for word in words if re.fullmatch(r"(deepcompression|tasks|flows|tests|conf|docs)/[\w./-]*", word)]
     assert [path for path in paths if not (ROOT / path).exists()] == [] and len(paths) > 15
-    keys = {word for word in words if word.startswith(("stage:", "methods:", "criterion:", "kind:"))}
+    keys = {word for word in words if word.startswith(("stage:", "methods:", "criterion:", "export:", "kind:"))}
     assert keys - set(wanted) == set(), "these are in no list of the code"
 
 
