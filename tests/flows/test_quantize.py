@@ -1,0 +1,38 @@
+"""Quantization while training, beside pruning, in a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import deepcompression
+from deepcompression import torch as files
+from deepcompression.data.images import digits
+from deepcompression.models.paper import digits_net
+from flows.compress import compress
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def test_pruned_and_quantized_in_one_training(tiny: Callable[..., dict[str, Any]]) -> None:
+    """Held by the stage that follows, verified, and brought back into the user's model with its quantizers."""
+    methods = [{"prune": {"density": 0.3}}, {"quantize": {"weights": {"bits": 4}, "activations": {"bits": 8}}}]
+    stages = [
+        {"stage": "train", "epochs": 3, "lr": 1e-3, "methods": methods},
+        {"stage": "finetune", "epochs": 1, "lr": 1e-3},
+        {"stage": "encode"},
+    ]
+    summary = compress(tiny(stages=stages))
+    assert summary["stages"][2]["density"] == pytest.approx(0.3, abs=0.02)
+    assert summary["ratio"] > 12 and summary["final"]["accuracy"] > 0.8
+    state = deepcompression.load(Path(summary["file"]))
+    assert max(len(set(state[f"{name}.weight"].ravel().tolist())) for name in ("conv1", "fc1")) <= 15
+    model = files.load_into(digits_net(), summary["file"]).eval()
+    images, labels = digits().test
+    with torch.no_grad():
+        right = (model(images).argmax(1) == labels).sum()
+    assert int(right) == summary["final"]["correct"]
