@@ -115,20 +115,26 @@ def _gaps(
     skips = (gaps - 1) // longest
     steps = np.zeros(len(gaps) + int(skips.sum()), np.uint8)
     steps[np.cumsum(skips + 1) - 1] = gaps - skips * longest
+    count = int(np.prod(shape))
     step = form.compute("Cast", form.store_small("gaps", steps, width), to=TensorProto.INT32)
-    there = None
+    axis, one = form.store("axis", np.array(0, np.int64)), form.store("one", np.array(1, np.int32))
+    found = _gather(form, *table) if table else form.store("values", values)
     if skips.any():
         there = form.compute("Cast", step, to=TensorProto.BOOL)
         step = form.compute("Where", there, step, form.store("longest", np.array(longest, np.int32)))
-    place = form.compute("CumSum", step, form.store("axis", np.array(0, np.int64)))
-    place = form.compute("Sub", place, form.store("one", np.array(1, np.int32)))
-    if there:
-        place = form.compute("Compress", place, there, axis=0)
-    found = _gather(form, *table) if table else form.store("values", values)
-    zero = numpy_helper.from_array(np.zeros(1, values.dtype))
-    size = form.store("size", np.array([np.prod(shape)], np.int64))
-    zeros = form.compute("ConstantOfShape", size, value=zero)
+        place = form.compute("Sub", form.compute("CumSum", step, axis), one)
+        # No Compress here: onnxruntime would run it, and all behind it, at every call instead of once.
+        place = form.compute("Where", there, place, form.store("beyond", np.array(count, np.int32)))
+        number = form.compute("CumSum", form.compute("Cast", there, to=TensorProto.INT32), axis)
+        found = form.compute("Gather", found, form.compute("Sub", number, one))
+    else:
+        place = form.compute("Sub", form.compute("CumSum", step, axis), one)
+    size = form.store("size", np.array([count], np.int64))
+    room = form.store("room", np.array([count + 1], np.int64)) if skips.any() else size
+    zeros = form.compute("ConstantOfShape", room, value=numpy_helper.from_array(np.zeros(1, values.dtype)))
     flat = form.compute("ScatterElements", zeros, place, found, axis=0)
+    if skips.any():
+        flat = form.compute("Slice", flat, form.store("start", np.array([0], np.int64)), size)
     form.compute("Reshape", flat, form.store("shape", np.array(shape, np.int64)), last=True)
     return form
 
