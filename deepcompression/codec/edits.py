@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -10,7 +11,8 @@ from deepcompression.errors import InputError, MalformedFile
 
 TAG = 4
 KEY = "deepcompression.edits"  # of the text in a .safetensors file's metadata that keeps them
-MOST = 1 << 20  # bytes of the record
+MOST = 1 << 20  # bytes of their JSON
+DEFLATED = b"\x01"  # before JSON that is compressed
 MOST_LEVELS = 16
 MOST_INTEGER = 1 << 53
 MOST_NAME = 64
@@ -34,8 +36,15 @@ def pack(edits: Sequence[Mapping[str, Any]] | None) -> dict[int, bytes]:
     Raises:
         InputError: one is no plain record, of a kind that is not written, or all take more bytes than a file keeps.
     """
+    content = _json(edits)
+    shorter = DEFLATED + _deflate(content)
+    return {TAG: min(content, shorter, key=len)} if content else {}
+
+
+def _json(edits: Sequence[Mapping[str, Any]] | None) -> bytes:
+    """The canonical JSON of edits, stamped and checked; nothing where there are none."""
     if not edits:
-        return {}
+        return b""
     if isinstance(edits, Mapping | str):
         raise InputError(f"edits are a list of records, not {type(edits).__name__}")
     content = _text([_plain(_stamped(place, edit)) for place, edit in enumerate(edits)])
@@ -45,7 +54,23 @@ def pack(edits: Sequence[Mapping[str, Any]] | None) -> dict[int, bytes]:
         unpack(content)
     except MalformedFile as error:
         raise InputError(str(error).removeprefix("header: ")) from None
-    return {TAG: content}
+    return content
+
+
+def _deflate(content: bytes) -> bytes:
+    made = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+    return made.compress(content) + made.flush()
+
+
+def _inflate(data: bytes) -> bytes:
+    found = zlib.decompressobj(-15)
+    try:
+        content = found.decompress(data, MOST + 1)
+    except zlib.error:
+        raise _malformed("the compressed JSON is damaged") from None
+    if len(content) <= MOST and (not found.eof or found.unused_data):
+        raise _malformed("the compressed JSON is damaged")
+    return content
 
 
 def as_text(edits: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -54,8 +79,8 @@ def as_text(edits: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     Raises:
         InputError: as ``pack``.
     """
-    record = pack(edits).get(TAG)
-    return {} if record is None else {KEY: record.decode()}
+    content = _json(edits)
+    return {KEY: content.decode()} if content else {}
 
 
 def from_text(metadata: Mapping[str, str]) -> tuple[dict[str, str], list[Edit]]:
@@ -110,9 +135,11 @@ def unpack(record: bytes | memoryview) -> list[Edit]:
     Raises:
         MalformedFile: it contradicts FORMAT.md.
     """
-    if len(record) > MOST:
-        raise _malformed(f"{len(record)} bytes, at most {MOST} are allowed")
     content = bytes(record)
+    if content[:1] == DEFLATED:
+        content = _inflate(content[1:])
+    if len(content) > MOST:
+        raise _malformed(f"more than the {MOST} bytes that are allowed")
     try:
         found: Any = json.loads(content.decode(), parse_float=_no_number, parse_constant=_no_number)
     except UnicodeDecodeError:

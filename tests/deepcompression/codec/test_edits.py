@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,12 @@ PLAIN = st.recursive(
 )
 
 
+def deflated(content: bytes) -> bytes:
+    """A record with this JSON, compressed."""
+    made = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+    return b"\x01" + made.compress(content) + made.flush()
+
+
 def with_edits(content: bytes) -> bytes:
     """A file without tensors that has this record of edits."""
     return sealed(b"\0" + varint(edits.TAG) + varint(len(content)) + content)
@@ -41,6 +48,16 @@ def test_round_trip(drawn: list[tuple[str, dict[str, Any]]]) -> None:
     assert decode(made)["w"].bits.tobytes() == W["w"].tobytes()
     texts, back = edits.from_text({"k": "v", **edits.as_text(records)})
     assert (texts, back) == ({"k": "v"}, records)
+
+
+def test_the_shorter_of_both_forms_is_written() -> None:
+    """Long records of many layers are compressed; a short one is not made longer; both are read."""
+    short = [{"kind": "k", "since": "1"}]
+    long = [{"kind": "resize", "modules": {}, "tensors": {f"layer{i}.conv.weight": [64, 32, 3, 3] for i in range(40)}}]
+    assert edits.pack(short)[edits.TAG][:1] == b"["
+    packed = edits.pack(long)[edits.TAG]
+    assert packed[:1] == edits.DEFLATED and len(packed) < 0.2 * len(edits.as_text(long)[edits.KEY])
+    assert edits.unpack(packed)[0]["tensors"] == long[0]["tensors"]
 
 
 def test_files_without_edits_have_the_bytes_that_they_had() -> None:
@@ -114,7 +131,13 @@ def test_the_text_of_edits_has_its_own_key() -> None:
         (b'[{"kind":"a","n":%s}]' % (b"9" * 5000), "no JSON"),
         (b'[{"kind":"a","n":' + b"[" * 15 + b"]" * 15 + b"}]", "more than 16 levels"),
         (b"[" * 100_000, "more than 16 levels"),
-        (bytes(edits.MOST + 1), "at most 1048576 are allowed"),
+        (b"[" + bytes(edits.MOST), "more than the 1048576 bytes that are allowed"),
+        (deflated(b" " * (edits.MOST + 1)), "more than the 1048576 bytes that are allowed"),
+        (deflated(b'[{"kind":"a"}]')[:-1], "the compressed JSON is damaged"),
+        (deflated(b'[{"kind":"a"}]') + b"x", "the compressed JSON is damaged"),
+        (b"\x01", "the compressed JSON is damaged"),
+        (b"\x01" + b"\xff" * 9, "the compressed JSON is damaged"),
+        (deflated(b"[]"), "no list of edits"),
     ],
     ids=lambda one: one[:24] if isinstance(one, bytes) else None,
 )
