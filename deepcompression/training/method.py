@@ -165,8 +165,7 @@ class Session:
     def __init__(self, model: nn.Module, methods: Sequence[Method], steps: int, context: Context) -> None:
         self.model, self.now = model, Now(0, steps)
         self.accounts: list[tuple[Method, Account]] = []
-        claims = {method: method.claims(model, context.structure) for method in methods}
-        _refuse_twice(claims)
+        claims = claims_of(model, methods, context.structure)
         claimed = frozenset(claim for some in claims.values() for claim in some)
         self.context = replace(context, claimed=claimed)
         self.methods = sorted(methods, key=lambda method: _place(claims[method]))
@@ -331,6 +330,22 @@ def attach(
         session.close(failed=True)
         raise
     return session
+
+
+def claims_of(model: nn.Module, methods: Sequence[Method], structure: Structure) -> dict[Method, set[Claim]]:
+    """What each method claims.
+
+    Args:
+        model: untouched.
+        methods: side by side.
+        structure: what is true of the model's tensors.
+
+    Raises:
+        StructureError: two of them claim the same; or a pattern of one matches nothing.
+    """
+    claims = {method: method.claims(model, structure) for method in methods}
+    _refuse_twice(claims)
+    return claims
 
 
 def _refuse_twice(claims: Mapping[Method, set[Claim]]) -> None:

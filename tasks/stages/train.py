@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model, model_serializer, model_validator
 
 from tasks.execution.bench import Bench, Product, trained
 from tasks.execution.settings import MethodSettings, Stage, Strict, Training
 from tasks.methods import METHODS, settings_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from deepcompression.training.method import Method
+    from tasks.execution.run import Run
 
 
 class One(Strict):
@@ -53,7 +59,17 @@ class Settings(Training, Stage):
         min_length=1, description=f"each by its name: {', '.join(METHODS)}"
     )
 
+    def fits(self, run: Run, model: nn.Module) -> None:
+        """No two methods claim the same of a tensor."""
+        from deepcompression.training.method import claims_of
+
+        claims_of(model, _made(self), {})
+
+
+def _made(settings: Settings) -> list[Method]:
+    return [one.settings().make() for one in settings.methods]
+
 
 def work(bench: Bench, settings: Settings) -> Product:
     """The weights of the stage before, trained with methods at work; what was true of them stays so."""
-    return trained(bench, settings, [one.settings().make() for one in settings.methods])
+    return trained(bench, settings, _made(settings))

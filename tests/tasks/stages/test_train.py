@@ -118,8 +118,11 @@ def test_two_methods_that_claim_the_same_are_refused(run: Run) -> None:
     """Before anything trains, with the tensor's name and both methods'."""
     source = dense(run)
     methods = [{"share": {"bits": 2}}, {"share": {"bits": 3}}]
-    with pytest.raises(StructureError, match=r"weight: share and share both claim its values; leave it to one of them"):
+    both = r"weight: share and share both claim its values; leave it to one of them"
+    with pytest.raises(StructureError, match=both):
         made(run, "t", {"stage": "train", **TWO, "methods": methods}, source)
+    with pytest.raises(StructureError, match=both):  # the check of a whole run, before its baseline trains
+        train.Settings(stage="train", methods=methods).fits(run, run.blank_model())
 
 
 @pytest.mark.parametrize(
