@@ -33,7 +33,13 @@ def wanted(count: int, worth_calling: int, worth_importing: int) -> bool:
 
 
 def kernels(count: int, worth_calling: int = 1 << 16, worth_importing: int = 1 << 22) -> ModuleType | None:
-    """The compiled coders where `count` symbols repay them (`wanted`), else None."""
+    """The compiled coders where `count` symbols repay them (`wanted`), else None.
+
+    Args:
+        count: symbols that are to be coded.
+        worth_calling: from so many on they repay a call, where numba is imported already.
+        worth_importing: from so many on they repay importing numba.
+    """
     if not wanted(count, worth_calling, worth_importing):
         return None
     try:

@@ -23,7 +23,13 @@ def cores() -> int:
 
 
 def mapped(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
-    """`function` of each of `items`, in their order, on up to `threads` threads."""
+    """`function` of each of `items`, in their order, on up to `threads` threads.
+
+    Args:
+        function: of one item.
+        items: in order.
+        threads: at most so many.
+    """
     if threads <= 1 or len(items) < 2:
         return [function(item) for item in items]
     with ThreadPoolExecutor(min(threads, len(items))) as pool:

@@ -61,6 +61,11 @@ def function(spec: str, kwargs: Mapping[str, Any] | None = None, *, arguments: i
 
     ``step(model, batch)`` may be named directly; a factory of such functions is called with ``kwargs`` first.
 
+    Args:
+        spec: `package.module:callable`.
+        kwargs: bound to it.
+        arguments: how many more it is called with.
+
     Raises:
         FactoryError: as ``build``; or neither the callable nor what it returns can be called so.
     """

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
 import signal
 import sys
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
 
-from deepcompression.errors import one_line
-from flows.watchdog import AGAIN, Terminated, Watchdog
+from flows.process import begin, guarded, terminated
 from tasks.root import ROOT
 
 app = typer.Typer(
@@ -43,7 +36,6 @@ StoreOption = Annotated[
     str, typer.Option("--store", help="the stage store: a folder, or a URL such as s3://bucket/store")
 ]
 AIM_MISSED = 3  # exit code
-PREFECT_SECONDS = 15.0
 
 
 @app.callback()
@@ -72,7 +64,7 @@ def run(
       python -m flows run conf/lenet-5.yaml seed=3 stages.prune.density.fc1=0.05
       python -m flows run conf/digits.yaml 'seeds=[0,1,2]' --json
     """
-    with _guarded(verbose, quiet):
+    with guarded(verbose, quiet):
         from flows.recipe import load as recipes
         from flows.recipe import merge
 
@@ -121,7 +113,7 @@ def rerun(
       python -m flows rerun digits-20261121-083034-e980 stages.share.bits.default=3
       python -m flows rerun 7a8f4b6a33544107b1cb78aa346aeb2e seed=2 --tracking-uri http://mlflow:5000
     """
-    with _guarded(verbose, quiet):
+    with guarded(verbose, quiet):
         from flows import history
         from flows.recipe import load as recipes
         from flows.recipe import merge
@@ -152,7 +144,7 @@ def sweep(
       python -m flows sweep conf/sweeps/digits.yaml
       python -m flows sweep conf/sweeps/digits.yaml workers=4 runner=dask
     """
-    with _guarded(verbose, quiet):
+    with guarded(verbose, quiet):
         from deepcompression.errors import AimMissed
         from flows.recipe import merge as recipes
         from flows.sweeps import sweep as sweeps
@@ -160,7 +152,7 @@ def sweep(
 
         changes = recipes.parse_overrides(overrides or [])
         sweeps.load(sweep, changes)
-        watchdog = _begin(lambda result: _print(result, as_json, sweep=True))
+        watchdog = begin(lambda result: _print(result, as_json, sweep=True))
         try:
             result: dict[str, Any] = sweeps.sweep(sweep, secrets.aside(changes))
         except AimMissed as missed:
@@ -183,7 +175,7 @@ def serve(
 
     It finds the server of `make servers` in this clone by itself; another one is named by PREFECT_API_URL.
     """
-    with _guarded(verbose, False):
+    with guarded(verbose, False):
         from flows import schedules as module
 
         module.serve([module.load(path) for path in module.paths_of(schedules)])
@@ -197,10 +189,10 @@ def servers(
     verbose: Verbose = False,
 ) -> None:
     """Start a Prefect server and an MLflow server on this machine (loopback only), until interrupted."""
-    with _guarded(verbose, False):
+    with guarded(verbose, False):
         from flows import servers as module
 
-        signal.signal(signal.SIGTERM, _terminated)
+        signal.signal(signal.SIGTERM, terminated)
         try:
             module.run((ROOT / data).resolve(), prefect_port, mlflow_port)
         except KeyboardInterrupt:
@@ -227,7 +219,7 @@ def compare(
       python -m flows compare --last 5
       python -m flows compare digits-20261121-083034-e980 digits-20261121-090000-11aa --format latex
     """
-    with _guarded(verbose, False):
+    with guarded(verbose, False):
         from flows import history
         from flows.compare import compare as module
 
@@ -262,7 +254,7 @@ def store(
       python -m flows store
       python -m flows store --older 30d --dry-run
     """
-    with _guarded(verbose, False):
+    with guarded(verbose, False):
         from flows import history, upkeep
 
         upkeep.show_store(where)
@@ -284,7 +276,7 @@ def sync(
     What other machines left in a shared store goes to MLFLOW_TRACKING_URI, or to a server that runs of yours name;
     anywhere else only with --tracking-uri.
     """
-    with _guarded(verbose, False):
+    with guarded(verbose, False):
         from deepcompression.errors import RunError
         from flows import upkeep
 
@@ -301,80 +293,10 @@ def schema() -> None:
     print(json.dumps(Recipe.model_json_schema(), indent=2))
 
 
-@contextlib.contextmanager
-def _guarded(verbose: bool, quiet: bool) -> Iterator[None]:
-    """What every verb shares: quiet libraries, and every error as one line with its exit code."""
-    from tasks import secrets
-
-    _settings(verbose)
-    if quiet:
-        from tasks import console
-
-        console.quiet()
-    with secrets.terminal():
-        try:
-            yield
-        except KeyboardInterrupt as told:
-            by_signal = isinstance(told, Terminated)
-            _stop(143 if by_signal else 130, f"stopped: {'terminated' if by_signal else 'interrupted'}; {AGAIN}")
-        except typer.Exit:
-            raise
-        except Exception as error:
-            _fail(secrets.without_secrets(error), verbose)
-
-
-def _begin(tell: Callable[[Any], None]) -> Watchdog:
-    """Before a flow: nothing will hold it up when it is told to end, what earlier ones left running is ended.
-
-    Args:
-        tell: shows what came out; the exit code is 0, or that of the ``typer.Exit`` that it raises.
-    """
-    from flows import watchdog
-
-    def code_of(result: Any) -> int:
-        try:
-            tell(result)
-        except typer.Exit as stopped:
-            return int(stopped.exit_code)
-        return 0
-
-    started = watchdog.start(code_of)
-    _end_orphans()
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    with _prefect():  # every run needs these, and importing them takes as long as a server's start
-        import mlflow  # noqa: F401
-        import torch  # noqa: F401
-
-        import flows.compress  # noqa: F401
-    return started
-
-
-@contextlib.contextmanager
-def _prefect() -> Iterator[None]:
-    """A Prefect server that is named and away is told at once; where none is named, one is there after the block."""
-    from prefect.settings import get_current_settings
-
-    from deepcompression.errors import RunError
-    from flows import servers
-    from tasks.secrets import masked
-    from tasks.upkeep.liveness import prefect_answers
-
-    settings = get_current_settings()
-    if settings.api.url is None and settings.server.ephemeral.enabled:
-        with servers.temporary():
-            yield
-        return
-    if (url := settings.api.url) and not prefect_answers(PREFECT_SECONDS):
-        raise RunError(
-            f"no Prefect server answers at {masked(url)}: start it, or unset PREFECT_API_URL (runs then start one)"
-        )
-    yield
-
-
 def _compress(
     recipe: str | dict[str, Any], overrides: dict[str, Any], title: str, words: list[str], as_json: bool
 ) -> None:
-    watchdog = _begin(lambda summary: _print(summary, as_json))
+    watchdog = begin(lambda summary: _print(summary, as_json))
     from rich.markup import escape
 
     from deepcompression.errors import AimMissed
@@ -410,77 +332,6 @@ def _print_json(value: Any) -> None:
     from tasks.storage.store import as_json
 
     print(as_json(secrets.hidden(value)), file=secrets.unmasked_stdout())
-
-
-def _settings(verbose: bool) -> None:
-    """Prefect without a server: quiet, its database beside the runs, time enough to start. What you set stands."""
-    artifacts = ROOT / "artifacts"
-    os.environ.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{artifacts}/prefect.db")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    if not verbose:
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-        os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
-        os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")
-        logging.raiseExceptions = False  # a server that goes away would fill the screen with log lines not delivered
-    artifacts.mkdir(exist_ok=True)
-    if "PREFECT_API_URL" not in os.environ and (artifacts / "servers.json").exists():
-        from flows.servers import running_prefect
-
-        url = running_prefect(artifacts)
-        os.environ.update({"PREFECT_API_URL": url} if url else {})
-
-
-def _end_orphans() -> None:
-    """Ends temporary Prefect servers of ours whose run was killed hard: Prefect leaves them running for ever."""
-    import psutil
-
-    ours = os.environ["PREFECT_API_DATABASE_CONNECTION_URL"]
-    for process in psutil.process_iter(["cmdline", "ppid"]):
-        try:
-            server = "prefect.server.api.server:create_app" in " ".join(process.info["cmdline"] or ())
-            parent = process.parent() if server else None
-            orphan = server and (parent is None or parent.pid == 1 or parent.name() in ("systemd", "init"))
-            settings = process.environ() if orphan else {}
-            temporary = settings.get("PREFECT__SERVER_EPHEMERAL") == "1"  # not one that somebody put in the background
-            if temporary and settings.get("PREFECT_API_DATABASE_CONNECTION_URL") == ours:
-                process.terminate()
-        except psutil.Error:
-            continue
-
-
-def _terminated(*_: object) -> None:
-    raise Terminated
-
-
-def _fail(error: BaseException, verbose: bool) -> None:
-    from deepcompression.errors import InputError
-
-    code = 2 if isinstance(error, InputError) else 1
-    if verbose:
-        _stop(code, "".join(traceback.format_exception(error)).rstrip())
-    if type(error).__module__.partition(".")[0] in ("httpx", "httpcore"):
-        print(f"error: Prefect's server does not answer any more ({error}); {AGAIN}", file=sys.stderr, flush=True)
-        os._exit(1)  # Prefect would try for a minute to deliver its events
-    known = type(error).__module__.startswith("deepcompression.")
-    text = one_line(error) or type(error).__name__
-    kind = "" if known else f"{type(error).__name__}: "
-    hint = "" if known else " (run again with -v for the traceback)"
-    _stop(code, f"error: {kind}{text}{hint}")
-
-
-def _stop(code: int, message: str) -> None:
-    from flows import watchdog
-
-    print(*map(_printable, message.split("\n")), sep="\n", file=sys.stderr, flush=True)  # a traceback has many lines
-    watchdog.leave_soon(code)
-    raise typer.Exit(code)
-
-
-def _printable(message: str) -> str:
-    """A message may quote what a server or a file says: no sequence in it reaches the terminal."""
-    return "".join(one if one.isprintable() else "?" for one in message)
 
 
 if __name__ == "__main__":

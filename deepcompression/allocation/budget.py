@@ -111,7 +111,14 @@ class Stop:
 
 
 def loss_of(metric: float, dense: float, *, higher_is_better: bool, in_points: bool) -> float:
-    """By how much ``metric`` is worse than ``dense``; percentage points where samples are right or wrong."""
+    """By how much ``metric`` is worse than ``dense``; percentage points where samples are right or wrong.
+
+    Args:
+        metric: of the candidate, on validation.
+        dense: of the dense model.
+        higher_is_better: whether the metric is.
+        in_points: whether it is a share of samples, told in points.
+    """
     worse = dense - metric if higher_is_better else metric - dense
     return 100 * worse if in_points else worse
 
@@ -139,6 +146,11 @@ def expected_loss(
 def margin_of(metric_loss: float, correct: int | None, total: int) -> float:
     """What is kept back of a loss, unless the user says: one standard error of the dense metric, at most a quarter.
 
+    Args:
+        metric_loss: what may be lost, in points.
+        correct: samples that the dense model has right, where scores are 0/1.
+        total: validation samples.
+
     Raises:
         BudgetError: the loss is less than two samples of the validation split; the smallest usable one is told.
     """
@@ -158,6 +170,12 @@ def keeps(budget: Budget, file_bytes: int, loss: float, expected: float | None =
 
     Where the loss that is expected on new samples is not known, it is the one that was observed. What is not a number
     keeps to nothing.
+
+    Args:
+        budget: what is asked for.
+        file_bytes: of the candidate.
+        loss: of the metric, observed on validation.
+        expected: the loss that is expected on new samples, if known.
     """
     if not math.isfinite(loss):
         return False

@@ -174,7 +174,7 @@ def decode(
         with reader.named(source):
             if max_bytes is not None or target.suffix.lower() != files.SAFETENSORS:
                 reader.check_memory(wanted, max_bytes)
-            io.check_disk(wanted, target.parent)
+            reader.check_disk(wanted, target.parent)
         with Bar("decoding", _decoded(wanted)) as bar:
 
             def tensor(name: str) -> dtypes.RawTensor:

@@ -192,6 +192,11 @@ def baselines(path: str, max_bytes: int | None, progress: Progress) -> dict[str,
     """Bytes of a file's tensors (equal ones once) as they are, by gzip -9, by zstd -19 (None: not installed), as .dcz.
 
     One tensor at a time is in memory. Raises as `io.inspect`.
+
+    Args:
+        path: of the file.
+        max_bytes: as of `verify`.
+        progress: called after each tensor with its name and its bytes.
     """
     with File(path, max_bytes=max_bytes) as file:
         stored = [entry for entry in file.index.entries if entry.same_as is None]
@@ -252,7 +257,15 @@ def encoded_size(
     threads: int | None,
     progress: Progress,
 ) -> int:
-    """Bytes of the file that `io.save` would write; nothing is written, and one tensor at a time is in memory."""
+    """Bytes of the file that `io.save` would write; nothing is written, and one tensor at a time is in memory.
+
+    Args:
+        tensors: by name.
+        coder: as of `encode`.
+        records: the file's extension records.
+        threads: at most so many; None is one a core.
+        progress: as of `encode`.
+    """
     entries = encode_blobs(tensors, coder, threads, progress, _Nowhere())
     return len(index.write_header(entries, coder, records)) + sum(entry.size for entry in entries)
 
@@ -265,7 +278,14 @@ class _Nowhere:
 def compare_coders(
     tensors: Mapping[str, Tensor], records: Mapping[int, bytes], threads: int | None, progress: Progress
 ) -> list[tuple[str, int, float]]:
-    """For each coder: its name, the bytes of the file, and the seconds to encode (compiling not counted)."""
+    """For each coder: its name, the bytes of the file, and the seconds to encode (compiling not counted).
+
+    Args:
+        tensors: by name.
+        records: the file's extension records.
+        threads: at most so many; None is one a core.
+        progress: as of `encode`.
+    """
     found = []
     for coder in CODERS:
         start = time.perf_counter() - compiled()[0]

@@ -23,7 +23,17 @@ def deflate(values: Bits, quick: bool = False) -> bytes:
 
 
 def inflate(data: memoryview, count: int, kind: np.dtype[Any], cursor: Cursor) -> Bits:
-    """The inverse of `deflate`: (count,) of type `kind`; MalformedFile, named by `cursor`, for anything else."""
+    """The inverse of `deflate`: (count,) of type `kind`; MalformedFile, named by `cursor`, for anything else.
+
+    Args:
+        data: the deflated bytes.
+        count: elements.
+        kind: their type in numpy.
+        cursor: of the blob, for messages.
+
+    Raises:
+        MalformedFile: they are damaged, or of another length.
+    """
     reader = zlib.decompressobj(-15)
     found: Bits = np.empty(count, kind.newbyteorder("<"))
     planes = found.view(np.uint8).reshape(count, kind.itemsize)
@@ -62,7 +72,16 @@ def read_type(cursor: Cursor, dtype: str) -> tuple[str, bool]:
 
 
 def read_array(cursor: Cursor, count: int, dtype: str) -> Bits:
-    """The inverse of `write_array`: bits (count,) of type `dtype`."""
+    """The inverse of `write_array`: bits (count,) of type `dtype`.
+
+    Args:
+        cursor: at the array; moves behind it.
+        count: elements.
+        dtype: of the tensor.
+
+    Raises:
+        MalformedFile: it breaks FORMAT.md.
+    """
     stored, deflated = read_type(cursor, dtype)
     kind = unsigned(stored)
     if deflated:
@@ -75,7 +94,17 @@ def read_array(cursor: Cursor, count: int, dtype: str) -> Bits:
 
 
 def widened(small: Bits, stored: str, dtype: str, cursor: Cursor) -> Bits:
-    """Bits of type `stored` as bits of type `dtype`; MalformedFile for a NaN that no writer narrows, or a bool of 2."""
+    """Bits of type `stored` as bits of type `dtype`; MalformedFile for a NaN that no writer narrows, or a bool of 2.
+
+    Args:
+        small: bits as stored.
+        stored: their type.
+        dtype: of the tensor.
+        cursor: of the blob, for messages.
+
+    Raises:
+        MalformedFile: no writer stores such values so.
+    """
     if dtype == "bool" and small.size and int(small.max()) > 1:
         raise cursor.fail("a bool is neither 0 nor 1")
     narrowed = stored != dtype and DTYPES[dtype].floating and (stored, dtype) != ("bfloat16", "float32")

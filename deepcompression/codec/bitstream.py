@@ -25,7 +25,13 @@ def _pack(values: NDArray[Any], width: int) -> bytes:
 
 
 def unpack(buffer: bytes | memoryview, count: int, width: int) -> NDArray[np.unsignedinteger[Any]]:
-    """The inverse of `pack`: (count,) uint8 up to width 8, else uint16; `buffer` has packed_size() bytes."""
+    """The inverse of `pack`: (count,) uint8 up to width 8, else uint16; `buffer` has packed_size() bytes.
+
+    Args:
+        buffer: the packed bytes.
+        count: numbers.
+        width: bits a number.
+    """
     source = np.frombuffer(buffer, np.uint8)
     if width in (8, 16):
         return source.view(f"<u{width // 8}").astype(f"u{width // 8}")

@@ -54,7 +54,13 @@ class Book:
         return found + ((found >= 0) & (self.lowest <= 0)) if self.skips_zero else found
 
     def bits(self, codes: Symbols, dtype: str, groups: NDArray[np.int64] | None) -> Bits:
-        """The element bits (m,) of `codes` (m,), which belong to `groups` (m,), None where there is one."""
+        """The element bits (m,) of `codes` (m,), which belong to `groups` (m,), None where there is one.
+
+        Args:
+            codes: (m,), below k.
+            dtype: of the tensor.
+            groups: (m,) the group of each; None where there is one.
+        """
         if self.values is not None:
             flat = self.values.reshape(-1)
             return flat[codes] if groups is None else flat[groups * self.k + codes]
@@ -66,7 +72,19 @@ class Book:
 
 
 def read_book(cursor: Cursor, dtype: str, elements: int, group: int, *, grid: bool, sparse: bool) -> Book:
-    """The book in the head of the blob of so many elements; MalformedFile where it breaks FORMAT.md."""
+    """The book in the head of the blob of so many elements; MalformedFile where it breaks FORMAT.md.
+
+    Args:
+        cursor: at the book; moves behind it.
+        dtype: of the tensor.
+        elements: of the tensor.
+        group: elements a group; 0 is all.
+        grid: whether it is a grid, not a codebook.
+        sparse: whether zeros are stored as positions.
+
+    Raises:
+        MalformedFile: it breaks FORMAT.md.
+    """
     groups = -(-elements // group) if group else 1
     if grid:
         return _read_grid(cursor, dtype, group, groups, sparse)
@@ -151,7 +169,13 @@ class Shared:
 
 
 def histogram(symbols: Symbols, k: int, threads: int) -> NDArray[np.int64]:
-    """How often each symbol below `k` occurs (k,); in slices, since numpy counts 8 bytes wide."""
+    """How often each symbol below `k` occurs (k,); in slices, since numpy counts 8 bytes wide.
+
+    Args:
+        symbols: (n,).
+        k: they are below it.
+        threads: at most so many.
+    """
     parts = mapped(lambda i: np.bincount(symbols[i : i + _SLICE], minlength=k), range(0, len(symbols), _SLICE), threads)
     total: NDArray[np.int64] = np.sum(parts, axis=0) if parts else np.zeros(k, np.int64)
     return total

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from deepcompression._parallel import cores
 from deepcompression.codec import decoder, head
-from deepcompression.codec.dtypes import Bits
+from deepcompression.codec.dtypes import DTYPES, Bits
 from deepcompression.codec.head import Sections
-from deepcompression.codec.index import Entry
+from deepcompression.codec.index import VERSION, Entry, Index
 from deepcompression.codec.reader import Readable, read_blob
 
 
@@ -46,6 +46,32 @@ def describe_equal(entry: Entry, first: dict[str, Any]) -> dict[str, Any]:
     """The description of a tensor whose bytes are those of `first`: they are counted there."""
     nothing = {"bytes": 0, **Sections()._asdict(), "entropy_bytes": 0.0}
     return {**first, **nothing, "name": entry.name, "same_as": first["name"]}
+
+
+def summary(index: Index, file_bytes: int, tensors: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `inspect` says of a file.
+
+    Args:
+        index: of the file.
+        file_bytes: of all of it.
+        tensors: what was said of each, in the index's order.
+    """
+    dense = sum(
+        entry.elements * min(DTYPES[entry.dtype].itemsize, 4 if DTYPES[entry.dtype].floating else 16)
+        for entry in index.entries
+        if entry.same_as is None
+    )
+    return {
+        "format_version": VERSION,
+        "file_bytes": file_bytes,
+        "header_bytes": index.header_bytes,
+        "dense_bytes": dense,
+        "ratio": dense / file_bytes,
+        "coder": index.coder,
+        "metadata": index.metadata,
+        "edits": index.edits,
+        "tensors": tensors,
+    }
 
 
 def _counts(flat: Bits) -> Iterator[NDArray[np.int64]]:

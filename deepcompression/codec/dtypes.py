@@ -119,7 +119,13 @@ def narrow(bits: Bits, name: str) -> tuple[str, Bits]:
 
 
 def shrink(bits: Bits, name: str, target: str) -> Bits | None:
-    """`bits` of type `name` as bits of type `target`, or None where that is not exact."""
+    """`bits` of type `name` as bits of type `target`, or None where that is not exact.
+
+    Args:
+        bits: of any shape.
+        name: their type.
+        target: one of `narrower(name)`, or the same.
+    """
     if target == name:
         return bits
     if not DTYPES[name].floating:
@@ -134,7 +140,13 @@ def shrink(bits: Bits, name: str, target: str) -> Bits | None:
 
 
 def widen(small: Bits, source: str, name: str) -> Bits:
-    """The exact inverse of `shrink`: bits of type `source` as bits of the wider type `name`."""
+    """The exact inverse of `shrink`: bits of type `source` as bits of the wider type `name`.
+
+    Args:
+        small: of any shape.
+        source: their type.
+        name: the wider one.
+    """
     if source == name:
         return small
     if source == "bfloat16":

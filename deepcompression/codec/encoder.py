@@ -43,7 +43,15 @@ class Written(NamedTuple):
 
 
 def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, threads: int = 1) -> bytes:
-    """The blob of a tensor with the element bits `flat` (n,), in the smallest layout that `coder` has."""
+    """The blob of a tensor with the element bits `flat` (n,), in the smallest layout that `coder` has.
+
+    Args:
+        flat: (n,) unsigned integers as wide as an element.
+        dtype: its name.
+        shape: of the tensor, of n elements.
+        coder: as of `encode`.
+        threads: at most so many; the bytes do not depend on it.
+    """
     if flat.size == 0:
         return b""
     how = Writing(dtype, shape, settled(coder, flat.size), threads)

@@ -23,8 +23,8 @@ from deepcompression.codec import edits as edits_
 from deepcompression.codec import encoder, head
 from deepcompression.codec import index as format
 from deepcompression.codec import metadata as metadata_
-from deepcompression.codec.describe import describe_equal, describe_tensor
-from deepcompression.codec.dtypes import DTYPES, RawTensor, raw_of, to_array
+from deepcompression.codec.describe import describe_equal, describe_tensor, summary
+from deepcompression.codec.dtypes import RawTensor, raw_of, to_array
 from deepcompression.codec.index import Entry
 from deepcompression.codec.reader import (
     Mapped,
@@ -42,7 +42,7 @@ from deepcompression.codec.reader import (
     selected,
     stored_entry,
 )
-from deepcompression.errors import FormatError, InputError, TooLarge
+from deepcompression.errors import FormatError, InputError
 
 __all__ = ["CODERS", "File", "RawTensor", "decode", "encode", "inspect", "load", "save", "verify"]
 
@@ -97,6 +97,10 @@ def save(
     The file appears whole or not at all: it is written beside `path`, synced, and renamed. One tensor at a time is in
     memory, if the mapping makes them as it goes.
 
+    Args:
+        tensors: as all others but `path`, of `encode`.
+        path: of the file, in a folder that there is.
+
     Raises:
         InputError: as `encode`.
         StorageError: the disk is full, or `path` cannot be written.
@@ -119,7 +123,15 @@ def records(metadata: Mapping[str, str] | None, edits: Sequence[Mapping[str, Any
 def encode_blobs(
     tensors: Mapping[str, Tensor], coder: str, threads: int | None, progress: Progress | None, out: Any
 ) -> list[Entry]:
-    """Write the blobs of `tensors` to `out`, one after the other, and say what the index has to say of them."""
+    """Write the blobs of `tensors` to `out`, one after the other, and say what the index has to say of them.
+
+    Args:
+        tensors: as all others but `out`, of `encode`.
+        out: a binary file.
+
+    Raises:
+        InputError: a name, a type or the coder is not storable.
+    """
     if coder not in format.CODERS:
         raise InputError(f"coder is one of {', '.join(format.CODERS)}, not {coder!r}")
     format.check_count(len(tensors))
@@ -182,7 +194,13 @@ def load(
 def decode(
     buffer: bytes | memoryview, *, names: Iterable[str] | None = None, max_bytes: int | None = None
 ) -> dict[str, RawTensor]:
-    """The tensors of a .dcz file in memory, as `load(..., raw=True)` gives them; raises the same errors."""
+    """The tensors of a .dcz file in memory, as `load(..., raw=True)` gives them; raises the same errors.
+
+    Args:
+        buffer: the bytes of the file.
+        names: only these tensors.
+        max_bytes: as of `load`.
+    """
     return _decode(Mapped(memoryview(buffer)), names, max_bytes, widened=False)
 
 
@@ -305,22 +323,7 @@ def inspect(path: Source, *, max_bytes: int | None = None, progress: Progress | 
             )
             if progress is not None:
                 progress(entry.name, entry.nbytes)
-    dense = sum(
-        entry.elements * min(DTYPES[entry.dtype].itemsize, 4 if DTYPES[entry.dtype].floating else 16)
-        for entry in index.entries
-        if entry.same_as is None
-    )
-    return {
-        "format_version": format.VERSION,
-        "file_bytes": file_bytes,
-        "header_bytes": index.header_bytes,
-        "dense_bytes": dense,
-        "ratio": dense / file_bytes,
-        "coder": index.coder,
-        "metadata": index.metadata,
-        "edits": index.edits,
-        "tensors": tensors,
-    }
+    return summary(index, file_bytes, tensors)
 
 
 def _decode(
@@ -345,12 +348,3 @@ def _decode(
         given.add(first.name)
         decoded[entry.name] = RawTensor(flat.reshape(first.shape), entry.dtype)
     return decoded
-
-
-def check_disk(entries: Iterable[Entry], folder: Path) -> None:
-    """Raise TooLarge where these tensors, written to `folder`, would fill its disk."""
-    total = sum(entry.nbytes for entry in entries)
-    with contextlib.suppress(OSError):  # of a missing folder, writing says more
-        free = shutil.disk_usage(folder).free
-        if total > free:
-            raise TooLarge(f"decodes to {total} bytes, and {folder} has {free} left; --name writes single tensors")

@@ -86,7 +86,16 @@ class Head:
 
 
 def read_head(cursor: Cursor, dtype: str, count: int) -> tuple[Head, int]:
-    """The head of the blob of so many elements, and how many of its bytes are the book."""
+    """The head of the blob of so many elements, and how many of its bytes are the book.
+
+    Args:
+        cursor: at the blob's beginning; moves behind the head.
+        dtype: of the tensor.
+        count: its elements, one at least.
+
+    Raises:
+        MalformedFile: it breaks FORMAT.md.
+    """
     form = cursor.take(1, "the form")[0]
     place, kind, adaptive = form & 3, form >> 2 & 3, bool(form & ADAPTIVE)
     raw_codes = kind == RAW and (adaptive or form & GROUPS)
@@ -171,7 +180,13 @@ def decode_chunk(cursor: Cursor, code: memoryview, rows: int, model: Model) -> S
 
 
 def layout(blob: bytes | memoryview | Remote, dtype: str, count: int) -> tuple[str, str]:
-    """How a blob that decodes is written, e.g. ("gaps+codebook", "huffman"): layout and coder."""
+    """How a blob that decodes is written, e.g. ("gaps+codebook", "huffman"): layout and coder.
+
+    Args:
+        blob: of a tensor.
+        dtype: of its elements.
+        count: how many they are.
+    """
     if not count:
         return "empty", "packed"
     head, _ = read_head(Cursor(blob, "layout"), dtype, count)
@@ -197,7 +212,15 @@ class Masks:
 
 
 def write_head(dtype: str, form: int, mask: Masks | None, columns: int, book: Book | None) -> bytes:
-    """The first fields of a head: form, columns, masks, group and book."""
+    """The first fields of a head: form, columns, masks, group and book.
+
+    Args:
+        dtype: of the tensor.
+        form: positions, and whether codes are adaptive.
+        mask: rows and columns that are left, where some are not.
+        columns: of the matrix, for arithmetic code.
+        book: None where values are raw.
+    """
     parts = []
     if mask is not None:
         form |= MASKS

@@ -183,6 +183,12 @@ def decode_blocks(
     """All symbols of consecutive blocks of sizes[i] bytes and counts[i] symbols, and the bit where each ends.
 
     Damaged blocks give arbitrary symbols of the alphabet, and an end that is not in the block's last byte.
+
+    Args:
+        data: the blocks, one after the other.
+        sizes: bytes of each.
+        counts: symbols of each.
+        lengths: (k,) bits of each symbol's code.
     """
     total, longest = int(sum(counts)), int(lengths.max())
     symbols: Symbols = np.zeros(total + 8, np.uint8 if len(lengths) <= 256 else np.uint16)

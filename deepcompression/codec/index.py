@@ -125,6 +125,11 @@ def read_prefix(prefix: bytes, file_bytes: int) -> int:
 def read_index(prefix: bytes, index: bytes, file_bytes: int) -> Index:
     """The header of a file of `file_bytes`, checked against its checksum and FORMAT.md.
 
+    Args:
+        prefix: the file's first bytes, of fixed length.
+        index: the bytes of the index, behind them.
+        file_bytes: of the whole file.
+
     Raises:
         ChecksumMismatch, MalformedFile, TruncatedFile, TooLarge
     """

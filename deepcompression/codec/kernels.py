@@ -196,7 +196,16 @@ def decode_blocks(
     table: NDArray[np.uint32],
     symbols: NDArray[Any],
 ) -> None:
-    """As `decode_threes`, one symbol at a time: for alphabets of more than 256."""
+    """As `decode_threes`, one symbol at a time: for alphabets of more than 256.
+
+    Args:
+        data: the blocks, with zeros behind them for as long as a block can be.
+        at: (blocks,) bits at which they begin; moved to their ends.
+        first: (blocks,) where the symbols of each go.
+        number: (blocks,) how many they are.
+        table: of `huffman.lookup`.
+        symbols: filled.
+    """
     mask = np.uint64(len(table) - 1)
     for i in range(len(at)):
         a = at[i]

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import os
+import shutil
 import stat
 import threading
 import zlib
@@ -152,7 +153,13 @@ def read_tensor(source: Readable, entry: Entry) -> tuple[Bits, Sections]:
 
 
 def decode_blob(blob: bytes | memoryview | Far, entry: Entry, threads: int) -> tuple[Bits, Sections]:
-    """As ``read_tensor``, of a blob that was read already."""
+    """As ``read_tensor``, of a blob that was read already.
+
+    Args:
+        blob: as it is in the file.
+        entry: what the index says of it.
+        threads: at most so many.
+    """
     return decoder.decode_tensor(blob, entry.dtype, entry.elements, entry.name, threads)
 
 
@@ -173,7 +180,16 @@ def read_blob(source: Readable, entry: Entry) -> bytes | memoryview | Far:
 
 
 def check_memory(entries: Iterable[Entry], max_bytes: int | None, widened: bool = False) -> None:
-    """Raise TooLarge where these, all in memory at once, take more than is allowed."""
+    """Raise TooLarge where these, all in memory at once, take more than is allowed.
+
+    Args:
+        entries: tensors that are to be decoded.
+        max_bytes: at most so many together; None is half of what is available.
+        widened: whether types that numpy lacks become float32.
+
+    Raises:
+        TooLarge: they have more.
+    """
     total = sum(4 * entry.elements if widened and entry.dtype in FOREIGN else entry.nbytes for entry in entries)
     _check_total(total, available_memory() // 2 if max_bytes is None else max_bytes)
 
@@ -202,3 +218,12 @@ def available_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (AttributeError, ValueError, OSError):
         return 4 << 30
+
+
+def check_disk(entries: Iterable[Entry], folder: Path) -> None:
+    """Raise TooLarge where these tensors, written to `folder`, would fill its disk."""
+    total = sum(entry.nbytes for entry in entries)
+    with contextlib.suppress(OSError):  # of a missing folder, writing says more
+        free = shutil.disk_usage(folder).free
+        if total > free:
+            raise TooLarge(f"decodes to {total} bytes, and {folder} has {free} left; --name writes single tensors")

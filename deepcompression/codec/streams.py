@@ -55,7 +55,13 @@ class Stream:
 
 
 def tuples(symbols: Symbols, k: int, size: int) -> Symbols:
-    """Symbols (s,) below `k` as tuples ((s + size - 1) // size,), the first one lowest."""
+    """Symbols (s,) below `k` as tuples ((s + size - 1) // size,), the first one lowest.
+
+    Args:
+        symbols: (s,).
+        k: they are below it.
+        size: symbols a tuple.
+    """
     if size == 1:
         return symbols
     rows = np.zeros((-(-len(symbols) // size), size), np.uint16)
@@ -67,7 +73,14 @@ def tuples(symbols: Symbols, k: int, size: int) -> Symbols:
 
 
 def singles(made: Symbols, k: int, size: int, count: int) -> Symbols:
-    """The inverse of `tuples`: `count` symbols."""
+    """The inverse of `tuples`: `count` symbols.
+
+    Args:
+        made: of `tuples`.
+        k: symbols are below it.
+        size: symbols a tuple.
+        count: symbols.
+    """
     if size == 1:
         return made
     numbers = np.arange(k**size)
@@ -152,6 +165,14 @@ def decode(cursors: Sequence[Cursor], counts: Sequence[int], stream: Stream) -> 
     """The next counts[i] symbols of each of `cursors`, streams of different chunks, decoded together.
 
     Symbols are uint8 up to k = 256, else uint16.
+
+    Args:
+        cursors: at the stream of each chunk; they move behind it.
+        counts: symbols of each.
+        stream: how they are written.
+
+    Raises:
+        MalformedFile: a stream breaks FORMAT.md.
     """
     if stream.k == 1:
         return [np.zeros(count, np.uint8) for count in counts]

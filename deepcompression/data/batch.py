@@ -65,6 +65,11 @@ def moved(batch: Any, device: torch.device, memory_format: torch.memory_format =
 
     What has a ``to`` of its own (PackedSequence, and batches of other libraries) moves by it.
 
+    Args:
+        batch: tensors in containers, at any depth.
+        device: where they go.
+        memory_format: of tensors with four axes.
+
     Raises:
         DataError: a batch that holds itself, or whose own ``to`` fails.
     """

@@ -109,7 +109,14 @@ def shift(pixels: int = 1, fraction: float = 1.0) -> Callable[[Any, torch.Genera
 
 
 def shift_images(images: Tensor, pixels: int, fraction: float, generator: torch.Generator) -> Tensor:
-    """``images`` (n, ..., h, w), each moved by its own random offset; drawn on the generator's device."""
+    """``images`` (n, ..., h, w), each moved by its own random offset; drawn on the generator's device.
+
+    Args:
+        images: (n, ..., h, w).
+        pixels: at most so many, down and across; zeros come in.
+        fraction: probability that an image moves.
+        generator: of the offsets.
+    """
     n, height, width = images.shape[0], images.shape[-2], images.shape[-1]
     device = generator.device
     offsets = torch.randint(-pixels, pixels + 1, (n, 2), generator=generator, device=device)

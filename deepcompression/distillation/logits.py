@@ -49,6 +49,12 @@ class Distillation(Method):
     def loss(self, loss: Tensor, model: nn.Module, batch: Any, outputs: Any) -> Tensor:
         """The mixture.
 
+        Args:
+            loss: of the task.
+            model: the student.
+            batch: its inputs go to the teacher too.
+            outputs: of the student.
+
         Raises:
             FactoryError: outputs are no logits, or of another shape than the teacher's.
         """
@@ -66,7 +72,16 @@ class Distillation(Method):
 
 
 def divergence(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """temperature^2 x the mean over samples of KL(teacher || student), from logits (n, classes, ...) of both."""
+    """temperature^2 x the mean over samples of KL(teacher || student), from logits (n, classes, ...) of both.
+
+    Args:
+        outputs: the student's.
+        wanted: the teacher's, of the same shape.
+        temperature: both are divided by it.
+
+    Raises:
+        FactoryError: they are no logits, or of different shapes.
+    """
     for one in (outputs, wanted):
         if not isinstance(one, Tensor) or one.ndim < 2 or one.shape != getattr(wanted, "shape", None):
             shapes = [tuple(getattr(each, "shape", ())) for each in (outputs, wanted)]

@@ -147,6 +147,11 @@ def read(path: Path) -> dict[str, RawTensor]:
 def write(tensors: Mapping[str, RawTensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a .safetensors file whole or not at all; wide types first, so that each tensor is aligned.
 
+    Args:
+        tensors: by name.
+        path: of the file.
+        metadata: texts by key.
+
     Raises:
         InputError: a tensor is called `__metadata__`, which safetensors reserves, or the header is larger than its
             readers allow.
@@ -162,7 +167,17 @@ def write_each(
     path: Path,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """As `write`, with one tensor at a time in memory: names, dtypes and shapes first, `tensor` when its turn comes."""
+    """As `write`, with one tensor at a time in memory: names, dtypes and shapes first, `tensor` when its turn comes.
+
+    Args:
+        about: name, dtype and shape of each.
+        tensor: gives one, by its name.
+        path: of the file.
+        metadata: texts by key.
+
+    Raises:
+        InputError, StorageError: as `write`.
+    """
     ordered = sorted(about, key=lambda one: -DTYPES[one[1]].itemsize)
     header: dict[str, Mapping[str, object]] = {_METADATA: metadata} if metadata else {}
     at = 0

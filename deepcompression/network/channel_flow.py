@@ -70,7 +70,13 @@ class Found:
             self.stops.append((ids[ids >= 0], why))
 
     def tie(self, one: Ids, other: Ids, why: str) -> None:
-        """Says that two axes are the same channels, place by place; what meets a fixed place must stay."""
+        """Says that two axes are the same channels, place by place; what meets a fixed place must stay.
+
+        Args:
+            one: (k,) places, negative where fixed.
+            other: (k,) places, likewise.
+            why: the operation, for people.
+        """
         both = (one >= 0) & (other >= 0)
         self.ties.append((one[both], other[both]))
         self.stop(one[~both], why)
@@ -134,12 +140,24 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return known is not None and known.parameter
 
     def put(self, tensor: Tensor, axes: Sequence[Ids | None], parameter: bool = False) -> None:
-        """Notes the axes of a result; what an operation changed in place keeps its own."""
+        """Notes the axes of a result; what an operation changed in place keeps its own.
+
+        Args:
+            tensor: a result.
+            axes: places of each axis; None where they are not followed.
+            parameter: whether it is one of the model's.
+        """
         if tensor not in self.known and any(axis is not None for axis in axes):
             self.known[tensor] = Known(tuple(axes), parameter)
 
     def join(self, axes: Sequence[Ids | None], sizes: Sequence[int], why: str) -> Ids | None:
-        """The one axis that several become, as in an addition: their places are the same channels."""
+        """The one axis that several become, as in an addition: their places are the same channels.
+
+        Args:
+            axes: places of each; None where they are not followed.
+            sizes: of each.
+            why: the operation, for people.
+        """
         size = max(sizes)
         for axis, own in zip(axes, sizes, strict=True):
             if own != size:

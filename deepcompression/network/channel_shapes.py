@@ -126,7 +126,13 @@ def split(flow: Flow, call: Call) -> None:
 
 
 def alike(flow: Flow, axis: Ids, count: int) -> Ids:
-    """An axis in parts, a row each, whose places are the same channels from part to part."""
+    """An axis in parts, a row each, whose places are the same channels from part to part.
+
+    Args:
+        flow: notes what belongs together.
+        axis: (k,) places.
+        count: parts.
+    """
     rows = axis.reshape(count, -1)
     flow.found.tie(np.broadcast_to(rows[:1], rows.shape).reshape(-1), axis, "parts of its channels belong together")
     return rows

@@ -23,6 +23,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> 
     Values go into the model's own dtypes; where that rounds them, a warning says so, as of parameters that hold NaN or
     infinity.
 
+    Args:
+        model: filled in place.
+        state: tensors by name.
+        where: their file, for messages.
+
     Raises:
         WeightsError: names what is missing, unexpected, of another shape, not dense, of a dtype that does not hold it,
             unlike under two names of one tensor, or left on the meta device, and what to do; the model is as it was.

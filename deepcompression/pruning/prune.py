@@ -96,7 +96,17 @@ def check_numbers(density: Mapping[str, float] | None, quality: Mapping[str, flo
 
 
 def scores_of(name: str, weight: Tensor, score: Score | None, padding: Mapping[str, int]) -> Tensor:
-    """Importance (n,); zeros rank below all, a padding row above all."""
+    """Importance (n,); zeros rank below all, a padding row above all.
+
+    Args:
+        name: of the tensor.
+        weight: of n elements, any shape.
+        score: gives importance, of the weight's shape; None is the magnitude.
+        padding: numbers of padding rows, by tensor.
+
+    Raises:
+        StructureError: a score is NaN, or of another shape.
+    """
     scores = weight.detach().abs() if score is None else score(name, weight)
     if not isinstance(scores, Tensor) or scores.shape != weight.shape:
         came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
@@ -132,7 +142,13 @@ def _above(scores: Tensor, weight: Tensor, quality: float) -> Tensor:
 
 
 def kept(scores: Mapping[str, Tensor], density: Mapping[str, float], scope: str) -> dict[str, Tensor]:
-    """Which weights (n,) stay at a density, by their scores (n,)."""
+    """Which weights (n,) stay at a density, by their scores (n,).
+
+    Args:
+        scores: (n,) by name.
+        density: shares that stay, by name.
+        scope: `global`: scores of all tensors are compared; else each tensor alone.
+    """
     if scope == "global":
         return _globally(scores, density)
     return {name: _largest(one, count_of(one, density[name])) for name, one in scores.items()}
@@ -164,7 +180,14 @@ def _cut(name: str, weight: Tensor, keep: Tensor) -> Tensor:
 
 
 def account_of(name: str, before: Tensor, after: Tensor, scores: Tensor) -> LayerDensity:
-    """The account of one tensor; ``scores`` (n,) are those by which it was pruned."""
+    """The account of one tensor; ``scores`` (n,) are those by which it was pruned.
+
+    Args:
+        name: of the tensor.
+        before: its weights before, of any shape.
+        after: its weights, of that shape.
+        scores: (n,) of all of them.
+    """
     alive = int((after != 0).sum())
     stayed = scores[(after != 0).reshape(-1)]
     threshold = float(stayed.min()) if alive else 0.0

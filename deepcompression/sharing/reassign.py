@@ -146,6 +146,12 @@ class Reassigned(Holder):
         """Codebook and codes anew for the present ``weights`` (m,), which are moved to their levels by ``pull``.
 
         A part of the way: 0 leaves them, 1 puts them there. With a ``mask`` of their shape only what it leaves counts.
+
+        Args:
+            weights: (m,), changed in place.
+            rate: weight of a code's bits against the error.
+            pull: 0 to 1.
+            mask: which of them count; None is all.
         """
         if not bool(torch.isfinite(weights).all()):
             return  # training diverged: its check at the end of the epoch says so

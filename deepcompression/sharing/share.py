@@ -103,7 +103,14 @@ def rates_of(bits: Mapping[str, int], rate: Mapping[str, float] | float) -> dict
 
 
 def account(name: str, bits: int, before: Tensor, after: Tensor) -> LayerSharing:
-    """The account of one tensor, from its weights that were not zero (m,), before and after."""
+    """The account of one tensor, from its weights that were not zero (m,), before and after.
+
+    Args:
+        name: of the tensor.
+        bits: of its codes.
+        before: its weights as they were.
+        after: as they are.
+    """
     used = after[after != 0]
     gap = after.double() - before.double()
     error, count = float(gap @ gap), max(gap.numel(), 1)

@@ -44,6 +44,11 @@ def check(before: Mapping[str, Tensor], after: Mapping[str, Tensor], structure: 
 def refuse_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor], selected: Collection[str]) -> None:
     """Makes sure that every tensor but the ``selected`` ones has the bits that it had.
 
+    Args:
+        before: the state that a stage was given.
+        after: the one that it made.
+        selected: names that it was to change.
+
     Raises:
         InvariantError: names a tensor that changed, came or went.
     """

@@ -32,7 +32,16 @@ class Constraint(Protocol):
         """What keeps it true of ``weight`` while it trains."""
 
     def check(self, name: str, before: Tensor, after: Tensor) -> int:
-        """How much coarser the tensor became; InvariantError where it is no longer true."""
+        """How much coarser the tensor became; InvariantError where it is no longer true.
+
+        Args:
+            name: of the tensor, for messages.
+            before: its weights before a stage.
+            after: its weights after it.
+
+        Raises:
+            InvariantError: it is no longer true.
+        """
 
 
 def constraint(word: str) -> Constraint:

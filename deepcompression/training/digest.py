@@ -54,6 +54,9 @@ def feed_value(feed: Feed, value: Any, but: Any = None, seen: Seen | None = None
         but: an object that is left out, wherever it stands.
         seen: objects by id, with their numbers: what stands at several places, or holds itself, is fed once.
         depth: objects that the value is in.
+
+    Raises:
+        Unknown: an object does not show what it holds, or objects are too deep.
     """
     seen = {} if seen is None else seen
     kind = type(value).__qualname__

@@ -53,7 +53,13 @@ def dropout_rates(model: nn.Module, dropout: Mapping[str, str]) -> dict[str, Rat
 
 
 def set_dropout(model: nn.Module, rates: Mapping[str, Rate], densities: Mapping[str, float]) -> dict[str, float]:
-    """Gives each module its rate for the density of its tensor (its own where none is); returns them."""
+    """Gives each module its rate for the density of its tensor (its own where none is); returns them.
+
+    Args:
+        model: changed in place.
+        rates: of dropout modules, by name.
+        densities: of tensors, by name.
+    """
     used = {}
     for name, rate in rates.items():
         used[name] = corrected_dropout(rate.original, densities.get(rate.tensor, 1.0))

@@ -43,6 +43,14 @@ def evaluate(
     all batches. A batch has as many samples as it has scores, else as its targets tell, else its outputs
     (``batch.count_of``); the loss is averaged by samples too.
 
+    Args:
+        model: put into eval mode meanwhile.
+        split: all of it is read.
+        step: loss, outputs and targets of a batch.
+        metric: a callable, or an object with update, compute and reset.
+        compute: where the model runs.
+        batch_size: samples, where the split brings no batches.
+
     Raises:
         FactoryError: step or metric fail, return the wrong thing, or leave open how many samples there are.
         DataError: the split is empty, or fails.
@@ -52,7 +60,18 @@ def evaluate(
 
 
 def judged(model: nn.Module, batches: Batches, step: Step, metric: Any, compute: Compute) -> Evaluation:
-    """``evaluate`` on batches."""
+    """``evaluate`` on batches.
+
+    Args:
+        model: put into eval mode meanwhile.
+        batches: of a split.
+        step: loss, outputs and targets of a batch.
+        metric: as of `evaluate`.
+        compute: where the model runs.
+
+    Raises:
+        FactoryError, DataError: as `evaluate`.
+    """
     compute.place(model)
     mode = model.training
     model.eval()

@@ -7,10 +7,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,10 @@ from deepcompression.errors import DataError, DivergedError, one_line
 from deepcompression.structure.constraints import Structure, together
 from deepcompression.training import randomness
 from deepcompression.training.batches import Batches
+from deepcompression.training.context import context_of
 from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import Evaluation, evaluate
-from deepcompression.training.method import Account, Context, Method, Session
+from deepcompression.training.method import Account, Method, Session
 from deepcompression.training.optimizers import make_optimizer, make_schedule
 from deepcompression.training.problem import Problem, backward, stepped
 
@@ -122,29 +121,6 @@ def train(
         done = _fit(session, problem, plan, checkpoint, progress)
     held = together(structure or {}, *(account.structure for _, account in session.accounts))
     return Trained(done, session.accounts, held)
-
-
-def context_of(
-    problem: Problem,
-    compute: Compute,
-    seed: int = 0,
-    *,
-    structure: Structure | None = None,
-    teacher: nn.Module | None = None,
-) -> Context:
-    """What methods and criteria may use of a problem: samples of its training split, its step's outputs, a teacher."""
-
-    def samples(count: int) -> Iterable[Any]:
-        batches = Batches(problem.train, min(problem.batch_size, count), compute)
-        return islice(batches, max(1, count // problem.batch_size))
-
-    def forward(one: nn.Module, batch: Any) -> Any:
-        return stepped(problem.step, one, batch)[1]
-
-    if teacher is not None:
-        compute.place(teacher).eval().requires_grad_(False)
-    learnt = None if teacher is None else partial(forward, teacher)
-    return Context(samples, forward, learnt, seed, compute, structure or {})
 
 
 def _fit(

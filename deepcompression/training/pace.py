@@ -11,9 +11,9 @@ from torch import nn
 
 from deepcompression.data.batch import copied
 from deepcompression.training.batches import Batches
+from deepcompression.training.context import context_of
 from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import evaluate
-from deepcompression.training.loop import context_of
 from deepcompression.training.method import Method, Session
 from deepcompression.training.problem import Problem, stepped
 from deepcompression.training.randomness import kept

@@ -108,6 +108,11 @@ class Problem:
 def stepped(step: Step, model: nn.Module, batch: Any) -> tuple[Tensor, Any, Any]:
     """What ``step`` returns, if it is (loss, outputs, targets) with a loss of one element, which comes out 0-dim.
 
+    Args:
+        step: the user's.
+        model: is given to it.
+        batch: on the device.
+
     Raises:
         FactoryError: it is something else, or the step fails.
     """

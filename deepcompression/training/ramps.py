@@ -9,7 +9,14 @@ def round_densities(density: float, rounds: int) -> list[float]:
 
 
 def cubic_density(step: int, total: int, start: float, final: float) -> float:
-    """Density after ``step`` of ``total`` steps, falling ever slower (Zhu and Gupta 2017, equation 1)."""
+    """Density after ``step`` of ``total`` steps, falling ever slower (Zhu and Gupta 2017, equation 1).
+
+    Args:
+        step: now.
+        total: steps until the final density.
+        start: density at step 0.
+        final: density from `total` on.
+    """
     if step >= total:
         return final
     return final + (start - final) * (1 - step / total) ** 3

@@ -138,20 +138,40 @@ def _read_to_the_end(split: Any) -> None:
         split[len(split) - 1]
 
 
-def few(split: Any, batch_size: int, compute: Compute, *, most: int, number: int = 1, **given: Any) -> Batches:
-    """The first ``number`` batches of a split, cut to ``most`` samples; a loader of the user's is left alone."""
+def few(
+    split: Any,
+    batch_size: int,
+    compute: Compute,
+    *,
+    most: int,
+    number: int = 1,
+    generator: torch.Generator | None = None,
+    augment: Callable[[Any, torch.Generator], Any] | None = None,
+) -> Batches:
+    """The first ``number`` batches of a split, cut to ``most`` samples; a loader of the user's is left alone.
+
+    Args:
+        split: one of the forms of ``splits.as_split``.
+        batch_size: samples a batch.
+        compute: device and memory format.
+        most: samples a batch, at most.
+        number: of batches.
+        generator: draws what ``augment`` draws.
+        augment: (batch, generator) -> batch.
+    """
     split, size = as_split(split), min(batch_size, most)
+    made = partial(Batches, batch_size=size, compute=compute, generator=generator, augment=augment, most=number)
     tensors = columns_of(split)
     if tensors:
         cut = like(split, [part[: size * number] for part in tensors])
-        return Batches(cut, size, compute, most=number, **given)
+        return made(cut)
     if isinstance(split, DataLoader):
-        return Batches(_like(split, most, number), size, compute, most=number, **given)
+        return made(_like(split, most, number))
     if isinstance(split, Stream):
-        return Batches(DataLoader(split, size), size, compute, most=number, **given)
+        return made(DataLoader(split, size))
     chosen = range(min(len(split), size * number))
     indices = [list(chosen[start : start + size]) for start in range(0, len(chosen), size)]
-    return Batches(DataLoader(split, batch_sampler=indices), size, compute, most=number, **given)
+    return made(DataLoader(split, batch_sampler=indices))
 
 
 def _like(loader: Any, most: int, number: int) -> Any:
@@ -190,8 +210,8 @@ def _step(problem: Problem, model: nn.Module, plan: Plan, compute: Compute, most
         make_schedule(optimizer, plan.schedule, plan.warmup, 1, 1)
     generator = torch.Generator().manual_seed(0)
     with _where("train"):
-        drawn: dict[str, Any] = {"augment": problem.augment, "generator": generator}
-        batch = _first(few(problem.train, plan.batch_size, compute, most=most, **drawn))
+        drawn = few(problem.train, plan.batch_size, compute, most=most, generator=generator, augment=problem.augment)
+        batch = _first(drawn)
         with compute.autocast():
             loss, outputs, _ = stepped(problem.step, model, batch)
         with in_one_line("step: backward", FactoryError):

@@ -67,7 +67,7 @@ class Bench:
 
     def context(self) -> Context:
         """What criteria may use where nothing trains."""
-        from deepcompression.training.loop import context_of
+        from deepcompression.training.context import context_of
 
         return context_of(self.run.problem(), self.run.compute(), self.seed)
 

@@ -17,7 +17,7 @@ from conftest import wait_for_epochs
 
 from deepcompression.errors import DivergedError, RecipeError
 from flows import __main__ as command
-from flows import watchdog
+from flows import process, watchdog
 from flows.compress import compress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,9 +109,9 @@ def test_what_stops_a_command_is_one_line_and_an_exit_code(
     error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whose fault it was is told by the code; what a signal stopped goes on later."""
-    monkeypatch.setattr(command, "_settings", lambda verbose: None)
+    monkeypatch.setattr(process, "_settings", lambda verbose: None)
     monkeypatch.setattr(watchdog, "leave_soon", lambda code: None)
-    with pytest.raises(typer.Exit) as stopped, command._guarded(False, False):
+    with pytest.raises(typer.Exit) as stopped, process.guarded(False, False):
         raise error
     assert stopped.value.exit_code == code and capsys.readouterr().err == f"{line}\n"
 
@@ -157,7 +157,7 @@ def test_orphaned_temporary_servers_are_ended_and_others_left(monkeypatch: pytes
     child = subprocess.Popen(sleeper)
     ours, other = orphan("ours"), orphan("theirs")
     try:
-        command._end_orphans()
+        process.end_orphans()
         _, alive = psutil.wait_procs([ours], timeout=60)
         assert not alive and other.is_running() and child.poll() is None
     finally:

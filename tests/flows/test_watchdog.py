@@ -126,11 +126,11 @@ def test_a_command_that_has_said_everything_ends(tmp_path: Path) -> None:
     code = """
 from concurrent.futures import ThreadPoolExecutor
 import typer
-from flows.__main__ import _stop
+from flows.process import stop
 watchdog.LEAVE_SECONDS = 0.5
 ThreadPoolExecutor(1).submit(time.sleep, 60)
 try:
-    _stop(1, "error: no answer")
+    stop(1, "error: no answer")
 except typer.Exit as stopped:
     sys.exit(stopped.exit_code)
 """
@@ -143,7 +143,7 @@ def test_a_run_that_was_told_to_end_does_not_take_itself_apart(tmp_path: Path) -
     """What is registered for the end is done; what the interpreter would do after it is not waited for."""
     code = """
 import atexit
-from flows.__main__ import _stop
+from flows.process import stop
 
 class Slow:
     def __del__(self):
@@ -152,7 +152,7 @@ class Slow:
 slow = Slow()
 atexit.register(print, "delivered", flush=True)
 try:
-    _stop(143, "stopped: terminated")
+    stop(143, "stopped: terminated")
 except BaseException as stopped:
     sys.exit(stopped.exit_code)
 """

@@ -57,13 +57,26 @@ def on_grid(value: Tensor, scale: Tensor, zero_point: Any, low: int, high: int) 
 
     Gradients pass the rounding as if it were none; beyond the ends they reach the scale alone. With a scale that is
     trained this is LSQ's gradient (Esser et al. 2019, arXiv 1902.08153, section 2.1).
+
+    Args:
+        value: floats, any shape.
+        scale: one, or one that broadcasts.
+        zero_point: integers, likewise.
+        low: the least integer of the grid.
+        high: its greatest.
     """
     steps = (value / scale).clamp(low - zero_point, high - zero_point)
     return (steps + (steps.round() - steps).detach()) * scale
 
 
 def range_of(value: Tensor, bits: int, scheme: str) -> tuple[Tensor, Tensor]:
-    """Scale (float32) and zero point (int32) of the smallest grid that holds all of ``value``, and 0."""
+    """Scale (float32) and zero point (int32) of the smallest grid that holds all of ``value``, and 0.
+
+    Args:
+        value: floats, of one site.
+        bits: of an integer.
+        scheme: symmetric or asymmetric.
+    """
     low, high = levels(bits, scheme)
     flat = value.detach().float()
     least, most = flat.amin().clamp(max=0), flat.amax().clamp(min=0)
@@ -158,7 +171,16 @@ def apply(model: nn.Module, record: Record) -> None:
 
 
 def check_values(model: nn.Module, record: Record, state: Mapping[str, Tensor]) -> None:
-    """Raise EditError where a scale in ``state`` is not finite and above 0, or a zero point not of the grid."""
+    """Raise EditError where a scale in ``state`` is not finite and above 0, or a zero point not of the grid.
+
+    Args:
+        model: with the edit applied.
+        record: of the edit.
+        state: tensors that are to be loaded.
+
+    Raises:
+        EditError: the first such site.
+    """
     low, high = levels(record["bits"], record["scheme"])
     for site in _sites(record):
         scale, zero = (state.get(join(site.module, site.tensor(what))) for what in ("scale", "zero_point"))

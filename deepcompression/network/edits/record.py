@@ -35,7 +35,16 @@ def text(record: Record, key: str) -> str:
 
 
 def whole(record: Record, what: str, value: object) -> int:
-    """A value that must be a whole number above 0; ``what`` it is called."""
+    """A value that must be a whole number above 0; ``what`` it is called.
+
+    Args:
+        record: for messages.
+        what: the value is called.
+        value: anything.
+
+    Raises:
+        EditError: it is none.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 53:
         raise misfit(record, f"{what} is a whole number above 0, not {value!r}"[:200])
     return value
@@ -50,7 +59,16 @@ def mapping(record: Record, key: str) -> Mapping[str, Any]:
 
 
 def module_of(model: nn.Module, record: Record, name: str) -> nn.Module:
-    """The module of this name."""
+    """The module of this name.
+
+    Args:
+        model: the user's.
+        record: for messages.
+        name: of the module.
+
+    Raises:
+        EditError: the model has none.
+    """
     module: nn.Module | None = dict(model.named_modules(remove_duplicate=False)).get(name)
     if module is None:
         raise misfit(record, f"the model has no module {name!r}")
@@ -64,7 +82,18 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def add_tensor(module: nn.Module, record: Record, where: str, name: str, value: Tensor) -> None:
-    """Register a buffer on the device of the module's other tensors; ``where`` is the module's name."""
+    """Register a buffer on the device of the module's other tensors; ``where`` is the module's name.
+
+    Args:
+        module: gets it.
+        record: for messages.
+        where: the module's name.
+        name: the buffer's, in the module.
+        value: its value.
+
+    Raises:
+        EditError: there is one of that name.
+    """
     if hasattr(module, name):
         raise misfit(record, f"{where} has a {name} already: edits are made once, to a new model")
     near = next(iter(own_tensors(module).values()), value)

@@ -69,7 +69,16 @@ def apply(model: nn.Module, record: Record) -> None:
 
 
 def check_values(model: nn.Module, record: Record, state: Mapping[str, Tensor]) -> None:
-    """Raise EditError where numbers of inputs in ``state`` do not ascend, or are not of an input."""
+    """Raise EditError where numbers of inputs in ``state`` do not ascend, or are not of an input.
+
+    Args:
+        model: with the edit applied.
+        record: of the edit.
+        state: tensors that are to be loaded.
+
+    Raises:
+        EditError: they are no such numbers.
+    """
     name = join(record["module"], SELECTED)
     numbers = state.get(name)
     module = model.get_submodule(record["module"])

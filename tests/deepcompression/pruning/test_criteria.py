@@ -14,8 +14,8 @@ from deepcompression import factory
 from deepcompression.errors import StructureError
 from deepcompression.pruning import criteria
 from deepcompression.pruning.criteria import CRITERIA, maker
+from deepcompression.training.context import context_of
 from deepcompression.training.device import Compute
-from deepcompression.training.loop import context_of
 from deepcompression.training.problem import Problem
 from tasks.execution.sources import _imported_here
 from tasks.stages.prune import Criterion, score_of

@@ -12,8 +12,8 @@ from trainings import prune_gradually
 from deepcompression.network import state
 from deepcompression.pruning.prune import prune
 from deepcompression.pruning.wanda import Wanda
+from deepcompression.training.context import context_of
 from deepcompression.training.device import Compute
-from deepcompression.training.loop import context_of
 from deepcompression.training.problem import Problem
 
 

@@ -23,8 +23,8 @@ from deepcompression.quantization.precision import round_precision
 from deepcompression.sharing.share import share
 from deepcompression.structure import check, hold
 from deepcompression.structure.constraints import structured
+from deepcompression.training.context import context_of
 from deepcompression.training.device import Compute
-from deepcompression.training.loop import context_of
 from deepcompression.training.problem import Problem
 
 FIT = {"epochs": 2, "optimizer": {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.1}}}

@@ -85,23 +85,22 @@ def test_what_only_yaml_can_say_is_refused() -> None:
 
 def test_no_escape_sequence_of_a_recipe_reaches_the_terminal() -> None:
     """A key that a server chose stands in the message as it would print, harmlessly."""
-    from flows import __main__ as command
+    from flows import process
 
     message = _refusal(_foreign(**{"\x1b]0;title\x07": 1}))
-    assert "\x1b" in message and command._printable(message).isprintable()
+    assert "\x1b" in message and process.printable(message).isprintable()
 
 
 def test_a_traceback_keeps_its_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """-v shows it as Python does, but for what a terminal would obey."""
-    from flows import __main__ as command
-    from flows import watchdog
+    from flows import process, watchdog
 
     monkeypatch.setattr(watchdog, "leave_soon", lambda code: None)
     try:
         raise OSError("\x1b[2Jgone")
     except OSError as error:
         with pytest.raises(typer.Exit):
-            command._fail(error, verbose=True)
+            process.fail(error, verbose=True)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Traceback (most recent call last):" and lines[-1] == "OSError: ?[2Jgone"
 

@@ -1,0 +1,47 @@
+"""What methods and criteria may use of a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from torch import nn
+
+from deepcompression.structure.constraints import Structure
+from deepcompression.training.batches import Batches
+from deepcompression.training.device import Compute
+from deepcompression.training.method import Context
+from deepcompression.training.problem import Problem, stepped
+
+
+def context_of(
+    problem: Problem,
+    compute: Compute,
+    seed: int = 0,
+    *,
+    structure: Structure | None = None,
+    teacher: nn.Module | None = None,
+) -> Context:
+    """What methods and criteria may use of a problem: samples of its training split, its step's outputs, a teacher.
+
+    Args:
+        problem: its training split and step.
+        compute: where models run.
+        seed: of what methods draw.
+        structure: what must stay true of tensors.
+        teacher: what methods learn from; put into eval mode.
+    """
+
+    def samples(count: int) -> Iterable[Any]:
+        batches = Batches(problem.train, min(problem.batch_size, count), compute)
+        return islice(batches, max(1, count // problem.batch_size))
+
+    def forward(one: nn.Module, batch: Any) -> Any:
+        return stepped(problem.step, one, batch)[1]
+
+    if teacher is not None:
+        compute.place(teacher).eval().requires_grad_(False)
+    learnt = None if teacher is None else partial(forward, teacher)
+    return Context(samples, forward, learnt, seed, compute, structure or {})

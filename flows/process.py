@@ -1,0 +1,164 @@
+"""The process of a verb: quiet libraries, one Prefect server, and every error as one line with its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import typer
+
+from deepcompression.errors import one_line
+from flows.watchdog import AGAIN, Terminated, Watchdog
+from tasks.root import ROOT
+
+PREFECT_SECONDS = 15.0
+
+
+@contextlib.contextmanager
+def guarded(verbose: bool, quiet: bool) -> Iterator[None]:
+    """What every verb shares: quiet libraries, and every error as one line with its exit code."""
+    from tasks import secrets
+
+    _settings(verbose)
+    if quiet:
+        from tasks import console
+
+        console.quiet()
+    with secrets.terminal():
+        try:
+            yield
+        except KeyboardInterrupt as told:
+            by_signal = isinstance(told, Terminated)
+            stop(143 if by_signal else 130, f"stopped: {'terminated' if by_signal else 'interrupted'}; {AGAIN}")
+        except typer.Exit:
+            raise
+        except Exception as error:
+            fail(secrets.without_secrets(error), verbose)
+
+
+def begin(tell: Callable[[Any], None]) -> Watchdog:
+    """Before a flow: nothing will hold it up when it is told to end, what earlier ones left running is ended.
+
+    Args:
+        tell: shows what came out; the exit code is 0, or that of the ``typer.Exit`` that it raises.
+    """
+    from flows import watchdog
+
+    def code_of(result: Any) -> int:
+        try:
+            tell(result)
+        except typer.Exit as stopped:
+            return int(stopped.exit_code)
+        return 0
+
+    started = watchdog.start(code_of)
+    end_orphans()
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    with _prefect():  # every run needs these, and importing them takes as long as a server's start
+        import mlflow  # noqa: F401
+        import torch  # noqa: F401
+
+        import flows.compress  # noqa: F401
+    return started
+
+
+@contextlib.contextmanager
+def _prefect() -> Iterator[None]:
+    """A Prefect server that is named and away is told at once; where none is named, one is there after the block."""
+    from prefect.settings import get_current_settings
+
+    from deepcompression.errors import RunError
+    from flows import servers
+    from tasks.secrets import masked
+    from tasks.upkeep.liveness import prefect_answers
+
+    settings = get_current_settings()
+    if settings.api.url is None and settings.server.ephemeral.enabled:
+        with servers.temporary():
+            yield
+        return
+    if (url := settings.api.url) and not prefect_answers(PREFECT_SECONDS):
+        raise RunError(
+            f"no Prefect server answers at {masked(url)}: start it, or unset PREFECT_API_URL (runs then start one)"
+        )
+    yield
+
+
+def _settings(verbose: bool) -> None:
+    """Prefect without a server: quiet, its database beside the runs, time enough to start. What you set stands."""
+    artifacts = ROOT / "artifacts"
+    os.environ.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{artifacts}/prefect.db")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    if not verbose:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
+        os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")
+        logging.raiseExceptions = False  # a server that goes away would fill the screen with log lines not delivered
+    artifacts.mkdir(exist_ok=True)
+    if "PREFECT_API_URL" not in os.environ and (artifacts / "servers.json").exists():
+        from flows.servers import running_prefect
+
+        url = running_prefect(artifacts)
+        os.environ.update({"PREFECT_API_URL": url} if url else {})
+
+
+def end_orphans() -> None:
+    """Ends temporary Prefect servers of ours whose run was killed hard: Prefect leaves them running for ever."""
+    import psutil
+
+    ours = os.environ["PREFECT_API_DATABASE_CONNECTION_URL"]
+    for process in psutil.process_iter(["cmdline", "ppid"]):
+        try:
+            server = "prefect.server.api.server:create_app" in " ".join(process.info["cmdline"] or ())
+            parent = process.parent() if server else None
+            orphan = server and (parent is None or parent.pid == 1 or parent.name() in ("systemd", "init"))
+            settings = process.environ() if orphan else {}
+            temporary = settings.get("PREFECT__SERVER_EPHEMERAL") == "1"  # not one that somebody put in the background
+            if temporary and settings.get("PREFECT_API_DATABASE_CONNECTION_URL") == ours:
+                process.terminate()
+        except psutil.Error:
+            continue
+
+
+def terminated(*_: object) -> None:
+    """A signal's handler: ends the command as Ctrl-C does, with the exit code of SIGTERM."""
+    raise Terminated
+
+
+def fail(error: BaseException, verbose: bool) -> None:
+    """Tells an error in one line, or with its traceback, and ends the command: 2 for the user's mistake, else 1."""
+    from deepcompression.errors import InputError
+
+    code = 2 if isinstance(error, InputError) else 1
+    if verbose:
+        stop(code, "".join(traceback.format_exception(error)).rstrip())
+    if type(error).__module__.partition(".")[0] in ("httpx", "httpcore"):
+        print(f"error: Prefect's server does not answer any more ({error}); {AGAIN}", file=sys.stderr, flush=True)
+        os._exit(1)  # Prefect would try for a minute to deliver its events
+    known = type(error).__module__.startswith("deepcompression.")
+    text = one_line(error) or type(error).__name__
+    kind = "" if known else f"{type(error).__name__}: "
+    hint = "" if known else " (run again with -v for the traceback)"
+    stop(code, f"error: {kind}{text}{hint}")
+
+
+def stop(code: int, message: str) -> None:
+    """Tells why, and ends the command; what still waits for a server does not hold it up."""
+    from flows import watchdog
+
+    print(*map(printable, message.split("\n")), sep="\n", file=sys.stderr, flush=True)  # a traceback has many lines
+    watchdog.leave_soon(code)
+    raise typer.Exit(code)
+
+
+def printable(message: str) -> str:
+    """A message may quote what a server or a file says: no sequence in it reaches the terminal."""
+    return "".join(one if one.isprintable() else "?" for one in message)
