@@ -76,6 +76,11 @@ def grouped(
     """Parameter groups as an optimizer takes them: what is in none of ``groups`` first, then these.
 
     A ``scale`` in one becomes a learning rate of its own, that multiple of ``lr``.
+
+    Args:
+        parameters: all that train.
+        groups: as optimizers take them, or with a ``scale``.
+        lr: the optimizer's, if it has one.
     """
     apart = {id(one) for group in groups for one in group["params"]}
     made: list[dict[str, Any]] = [{"params": [one for one in parameters if id(one) not in apart]}]
