@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import once
 from mlflow import MlflowClient
 
 from deepcompression import torch as files
@@ -26,10 +29,21 @@ STAGES = [
 ]
 
 
-def test_a_recipe_learns_from_its_dense_model(tiny: Tiny) -> None:
+@pytest.fixture(scope="module")
+def learned(tiny_in: Tiny, prefect_server: str) -> dict[str, Any]:
+    """A run of these stages, and the recipe."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        recipe = tiny_in(folder, stages=STAGES)
+        return {"recipe": recipe, "summary": compress(recipe)}
+
+    found: dict[str, Any] = once("distilled-run", make)
+    return found
+
+
+def test_a_recipe_learns_from_its_dense_model(learned: dict[str, Any]) -> None:
     """Pruned over all layers together, shared while training: few values are left, fewer weights than pruning left."""
-    summary = compress(tiny(stages=STAGES))
-    assert isinstance(summary, dict)
+    summary = learned["summary"]
     rows = {row["stage"]: row for row in summary["stages"]}
     assert rows["prune"]["density"] == pytest.approx(0.2, abs=1e-3)
     assert rows["share"]["density"] < rows["prune"]["density"]
@@ -37,19 +51,18 @@ def test_a_recipe_learns_from_its_dense_model(tiny: Tiny) -> None:
     for name in ("conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight", "fc1.bias"):
         assert len(torch.unique(state[name][state[name] != 0])) <= 8
     assert summary["final"]["accuracy"] > 0.5
-    again = compress(tiny(stages=STAGES))
-    assert isinstance(again, dict) and len(again["reused"]) == 5
 
 
-def test_another_teacher_is_trained_once_and_counts(tiny: Tiny) -> None:
+def test_another_teacher_is_trained_once_and_counts(learned: dict[str, Any], tmp_path: Path) -> None:
     """A teacher of the recipe's own is a task that is reused; what learns from another teacher is made anew."""
     teacher = {"factory": "deepcompression.models:digits_net", "train": {"epochs": 1, "batch_size": 64}}
-    plain = compress(tiny(stages=STAGES))
-    first = compress(tiny(stages=STAGES, teacher=teacher))
-    assert isinstance(plain, dict) and isinstance(first, dict)
+    shutil.copytree(learned["recipe"]["store"], tmp_path / "store")
+    places = {"store": str(tmp_path / "store"), "runs": str(tmp_path / "runs"), "teacher": teacher}
+    first = compress({**learned["recipe"], **places})
+    assert isinstance(first, dict)
     assert first["reused"] == ["baseline"]
-    assert [row["stage"] for row in first["stages"]] == [row["stage"] for row in plain["stages"]]
-    again = compress(tiny(stages=STAGES, teacher=teacher))
+    assert [row["stage"] for row in first["stages"]] == [row["stage"] for row in learned["summary"]["stages"]]
+    again = compress({**learned["recipe"], **places})
     assert isinstance(again, dict) and len(again["reused"]) == 5
     metrics = MlflowClient(first["tracking_uri"]).get_run(first["mlflow_run_id"]).data.metrics
     assert metrics["size_bytes/teacher"] > 200_000
