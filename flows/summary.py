@@ -78,6 +78,7 @@ def summary_of(run: Run, references: Sequence[Reference], verified: Verified, pa
         "baseline": verified.baseline,
         "final": verified.final,
         "comparison": verified.comparison,
+        "edits": [dict(edit) for edit in references[-1].edits],
         "stages": [
             {
                 **{name: reference.numbers[name] for name in names},
