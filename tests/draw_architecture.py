@@ -21,7 +21,7 @@ from imports import ROOT, SOURCES, TOPS, imports_of
 
 PICTURE = ROOT / "docs/architecture.svg"
 SVG = "http://www.w3.org/2000/svg"
-WIDE, HIGH, GAP, LINE, MARGIN, BETWEEN, HEAD = 158, 76, 12, 12.5, 24, 36, 46
+WIDE, HIGH, GAP, LINE, MARGIN, BETWEEN, HEAD = 158, 76, 22, 12.5, 24, 40, 46
 LETTERS = 27  # of a box's line
 Arrows = Mapping[str, set[str]]
 STYLE = """
@@ -219,11 +219,38 @@ def _arrow(box: str, one: str, places: Mapping[str, Box]) -> str:
     x, to = start.x + WIDE / 2, end.x + WIDE / 2
     shift = (WIDE / 2 - 12) * max(-1.0, min(1.0, (to - x) / 600))  # arrows to the left leave at the left
     x, to = x + shift, to - shift
-    y, until = (start.y + HIGH if end.y > start.y else start.y), end.y  # within a row over the tops
-    bend = max(BETWEEN * 0.7, (until - y) * 0.45)
-    out = y + bend if end.y > start.y else y - bend
-    path = f"M{x:.1f} {y:g} C{x:.1f} {out:.1f} {to:.1f} {until - bend:.1f} {to:.1f} {until:g}"
+    if end.y <= start.y:  # within a row over the tops
+        path = f"M{x:.1f} {start.y:g} C{x:.1f} {start.y - 28:g} {to:.1f} {end.y - 28:g} {to:.1f} {end.y:g}"
+    else:
+        path = f"M{x:.1f} {start.y + HIGH:g}" + _way(
+            x, start.y + HIGH, to, end.y, places, spread=sum(map(ord, box + one))
+        )
     return f'<path class="arrow" d="{path}"><title>{box} uses {one}</title></path>'
+
+
+def _way(x: float, y: float, to: float, until: float, places: Mapping[str, Box], spread: int) -> str:
+    """Curves from (x, y) down to (to, until), through the gaps between the boxes of each row on the way."""
+    path, straight = "", (x, y)
+    for row in sorted({place.y for place in places.values() if y < place.y < until}):
+        ideal = straight[0] + (to - straight[0]) * (row + HIGH / 2 - straight[1]) / (until - straight[1])
+        gap = _gap(ideal, [place.x for place in places.values() if place.y == row], (spread % 7 - 3) * 2)
+        path += _curve(x, y, gap, row) + f" V{row + HIGH:g}"
+        x, y = gap, row + HIGH
+    return path + _curve(x, y, to, until)
+
+
+def _gap(x: float, boxes: Iterable[float], beside: float) -> float:
+    """The place nearest to x where a row of boxes has none; ``beside`` keeps arrows apart that share a gap."""
+    boxes = list(boxes)
+    if all(not left - GAP / 2 < x < left + WIDE + GAP / 2 for left in boxes):
+        return x
+    ends = [left - GAP / 2 for left in boxes] + [left + WIDE + GAP / 2 for left in boxes]
+    return min(ends, key=lambda end: abs(end - x)) + beside
+
+
+def _curve(x: float, y: float, to: float, until: float) -> str:
+    bend = (until - y) / 2
+    return f" C{x:.1f} {y + bend:.1f} {to:.1f} {until - bend:.1f} {to:.1f} {until:g}"
 
 
 def main() -> None:
