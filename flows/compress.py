@@ -19,7 +19,7 @@ from prefect.states import Completed, Failed, State
 from rich.markup import escape
 
 from deepcompression._atomic import storage_error, written
-from deepcompression.errors import AimMissed, RecipeError, one_line
+from deepcompression.errors import AimMissed, ExportError, RecipeError, one_line
 from flows import watchdog
 from flows.budget import Chosen, search
 from flows.overdue import skip_missed
@@ -210,22 +210,35 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         path = folder / "model.dcz"
         verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path), parsed.test)
         summary = {**summary_of(run, references, verified, path), **({"budget": outcome} if outcome else {})}
-        if parsed.export:
-            summary["exports"] = [
-                _call(export, run, f"export-{one.to}", one.to, one.inputs, str(path)) for one in parsed.export
-            ]
+        exported, failed = _exported(run, parsed, str(path))
+        summary |= {"exports": exported} if parsed.export else {}
         if parsed.promote:
             gates = parsed.promote.model_dump(mode="json")
             aims = budget_aims(outcome)
             summary["promotion"] = _call(promote, run, "promote", gates, references[0], references[-1], str(path), aims)
         summary["verdict"] = verdict_of(summary)
         leave(run, references, summary, stored, alone=parsed.seeds is None)
+        if failed is not None:
+            raise failed
         if missed(summary):
             emit_missed(summary)
         if deployment.id is not None:  # who typed a command gets a table from it
             say(f"{escape(sentence(summary))} {escape(summary['file'])}")
         _judge(tracker, summary)
     return summary
+
+
+def _exported(run: Run, parsed: Recipe, path: str) -> tuple[list[dict[str, Any]], ExportError | None]:
+    """What each target gave, or why not; and the first that failed, to be raised when the run has left its results."""
+    rows: list[dict[str, Any]] = []
+    failed = None
+    for one in parsed.export:
+        try:
+            rows.append(_call(export, run, f"export-{one.to}", one.to, one.inputs, path))
+        except ExportError as error:
+            rows.append({"target": one.to, "error": str(error)})
+            failed = failed or error
+    return rows, failed
 
 
 def _start(model: Model, train: Training) -> baseline.Settings:

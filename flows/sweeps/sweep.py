@@ -160,7 +160,7 @@ def _search(plan: Sweep, raw: dict[str, Any], folder: Path, tracker: Tracker, cr
 
 def _submit(plan: Sweep, raw: dict[str, Any], trial: Any, tracker: Tracker, crew: Crew) -> Future[Any]:
     name = f"{plan.name}-{trial.number:03d}"
-    changes = {**as_overrides(plan, trial.params), "name": name, "test": False, "promote": None}
+    changes = {**as_overrides(plan, trial.params), "name": name, "test": False, "promote": None, "export": []}
     return crew.submit(run_trial, raw, changes, tracker.as_parent())
 
 
@@ -243,7 +243,7 @@ def _read_test(plan: Sweep, raw: dict[str, Any], chosen: Sequence[Trial], tracke
     futures = {}
     for trial in chosen:
         name = f"{plan.name}-{trial.number:03d}-chosen"
-        changes = {**trial.parameters, "name": name, "test": True, "promote": None}
+        changes = {**trial.parameters, "name": name, "test": True, "promote": None, "export": []}
         futures[crew.submit(run_trial, raw, changes, tracker.as_parent())] = trial
     for future, trial in futures.items():
         answer = _answer(future)
