@@ -1,7 +1,7 @@
 """The loop of the arithmetic coder (FORMAT.md, Arithmetic coding), in plain Python that numba compiles as it stands.
 
 One text serves both, with integers below 2**63 throughout. It is one function, our longest: its state is a dozen local
-integers that every bit changes, which functions would have to hand back and forth, in Python at ten times the cost.
+integers that every bit changes; parted, functions would hand them back and forth for every bit, as numba or as Python.
 """
 
 from __future__ import annotations
