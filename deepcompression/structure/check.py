@@ -46,8 +46,8 @@ def refuse_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor], se
 
     Args:
         before: the state that a stage was given.
-        after: the one that it made.
-        selected: names that it was to change.
+        after: the one that it made; a tied tensor is one object under all of its names.
+        selected: names that it was to change; what is tied to them changes with them.
 
     Raises:
         InvariantError: names a tensor that changed, came or went.
@@ -55,8 +55,9 @@ def refuse_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor], se
     strange = sorted(set(before) ^ set(after))
     if strange:
         raise InvariantError(f"{strange[0]}: is in only one of the states before and after the stage")
+    meant = {id(after[name]) for name in selected if name in after}
     for name, tensor in before.items():
-        if name not in selected and not _same(tensor, after[name]):
+        if id(after[name]) not in meant and not _same(tensor, after[name]):
             raise InvariantError(f"{name}: changed, although the stage did not select it")
 
 

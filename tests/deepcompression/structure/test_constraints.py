@@ -123,3 +123,11 @@ def test_only_what_was_selected_may_change() -> None:
             refuse_changes(before, after, ["b"])
     with pytest.raises(InvariantError, match="c: is in only one"):
         refuse_changes(before, {**before, "c": torch.zeros(1)}, ["a"])
+
+
+def test_what_is_tied_to_a_selected_tensor_changes_with_it() -> None:
+    """A stage names the first name of a tied tensor; another tensor with the same new values is not meant."""
+    before, tied = {name: torch.zeros(2) for name in "abc"}, torch.ones(2)
+    refuse_changes(before, {"a": tied, "b": tied, "c": torch.zeros(2)}, ["a"])
+    with pytest.raises(InvariantError, match="c: changed"):
+        refuse_changes(before, {"a": tied, "b": tied, "c": torch.ones(2)}, ["a"])
