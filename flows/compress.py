@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,10 +17,10 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, State
 from rich.markup import escape
 
-from deepcompression._atomic import storage_error, written
 from deepcompression.errors import AimMissed, ExportError, RecipeError, one_line
 from flows import watchdog
 from flows.budget import Chosen, search
+from flows.folders import below_root, new_folder, store_of, where
 from flows.overdue import skip_missed
 from flows.recipe import load as recipes
 from flows.recipe import rounds
@@ -43,7 +42,7 @@ from tasks.secrets import restored, sealed
 from tasks.stages import baseline
 from tasks.stages.verify import verify
 from tasks.storage.places import is_url, place_at
-from tasks.storage.store import UNSENT, Store, publish, write_json
+from tasks.storage.store import UNSENT, publish, write_json
 from tasks.tracking.client import resolve_uri
 from tasks.tracking.runs import Parent, Tracker
 from tasks.upkeep.liveness import ending, living, recover
@@ -122,7 +121,7 @@ def _run(recipe: str | dict[str, Any], overrides: dict[str, Any] | None, parent:
     recipe, overrides = restored(recipe), restored(overrides)
     parsed = recipes.load(recipe, overrides)
     stored = as_stored(parsed, recipe, overrides)
-    recover(_store(parsed).place, resolve_uri(parsed.tracking.uri))
+    recover(store_of(parsed).place, resolve_uri(parsed.tracking.uri))
     skip_missed(flow_run.id)
     if parsed.seeds is None:
         assert parsed.seed is not None
@@ -138,7 +137,7 @@ def _refused(summary: Mapping[str, Any]) -> bool:
 
 def _run_seeds(parsed: Recipe, stored: dict[str, Any], seeds: Sequence[int], parent: Parent | None) -> dict[str, Any]:
     """Each seed is a run of its own, a child of one MLflow parent; then mean, worst and spread."""
-    folder = _new_folder(parsed, stored)
+    folder = new_folder(parsed, stored)
     with _living(parsed, stored, folder, parent) as tracker:
         summaries = []
         for seed in seeds:
@@ -185,7 +184,7 @@ def _judge(tracker: Tracker, summary: Mapping[str, Any]) -> None:
 
 
 def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent | None) -> dict[str, Any]:
-    folder = _new_folder(parsed, stored)
+    folder = new_folder(parsed, stored)
     with _living(parsed, stored, folder, parent) as tracker:
         run, stages = _run_of(parsed, seed, folder, tracker), rounds.expand(parsed)
         start = _start(run.model, parsed.train)
@@ -267,41 +266,12 @@ def _call(task: Task[..., Any], *arguments: Any) -> Any:
     return task(*arguments, return_state=True).result()
 
 
-def _new_folder(parsed: Recipe, stored: Mapping[str, Any]) -> Path:
-    """A run's own folder, near even where ``runs`` is a URL: it is copied there when the run ends."""
-    import yaml
-
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    runs = LOCAL_RUNS if is_url(parsed.runs) else _below_root(parsed.runs)
-    folder = runs / f"{parsed.name}-{stamp}-{secrets.token_hex(2)}"
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise storage_error(folder, error) from None
-    with written(folder / "recipe.yaml") as file:
-        file.write(yaml.safe_dump(dict(stored), sort_keys=False, allow_unicode=True).encode())
-    return folder
-
-
-def _store(parsed: Recipe) -> Store:
-    return Store(_where(parsed.store))
-
-
-def _where(path: str) -> str:
-    return path if is_url(path) else str(_below_root(path))
-
-
-def _below_root(path: str) -> Path:
-    """Relative paths are taken from the repository's root, wherever the command was typed."""
-    return ROOT / path
-
-
 def _run_of(parsed: Recipe, seed: int, folder: Path, tracker: Tracker) -> Run:
     return Run(
         name=parsed.name,
         seed=seed,
         folder=str(folder),
-        store_folder=_where(parsed.store),
+        store_folder=where(parsed.store),
         model=_found(parsed.model),
         data=parsed.data,
         step=parsed.step,
@@ -311,7 +281,7 @@ def _run_of(parsed: Recipe, seed: int, folder: Path, tracker: Tracker) -> Run:
         precision=parsed.precision,
         channels_last=parsed.channels_last,
         threads=parsed.threads,
-        python_path=tuple(str(_below_root(one)) for one in parsed.python_path),
+        python_path=tuple(str(below_root(one)) for one in parsed.python_path),
         tracker=tracker,
         teacher=_found(parsed.teacher) if parsed.teacher else None,
     )
@@ -321,14 +291,14 @@ def _found(model: AnyModel) -> AnyModel:
     """The same with its checkpoint's path as it is on this machine."""
     if not model.weights:
         return model
-    weights = model.weights.model_copy(update={"path": str(_below_root(model.weights.path))})
+    weights = model.weights.model_copy(update={"path": str(below_root(model.weights.path))})
     return model.model_copy(update={"weights": weights})
 
 
 @contextlib.contextmanager
 def _living(parsed: Recipe, stored: Mapping[str, Any], folder: Path, parent: Parent | None) -> Iterator[Tracker]:
     """Tracks a run while the block works, says that it lives, and ends it as the block ends, whatever happens."""
-    tracker, store = _open_tracker(parsed, stored, folder, parent), _store(parsed)
+    tracker, store = _open_tracker(parsed, stored, folder, parent), store_of(parsed)
     try:
         with ending(tracker), living(store.place, tracker, str(flow_run.id) if flow_run.id else None):
             yield tracker

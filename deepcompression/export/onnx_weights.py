@@ -42,7 +42,13 @@ class Form:
         return f"{self.tensor}/{what}"
 
     def store_small(self, what: str, integers: Array, bits: int) -> str:
-        """Stores integers below 2^bits, for bits of 4, 8 or 16, two of 4 bits in a byte; returns a name."""
+        """Stores integers, two of 4 bits in a byte; returns a name.
+
+        Args:
+            what: the last part of the name.
+            integers: below 2^bits, any shape.
+            bits: 4, 8 or 16.
+        """
         if bits > 4:
             return self.store(what, integers.astype(f"uint{bits}"))
         flat = np.append(integers.ravel(), np.zeros(integers.size % 2, integers.dtype)).astype(np.uint8)
@@ -51,7 +57,7 @@ class Form:
         self.initializers.append(helper.make_tensor(name, TensorProto.UINT4, integers.shape, packed, raw=True))
         return name
 
-    def compute(self, operator: str, *inputs: str, last: bool = False, **attributes: Any) -> str:
+    def compute(self, operator: str, *inputs: str, last: bool = False, **attributes: int | str | list[int]) -> str:
         """Adds a node; returns the name of its output, that of the tensor itself where it is the ``last``."""
         output = self.tensor if last else f"{self.tensor}/{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
@@ -173,7 +179,13 @@ def put(model: onnx.ModelProto, forms: list[Form]) -> None:
 
 
 def alone(model: onnx.ModelProto, forms: list[Form], tensors: list[TensorProto]) -> onnx.ModelProto:
-    """A model without inputs that computes these tensors from their forms and does nothing else."""
+    """A model without inputs that computes these tensors from their forms and does nothing else.
+
+    Args:
+        model: whose versions it has.
+        forms: how the tensors are kept.
+        tensors: what comes out, by name, type and shape.
+    """
     outputs = [helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in tensors]
     nodes = [node for form in forms for node in form.nodes]
     stored = [one for form in forms for one in form.initializers]

@@ -115,6 +115,12 @@ def densities(
 ) -> list[tuple[Group, float]]:
     """The density of each group that ``table`` means: a name of one of its layers goes before ``default``.
 
+    Args:
+        model: whose channels these are.
+        table: density by name pattern.
+        groups: channels that can be removed, see ``network.channels``.
+        left: why the channels of other layers cannot, by name.
+
     Raises:
         StructureError: a pattern means no channels that can be removed (with the reason), or no channels can be at
             all; layers of one group are named with two densities.
@@ -153,6 +159,11 @@ def importance(group: Group, state: Mapping[str, Tensor], criterion: Criterion) 
 
     Where every weight makes every channel, as in most nets, the order is that of the sum. A channel of nothing but
     zeros is worth less than any other.
+
+    Args:
+        group: its members that make channels are looked at.
+        state: tensors by name.
+        criterion: of a weight matrix (filters, weights), what each filter is worth.
     """
     total, makers = (torch.zeros(group.channels, dtype=torch.float64) for _ in range(2))
     alive = torch.zeros(group.channels, dtype=torch.bool)
@@ -211,6 +222,11 @@ def cut_state(state: Mapping[str, Tensor], places: Mapping[str, Any]) -> dict[st
 
 def refuse_unlike(thin: nn.Module, masked: nn.Module, outputs: Outputs) -> float:
     """Makes sure that a thin model gives what the masked one gives; how far apart they are, of the outputs' norm.
+
+    Args:
+        thin: with channels removed.
+        masked: with zeros for them.
+        outputs: what a model gives for some samples.
 
     Raises:
         InvariantError: they differ by more than rounding.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -17,11 +15,12 @@ from torch import Tensor, nn
 from deepcompression.errors import InvariantError, StructureError
 from deepcompression.network import names
 from deepcompression.network.edits.apply import apply_all
-from deepcompression.network.edits.quantize_values import InputQuantizer, Site, levels, on_grid, quantizers
-from deepcompression.network.parametrized import SOURCE, Holder
+from deepcompression.network.edits.quantize_values import Site, quantizers
+from deepcompression.network.parametrized import SOURCE
 from deepcompression.network.parametrized import VALUES as AFTER_MASK
 from deepcompression.network.state import density
-from deepcompression.network.trace import resting
+from deepcompression.quantization.sites import Group, measured
+from deepcompression.quantization.steps import LearnedGrid
 from deepcompression.structure.constraints import Structure, constraint, of_order
 from deepcompression.structure.grid import OnGrid
 from deepcompression.structure.hold import held_by, held_state, hold_by
@@ -30,7 +29,6 @@ from deepcompression.training.method import ACTIVATION, VALUES, Account, Claim, 
 log = logging.getLogger(__name__)
 FEWEST_BITS, MOST_BITS = 2, 8
 LEAST = 2.0**-10  # of its first value: what a step that learns cannot fall below
-TINY = 1e-20  # a first step at least
 
 
 @dataclass(frozen=True)
@@ -42,16 +40,6 @@ class QuantizedWeights:
     per: str
     steps: tuple[float, float]
     density: float
-
-
-@dataclass(frozen=True)
-class QuantizedSites:
-    """Inputs of layers that are one value, on one grid; unsigned where none of the samples was below 0."""
-
-    sites: tuple[str, ...]
-    bits: int
-    signed: bool
-    step: float
 
 
 @dataclass(eq=False)
@@ -78,7 +66,7 @@ class LearnedSteps(Method):
     per: Literal["tensor", "channel"] = "tensor"
     samples: int = 512
     _bits: dict[str, int] = field(default_factory=dict, init=False, repr=False)
-    _groups: list[_Group] = field(default_factory=list, init=False, repr=False)
+    _groups: list[Group] = field(default_factory=list, init=False, repr=False)
     _steps: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def claims(self, model: nn.Module, structure: Structure) -> set[Claim]:
@@ -97,7 +85,7 @@ class LearnedSteps(Method):
         _check_bits({**bits, **{str(site): width for site, width in sites.items()}})
         kept = {name: self._kept(name, width, model, context.structure) for name, width in bits.items()}
         _refuse_quantized(model, sites)
-        groups = _measured(model, context, sites, self.samples) if sites else []  # before weights are rounded
+        groups = measured(model, context, sites, self.samples) if sites else []  # before weights are rounded
         self._bits = self._learning(model, bits)
         for name, width in self._bits.items():
             axis = self._axis(names.parameters(model)[name])
@@ -192,129 +180,6 @@ class LearnedSteps(Method):
         return found
 
 
-class StepSize(nn.Module):
-    """The step(s) of a grid: the first ones times what is trained.
-
-    A step of SGD moves them as in the paper, by the gradient times 1 / sqrt(n Q); one of Adam, which goes by the rate
-    alone, by that part of themselves. Were they trained as they are, Adam could bring small ones to zero at once.
-    """
-
-    start: Tensor
-
-    def __init__(self, start: Tensor, count: int, most: int) -> None:
-        super().__init__()
-        self.register_buffer("start", start.clamp(min=TINY))
-        self.times = nn.Parameter(torch.ones_like(start))
-        self.gain = 1 / math.sqrt(count * most)
-
-    def forward(self) -> Tensor:
-        """The steps, float32, in the shape of the first ones."""
-        slope = self.times * (self.gain / self.start)
-        return (self.times * self.start).detach() + (slope - slope.detach())
-
-
-class LearnedGrid(Holder):
-    """The nearest integer times a learned step."""
-
-    order = AFTER_MASK
-
-    def __init__(self, weight: Tensor, bits: int, axis: int | None = None, start: Tensor | None = None) -> None:
-        super().__init__()
-        self.most = levels(bits, "symmetric")[1]
-        first = _first_steps(weight, self.most, axis) if start is None else start
-        self.step = StepSize(first, weight.numel() // first.numel(), self.most)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight (its own shape) on the grid; 0 is +0.0."""
-        exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        return self.laid_out(on_grid(exact, self.step(), 0, -self.most, self.most).to(weight.dtype))
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """What is trained: the weight itself."""
-        return weight
-
-
-def _first_steps(weight: Tensor, most: int, axis: int | None) -> Tensor:
-    """2 mean |w| / sqrt(Q) of the weights that are not zero; a channel of zeros has the tensor's."""
-    size, alive = weight.detach().float().abs(), (weight != 0).float()
-    whole = size.sum() / alive.sum().clamp(min=1)
-    rest = list(range(weight.ndim)) if axis is None else [one for one in range(weight.ndim) if one != axis]
-    count = alive.sum(rest, keepdim=True)
-    mean = torch.where(count > 0, size.sum(rest, keepdim=True) / count.clamp(min=1), whole)
-    return 2 * mean / math.sqrt(most)
-
-
-@dataclass(frozen=True)
-class LearnedInput(InputQuantizer):
-    """Before a forward, while the step is learned."""
-
-    def _grid(self, module: nn.Module, value: Tensor) -> tuple[Tensor, Tensor | int]:
-        scale: Tensor = getattr(module, self.site.tensor("step"))()
-        return scale, 0
-
-
-class _Group:
-    """Sites that carry one value, and their step."""
-
-    def __init__(self, sites: Sequence[Site], bits: int, seen: _Seen) -> None:
-        self.sites, self.bits, self.features = tuple(sites), bits, seen.features
-        self.scheme = "symmetric" if seen.least < 0 else "asymmetric"
-        most = levels(bits, self.scheme)[1]
-        start = 2 * seen.total / max(seen.count, 1) / math.sqrt(most) or 1.0
-        self.step = StepSize(torch.tensor(start, device=seen.device), seen.features, most)
-        self._handles: list[Any] = []
-
-    def install(self, model: nn.Module) -> None:
-        for site in self.sites:
-            module = model.get_submodule(site.module)
-            module.add_module(site.tensor("step"), self.step)
-            hook = LearnedInput(site, "static", self.bits, self.scheme)
-            self._handles.append(module.register_forward_pre_hook(hook))
-
-    def remove(self, model: nn.Module) -> None:
-        while self._handles:
-            self._handles.pop().remove()
-        for site in self.sites:
-            model.get_submodule(site.module)._modules.pop(site.tensor("step"), None)
-
-    def record(self) -> dict[str, Any]:
-        sites = [str(site) for site in self.sites]
-        return {
-            "kind": "quantize_values",
-            "sites": sites,
-            "range": "static",
-            "bits": self.bits,
-            "scheme": self.scheme,
-        }
-
-    def fill(self, model: nn.Module) -> None:
-        for site in self.sites:
-            scale: Tensor = getattr(model.get_submodule(site.module), site.tensor("scale"))
-            scale.copy_(self.step().detach())
-
-    def told(self) -> QuantizedSites:
-        sites = tuple(str(site) for site in self.sites)
-        return QuantizedSites(sites, self.bits, self.scheme == "symmetric", float(self.step().detach()))
-
-
-@dataclass
-class _Seen:
-    """What came by a site: sum of magnitudes, how many, the least value, values of one sample; and what it was."""
-
-    device: torch.device
-    features: int
-    total: float = 0.0
-    count: int = 0
-    least: float = math.inf
-    value: object = None
-
-    def add(self, value: Tensor) -> None:
-        exact = value.detach().double() if value.device.type != "mps" else value.detach().float()
-        self.total += float(exact.abs().sum())
-        self.count += exact.numel()
-        self.least = min(self.least, float(exact.min())) if exact.numel() else self.least
-
-
 def _resolved(model: nn.Module, bits: int | Mapping[str, int] | None) -> dict[str, int]:
     return {} if bits is None else names.resolve(model, names.table_of(bits))
 
@@ -347,54 +212,3 @@ def _refuse_quantized(model: nn.Module, sites: Mapping[Site, int]) -> None:
     for site in sites:
         if any(one.site == site for one in quantizers(model.get_submodule(site.module))):
             raise StructureError(f"{site}: is quantized already; leave it out of activations")
-
-
-def _measured(model: nn.Module, context: Context, sites: Mapping[Site, int], samples: int) -> list[_Group]:
-    """Sites by the value that they carry, each with its first step.
-
-    Raises:
-        StructureError: there are no samples, or the forward never comes by a site.
-    """
-    batches = context.batches("quantize: activations", samples)
-    seen: dict[Site, _Seen] = {}
-    with resting(context.compute.place(model)), torch.no_grad():
-        for number, batch in enumerate(batches):
-            with _watched(model, sites, seen, first=not number):
-                context.forward(model, batch)
-    for site in sites:
-        if site not in seen:
-            raise StructureError(
-                f"{site}: the forward never comes by it with a tensor by position; name in activations the layers it "
-                "does come by"
-            )
-    together: dict[tuple[object, int], list[Site]] = defaultdict(list)
-    for site, width in sites.items():
-        together[seen[site].value, width].append(site)
-    return [_Group(some, width, seen[some[0]]) for (_, width), some in together.items()]
-
-
-@contextmanager
-def _watched(model: nn.Module, sites: Mapping[Site, int], seen: dict[Site, _Seen], first: bool) -> Iterator[None]:
-    """While it lasts, what comes by the sites is added to ``seen``; in the ``first`` forward values are told apart."""
-    alive: list[Tensor] = []  # else another tensor might get the same id
-
-    def watch(site: Site) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            value = inputs[0] if inputs else None
-            if not isinstance(value, Tensor) or not value.is_floating_point() or not value.ndim:
-                return
-            if site not in seen:
-                seen[site] = _Seen(value.device, max(value[:1].numel(), 1))
-            if first and seen[site].value is None:
-                alive.append(value)
-                seen[site].value = (id(value), value._version)
-            seen[site].add(value)
-
-        return hook
-
-    handles = [model.get_submodule(site.module).register_forward_pre_hook(watch(site)) for site in sites]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -24,9 +24,10 @@ from deepcompression.training.batches import Batches
 from deepcompression.training.context import context_of
 from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import Evaluation, evaluate
-from deepcompression.training.method import Account, Method, Session
+from deepcompression.training.method import Account, Method
 from deepcompression.training.optimizers import make_optimizer, make_schedule
 from deepcompression.training.problem import Problem, backward, stepped
+from deepcompression.training.session import Session
 
 log = logging.getLogger(__name__)
 REPORT_SECONDS = 0.2
@@ -102,14 +103,14 @@ def train(
         problem: data, step, metric.
         plan: how it trains.
         methods: what takes part.
-        structure: what is true of tensors before, and is held (see ``method.attach``).
+        structure: what is true of tensors before, and is held (see ``session.attach``).
         teacher: what methods may learn from; placed on the device, in eval mode, and never trained.
         checkpoint: file from which a killed training goes on, written after each epoch; on the CPU the result
             then has the bits of an uninterrupted one.
         progress: told a few times a second at most, and at the end of each epoch.
 
     Raises:
-        StructureError: as ``method.attach``.
+        StructureError: as ``session.attach``.
         DivergedError: loss not finite; the model has its best state so far, the checkpoint the last epoch.
         FactoryError: optimizer, schedule, step or metric are not what they should be.
         DataError: the data fails, or nothing is left of it.

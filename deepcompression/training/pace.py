@@ -14,9 +14,10 @@ from deepcompression.training.batches import Batches
 from deepcompression.training.context import context_of
 from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import evaluate
-from deepcompression.training.method import Method, Session
+from deepcompression.training.method import Method
 from deepcompression.training.problem import Problem, stepped
 from deepcompression.training.randomness import kept
+from deepcompression.training.session import Session
 
 ENOUGH = 2.0  # seconds of batches
 

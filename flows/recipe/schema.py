@@ -8,19 +8,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from deepcompression.export import TARGETS
-from tasks.execution.settings import (
-    Coder,
-    Data,
-    Distil,
-    Factory,
-    Hold,
-    Model,
-    Name,
-    Rate,
-    Strict,
-    Teacher,
-    Training,
-)
+from tasks.execution.settings import Coder, Data, Distil, Factory, Hold, Model, Name, Rate, Strict, Teacher, Training
 from tasks.stages import STAGES, name_of, settings_of
 
 

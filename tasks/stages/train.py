@@ -61,7 +61,7 @@ class Settings(Training, Stage):
 
     def fits(self, run: Run, model: nn.Module) -> None:
         """No two methods claim the same of a tensor."""
-        from deepcompression.training.method import claims_of
+        from deepcompression.training.session import claims_of
 
         claims_of(model, _made(self), {})
 

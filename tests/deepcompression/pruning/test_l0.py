@@ -18,8 +18,9 @@ from deepcompression.pruning.l0 import BETA, GAMMA, L0, ZETA, Gate
 from deepcompression.structure.constraints import structured
 from deepcompression.structure.hold import held_by
 from deepcompression.training.loop import Trained
-from deepcompression.training.method import Context, Now, Session, attach
+from deepcompression.training.method import Context, Now
 from deepcompression.training.problem import Problem
+from deepcompression.training.session import Session, attach
 from tasks.methods.l0 import Settings
 
 ADAM = {"factory": "torch.optim:AdamW", "kwargs": {"lr": 0.01}}

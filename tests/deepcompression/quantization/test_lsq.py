@@ -16,13 +16,14 @@ import deepcompression.torch as bridge
 from deepcompression.errors import StructureError
 from deepcompression.network.state import is_zero, plain_state
 from deepcompression.pruning.gradual import GradualPruning
-from deepcompression.quantization.lsq import LearnedGrid, LearnedSteps
+from deepcompression.quantization.lsq import LearnedSteps
+from deepcompression.quantization.steps import LearnedGrid
 from deepcompression.sharing.reassign import TrainedSharing
 from deepcompression.structure.check import check
 from deepcompression.structure.hold import hold_by
 from deepcompression.training.device import Compute
-from deepcompression.training.method import attach
 from deepcompression.training.problem import Problem
+from deepcompression.training.session import attach
 
 ADAM = {"factory": "torch.optim:AdamW", "kwargs": {"lr": 0.005, "weight_decay": 0.1}}
 

@@ -21,8 +21,9 @@ from deepcompression.structure import check
 from deepcompression.training.batches import Batches
 from deepcompression.training.device import Compute
 from deepcompression.training.loop import Plan, train
-from deepcompression.training.method import Method, Session, attach
+from deepcompression.training.method import Method
 from deepcompression.training.problem import Problem
+from deepcompression.training.session import Session, attach
 
 OWN_LOOP = Path(__file__).parents[3] / "docs" / "own-loop.md"
 X = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
