@@ -209,9 +209,9 @@ def test_a_great_many_empty_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
         (one(b"", shape=()), MalformedFile, "w: the form needs 1 bytes"),
         # extensions
         (one(b"", shape=(0,), behind=b"\x01\x00"), MalformedFile, "needs extension 1"),
-        (one(b"", shape=(0,), behind=b"\x04\x03abc\x05\x00"), MalformedFile, "needs extension 5"),
+        (one(b"", shape=(0,), behind=b"\x06\x03abc\x07\x00"), MalformedFile, "needs extension 7"),
         (one(b"", shape=(0,), behind=b"\x02\x00\x02\x00"), MalformedFile, "extension 2 follows 2"),
-        (one(b"", shape=(0,), behind=b"\x04\x00\x02\x00"), MalformedFile, "extension 2 follows 4"),
+        (one(b"", shape=(0,), behind=b"\x06\x00\x02\x00"), MalformedFile, "extension 2 follows 6"),
         (one(b"", shape=(0,), behind=b"\x02\x03abc"), MalformedFile, "header: metadata: a key needs 97 bytes"),
         (one(b"", shape=(0,), behind=b"\x00"), MalformedFile, "an extension's length needs"),
         (one(b"", shape=(0,), behind=b"\x00\x03ab"), MalformedFile, "an extension needs 3 bytes"),
@@ -242,7 +242,7 @@ def test_names_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_even_extensions_are_skipped() -> None:
     """Records that a later writer adds for readers that know them do not keep this one from the tensors."""
-    behind = b"\x00\x00" + b"\x04\x03abc" + varint(1 << 40) + b"\x01x"
+    behind = b"\x00\x00" + b"\x06\x03abc" + varint(1 << 40) + b"\x01x"
     assert decode(one(b"", shape=(3, 0), behind=behind))["w"].bits.shape == (3, 0)
 
 

@@ -20,6 +20,7 @@ from deepcompression.network import names, state
 from deepcompression.network.chains import WHOLE
 from deepcompression.pruning.slim import Slimmed, slim
 from deepcompression.structure import check, hold
+from deepcompression.structure.constraints import structured
 
 
 def mlp(*sizes: int, act: Callable[[], nn.Module] = nn.ReLU, bias: bool = True, seed: int = 0) -> nn.Sequential:
@@ -65,7 +66,7 @@ def checked(model: nn.Module, x: Tensor, **options: object) -> Slimmed:
     after = state.plain_state(model)
     assert {name: one.shape for name, one in after.items()} == {name: one.shape for name, one in before.items()}
     weights = names.prunable(model)
-    check.check(made.arranged, after, zeros=weights, shared=weights)
+    check.check(made.arranged, after, structured(weights, weights))
     for name, tensor in before.items():
         torch.testing.assert_close(made.arranged[name].double().sum(), tensor.double().sum())
     again = copy.deepcopy(model)
