@@ -37,7 +37,6 @@ from tasks.exports import check_export, export
 from tasks.machine.revision import git_revision
 from tasks.registry.promote import promote
 from tasks.report.words import sentence
-from tasks.root import ROOT
 from tasks.secrets import restored, sealed
 from tasks.stages import baseline
 from tasks.stages.verify import verify
@@ -48,7 +47,6 @@ from tasks.tracking.runs import Parent, Tracker
 from tasks.upkeep.liveness import ending, living, recover
 from tasks.verdict import budget_aims, emit_missed, missed, told, verdict_of, verdict_of_seeds
 
-LOCAL_RUNS = ROOT / "artifacts" / "runs"
 AnyModel = TypeVar("AnyModel", bound=Model)
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from deepcompression._atomic import storage_error, written
-from flows.compress import LOCAL_RUNS
 from flows.recipe.schema import Recipe
 from tasks.root import ROOT
 from tasks.storage.places import is_url
 from tasks.storage.store import Store
+
+LOCAL_RUNS = ROOT / "artifacts" / "runs"
 
 
 def new_folder(parsed: Recipe, stored: Mapping[str, Any]) -> Path:
