@@ -193,7 +193,11 @@ def test_prefect_has_the_tasks_and_the_artifacts(finished: dict[str, Any]) -> No
     told = next(one.data for one in artifacts if one.key == "result")
     assert f"sample by sample: {finished['summary']['comparison']['sentence']} (" in told
     # Task runs reach the server by way of events, which may be a moment late.
-    assert {task.name for task in tasks} <= {*(r["stage"] for r in finished["summary"]["stages"]), "verify", "export-onnx"}
+    assert {task.name for task in tasks} <= {
+        *(r["stage"] for r in finished["summary"]["stages"]),
+        "verify",
+        "export-onnx",
+    }
 
 
 def test_run_folder_holds_recipe_and_picture(finished: dict[str, Any]) -> None:

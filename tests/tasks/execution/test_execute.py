@@ -12,17 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from quiet_runs import quiet_run
 
 from deepcompression.errors import InvariantError
 from deepcompression.structure.constraints import structured
 from tasks.execution import execute as executing
 from tasks.execution import keys, measure
-from tasks.execution import run as runs
 from tasks.execution.bench import Bench, Product
 from tasks.execution.execute import Work, execute, left_alone, plain
 from tasks.execution.run import Reference, Run
-from tasks.execution.settings import Data, Hold, Model, Stage
-from tasks.execution.sources import factory_digest
+from tasks.execution.settings import Model, Stage
 from tasks.root import CODE as HERE
 from tasks.stages import finetune, prune, slim
 from tasks.storage import lease, store
@@ -36,34 +35,12 @@ def data():
 SETTINGS = prune.Settings(stage="prune", density=0.5)
 
 
-class Heard:
-    """What a tracker is told."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[dict[str, float], int]] = []
-
-    def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        self.told.append((values, step))
-
-    def curve(self, prefix: str, history: Any) -> None: ...
-
-
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """A run on one small layer, told to nobody."""
-    (tmp_path / "dce_mine.py").write_text(CODE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    caches = (runs._made, runs._identity, runs._identified, factory_digest)
-    for cache in caches:
-        cache.cache_clear()
-    yield Run(
-        name="r", seed=0, folder=str(tmp_path), store_folder=str(tmp_path / "store"),
-        model=Model(factory="torch.nn:Linear", kwargs={"in_features": 3, "out_features": 2}),
-        data=Data(factory="dce_mine:data"), step=None, metric=None, hold=Hold(), device="cpu", precision="float32",
-        channels_last=False, threads=None, python_path=(), tracker=Heard(),  # type: ignore[arg-type]
-    )  # fmt: skip
-    for cache in caches:
-        cache.cache_clear()
+    """A run on a small net, told to nobody."""
+    linear = Model(factory="torch.nn:Linear", kwargs={"in_features": 3, "out_features": 2})
+    with quiet_run(tmp_path, monkeypatch, "dce_mine", CODE, linear) as made:
+        yield made
 
 
 def _weights(*rows: list[float]) -> dict[str, torch.Tensor]:

@@ -14,16 +14,15 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from quiet_runs import quiet_run
 
 from deepcompression.errors import InputError
 from flows.recipe import rounds, schema
 from tasks import stages
-from tasks.execution import run as runs
 from tasks.execution.check import check
 from tasks.execution.execute import execute
 from tasks.execution.run import Run
-from tasks.execution.settings import Data, Hold, Model, Training
-from tasks.execution.sources import factory_digest
+from tasks.execution.settings import Model, Training
 from tasks.execution.stage import task_of
 from tasks.execution.trial import _trainings
 from tasks.root import CODE
@@ -64,12 +63,6 @@ def work(bench: Bench, settings: Settings) -> Product:
 '''
 
 
-class Quiet:
-    """A tracker that is told and tells nobody."""
-
-    def metrics(self, values: Any, step: int = 0) -> None: ...
-
-
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[schema.Recipe]]:
     """What a recipe may say once the file ``halve.py`` lies beside the others and the list has its line."""
@@ -87,21 +80,12 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[sch
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """A run on one small layer."""
+    """A run on a small net, told to nobody."""
     text = "import torch\ndef data():\n    x, y = torch.arange(24.0).reshape(8, 3), torch.arange(8) % 2\n"
-    (tmp_path / "dcl_mine.py").write_text(text + "    return (x, y), (x, y), (x, y)\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    caches = (runs._made, runs._identity, runs._identified, factory_digest)
-    for cache in caches:
-        cache.cache_clear()
-    yield Run(
-        name="r", seed=0, folder=str(tmp_path), store_folder=str(tmp_path / "store"),
-        model=Model(factory="torch.nn:Linear", kwargs={"in_features": 3, "out_features": 2}),
-        data=Data(factory="dcl_mine:data"), step=None, metric=None, hold=Hold(), device="cpu", precision="float32",
-        channels_last=False, threads=None, python_path=(), tracker=Quiet(),  # type: ignore[arg-type]
-    )  # fmt: skip
-    for cache in caches:
-        cache.cache_clear()
+    code = text + "    return (x, y), (x, y), (x, y)\n"
+    linear = Model(factory="torch.nn:Linear", kwargs={"in_features": 3, "out_features": 2})
+    with quiet_run(tmp_path, monkeypatch, "dcl_mine", code, linear) as made:
+        yield made
 
 
 def _recipe(*given: dict[str, Any]) -> dict[str, Any]:

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from quiet_runs import quiet_run
 
 from deepcompression.errors import StructureError
 from deepcompression.torch import load_into
-from tasks.execution import run as runs
 from tasks.execution.execute import execute
 from tasks.execution.run import Reference, Run
-from tasks.execution.settings import Data, Hold, Model, Training
-from tasks.execution.sources import factory_digest
+from tasks.execution.settings import Model, Training
 from tasks.stages import baseline, encode, settings_of, train, work_of
 
 CODE = """
@@ -35,30 +34,11 @@ def normed():
 TWO = {"epochs": 2, "lr": 0.01, "batch_size": 16}
 
 
-class Heard:
-    """What a tracker is told: nothing is kept."""
-
-    def metrics(self, values: dict[str, float], step: int = 0) -> None: ...
-
-    def curve(self, prefix: str, history: Any) -> None: ...
-
-
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """A run on a small net, told to nobody."""
-    (tmp_path / "tst_mine.py").write_text(CODE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    caches = (runs._made, runs._identity, runs._identified, factory_digest)
-    for cache in caches:
-        cache.cache_clear()
-    yield Run(
-        name="r", seed=0, folder=str(tmp_path), store_folder=str(tmp_path / "store"),
-        model=Model(factory="tst_mine:net"), data=Data(factory="tst_mine:data"), step=None, metric=None,
-        hold=Hold(), device="cpu", precision="float32", channels_last=False, threads=None, python_path=(),
-        tracker=Heard(),  # type: ignore[arg-type]
-    )  # fmt: skip
-    for cache in caches:
-        cache.cache_clear()
+    with quiet_run(tmp_path, monkeypatch, "tst_mine", CODE, Model(factory="tst_mine:net")) as made:
+        yield made
 
 
 def made(run: Run, label: str, keys: dict[str, Any], source: Reference) -> Reference:
