@@ -30,6 +30,11 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
+def imported() -> None:
+    """Imports MLflow, which takes a second: at a time when the process would wait anyway."""
+    import mlflow  # noqa: F401
+
+
 def terminate(uri: str, run_id: str) -> None:
     """Ends the MLflow run of a process that died on another machine, if it is still said to be running."""
     client = client_of(uri)
