@@ -1,4 +1,4 @@
-"""The paper's networks."""
+"""The paper's networks, and others on which methods are measured."""
 
 from deepcompression.models.paper import (
     DigitsNet,
@@ -10,5 +10,17 @@ from deepcompression.models.paper import (
     lenet_300_100,
     vgg16,
 )
+from deepcompression.models.resnet import ResNet20, resnet20
 
-__all__ = ["DigitsNet", "LeNet5", "LeNet300100", "alexnet", "digits_net", "lenet5", "lenet_300_100", "vgg16"]
+__all__ = [
+    "DigitsNet",
+    "LeNet5",
+    "LeNet300100",
+    "ResNet20",
+    "alexnet",
+    "digits_net",
+    "lenet5",
+    "lenet_300_100",
+    "resnet20",
+    "vgg16",
+]
