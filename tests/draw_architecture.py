@@ -21,19 +21,21 @@ from imports import ROOT, SOURCES, TOPS, imports_of
 
 PICTURE = ROOT / "docs/architecture.svg"
 SVG = "http://www.w3.org/2000/svg"
-WIDE, HIGH, GAP, LINE, MARGIN, BETWEEN, HEAD = 158, 76, 22, 12.5, 24, 40, 46
+WIDE, HIGH, GAP, LINE, MARGIN, BETWEEN, HEAD = 170, 76, 22, 12.5, 24, 40, 46
 LETTERS = 27  # of a box's line
 Arrows = Mapping[str, set[str]]
 STYLE = """
 svg { font-family: system-ui, sans-serif; font-size: 10px; }
 text { fill: #1f2328; } .small { fill: #59636e; } .head { font-size: 14px; font-weight: 600; }
 .name { font-size: 12px; font-weight: 600; }
+.title text { stroke: #eff2f5; stroke-width: 4px; stroke-linejoin: round; paint-order: stroke; }
 .band { fill: #eff2f5; } .box { fill: #ffffff; stroke: #818b98; }
 .arrow { fill: none; stroke: #0969da; stroke-opacity: .55; stroke-width: 1.2; marker-end: url(#tip); }
 #tip path { fill: #0969da; }
 .page { fill: #ffffff; }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3; } .small { fill: #9198a1; } .page { fill: #0d1117; }
+  .title text { stroke: #151b23; }
   .band { fill: #151b23; } .box { fill: #212830; stroke: #656c76; }
   .arrow { stroke: #58a6ff; } #tip path { fill: #58a6ff; }
 }
@@ -176,27 +178,35 @@ def picture(of: Arrows) -> str:
         '<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0 8 4 0 8z"/></marker>',
         f'<rect class="page" width="{width:g}" height="{bottom:g}"/>',
-        *(part for top in TOPS for part in _band(top, places, width)),
+        *(_band(top, places, width) for top in TOPS),
         *(_arrow(box, one, places) for box, one in needed(of)),
+        *(_title(top, places) for top in TOPS),  # after the arrows, which would cross its words
         *(part for box, place in places.items() for part in _box(box, place)),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
 
 
-def _band(top: str, places: Mapping[str, Box], width: float) -> list[str]:
-    ys = [place.y for box, place in places.items() if box.split("/")[0] == top]
+def _band(top: str, places: Mapping[str, Box], width: float) -> str:
+    ys = _rows_of(top, places)
     y, high = min(ys) - HEAD + 8, max(ys) - min(ys) + HIGH + HEAD
-    free = [
-        box.split("/")[1] for box in sorted(set(map(package_of, SOURCES)) - set(places)) if box.startswith(f"{top}/")
-    ]
+    return f'<rect class="band" x="8" y="{y:g}" width="{width - 16:g}" height="{high:g}" rx="8"/>'
+
+
+def _title(top: str, places: Mapping[str, Box]) -> str:
+    y = min(_rows_of(top, places)) - HEAD + 8
+    boxes = sorted(set(map(package_of, SOURCES)) - set(places))
+    free = [box.split("/")[1] for box in boxes if box.startswith(f"{top}/")]
     beside = f"Open to all above, and not drawn: {', '.join(free)}" if free else ""
-    return [
-        f'<rect class="band" x="8" y="{y:g}" width="{width - 16:g}" height="{high:g}" rx="8"/>',
-        f'<text x="{MARGIN}" y="{y + 18:g}"><tspan class="head">{top}/</tspan>'
-        f'<tspan class="small" dx="10">{escape(about(top).rstrip("."))}</tspan></text>',
-        f'<text class="small" x="{MARGIN}" y="{y + 31:g}">{beside}</text>',
-    ]
+    return (
+        f'<g class="title"><text x="{MARGIN}" y="{y + 18:g}"><tspan class="head">{top}/</tspan>'
+        f'<tspan class="small" dx="10">{escape(about(top).rstrip("."))}</tspan></text>\n'
+        f'<text class="small" x="{MARGIN}" y="{y + 31:g}">{beside}</text></g>'
+    )
+
+
+def _rows_of(top: str, places: Mapping[str, Box]) -> list[float]:
+    return [place.y for box, place in places.items() if box.split("/")[0] == top]
 
 
 def _box(box: str, place: Box) -> list[str]:
