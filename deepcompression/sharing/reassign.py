@@ -92,12 +92,12 @@ class TrainedSharing(Method):
         """Draws codebooks and codes anew where that is due."""
         if now.step % max(now.steps // UPDATES, 1) == 0:
             part, over = now.fraction, masks(model)
-            for name, (held, weights) in held_by(model, Reassigned).items():
+            for name, (held, weights) in self._held(model).items():
                 held.follow(weights, self._rates[name] * min(part / RISEN, 1.0), PULL * part**4, over.get(name))
 
     def figures(self, model: nn.Module) -> dict[str, float]:
         """Bits of a code, on average over the shared weights."""
-        held = held_by(model, Reassigned)
+        held = self._held(model)
         total = sum(behind.numel() for _, behind in held.values())
         return {"bits": sum(self._bits[name] * behind.numel() for name, (_, behind) in held.items()) / max(total, 1)}
 
@@ -109,6 +109,10 @@ class TrainedSharing(Method):
             layers.append(account(name, width, self._before[name][alive], state[name][alive]))
         done = [layer.name for layer in layers if layer.nonzero]
         return Account(structured(done, done), report={"layers": layers}, regrouped=list(self._before))
+
+    def _held(self, model: nn.Module) -> dict[str, tuple[Reassigned, Tensor]]:
+        # another one may share other tensors beside it
+        return {name: pair for name, pair in held_by(model, Reassigned).items() if name in self._bits}
 
 
 class Reassigned(Holder):
