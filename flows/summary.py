@@ -18,6 +18,7 @@ from tasks.execution.run import Reference, Run
 from tasks.execution.warned import kept
 from tasks.machine.deadline import within
 from tasks.report.figures import bytes_by_stage
+from tasks.report.methods import methods_of
 from tasks.report.page import write_report
 from tasks.report.words import difference, sentence
 from tasks.secrets import hidden, masked
@@ -83,10 +84,12 @@ def summary_of(run: Run, references: Sequence[Reference], verified: Verified, pa
             {
                 **{name: reference.numbers[name] for name in names},
                 "model_density": reference.numbers.get("model_density"),
-                "left_alone": left_alone(run.store.find(reference.key) or {}),
+                "left_alone": left_alone(entry),
+                "methods": methods_of(entry),
                 "key": reference.key,
             }
             for reference in references
+            for entry in [run.store.find(reference.key) or {}]
         ],
         "reused": [reference.numbers["stage"] for reference in references if reference.numbers["cached"]],
         "warnings": kept(run.folder),
@@ -139,8 +142,9 @@ def _warnings_tag(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's row of numbers; what it left alone as how many tensors that are."""
-    return {**row, "left_alone": len(row["left_alone"])}
+    """A stage's row of numbers; what it left alone as how many tensors that are, its methods by their names."""
+    methods = ", ".join(one["method"] for one in row["methods"])
+    return {**row, "left_alone": len(row["left_alone"]), "methods": methods}
 
 
 def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:

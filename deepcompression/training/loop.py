@@ -24,7 +24,7 @@ from deepcompression.training.batches import Batches
 from deepcompression.training.context import context_of
 from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import Evaluation, evaluate
-from deepcompression.training.method import Account, Method
+from deepcompression.training.method import Account, Claim, Method
 from deepcompression.training.optimizers import make_optimizer, make_schedule
 from deepcompression.training.problem import Problem, backward, stepped
 from deepcompression.training.session import Session
@@ -78,11 +78,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training did: its loop, what methods made of the model, and what is true of its tensors now."""
+    """What a training did: its loop, what methods made of the model, and what is true of its tensors now.
+
+    ``labels``: what each method is called beside the others; ``claimed``: all that they claimed.
+    """
 
     fit: Fit
     accounts: list[tuple[Method, Account]]
     structure: Structure
+    labels: dict[Method, str]
+    claimed: frozenset[Claim]
 
 
 def train(
@@ -121,7 +126,7 @@ def train(
     with session:
         done = _fit(session, problem, plan, checkpoint, progress)
     held = together(structure or {}, *(account.structure for _, account in session.accounts))
-    return Trained(done, session.accounts, held)
+    return Trained(done, session.accounts, held, session.labels, session.context.claimed)
 
 
 def _fit(

@@ -47,6 +47,7 @@ class Session:
         claimed = frozenset(claim for some in claims.values() for claim in some)
         self.context = replace(context, claimed=claimed)
         self.methods = sorted(methods, key=lambda method: _place(claims[method]))
+        self.labels = labels_of(methods)
         self.groups: list[dict[str, Any]] = []
         try:
             self._attach(claims)
@@ -128,10 +129,14 @@ class Session:
             log.warning("training goes on after its %d total_steps: methods are done with it", self.now.steps)
 
     def after_epoch(self, metric: float) -> dict[str, float]:
-        """Lets methods act after an epoch; what they have to log, by ``method/figure``."""
+        """Lets methods act after an epoch; what they have to log, by ``method/figure``, methods by their labels."""
         for method in self.methods:
             method.after_epoch(self.model, self.now, metric)
-        return {f"{one.name}/{name}": value for one in self.methods for name, value in one.figures(self.model).items()}
+        return {
+            f"{self.labels[one]}/{name}": value
+            for one in self.methods
+            for name, value in one.figures(self.model).items()
+        }
 
     @property
     def adds_to_loss(self) -> bool:
@@ -214,6 +219,15 @@ def attach(
         session.close(failed=True)
         raise
     return session
+
+
+def labels_of(methods: Sequence[Method]) -> dict[Method, str]:
+    """What each method is called beside the others: its name; a second one of a name is ``name-2``."""
+    found: dict[Method, str] = {}
+    for method in methods:
+        count = sum(other.name == method.name for other in found) + 1
+        found[method] = method.name if count == 1 else f"{method.name}-{count}"
+    return found
 
 
 def claims_of(model: nn.Module, methods: Sequence[Method], structure: Structure) -> dict[Method, set[Claim]]:

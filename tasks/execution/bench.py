@@ -122,23 +122,36 @@ class Product:
 
 
 def trained(bench: Bench, training: Training, methods: Sequence[Method] = ()) -> Product:
-    """The input trained with methods at work: what they made of it, and what they report, by their names."""
+    """The input trained with methods at work: what they made of it, what each of them reports, and, where methods claim
+    tensors, what became of every tensor.
+    """
     from deepcompression.network.state import plain_state
     from deepcompression.structure.constraints import together
 
     model = bench.model()
     done = bench.train(model, training, methods)
     accounts = [account for _, account in done.accounts]
-    figures = {name: value for account in accounts for name, value in account.report.items()}
-    return Product(
+    reports = [{"method": done.labels[method], **account.report} for method, account in done.accounts]
+    product = Product(
         plain_state(model),
         structure=together(*(account.structure for account in accounts)),
         edits=[edit for account in accounts for edit in account.edits],
         regrouped=[name for account in accounts for name in account.regrouped],
-        report={"dropout": {}, **figures, "best_epoch": done.fit.best_epoch, "stopped": done.fit.stopped},
+        report={"methods": reports, "best_epoch": done.fit.best_epoch, "stopped": done.fit.stopped},
         history=done.fit.history,
         notes=[note for account in accounts for note in account.notes],
     )
+    return covering(product, _covered(model, done)) if done.claimed else product
+
+
+def _covered(model: nn.Module, done: Trained) -> list[Covered]:
+    """Every tensor of a trained model: claimed by some method, or why not."""
+    from deepcompression.network.coverage import coverage
+    from deepcompression.training.method import ACTIVATION
+
+    state, claimed = model.state_dict(), {target for target, role in done.claimed if role != ACTIVATION}
+    blank = [name for name in claimed if not bool(state[name].any())]
+    return coverage(model, claimed - set(blank), dict.fromkeys(blank, "zero throughout"))
 
 
 def covering(product: Product, rows: Sequence[Covered]) -> Product:

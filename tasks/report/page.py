@@ -19,6 +19,7 @@ from tasks.execution.run import Reference, Run
 from tasks.execution.sources import versions
 from tasks.machine.revision import git_revision
 from tasks.report import figures, pareto
+from tasks.report.methods import method_tables
 from tasks.report.words import bits, compared, comparison_of, end_of, number, percent, signed, sortable, times
 from tasks.secrets import masked
 
@@ -96,6 +97,7 @@ def write_report(
         stages=stages,
         longest=max(stage["worked"] or 0 for stage in stages) or 1,
         covered=covered_table(stages),
+        methods=method_tables(stages),
         layers=layers,
         total=total,
         inspection=inspection,
@@ -134,6 +136,7 @@ def _stage(reference: Reference, entry: Mapping[str, Any]) -> dict[str, Any]:
         "history": entry.get("history") or [],
         "best": (entry.get("report") or {}).get("best_epoch"),
         "covered": (entry.get("report") or {}).get("covered") or [],
+        "methods": (entry.get("report") or {}).get("methods") or [],
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 import deepcompression
 from deepcompression import torch as files
@@ -29,6 +30,12 @@ def test_pruned_and_quantized_in_one_training(tiny: Callable[..., dict[str, Any]
     summary = compress(tiny(stages=stages))
     assert summary["stages"][2]["density"] == pytest.approx(0.3, abs=0.02)
     assert summary["ratio"] > 12 and summary["final"]["accuracy"] > 0.8
+    trained = summary["stages"][1]["methods"]
+    assert [one["method"] for one in trained] == ["prune", "quantize"] and trained[0]["layers"] and trained[1]["grids"]
+    page = (Path(summary["folder"]) / "report.html").read_text()
+    assert "<h3>train: prune</h3>" in page and "<h3>train: quantize</h3>" in page
+    logged = MlflowClient(summary["tracking_uri"]).get_run(summary["mlflow_run_id"]).data.metrics
+    assert {"train/prune/density", "train/quantize/bits"} <= logged.keys()
     state = deepcompression.load(Path(summary["file"]))
     assert max(len(set(state[f"{name}.weight"].ravel().tolist())) for name in ("conv1", "fc1")) <= 15
     model = files.load_into(digits_net(), summary["file"]).eval()

@@ -16,6 +16,7 @@ from deepcompression.torch import load_into
 from tasks.execution.execute import execute
 from tasks.execution.run import Reference, Run
 from tasks.execution.settings import Model, Training
+from tasks.report.methods import method_tables, methods_of
 from tasks.stages import baseline, encode, settings_of, train, work_of
 
 CODE = """
@@ -32,6 +33,7 @@ def normed():
     return nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 16)), nn.ReLU(), nn.Linear(16, 3))
 """
 TWO = {"epochs": 2, "lr": 0.01, "batch_size": 16}
+DROPOUT = {"dropout": {"modules": {"1": "0"}}}
 
 
 @pytest.fixture
@@ -92,6 +94,49 @@ def test_methods_work_side_by_side_on_the_same_tensors(run: Run) -> None:
     assert entry is not None and {"prune/density", "share/bits", "distil/loss"} <= set(entry["history"][-1])
     kept = made(run, "finetune", {"stage": "finetune", **TWO}, reference)
     assert kept.structure == reference.structure
+
+
+def test_each_method_reports_for_itself(run: Run) -> None:
+    """Two that report layers, and two of one name, stand side by side: in the store, summary, tables and history."""
+    methods = [{"prune": {"density": 0.4}}, {"share": {"bits": {"0": 2}}}, {"share": {"bits": {"3": 3}}}]
+    reference = made(run, "t", {"stage": "train", **TWO, "methods": [*methods, DROPOUT]}, dense(run))
+    entry = run.store.find(reference.key)
+    assert entry is not None
+    told = {one["method"]: one for one in methods_of(entry)}
+    assert list(told) == ["prune", "share", "share-2", "dropout"] and told["dropout"]["dropout"].keys() == {"1"}
+    assert [layer["density"] for layer in told["prune"]["layers"]] == pytest.approx([0.4, 0.4], abs=0.02)
+    assert [one["name"] for one in told["share-2"]["layers"]] == ["3.weight"]
+    assert "centroids" not in told["share"]["layers"][0]  # thousands of numbers, of many bits
+    tables = method_tables([{"stage": "t", "methods": entry["report"]["methods"]}])
+    assert [(one.method, one.columns[0], len(one.rows)) for one in tables] == [
+        ("prune", "name", 2), ("share", "name", 1), ("share-2", "name", 1), ("dropout", "dropout", 1),
+    ]  # fmt: skip
+    assert dict(zip(tables[1].columns, tables[1].rows[0], strict=True))["centroids"] in ("3 values", "4 values")
+    assert {"prune/density", "share/bits", "share-2/bits"} <= set(entry["history"][-1])
+
+
+@pytest.mark.parametrize(
+    ("methods", "done", "told"),
+    [
+        ([{"prune": {"density": {"0": 0.4}}}], ["0.weight"], {"3.weight": "named by no pattern"}),
+        ([{"quantize": {"weights": {"bits": {"3": 4}}, "activations": {}}}], ["3.weight"], {}),
+        ([{"prune": {"density": 0.4}}, {"share": {"bits": {"3": 3}}}], ["0.weight", "3.weight"], {}),
+        ([{"distil": None}, DROPOUT], [], {}),  # nothing is said of tensors where none is claimed
+    ],
+)
+def test_a_training_tells_of_every_tensor_what_became_of_it(
+    run: Run, methods: Any, done: list[str], told: dict[str, str]
+) -> None:
+    """Claimed by some method, or left alone and why: as every other stage."""
+    source = dense(run)
+    reference = made(taught(run, source), "t", {"stage": "train", **TWO, "methods": methods}, source)
+    rows = (run.store.find(reference.key) or {})["report"].get("covered", [])
+    assert [row["tensor"] for row in rows if row["done"]] == done
+    left = {row["tensor"]: row["reason"] for row in rows if not row["done"]}
+    assert {name for name in left if name.endswith("weight")} == (
+        {"0.weight", "3.weight"} - set(done) if done else set()
+    )
+    assert told.items() <= left.items() and ("2 vectors" in left) == bool(done)
 
 
 def test_two_methods_that_claim_the_same_are_refused(run: Run) -> None:
