@@ -128,6 +128,7 @@ def curves(key: str, label: str, history: Sequence[Mapping[str, Any]], metric: s
         _curve(top, history, "loss", "training", BLUE)
         _curve(top, history, "val_loss", "validation", VERMILION)
         _curve(bottom, history, f"val_{metric}", "validation", GREEN)
+        _metric_axis(bottom, history, f"val_{metric}")
         for axes in (top, bottom) if best is not None else ():
             axes.axvline(best, color=INK, linewidth=0.7, linestyle=":")
         _loss_axis(top, history)
@@ -296,3 +297,10 @@ def _loss_axis(axes: Any, history: Sequence[Mapping[str, Any]]) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: "")
+
+
+def _metric_axis(axes: Any, history: Sequence[Mapping[str, Any]], column: str) -> None:
+    """One tick where the metric is always the same: else the axis goes beyond what a metric can be."""
+    values = {float(row[column]) for row in history if row.get(column) is not None}
+    if len(values) == 1 and math.isfinite(value := values.pop()):
+        axes.set_yticks([value], labels=[f"{value:.4g}"])

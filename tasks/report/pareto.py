@@ -89,7 +89,10 @@ def picture(
     taken = taken if taken is not None and isfinite(taken.metric) else None
     if result["dense_val_metric"] is not None and isfinite(result["dense_val_metric"]):
         axes.axhline(result["dense_val_metric"], color=DENSE, linestyle=":", label=f"dense model, val {metric}")
-    axes.scatter([p.file_bytes for p in points], [p.metric for p in points], color=OTHER, label="trial, validation")
+    others = [point for point in points if point not in best]
+    if others:
+        sizes, values = [p.file_bytes for p in others], [p.metric for p in others]
+        axes.scatter(sizes, values, color=OTHER, label="trial, validation")
     axes.plot(
         [p.file_bytes for p in best], [p.metric for p in best], "o-", color=FRONT, drawstyle="steps-post",
         label="Pareto front, validation",

@@ -72,6 +72,16 @@ def test_waterfall_tells_every_step() -> None:
     assert picture.lower().count(figures.VERMILION.lower()) == 1
 
 
+def test_a_metric_that_stays_has_one_tick() -> None:
+    """An axis around a constant accuracy would go beyond 1; one that changes has its ticks."""
+    for metrics, one in (((0.9954, 0.9954), True), ((0.9, 0.9954), False)):
+        history = [{"epoch": epoch, "loss": 1.0, "val_m": metric} for epoch, metric in enumerate(metrics)]
+        texts = [
+            text.text for text in ElementTree.fromstring(figures.curves("e", "s", history, "m", None)).iter("text")
+        ]
+        assert ("0.9954" in texts) == one
+
+
 def test_many_centroids_stay_few_marks() -> None:
     """16-bit codebooks do not swell the page."""
     book = np.linspace(-1, 1, 65_536)

@@ -64,6 +64,16 @@ def test_what_was_asked_for_and_what_was_taken_are_drawn(tmp_path: Path) -> None
     assert "taken" not in re.findall(r"<!-- (.*?) -->", (tmp_path / "p.svg").read_text())
 
 
+def test_the_legend_names_what_is_drawn(tmp_path: Path) -> None:
+    """No entry for trials beside the front where all are on it, as after many searches."""
+    points = [Point(1, 900, 0.9), Point(2, 1200, 0.95), Point(3, 1300, 0.92)]
+    result = {"name": "a", "metric": "accuracy", "dense_val_metric": 0.96}
+    for shown in (points, points[:2]):
+        picture(shown, front(shown, higher=True), {}, result, tmp_path / "p.svg")
+        words = re.findall(r"<!-- (.*?) -->", (tmp_path / "p.svg").read_text())
+        assert ("trial, validation" in words) == (len(shown) == 3) and "Pareto front, validation" in words
+
+
 def test_what_is_not_a_number_is_on_no_front_and_in_no_picture(tmp_path: Path) -> None:
     """It beats nothing, however small its file; a picture is drawn all the same, even where nothing else is there."""
     points = [Point(0, 100, math.nan), Point(1, 900, 0.9), Point(2, 1200, math.inf)]
