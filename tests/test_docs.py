@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def test_architecture_names_every_package_and_what_exists() -> None:
             assert f"`{box.split('/')[1]}`" in ARCHITECTURE or f"`{box}`" in ARCHITECTURE, box
     paths = set(re.findall(r"`((?:deepcompression|tasks|flows|tests|conf|docs)/[\w./-]*)`", ARCHITECTURE))
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+
+
+def test_the_image_has_every_extra() -> None:
+    """What a recipe may ask for, such as an export, runs in the container too; what developers need stays out."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (installed,) = re.findall(r'-e "\.\[([\w,]+)\]"', (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    assert set(installed.split(",")) == set(project["optional-dependencies"]) - {"dev"}
 
 
 def _tables() -> dict[str, Iterable[str]]:
