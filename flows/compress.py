@@ -187,11 +187,12 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         run, stages = _run_of(parsed, seed, folder, tracker), rounds.expand(parsed)
         start = _start(run.model, parsed.train)
         _no_secret_promoted(parsed, stored)
-        check(run, [*_first_trainings(parsed, start), *stages], test=parsed.test)
+        planned = [*_first_trainings(parsed, start), *stages]
+        check(run, planned, test=parsed.test)
         if parsed.promote:
             example_of(run, parsed.promote.inputs)  # what would stop a promotion is told before anything trains
         for one in parsed.export:
-            check_export(run, one.to, one.inputs)
+            check_export(run, one.to, one.inputs, planned)
         if parsed.teacher:
             taught = replace(run, model=run.teacher)
             first = _start(taught.model, parsed.teacher.train)

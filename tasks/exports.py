@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
+from pydantic import BaseModel
 
+from deepcompression.errors import ExportError
 from deepcompression.export import target_of
 from tasks.console import say
 from tasks.execution.example import example_of
 from tasks.execution.run import Run
+from tasks.execution.settings import Stage
 from tasks.execution.stage import TASK
 from tasks.secrets import sealed
 
@@ -22,13 +25,30 @@ if TYPE_CHECKING:
 SAMPLES = 16  # on which outputs are compared
 
 
-def check_export(run: Run, target: str, inputs: Sequence[str] | None) -> None:
-    """Tells before anything trains what would stop an export: a package that is missing, a model that it cannot take.
+def check_export(
+    run: Run, target: str, inputs: Sequence[str] | None, stages: Sequence[tuple[str, BaseModel]] = ()
+) -> None:
+    """Tells before anything trains what would stop an export: a package that is missing, a model that it cannot take,
+    an edit that a stage will make of it.
+
+    Args:
+        run: the run.
+        target: one of ``deepcompression.export.TARGETS``.
+        inputs: where samples are mappings: what the model takes, in its arguments' order.
+        stages: labels and their keys of the recipe, the baseline's among them.
 
     Raises:
         ExportError, DataError: in one line.
     """
-    target_of(target).check(run.blank_model(), _sample(run, inputs))
+    module = target_of(target)
+    for label, settings in stages:
+        for kind, key in settings.edits().items() if isinstance(settings, Stage) else ():
+            if kind not in module.CARRIES:
+                raise ExportError(
+                    f"export {target}: stage {label}: {key} makes the edit {kind}, which this target does not write "
+                    f"yet; leave {key} or the export out"
+                )
+    module.check(run.blank_model(), _sample(run, inputs))
 
 
 @task(name="export", **TASK)

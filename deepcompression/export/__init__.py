@@ -1,7 +1,7 @@
 """The list of targets: behind each word that ``export:`` may say the module that writes such a file.
 
-Such a module has ``FILE``, the name of what it writes, ``check(model, sample)`` and ``export(model, sample, path) ->
-Exported``. This imports none.
+Such a module has ``FILE``, the name of what it writes, ``CARRIES``, the kinds of edits that it writes a model with,
+``check(model, sample)`` and ``export(model, sample, path) -> Exported``. This imports none.
 """
 
 from __future__ import annotations

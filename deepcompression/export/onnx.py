@@ -24,6 +24,7 @@ from deepcompression.network.edits.quantize_values import quantizers
 from deepcompression.network.trace import resting
 
 FILE = "model.onnx"
+CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold"})
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 21  # the first one with integers of 4 bits
 ROUNDING = 1e-4  # of the largest output; sums in another order differ by about a hundredth of it

@@ -123,6 +123,10 @@ class MethodSettings(Strict):
         """The library's method with these keys."""
         raise NotImplementedError
 
+    def edits(self) -> Mapping[str, str]:
+        """Kinds of edits that it makes of the model, each with the key that asks for it."""
+        return {}
+
 
 class Distil(MethodSettings):
     """Distillation (Hinton 2015): the loss is part that of the labels, part that of a teacher's opinion of each sample.
@@ -220,6 +224,13 @@ class Stage(Strict):
 
     def fits(self, run: Run, model: nn.Module) -> None:
         """Raises StructureError, before anything trains, where several keys together do not fit the model."""
+
+    def edits(self) -> Mapping[str, str]:
+        """Kinds of edits that it may make of the model, each with what in the recipe asks for it: an export is refused
+        by them before anything trains.
+        """
+        made = [part.edits() for _, part in parts(self) if isinstance(part, MethodSettings)]
+        return {kind: key for one in made for kind, key in one.items()}
 
     def also(self) -> Mapping[str, Any] | None:
         """What decides the result and stands in no key, such as the contents of a file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -42,6 +43,10 @@ class Settings(MethodSettings):
         if not (self.weights or self.activations):
             raise ValueError("expected weights, activations, or both, such as weights: {bits: 4}")
         return self
+
+    def edits(self) -> Mapping[str, str]:
+        """Activations are rounded by what is put before layers."""
+        return {"quantize_values": "quantize.activations"} if self.activations else {}
 
     def make(self) -> Method:
         """The method."""

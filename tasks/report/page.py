@@ -110,6 +110,7 @@ def write_report(
         budget=summary.get("budget"),
         tradeoff=pareto.tradeoff("tradeoff", summary["budget"]) if summary.get("budget") else "",
         promotion=summary.get("promotion"),
+        exports=summary.get("exports") or [],
         recipe=_yaml(recipe),
         facts=_facts(run, summary),
         python=loading(recipe, run.python_path, file.name),

@@ -21,6 +21,13 @@ class Settings(Stage):
         """A checkpoint is what it is."""
         return self.weights is None
 
+    def edits(self) -> Mapping[str, str]:
+        """Weights that the model computes are folded; a ``.dcz`` has its own."""
+        from deepcompression.formats.checkpoint import edits_of
+
+        own = edits_of(self.weights.path) if self.weights else []
+        return {"fold": "a parametrized layer", **{str(edit["kind"]): "model.weights" for edit in own}}
+
     def also(self) -> Mapping[str, str] | None:
         """The checkpoint's digest."""
         return {"weights": _digest(self.weights.path)} if self.weights else None

@@ -93,6 +93,10 @@ class Settings(Stage):
 
             refuse_unfit(run, model, self)
 
+    def edits(self) -> Mapping[str, str]:
+        """Filters that are removed."""
+        return {"resize": "remove: true"} if self.remove else {}
+
     @property
     def draws(self) -> bool:
         """Gradual pruning trains."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 
 from deepcompression import torch as files
 from deepcompression.data.images import digits
+from deepcompression.errors import ExportError
+from deepcompression.export import onnx
 from flows.compress import compress
 from tasks.storage.store import Store
 
@@ -38,9 +41,28 @@ def recipe(tiny: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch)
     return lambda stages: tiny(model=model, train=train, stages=stages, python_path=[str(CASES)])
 
 
-def test_a_thin_net_goes_through_every_stage_to_a_file(recipe: Callable[..., dict[str, Any]]) -> None:
-    """Removed, retrained, pruned, zeroed, shared, rounded, coded; loaded into a new model of the same class."""
-    summary = compress(recipe(STAGES))
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export that the checks let pass, and that fails when the file is there."""
+
+    def export(*given: object) -> None:
+        raise ExportError("export onnx: not this one")
+
+    monkeypatch.setattr(onnx, "check", lambda model, sample: None)
+    monkeypatch.setattr(onnx, "export", export)
+
+
+@pytest.mark.usefixtures("failing")
+def test_a_thin_net_goes_through_every_stage_to_a_file(recipe: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """Removed, retrained, pruned, zeroed, shared, rounded, coded; loaded into a new model of the same class. That it
+    cannot be exported ends the run only when all of that is there, and stands in summary and report.
+    """
+    with pytest.raises(ExportError, match=r"^export onnx: not this one$"):
+        compress({**recipe(STAGES), "export": ["onnx"]})
+    (folder,) = tmp_path.glob("runs/*")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["exports"] == [{"target": "onnx", "error": "export onnx: not this one"}]
+    assert "failed</strong>: export onnx: not this one" in (folder / "report.html").read_text()
     rows = {row["stage"]: row for row in summary["stages"]}
     assert rows["finetune"]["val_metric"] > 0.6
     store = Store(str(Path(summary["folder"]).parent.parent / "store"))

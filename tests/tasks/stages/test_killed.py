@@ -172,4 +172,7 @@ def test_what_is_killed_early_and_late_ends_in_the_same_bytes(
         again, whole = case.run(own), case.run(run)
         assert (again.key, again.object, again.structure) == (key, whole.object, whole.structure)
         assert again.edits == whole.edits and own.store.intact(again.object)
+        begun = case.source(own)
+        made = {edit["kind"] for edit in again.edits[len(begun.edits) if begun else 0 :]}
+        assert made <= case.settings.edits().keys()  # by which an export is refused before anything trains
         assert not [*store.glob("partial/*"), *store.glob("leases/*.json"), *store.rglob("*.part")]

@@ -1,0 +1,60 @@
+"""What is told of an export before anything trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from deepcompression import export
+from deepcompression import torch as files
+from deepcompression.codec.edits import SINCE
+from deepcompression.errors import ExportError
+from tasks import exports
+from tasks.execution.settings import Stage, Training
+from tasks.stages import baseline, settings_of
+
+
+@pytest.fixture(params=export.TARGETS)
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each target, which takes any model as it is."""
+    monkeypatch.setattr(exports, "_sample", lambda run, inputs: [])
+    monkeypatch.setattr(export.target_of(request.param), "check", lambda model, sample: None)
+    return str(request.param)
+
+
+def _checked(target: str, *stages: tuple[str, Stage]) -> None:
+    run: Any = SimpleNamespace(blank_model=lambda: None)
+    exports.check_export(run, target, None, stages)
+
+
+def _stage(**keys: Any) -> tuple[str, Stage]:
+    return keys["stage"], settings_of(keys["stage"]).model_validate(keys)
+
+
+WEIGHTS, ACTIVATIONS = {"weights": {"bits": 4}}, {"activations": {"bits": 8}}
+
+
+def test_edits_that_a_target_does_not_write_are_refused_by_the_keys_that_ask_for_them(
+    target: str, tmp_path: Path
+) -> None:
+    """Hours of training must not end in a file that cannot be made: of a method, of the checkpoint at the beginning."""
+    first = ("train", baseline.Settings(train=Training()))
+    filters = _stage(stage="prune", granularity="filter", criterion="l1", density=0.5, remove=True)
+    _checked(target, first, filters, _stage(stage="train", methods=[{"quantize": WEIGHTS}]), _stage(stage="slim"))
+    rounded = _stage(stage="train", methods=[{"prune": {"density": 0.5}}, {"quantize": {**WEIGHTS, **ACTIVATIONS}}])
+    with pytest.raises(ExportError, match=rf"^export {target}: stage train: quantize.activations makes the edit quan"):
+        _checked(target, first, filters, rounded)
+    site = {"sites": [":input[0]"], "range": "dynamic", "bits": 8, "scheme": "symmetric"}
+    files.save({"weight": torch.ones(2, 2)}, tmp_path / "a.dcz", edits=[{"kind": "quantize_values", **site}])
+    begun = baseline.Settings.model_validate({"weights": {"path": str(tmp_path / "a.dcz")}})
+    with pytest.raises(ExportError, match=r"stage train: model.weights makes the edit quantize_values"):
+        _checked(target, ("train", begun))
+
+
+def test_targets_carry_edits_that_exist(target: str) -> None:
+    """A kind that is misspelt would refuse what can be written, or let pass what cannot."""
+    assert set(SINCE) >= export.target_of(target).CARRIES
