@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -45,6 +46,11 @@ class Call:
         return self.arguments[name]
 
     @property
+    def told(self) -> str:
+        """Its name for people: ``log_softmax`` of what PyTorch calls ``_log_softmax``."""
+        return self.name.lstrip("_").removeprefix("native_")
+
+    @property
     def inputs(self) -> list[Tensor]:
         """All tensors among the arguments, in order."""
         return list(_tensors(self.arguments.values()))
@@ -55,7 +61,8 @@ class Found:
     """What a run told of the numbers.
 
     ``ties``: places that are the same channel; ``stops``: places that must stay, and why; ``makes``, ``reads``,
-    ``depthwise``: axes of weights that make channels, take channels in, or do both a channel at a time.
+    ``depthwise``: axes of weights that make channels, take channels in, or do both a channel at a time; ``outputs``:
+    axes that the model returned.
     """
 
     ties: list[tuple[Ids, Ids]] = field(default_factory=list)
@@ -63,6 +70,7 @@ class Found:
     makes: list[Ids] = field(default_factory=list)
     reads: list[Ids] = field(default_factory=list)
     depthwise: list[Ids] = field(default_factory=list)
+    outputs: list[Ids] = field(default_factory=list)
 
     def stop(self, ids: Ids | None, why: str) -> None:
         """Says that places must stay."""
@@ -102,6 +110,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found = Found()
         self.resizable, self.rules = resizable, rules
         self.known: Any = WeakTensorKeyDictionary()
+        self.mixed: Any = WeakTensorKeyDictionary()  # of what a softmax gave: the axes that it was made of
         self.own = {id(tensor) for tensor, _ in numbered}
         for tensor, axes in numbered:
             self.known[tensor] = Known(axes, parameter=True)
@@ -171,6 +180,12 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.found.stop(axis, f"{why}: {FIXED}")
         return known[0] if known else None
 
+    def returned(self, result: Any) -> None:
+        """Notes what the model's forward returns: its outputs, whatever a loss makes of them afterwards."""
+        leaves = [one for one in _pytree.tree_leaves(result) if isinstance(one, Tensor)]
+        axes = [axis for one in leaves for axis in (*self.axes(one), *self.mixed.get(one, ()))]
+        self.found.outputs += [axis[axis >= 0] for axis in axes if axis is not None]
+
     def kept_alive(self) -> None:
         """Says that what still lives after the run must stay: the model's outputs, and what it keeps of its own."""
         gc.collect(0)  # cycles of the run; none is older, as none is collected meanwhile
@@ -192,7 +207,7 @@ def unknown(flow: Flow, call: Call) -> None:
     """Everything that goes in stays: the operation may mix channels."""
     for tensor in call.inputs:
         for axis in flow.axes(tensor):
-            flow.found.stop(axis, f"{call.name} mixes its channels, or is not known to keep them apart")
+            flow.found.stop(axis, f"{call.told} mixes its channels, or is not known to keep them apart")
     for tensor in call.outputs:
         if tensor in flow.known:
             del flow.known[tensor]

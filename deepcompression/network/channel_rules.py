@@ -50,7 +50,7 @@ def _reduced(flow: Flow, call: Call) -> None:
     axes = flow.axes(call["self"])
     dims = _dims(call, len(axes)) if axes else set()
     for dim in dims:
-        flow.found.stop(axes[dim], f"{call.name} mixes its channels")
+        flow.found.stop(axes[dim], f"{call.told} mixes its channels")
     kept = [None if dim in dims else axis for dim, axis in enumerate(axes)]
     left = [axis for dim, axis in enumerate(axes) if dim not in dims]
     for output in call.outputs:
@@ -62,9 +62,10 @@ def _along(flow: Flow, call: Call) -> None:
     axes = flow.axes(call["self"])
     dims = _dims(call, len(axes)) if axes else set()
     for dim in dims:
-        flow.found.stop(axes[dim], f"{call.name} mixes its channels")
+        flow.found.stop(axes[dim], f"{call.told} mixes its channels")
     for output in call.outputs:
         flow.put(output, [None if dim in dims else axis for dim, axis in enumerate(axes)])
+        flow.mixed[output] = axes
 
 
 def _spatial(flow: Flow, call: Call) -> None:
@@ -72,7 +73,7 @@ def _spatial(flow: Flow, call: Call) -> None:
     places = int(re.findall(r"(\d)d", call.name)[0])
     axes = flow.axes(call.inputs[0])
     for axis in axes[-places:]:
-        flow.found.stop(axis, f"{call.name} mixes its channels")
+        flow.found.stop(axis, f"{call.told} mixes its channels")
     for output in call.outputs:
         flow.put(output, [*axes[:-places], *[None] * places])
 

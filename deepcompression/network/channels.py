@@ -26,6 +26,7 @@ from deepcompression.network.resizing import Group, Member, Role, fixed, names, 
 from deepcompression.network.trace import resting
 
 _UNREAD = "no layer takes its channels in"
+_OUTPUT = "it makes the model's output"
 
 
 def channel_groups(model: nn.Module, run: Run) -> tuple[list[Group], dict[str, str]]:
@@ -117,11 +118,14 @@ def _unfit(model: nn.Module) -> str | None:
 
 def _run(double: nn.Module, run: Run, flow: Flow) -> str | None:
     """Follows one run of a copy; why it failed."""
+    hook = double.register_forward_hook(lambda model, given, result: flow.returned(result))
     with flow:
         try:
             result = run(double)
         except Exception as error:  # a model's forward is anybody's code
             return f"a copy of it does not run: {told(error)}"
+        finally:
+            hook.remove()
         flow.kept_alive()
     del result
     return None
@@ -200,6 +204,8 @@ class _Reading:
         for axis, reason in found.stops:
             for channel in np.unique(self.classes[axis]).tolist():
                 self.why.setdefault(channel, reason)
+        returned = self.classes[np.concatenate([np.zeros(0, np.int64), *found.outputs])].tolist()
+        self.why |= dict.fromkeys(self.why.keys() & set(returned), _OUTPUT)
         read = np.unique(self.classes[self.roles["in"]])
         self.free = np.isin(self.classes, read) & ~np.isin(self.classes, list(self.why))
 

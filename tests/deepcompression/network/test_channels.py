@@ -241,10 +241,10 @@ def test_impossible_channels_are_refused(channels: list[int], words: str):
 @pytest.mark.parametrize(
     ("between", "words"),
     [
-        (lambda net, x: x.softmax(1), "_softmax mixes"),
+        (lambda net, x: x.softmax(1), "softmax mixes"),
         (lambda net, x: x - x.mean(1, keepdim=True), "mean mixes"),
-        (lambda net, x: F.layer_norm(x, x.shape[1:]), "native_layer_norm mixes"),
-        (lambda net, x: F.group_norm(x, 2), "native_group_norm mixes"),
+        (lambda net, x: F.layer_norm(x, x.shape[1:]), "layer_norm mixes"),
+        (lambda net, x: F.group_norm(x, 2), "group_norm mixes"),
         (lambda net, x: F.normalize(x, dim=1), "linalg_vector_norm mixes"),
         (lambda net, x: x + x.flip(1), "flip mixes"),
         (lambda net, x: x.cumsum(1), "cumsum mixes"),
@@ -274,9 +274,26 @@ def test_what_mixes_channels_is_named(between: Callable[..., Tensor], words: str
     )
     model.kept = []
     found, left = channel_groups(model, on_images)
-    assert left["head"] == "its channels are the model's outputs, or kept by it"
+    assert left["head"] == "it makes the model's output"
     assert left["single"] in ("it has one channel only", "the run did not use it as a layer")
     assert words is None or (found == [] and words in left["stem"])
+
+
+@pytest.mark.parametrize(
+    ("wrap", "run"),
+    [
+        (lambda x: x, lambda net, x: F.cross_entropy(net(x), torch.zeros(2, dtype=torch.long))),
+        (lambda x: x.log_softmax(1), lambda net, x: F.nll_loss(net(x), torch.zeros(2, dtype=torch.long))),
+        (lambda x: {"logits": x}, lambda net, x: (net(x)["logits"] ** 2).sum()),
+        (lambda x: x.softmax(1), lambda net, x: net(x)),
+    ],
+)
+def test_a_layer_that_makes_the_output_is_told_so(wrap: Callable[..., Any], run: Callable[..., Tensor]):
+    """Not by what the loss, or a last softmax, does with it: nobody could mend that."""
+    model = Net(lambda net, x: wrap(net.head(net.stem(x).mean((2, 3)))), stem=conv(3, 4), head=nn.Linear(4, 5))
+    found, left = channel_groups(model, lambda net: run(net, torch.ones(2, 3, 8, 8)))
+    assert [one.tensor for group in found for one in group.makers] == ["stem.weight"]
+    assert left == {"head": "it makes the model's output"} and not model._forward_hooks
 
 
 def test_heads_that_are_there_in_training_only_are_seen():
