@@ -19,6 +19,10 @@ from flows.watchdog import AGAIN, Terminated, Watchdog
 from tasks.root import ROOT
 
 PREFECT_SECONDS = 15.0
+FLOW = {  # what the extra [flow] brings, as it is imported
+    "torch", "sklearn", "scipy", "prefect", "fastapi", "sqlalchemy", "mlflow", "omegaconf", "pydantic", "filelock",
+    "psutil", "matplotlib", "jinja2", "fsspec", "optuna",
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -157,6 +161,8 @@ def fail(error: BaseException, verbose: bool) -> None:
     if type(error).__module__.partition(".")[0] in ("httpx", "httpcore"):
         print(f"error: Prefect's server does not answer any more ({error}); {AGAIN}", file=sys.stderr, flush=True)
         os._exit(1)  # Prefect would try for a minute to deliver its events
+    if isinstance(error, ModuleNotFoundError) and error.name in FLOW:
+        stop(2, f"error: python -m flows needs {error.name}: pip install 'deep-compression[flow]'")
     known = type(error).__module__.startswith("deepcompression.")
     text = one_line(error) or type(error).__name__
     kind = "" if known else f"{type(error).__name__}: "

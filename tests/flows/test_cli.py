@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,16 @@ def test_wrong_names_found_in_the_run_are_one_line_too(write: Callable[..., Path
     [
         (DivergedError("baseline: the loss became nan"), 1, "error: baseline: the loss became nan"),
         (RecipeError("recipe: no stages"), 2, "error: recipe: no stages"),
+        (
+            ModuleNotFoundError("No module named 'omegaconf'", name="omegaconf"),
+            2,
+            "error: python -m flows needs omegaconf: pip install 'deep-compression[flow]'",
+        ),
+        (
+            ModuleNotFoundError("No module named 'x'", name="x"),
+            1,
+            "error: ModuleNotFoundError: No module named 'x' (run again with -v for the traceback)",
+        ),
         (OSError("a\nb"), 1, "error: OSError: a b (run again with -v for the traceback)"),
         (KeyboardInterrupt(), 130, f"stopped: interrupted; {watchdog.AGAIN}"),
         (watchdog.Terminated(), 143, f"stopped: terminated; {watchdog.AGAIN}"),
@@ -114,6 +126,15 @@ def test_what_stops_a_command_is_one_line_and_an_exit_code(
     with pytest.raises(typer.Exit) as stopped, process.guarded(False, False):
         raise error
     assert stopped.value.exit_code == code and capsys.readouterr().err == f"{line}\n"
+
+
+def test_packages_that_a_refusal_sends_to_the_extra_are_the_extra_s() -> None:
+    """What pyproject.toml lists for [flow], itself and by [torch], is what `fail` knows by the names of imports."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    listed = {
+        re.split(r"[^\w-]", one)[0].replace("scikit-learn", "sklearn") for one in extras["flow"] + extras["torch"]
+    }
+    assert listed - {"deep-compression"} == process.FLOW
 
 
 def test_help_teaches() -> None:
