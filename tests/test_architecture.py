@@ -43,6 +43,7 @@ FORBIDDEN: dict[str, set[str]] = {
         if name != "torch"
     },
     "deepcompression/network/edits": set(),
+    "deepcompression/quantization/observers": set(),
     "tasks": {"flows"},
     **{
         f"tasks/{name}": set()

@@ -24,6 +24,8 @@ SINCE = {
     "quantize_values": "0.2.0",
     "fold": "0.2.0",
 }
+# Of a kind, what later versions added: (kind, key, value).
+ADDED = {("quantize_values", "range", value): "0.3.0" for value in ("dynamic_row", "dynamic_token")}
 RESERVED = ("threshold", "binary", "dictionary")
 Edit = dict[str, Any]
 
@@ -104,9 +106,15 @@ def _stamped(place: int, edit: Mapping[str, Any]) -> Edit:
         raise InputError(f"edit {place}: expected a mapping with the key kind, got {str(edit)[:80]!r}")
     kind = edit["kind"]
     if kind in SINCE or "since" in edit:  # one of a later version, read from its file, is written as it was
-        return {"since": SINCE.get(kind), **edit}
+        return {"since": _since(edit), **edit}
     why = "it is reserved for a later version" if kind in RESERVED else f"known are {', '.join(SINCE)}"
     raise InputError(f"edit {place}: kind {kind[:80]!r} cannot be written: {why}")
+
+
+def _since(edit: Mapping[str, Any]) -> str | None:
+    """The first version that makes this edit."""
+    later = [since for (kind, key, value), since in ADDED.items() if edit["kind"] == kind and edit.get(key) == value]
+    return later[0] if later else SINCE.get(edit["kind"])
 
 
 def _plain(value: object) -> object:

@@ -2,7 +2,8 @@
 
 A site is ``module:input[i]`` or ``module:output[i]``; the sites of one record carry the same value and share one grid.
 ``range`` is ``static`` (scale and zero point are tensors of the state_dict, below the module's own name, such as
-``conv1.input_0_scale``) or ``dynamic`` (by the values of each call). ``scheme`` is ``symmetric`` (integers from
+``conv1.input_0_scale``), ``dynamic`` (by the values of each call), ``dynamic_row`` (of each sample of the first
+dimension) or ``dynamic_token`` (of each vector along the last). ``scheme`` is ``symmetric`` (integers from
 -2^(bits-1) on, 0 is 0) or ``asymmetric`` (from 0 on, the zero point is an integer: 0 is exact here too).
 """
 
@@ -20,7 +21,7 @@ from deepcompression.errors import EditError
 from deepcompression.network.edits.record import Record, add_tensor, check_keys, misfit, module_of, text, whole
 from deepcompression.network.names import join
 
-RANGES = ("static", "dynamic")
+RANGES = ("static", "dynamic", "dynamic_row", "dynamic_token")
 SCHEMES = ("symmetric", "asymmetric")
 MOST_BITS = 16
 _SITE = re.compile(r"(.*):(input|output)\[(0|[1-9][0-9]{0,3})\]")
@@ -69,21 +70,32 @@ def on_grid(value: Tensor, scale: Tensor, zero_point: Any, low: int, high: int) 
     return (steps + (steps.round() - steps).detach()) * scale
 
 
-def range_of(value: Tensor, bits: int, scheme: str) -> tuple[Tensor, Tensor]:
+def range_of(value: Tensor, bits: int, scheme: str, kind: str = "dynamic") -> tuple[Tensor, Tensor]:
     """Scale (float32) and zero point (int32) of the smallest grid that holds all of ``value``, and 0.
 
     Args:
         value: floats, of one site.
         bits: of an integer.
         scheme: symmetric or asymmetric.
+        kind: of range: dynamic; or dynamic_row or dynamic_token, whose grids have the value's dimensions, of size 1
+            where they span them.
     """
     low, high = levels(bits, scheme)
     flat = value.detach().float()
-    least, most = flat.amin().clamp(max=0), flat.amax().clamp(min=0)
+    over, kept = _spanned(flat, kind), kind != "dynamic"
+    least, most = flat.amin(over, keepdim=kept).clamp(max=0), flat.amax(over, keepdim=kept).clamp(min=0)
     wide = (most - least) / (high - low) if scheme == "asymmetric" else torch.maximum(most, -least) / high
     scale = torch.where(wide > 0, wide, torch.ones_like(wide))
     zero = (-least / scale).round() if scheme == "asymmetric" else torch.zeros_like(scale)
     return scale, zero.clamp(low, high).to(torch.int32)
+
+
+def _spanned(value: Tensor, kind: str) -> list[int]:
+    """The dimensions that one grid spans; all of them where there are fewer than two."""
+    every = list(range(value.ndim))
+    if value.ndim < 2 or kind == "dynamic":
+        return every
+    return every[1:] if kind == "dynamic_row" else every[-1:]
 
 
 @dataclass(frozen=True)
@@ -106,8 +118,8 @@ class Quantizer:
         return on_grid(exact, scale, zero, *levels(self.bits, self.scheme)).to(value.dtype)
 
     def _grid(self, module: nn.Module, value: Tensor) -> tuple[Tensor, Tensor | int]:
-        if self.range == "dynamic":
-            return range_of(value, self.bits, self.scheme)
+        if self.range != "static":
+            return range_of(value, self.bits, self.scheme, self.range)
         scale: Tensor = getattr(module, self.site.tensor("scale"))
         return scale, getattr(module, self.site.tensor("zero_point"), 0)
 
@@ -163,7 +175,8 @@ def apply(model: nn.Module, record: Record) -> None:
     sites = _sites(record)
     for key, known in (("range", RANGES), ("scheme", SCHEMES)):
         if text(record, key) not in known:
-            raise misfit(record, f"{key} is one of {', '.join(known)}, not {record[key]!r}")
+            since = f"; it needs deep-compression {record['since']}" if record.get("since") else ""
+            raise misfit(record, f"{key} is one of {', '.join(known)}, not {record[key]!r}{since}"[:200])
     if not 2 <= whole(record, "bits", record["bits"]) <= MOST_BITS:
         raise misfit(record, f"bits are from 2 to {MOST_BITS}, not {record['bits']}")
     modules = [module_of(model, record, site.module) for site in sites]
@@ -220,7 +233,7 @@ def _sites(record: Record) -> list[Site]:
 
 def _tensors(record: Record) -> dict[str, Tensor]:
     """What the state_dict has of a record, by what it is; values come from there."""
-    if record["range"] == "dynamic":
+    if record["range"] != "static":
         return {"edit": torch.zeros((), dtype=torch.uint8)}
     zero = {"zero_point": torch.zeros((), dtype=torch.int32)} if record["scheme"] == "asymmetric" else {}
     return {"scale": torch.ones(()), **zero}

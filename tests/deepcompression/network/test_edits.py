@@ -244,7 +244,10 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({**QUANTIZE, "sites": []}, "edit quantize_values: sites are a list of at least one"),
     ({**QUANTIZE, "sites": ["0"]}, r"edit quantize_values: a site is module:input\[i\] or module:output\[i\], not '0'"),
     ({**QUANTIZE, "sites": ["9:input[0]"]}, "edit quantize_values: the model has no module '9'"),
-    ({**QUANTIZE, "sites": ["0:input[0]"], "range": "wide"}, "range is one of static, dynamic, not 'wide'"),
+    (
+        {**QUANTIZE, "sites": ["0:input[0]"], "range": "wide"},
+        "range is one of static, dynamic, dynamic_row, dynamic_token, not 'wide'",
+    ),
     ({**QUANTIZE, "sites": ["0:input[0]"], "scheme": "odd"}, "scheme is one of symmetric, asymmetric, not 'odd'"),
     ({**QUANTIZE, "sites": ["0:input[0]"], "bits": 1}, "bits are from 2 to 16, not 1"),
     ({**QUANTIZE, "sites": ["0:input[0]", "0:input[0]"]}, "0 has a input_0_scale already"),
@@ -476,6 +479,34 @@ def test_sites_of_one_record_share_their_scale(tmp_path: Path) -> None:
     state = {**model.state_dict(), "1.input_0_zero_point": torch.tensor(256)}
     with pytest.raises(EditError, match=r"the zero point of 1:input\[0\] must be from 0 to 255, not 256"):
         check_values(model, [record], state)
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+def test_rows_and_tokens_have_ranges_of_their_own(scheme: str, tmp_path: Path) -> None:
+    """Each row, or vector, as if it came alone; fewer than two dimensions are one; the file says since when."""
+    value = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 12).view(3, 4, 1)
+    value[2, 3] = 0
+
+    def rounded(kind: str, one: Tensor) -> Tensor:
+        scale, zero = range_of(one, 4, scheme, kind)
+        return on_grid(one, scale, zero, *levels(4, scheme))
+
+    alone = [rounded("dynamic", row) for row in value]
+    assert torch.equal(rounded("dynamic_row", value), torch.stack(alone))
+    assert range_of(value, 4, scheme, "dynamic_row")[0].shape == (3, 1, 1)
+    alone = [rounded("dynamic", token) for token in value.flatten(0, 1)]
+    assert torch.equal(rounded("dynamic_token", value), torch.stack(alone).view_as(value))
+    for kind in ("dynamic_row", "dynamic_token"):
+        assert torch.equal(rounded(kind, value[0, 0]), rounded("dynamic", value[0, 0]))
+        assert torch.equal(rounded(kind, value[0, 0, 0]), rounded("dynamic", value[0, 0, 0]))
+        model, record = mlp(), {**DYNAMIC, "range": kind, "scheme": scheme, "sites": ["1:input[0]"]}
+        apply(model, record)
+        bridge.save(model.state_dict(), tmp_path / "m.dcz", edits=[record])
+        assert deepcompression.File(tmp_path / "m.dcz").edits[0]["since"] == "0.3.0"
+        back, x = bridge.load_into(mlp(), tmp_path / "m.dcz"), torch.randn(5, 6)
+        assert torch.equal(back(x), model(x))
+    with pytest.raises(EditError, match=r"not 'dynamic_column'; it needs deep-compression 9\.0"):
+        apply(mlp(), {**DYNAMIC, "range": "dynamic_column", "since": "9.0", "sites": ["1:input[0]"]})
 
 
 def test_sites_that_are_no_values() -> None:
