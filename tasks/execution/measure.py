@@ -1,10 +1,13 @@
-"""What a stage's result is worth: bytes as really encoded, metric on validation, density."""
+"""What a stage's result is worth: bytes as really encoded, metric on validation, density.
+
+Ratio, bits a weight and densities are of the dense model's weights: what was removed counts as what is zero.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +35,24 @@ def measure(
     structure: Structure,
     edits: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The numbers of a state; of an encoded file those of its input, which it holds bit for bit, and its bytes."""
+    """The numbers of a state; of an encoded file those of its input, which it holds bit for bit, and its bytes.
+
+    Args:
+        run: the run.
+        source: the stage before, or None.
+        state: tensors by names of the edited model; None of an encoded file.
+        file: the encoded file, or None.
+        structure: what is true of the tensors.
+        edits: what turns the recipe's model into the one of ``state``.
+
+    Returns:
+        Bytes and what follows from them, validation results; ``density``: the share of the dense model's weights that
+        is left and not zero, in the tensors that are pruned by default or were pruned; ``model_density``: the same of
+        all parameters.
+    """
     from deepcompression.formats import state_dict as files
     from deepcompression.network import names as selection
-    from deepcompression.network.state import density, plain_state
+    from deepcompression.network.state import plain_state
     from deepcompression.structure.constraints import ZEROS, having
     from deepcompression.training.evaluate import evaluate
 
@@ -51,12 +68,16 @@ def measure(
         if not math.isfinite(value):
             log.warning("val %s is not a number (%s): it wins over nothing, and JSON has null for it", name, value)
     state, zeros = plain_state(model), having(structure, ZEROS)
+    dense = _dense_model(run, model, edits)
+    weights = dense.state_dict()
     return {
         "dense_bytes": base["dense_bytes"],
         "weights": base["weights"],
         **_sizes(len(files.encode(state, "packed")), base),
-        "density": density(state, judged(selection.prunable(model), zeros, state)),
-        "model_density": density(state, dict.fromkeys(selection.first_names(model).values())),
+        "density": left(
+            state, judged(selection.prunable(dense), [one for one in zeros if one in weights], weights), weights
+        ),
+        "model_density": left(state, dict.fromkeys(selection.first_names(dense).values()), weights),
         "val_metric": result.metric,
         "val_loss": result.loss,
         "val_correct": result.correct,
@@ -64,11 +85,33 @@ def measure(
     }
 
 
+def _dense_model(run: Run, edited: nn.Module, edits: Sequence[Mapping[str, Any]]) -> nn.Module:
+    """The model of a state, with all that edits took from it; its tensors are named as the baseline's."""
+    folded = [edit for edit in edits if edit["kind"] == "fold"]
+    return edited if len(folded) == len(edits) else run.edited_model(folded)
+
+
 def _dense(run: Run) -> dict[str, int]:
     from deepcompression.network.state import dense_bytes
 
     model = run.blank_model()
     return {"dense_bytes": dense_bytes(model), "weights": _weights(model)}
+
+
+def left(state: Mapping[str, Tensor], names: Iterable[str], dense: Mapping[str, Tensor]) -> float:
+    """The share of the dense weights that is left and not +0.0; 1.0 where there are none.
+
+    Args:
+        state: what is left; a tensor may be smaller than its dense one, or gone.
+        names: which tensors count.
+        dense: those of the dense model, by name; sizes alone matter.
+    """
+    from deepcompression.network.state import is_zero
+
+    names = list(names)
+    total = sum(dense[name].numel() for name in names)
+    kept = sum(int((~is_zero(state[name])).sum()) for name in names if name in state)
+    return 1 - (total - kept) / total if total else 1.0
 
 
 def judged(prunable: Sequence[str], zeros: Sequence[str], state: Mapping[str, Tensor]) -> list[str]:

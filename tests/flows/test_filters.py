@@ -75,6 +75,11 @@ def test_a_thin_net_goes_through_every_stage_to_a_file(recipe: Callable[..., dic
     model = files.load_into(sys.modules["mine.models"].Thinnable(), summary["file"]).eval()
     assert (model.one.weight.shape, model.deep.groups, model.head.in_features) == ((4, 4, 3, 3), 16, 16)
     assert int(model.one.weight.flatten(1).any(1).sum()) == 3 and int(model.deep.weight.flatten(1).any(1).sum()) == 12
+    dense, thin = (
+        sum(one.numel() for one in net.parameters()) for net in (sys.modules["mine.models"].Thinnable(), model)
+    )
+    assert rows["prune"]["model_density"] == pytest.approx(thin / dense, rel=0.01) and thin < dense / 2
+    assert rows["encode"]["model_density"] < rows["prune-2"]["model_density"] < rows["prune"]["model_density"]
     images, labels = digits().test
     with torch.no_grad():
         assert int((model(images).argmax(1) == labels).sum()) == summary["final"]["correct"]
