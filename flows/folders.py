@@ -18,7 +18,11 @@ LOCAL_RUNS = ROOT / "artifacts" / "runs"
 
 
 def new_folder(parsed: Recipe, stored: Mapping[str, Any]) -> Path:
-    """A run's own folder, near even where ``runs`` is a URL: it is copied there when the run ends."""
+    """A run's own folder, near even where ``runs`` is a URL: it is copied there when the run ends.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
     import yaml
 
     stamp = time.strftime("%Y%m%d-%H%M%S")

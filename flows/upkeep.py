@@ -71,6 +71,9 @@ def sync(words: Sequence[str], runs: str, store: str, uri: str | None) -> list[s
 
     Returns:
         A line for each server that still does not answer.
+
+    Raises:
+        RecipeError: one of ``words`` is no run's folder.
     """
     home = ROOT / runs
     named = [path if (path := Path(word)).is_dir() else home / word for word in words]

@@ -56,6 +56,7 @@ def read(path: Path, key: str | None = None, merge_masks: bool = False) -> Weigh
     Raises:
         InputError: missing, damaged, of another kind, or with code in it.
         RunError: torch is needed and not installed.
+        TooLarge: a torch checkpoint's expanded tensors take more than half of the memory.
     """
     check_name(path, "IN")
     if path.suffix.lower() == SAFETENSORS:

@@ -91,6 +91,9 @@ def shift(pixels: int = 1, fraction: float = 1.0) -> Callable[[Any, torch.Genera
     Returns:
         (batch, generator) -> batch, for batches that hold images (n, ..., h, w): their first part with three
         dimensions or more.
+
+    Raises:
+        DataError: one of the two is impossible.
     """
     if pixels < 0 or not 0 <= fraction <= 1:
         raise DataError(f"data.augment: shift takes pixels >= 0 and fraction in [0, 1], got {pixels}, {fraction}")

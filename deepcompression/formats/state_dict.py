@@ -54,7 +54,11 @@ def encode(state: Mapping[str, Tensor], coder: str = "huffman") -> bytes:
 
 
 def to_raw_state(state: Mapping[str, Tensor]) -> dict[str, dtypes.RawTensor]:
-    """A state_dict as bits and dtype names, tensors that are one object staying one object."""
+    """A state_dict as bits and dtype names, tensors that are one object staying one object.
+
+    Raises:
+        WeightsError: a tensor is not dense, or of a type that no file holds.
+    """
     made: dict[int, dtypes.RawTensor] = {}
     raws = {}
     for name, tensor in state.items():

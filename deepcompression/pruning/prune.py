@@ -148,6 +148,9 @@ def kept(scores: Mapping[str, Tensor], density: Mapping[str, float], scope: str)
         scores: (n,) by name.
         density: shares that stay, by name.
         scope: `global`: scores of all tensors are compared; else each tensor alone.
+
+    Raises:
+        StructureError: densities differ, and the scope is global.
     """
     if scope == "global":
         return _globally(scores, density)

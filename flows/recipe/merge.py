@@ -43,7 +43,11 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 
 def merge(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None) -> tuple[DictConfig, str, str]:
-    """The configuration with overrides in it, its text, and what messages call it; see ``load``."""
+    """The configuration with overrides in it, its text, and what messages call it; see ``load``.
+
+    Raises:
+        RecipeError: no such file, no YAML mapping, or an override that does not fit it.
+    """
     text, where = ("", "recipe") if isinstance(source, Mapping) else _read(str(source))
     try:
         if isinstance(source, Mapping):

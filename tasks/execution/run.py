@@ -101,6 +101,9 @@ class Run:
 
         Args:
             draw: another number draws other weights.
+
+        Raises:
+            FactoryError: the factory does not import, fails, or returns something else than a module.
         """
         import torch
 

@@ -208,6 +208,7 @@ def package(run: Run, file: Path, example: Any, folder: Path) -> None:
 
     Raises:
         InputError: the factory and the file do not fit each other.
+        FactoryError: the code of the factory cannot be copied.
         RunError: the folder cannot be loaded by itself in a fresh process.
     """
     from mlflow.models import ModelSignature

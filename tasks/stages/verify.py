@@ -53,6 +53,7 @@ def verify(
 
     Raises:
         InvariantError: the decoded tensors differ from the encoded ones in a bit.
+        RunError: the fresh process fails, or the run's code was changed meanwhile.
     """
     run.ready()
     with written(Path(path)) as file:

@@ -90,7 +90,11 @@ def runs_of_experiment(uri: str, experiment: str) -> list[str]:
 
 
 def run_of_flow(uri: str, flow_run_id: str) -> str | None:
-    """The id of the MLflow run that a Prefect flow run opened (the parent, of several), or None."""
+    """The id of the MLflow run that a Prefect flow run opened (the parent, of several), or None.
+
+    Raises:
+        RunError: the server does not answer.
+    """
     try:
         client = client_of(uri)
         experiments = [one.experiment_id for one in client.search_experiments()]

@@ -27,7 +27,7 @@ def check_keys(record: Record, *keys: str) -> None:
 
 
 def text(record: Record, key: str) -> str:
-    """The value of a key, a text."""
+    """The value of a key, a text; EditError where it is none."""
     value = record[key]
     if not isinstance(value, str):
         raise misfit(record, f"{key} is a text, not {value!r}"[:200])
@@ -51,7 +51,7 @@ def whole(record: Record, what: str, value: object) -> int:
 
 
 def mapping(record: Record, key: str) -> Mapping[str, Any]:
-    """The value of a key, a mapping by names."""
+    """The value of a key, a mapping by names; EditError where it is none."""
     value = record[key]
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise misfit(record, f"{key} is a mapping by names, not {value!r}"[:200])
