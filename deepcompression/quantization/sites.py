@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ from deepcompression.errors import StructureError
 from deepcompression.network.edits.quantize_values import InputQuantizer, Site, levels
 from deepcompression.network.trace import resting
 from deepcompression.quantization.steps import StepSize
+from deepcompression.quantization.watching import Carried, watched
 from deepcompression.training.method import Context
 
 
@@ -89,14 +88,13 @@ class Group:
 
 @dataclass
 class Seen:
-    """What came by a site: sum of magnitudes, how many, the least value, values of one sample; and what it was."""
+    """What came by a site: sum of magnitudes, how many, the least value, values of one sample."""
 
     device: torch.device
     features: int
     total: float = 0.0
     count: int = 0
     least: float = math.inf
-    value: object = None
 
     def add(self, value: Tensor) -> None:
         """One more batch."""
@@ -120,9 +118,20 @@ def measured(model: nn.Module, context: Context, sites: Mapping[Site, int], samp
     """
     batches = context.batches("quantize: activations", samples)
     seen: dict[Site, Seen] = {}
+    carried = Carried()
+
+    def see(site: Site, value: Tensor) -> None:
+        if site not in seen:
+            seen[site] = Seen(value.device, max(value[:1].numel(), 1))
+        seen[site].add(value)
+
+    def see_first(site: Site, value: Tensor) -> None:
+        carried.add(site, value)
+        see(site, value)
+
     with resting(context.compute.place(model)), torch.no_grad():
         for number, batch in enumerate(batches):
-            with _watched(model, sites, seen, first=not number):
+            with watched(model, sites, see if number else see_first):
                 context.forward(model, batch)
     for site in sites:
         if site not in seen:
@@ -130,34 +139,4 @@ def measured(model: nn.Module, context: Context, sites: Mapping[Site, int], samp
                 f"{site}: the forward never comes by it with a tensor by position; name in activations the layers it "
                 "does come by"
             )
-    together: dict[tuple[object, int], list[Site]] = defaultdict(list)
-    for site, width in sites.items():
-        together[seen[site].value, width].append(site)
-    return [Group(some, width, seen[some[0]]) for (_, width), some in together.items()]
-
-
-@contextmanager
-def _watched(model: nn.Module, sites: Mapping[Site, int], seen: dict[Site, Seen], first: bool) -> Iterator[None]:
-    """While it lasts, what comes by the sites is added to ``seen``; in the ``first`` forward values are told apart."""
-    alive: list[Tensor] = []  # else another tensor might get the same id
-
-    def watch(site: Site) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            value = inputs[0] if inputs else None
-            if not isinstance(value, Tensor) or not value.is_floating_point() or not value.ndim:
-                return
-            if site not in seen:
-                seen[site] = Seen(value.device, max(value[:1].numel(), 1))
-            if first and seen[site].value is None:
-                alive.append(value)
-                seen[site].value = (id(value), value._version)
-            seen[site].add(value)
-
-        return hook
-
-    handles = [model.get_submodule(site.module).register_forward_pre_hook(watch(site)) for site in sites]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return [Group(some, width, seen[some[0]]) for some, width in carried.together(sites)]
