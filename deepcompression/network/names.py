@@ -78,11 +78,14 @@ def resolve(model: nn.Module, table: Mapping[str, T]) -> dict[str, T]:
     An exact name beats a pattern, an earlier pattern a later one; ``default`` is for the prunable rest.
 
     Raises:
-        StructureError: a pattern matches nothing; the nearest names are told.
+        StructureError: a pattern matches nothing; the nearest names are told. Two exact names are of one (tied) tensor,
+            and do not say the same.
     """
     found: dict[str, T] = {}
     patterns = [pattern for pattern in table if pattern != "default"]
-    for pattern in sorted(patterns, key=lambda one: _written_out(model, one) is None):
+    exact = {pattern: name for pattern in patterns if (name := _written_out(model, pattern)) is not None}
+    _refuse_unlike(exact, table)
+    for pattern in sorted(patterns, key=lambda one: one not in exact):
         for name in _matches(model, pattern):
             found.setdefault(name, table[pattern])
     refuse_compiled(model, found)
@@ -90,6 +93,18 @@ def resolve(model: nn.Module, table: Mapping[str, T]) -> dict[str, T]:
         for name in prunable(model):
             found.setdefault(name, table["default"])
     return {name: found[name] for name in parameters(model) if name in found}
+
+
+def _refuse_unlike(exact: Mapping[str, str], table: Mapping[str, T]) -> None:
+    """Raises StructureError where two names of one tensor do not say the same."""
+    said: dict[str, str] = {}
+    for pattern, name in exact.items():
+        first = said.setdefault(name, pattern)
+        if table[first] != table[pattern]:
+            raise StructureError(
+                f"{first} and {pattern} are one tensor, {name}, and cannot have {table[first]} and {table[pattern]}; "
+                "name it once"
+            )
 
 
 def table_of(value: Mapping[str, T] | T) -> Mapping[str, T]:

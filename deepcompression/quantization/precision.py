@@ -42,6 +42,7 @@ def round_precision(
     shared: Iterable[str] = (),
     codebook: str = "float32",
     rest: str = "float32",
+    left: Mapping[str, str] | None = None,
 ) -> Rounded:
     """``state`` with values that a narrower type holds exactly; tensors keep their own dtype.
 
@@ -60,6 +61,7 @@ def round_precision(
             the range.
         rest: float32, float16 or bfloat16, for every other float32 (or narrower) tensor; or int8: multiples of a
             127th of the largest magnitude, which the file stores as integers and a scale; for float32 alone.
+        left: why other tensors are not to be rounded, by name: they are on a grid already.
 
     Raises:
         StructureError: an unknown precision, a shared tensor that is missing or not finite.
@@ -70,10 +72,13 @@ def round_precision(
     shared = list(shared)
     clean = normalised(state, shared)
     books = {id(clean[name]) for name in shared}  # by object: tied names are one codebook
+    exact = {id(clean[name]): why for name, why in (left or {}).items()}
     made = Rounded({}, {}, {}, {}, {})
     for name, tensor in clean.items():
         wanted = codebook if id(tensor) in books else rest
-        if wanted != "float32" and tensor.dtype == torch.float64:
+        if id(tensor) in exact:
+            made.kept.update({name: exact[id(tensor)]} if wanted != "float32" else {})
+        elif wanted != "float32" and tensor.dtype == torch.float64:
             made.kept[name] = "float64 is not rounded"
         elif wanted == INT8 and tensor.is_floating_point():
             _to_int8(made, name, tensor, _variance(clean, name))
@@ -132,6 +137,7 @@ def round_by_effect(
     shared: Iterable[str] = (),
     codebook: str = "float32",
     tolerance: float = TOLERANCE,
+    left: Mapping[str, str] | None = None,
     compute: Compute | None = None,
 ) -> tuple[Rounded, dict[str, str]]:
     """As ``round_precision``, each of the other tensors at the precision of fewest bytes that the model does not feel.
@@ -146,6 +152,7 @@ def round_by_effect(
         shared: tensors whose values are centroids; they get ``codebook`` first.
         codebook: as of ``round_precision``.
         tolerance: 0 or more.
+        left: as of ``round_precision``.
         compute: where the model is evaluated.
 
     Returns:
@@ -160,12 +167,13 @@ def round_by_effect(
         return evaluate(model, problem.validation, problem.step, problem.metric, compute).loss
 
     most = loss() * (1 + tolerance)
-    books = round_precision(plain_state(model), shared=shared, codebook=codebook)
+    books = round_precision(plain_state(model), shared=shared, codebook=codebook, left=left)
     model.load_state_dict(books.state)
     state, kept = books.state, dict(books.kept)
-    centroids = {id(state[name]) for name in shared}
+    centroids, exact = ({id(state[name]) for name in some} for some in (shared, left or {}))
+    kept |= {name: why for name, why in (left or {}).items() if id(state[name]) not in centroids}
     for name, tensor in list(state.items()):
-        if id(tensor) in centroids or not tensor.is_floating_point():
+        if id(tensor) in centroids | exact or not tensor.is_floating_point():
             continue
         if tensor.dtype != torch.float32:
             kept[name] = f"only float32 is rounded by effect, it is {str(tensor.dtype).removeprefix('torch.')}"

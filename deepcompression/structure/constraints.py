@@ -1,4 +1,8 @@
-"""What must stay true of a tensor, in words that files hold: ``zeros``, ``shared``, ``grid(8, 0)``, ``n_m(2, 4)``."""
+"""What must stay true of a tensor, in words that files hold: ``zeros``, ``shared``, ``grid(8, 0)``, ``n_m(2, 4)``.
+
+``grid(8)`` has one scale, ``grid(8, 0)`` one for each place of axis 0, ``grid(4, 1, 32)`` one for each 32 consecutive
+elements of each place of axis 1.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from deepcompression.structure.zeros import Zeros
 
 ZEROS, SHARED = "zeros", "shared"
 KINDS: dict[str, type[Constraint]] = {ZEROS: Zeros, SHARED: Shared, "grid": Grid, "n_m": NM, "binary": Binary}
-_WORD = re.compile(r"(\w+)(?:\((\d+)(?:, (\d+))?\))?")
+_WORD = re.compile(r"(\w+)(?:\((\d+)(?:, (\d+)(?:, (\d+))?)?\))?")
 
 Structure = Mapping[str, tuple[str, ...]]  # tensor name -> constraints, each in a word
 

@@ -50,6 +50,7 @@ def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> Non
     from deepcompression import factory
     from deepcompression.errors import InputError, WeightsError
     from deepcompression.network.edits.fold import fold_all
+    from deepcompression.structure.constraints import Structure, together
 
     weights = run.model.weights
     if weights and not Path(weights.path).is_file():
@@ -62,6 +63,7 @@ def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> Non
     run.problem()
     public(*model.state_dict(), str(run.metric_object().name))
     _match(run, model, run.hold)
+    structure: Structure = {}
     for label, settings in stages:
         for spec in factories_in(plain(settings)):
             factory.load(spec)
@@ -69,6 +71,8 @@ def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> Non
             _match(run, model, settings)
             if isinstance(settings, Stage):
                 settings.fits(run, model)
+                settings.follows(model, structure)
+                structure = together(structure, settings.leaves(model))
         except InputError as error:
             raise type(error)(f"stage {label}: {error}") from None
     refuse_hidden_state(run)  # first: a forward that makes layers leaves a model that the trial cannot put back

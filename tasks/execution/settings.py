@@ -12,6 +12,7 @@ from tasks.execution.patterns import DROPOUTS, NAMED
 if TYPE_CHECKING:
     from torch import nn
 
+    from deepcompression.structure.constraints import Structure
     from deepcompression.training.method import Method
     from tasks.execution.run import Run
 
@@ -202,7 +203,11 @@ class Stage(Strict):
     model_config = ConfigDict(model_title_generator=lambda kind: kind.__module__.rpartition(".")[2].title())
 
     last: ClassVar[bool] = False  # it makes the file: no stage follows, and a recipe without one gets one
-    rounds_values: ClassVar[bool] = False  # later training would undo what it does
+
+    @property
+    def rounds_values(self) -> bool:
+        """Whether later training would undo what it does."""
+        return False
 
     @property
     def draws(self) -> bool:
@@ -231,6 +236,13 @@ class Stage(Strict):
         """
         made = [part.edits() for _, part in parts(self) if isinstance(part, MethodSettings)]
         return {kind: key for one in made for kind, key in one.items()}
+
+    def follows(self, model: nn.Module, structure: Structure) -> None:
+        """Raises StructureError, before anything trains, where it does not go with what earlier stages make true."""
+
+    def leaves(self, model: nn.Module) -> Structure:
+        """What the stage will make true of tensors of the model, as far as that can be told before."""
+        return {}
 
     def also(self) -> Mapping[str, Any] | None:
         """What decides the result and stands in no key, such as the contents of a file."""

@@ -1,18 +1,22 @@
-"""Trained quantization and the precision of what remains."""
+"""Quantization: centroids trained, weights put on grids, and the precision of what remains."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.execution.bench import Bench, Product, covering, trained
 from tasks.execution.settings import Precision, Stage, Training
+from tasks.stages.linear import Weights, left_alone, on_grids
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from deepcompression.quantization.precision import Rounded
+    from deepcompression.structure.constraints import Structure
 
 NAMED = 3  # tensors that a sentence names
 
@@ -25,57 +29,112 @@ class CentroidTraining(Training):
 
 
 class Settings(Stage):
-    """Trained quantization, then the precision of codebooks and of all that is not shared."""
-
-    rounds_values: ClassVar[bool] = True
+    """Trained quantization, weights on grids, then the precision of codebooks and of all that is on no grid."""
 
     stage: Literal["quantize"]
     train: CentroidTraining | None = None
+    weights: Weights | None = Field(None, description="weights become integers times a scale, without training")
+    correct: list[Literal["weights"]] = Field(
+        [], description="weights: mean and variance of each channel's weights are as they were before rounding"
+    )
     codebook: Precision | Literal["auto"] = Field(
         "float32", description="of shared values; auto is float16, or bfloat16 where float16 has not the range"
     )
     rest: Precision | Literal["int8", "auto"] = Field(
         "float32",
-        description="of what is not shared, such as biases; int8 is integers and a scale; auto tries int8, bfloat16 "
-        "and float16 on each tensor and takes the smallest that the validation loss does not feel",
+        description="of what is not shared and on no grid, such as biases; int8 is integers and a scale; auto tries "
+        "int8, bfloat16 and float16 on each tensor and takes the smallest that the validation loss does not feel",
     )
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Settings:
+        if "weights" in self.correct and not self.weights:
+            raise ValueError("correct: [weights] goes with weights, such as weights: {bits: 8}")
+        return self
 
     @property
     def draws(self) -> bool:
         """Training does."""
         return self.train is not None
 
+    @property
+    def rounds_values(self) -> bool:
+        """What is rounded and on no grid is not held while weights learn."""
+        return self.codebook != "float32" or self.rest != "float32"
+
+    def follows(self, model: nn.Module, structure: Structure) -> None:
+        """Grids fit the model, and what earlier stages make true of it."""
+        if self.weights:
+            self.weights.refuse_unfit(model, structure)
+
+    def leaves(self, model: nn.Module) -> Structure:
+        """Grids."""
+        table = self.weights.table(model) if self.weights else {}
+        return {name: (how.grid.word,) for name, how in table.items()}
+
 
 def work(bench: Bench, settings: Settings) -> Product:
-    """Centroids trained by their summed gradient, then codebooks and the rest rounded."""
-    from deepcompression.network.coverage import coverage
+    """Centroids trained by their summed gradient; weights on grids; then codebooks and the rest rounded."""
     from deepcompression.network.state import plain_state
-    from deepcompression.quantization import precision as library
 
-    assert bench.input is not None
     product = trained(bench, settings.train) if settings.train else Product(plain_state(bench.model()))
-    assert product.state is not None
-    precisions: dict[str, str] = {}
-    if settings.rest == "auto":
-        model = bench.blank_model()
-        model.load_state_dict(dict(product.state))
-        rounded, precisions = library.round_by_effect(
-            model,
-            bench.run.problem(),
-            shared=bench.input.shared,
-            codebook=settings.codebook,
-            compute=bench.run.compute(),
-        )
-    else:
-        rounded = library.round_precision(
-            product.state, shared=bench.input.shared, codebook=settings.codebook, rest=settings.rest
-        )
-    notes = [*_kept(rounded.kept)]
+    if settings.weights:
+        product = on_grids(bench, product, settings.weights, "weights" in settings.correct)
+    return _rounded(bench, product, settings)
+
+
+def _rounded(bench: Bench, product: Product, settings: Settings) -> Product:
+    """Codebooks and the rest rounded, but for what is on a grid; and the table of all tensors."""
+    from deepcompression.network.coverage import coverage
+
+    assert bench.input is not None and product.state is not None
+    exact = _exact(bench, product)
+    rounded, precisions = _at_precision(bench, product, settings, exact)
+    kept = {name: reason for name, reason in rounded.kept.items() if name not in exact}
+    notes = [*product.notes, *_kept(kept)]
     notes += [f"{name} {what}" for name, what in {**rounded.instead, **rounded.coarse}.items()]
     report = {**product.report, "kept": rounded.kept, "precisions": precisions}
-    why = {**unrounded(product.state, bench.input.shared, settings), **rounded.kept}
+    why = {**unrounded(product.state, bench.input.shared, settings), **kept, **left_alone(product.report)}
+    why = {name: reason for name, reason in why.items() if name not in exact}
     rows = coverage(bench.blank_model(), [name for name in product.state if name not in why], why)
     return covering(replace(product, state=rounded.state, notes=notes, report=report), rows)
+
+
+def _at_precision(
+    bench: Bench, product: Product, settings: Settings, left: Mapping[str, str]
+) -> tuple[Rounded, dict[str, str]]:
+    """The state rounded, and precisions that were found by effect."""
+    from deepcompression.quantization import precision as library
+
+    assert bench.input is not None and product.state is not None
+    if settings.rest != "auto":
+        rounded = library.round_precision(
+            product.state, shared=bench.input.shared, codebook=settings.codebook, rest=settings.rest, left=left
+        )
+        return rounded, {}
+    model = bench.run.edited_model([*bench.input.edits, *product.edits])
+    model.load_state_dict(dict(product.state))
+    return library.round_by_effect(
+        model,
+        bench.run.problem(),
+        shared=bench.input.shared,
+        codebook=settings.codebook,
+        left=left,
+        compute=bench.run.compute(),
+    )
+
+
+def _exact(bench: Bench, product: Product) -> dict[str, str]:
+    """Why tensors are not rounded: they are on a grid, or what quantizes values by it."""
+    from deepcompression.network.edits.quantize_values import state_names
+    from deepcompression.network.parametrized import VALUES
+    from deepcompression.structure.constraints import of_order, together
+
+    assert bench.input is not None
+    structure = together(bench.input.structure, product.structure)
+    found = {name: f"is {word} already" for name, words in structure.items() for word in of_order(words, VALUES)}
+    edits = [one for one in (*bench.input.edits, *product.edits) if one["kind"] == "quantize_values"]
+    return found | {name: "values are quantized by it" for one in edits for name in state_names(one)}
 
 
 def _kept(reasons: Mapping[str, str]) -> Iterator[str]:
@@ -100,7 +159,8 @@ def unrounded(state: Mapping[str, Tensor], shared: Collection[str], settings: Se
         if kind not in ("float32", "float16", "bfloat16"):
             found[name] = f"{kind} is not rounded"
         elif asked == "float32" and not (key == "codebook" and settings.train):
-            found[name] = f"stays as it is: {key} is float32"
+            # Beside weights it is told why these do not mean it.
+            found[name] = "" if settings.weights else f"stays as it is: {key} is float32"
         elif kind != "float32" and asked not in ("float32", "auto"):
             found[name] = f"has {kind} already" if asked != "int8" else f"{kind} is not rounded to int8"
     return found

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deepcompression.sharing.share import LayerSharing
+    from deepcompression.structure.constraints import Structure
 
 
 class Reassign(Training):
@@ -42,6 +43,14 @@ class Settings(Stage):
     def draws(self) -> bool:
         """Training does, and a random start."""
         return self.train is not None or self.init == "random"
+
+    def leaves(self, model: nn.Module) -> Structure:
+        """Shared values."""
+        from deepcompression.network.names import resolve
+        from deepcompression.structure.constraints import structured
+
+        names = resolve(model, table_of(self.bits))
+        return structured(names, names)
 
 
 def work(bench: Bench, settings: Settings) -> Product:

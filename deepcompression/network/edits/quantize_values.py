@@ -213,6 +213,18 @@ def check_values(model: nn.Module, record: Record, state: Mapping[str, Tensor]) 
             raise misfit(record, f"the zero point of {site} must be from {low} to {high}, not {zero.tolist()}"[:200])
 
 
+def state_names(record: Record) -> list[str]:
+    """What the tensors are called that a record has in the state_dict.
+
+    Args:
+        record: of the edit.
+
+    Raises:
+        EditError: it is not of this kind.
+    """
+    return [join(site.module, site.tensor(what)) for site in _sites(record) for what in _tensors(record)]
+
+
 def quantizers(module: nn.Module) -> list[Quantizer]:
     """The hooks of this kind that a module has."""
     hooks: list[Any] = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]

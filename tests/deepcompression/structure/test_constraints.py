@@ -83,7 +83,7 @@ def test_what_is_broken_is_named(word: str, before: Tensor, after: Tensor, told:
         check({"w": before}, {"w": after}, {"w": (word,)})
 
 
-@pytest.mark.parametrize("word", ["zero", "grid", "n_m(2)", "zeros(1)", "grid(8, 0, 1)", "", "grid(x)"])
+@pytest.mark.parametrize("word", ["zero", "grid", "n_m(2)", "zeros(1)", "grid(8, 0, 1, 1)", "", "grid(x)"])
 def test_words_that_stand_for_nothing_are_refused(word: str) -> None:
     """A word that is not known, or has too many or too few numbers."""
     with pytest.raises(StructureError, match="structure"):
