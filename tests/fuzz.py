@@ -36,7 +36,8 @@ from deepcompression.codec import decoder, edits, encoder, reader
 from deepcompression.codec.bitstream import Cursor, varint
 from deepcompression.codec.dtypes import DTYPES, unsigned
 from deepcompression.codec.file import decode
-from deepcompression.codec.index import CODERS, MAGIC, VERSION
+from deepcompression.codec.head import VERSION
+from deepcompression.codec.index import CODERS, MAGIC
 from deepcompression.codec.metadata import TAG, pack
 from deepcompression.errors import FormatError
 
@@ -107,9 +108,15 @@ def _values(random: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> 
         book = random.integers(0, top, int(random.choice([1, 2, 3, 16])), dtype=np.uint64).astype(kind)
         bits = book[np.minimum(random.geometric(0.3, shape) - 1, len(book) - 1)]
     elif how == 3 and dtype in {"float32", "float64"} and len(shape) == 2:
-        scales = random.random((shape[0], 1)) if random.random() < 0.5 else 0.125
-        bits = (random.integers(-7, 8, shape) * scales).astype(dtype).view(kind)
+        axes: list[np.ndarray | float] = [random.random((shape[0], 1)), random.random((1, shape[1])), 0.125]
+        integers = np.where(random.random(shape) < random.choice([0.0, 0.1]), -0.0, random.integers(-7, 8, shape))
+        bits = (integers * axes[random.integers(3)]).astype(dtype).view(kind)
     bits = np.where(random.random(shape) < random.choice([0.05, 0.3, 1.0]), bits, 0).astype(kind)
+    if len(shape) == 2 and shape[0] and random.random() < 0.3:  # by whole blocks, or 2 of 4
+        kept = random.random((shape[0], shape[1] // 4, 1)) < 0.3
+        if random.random() < 0.5:
+            kept = random.random((shape[0], shape[1] // 4, 4)).argsort(axis=2) < 2
+        bits = np.where(kept, bits.reshape(shape[0], -1, 4), 0).reshape(shape).astype(kind)
     if len(shape) == 2 and random.random() < 0.4:
         bits[random.random(shape[0]) < 0.3] = 0
         bits[:, random.random(shape[1]) < 0.3] = 0

@@ -22,10 +22,11 @@ static uint32_t crc_of(const uint8_t *at, size_t size, uint32_t crc) {
 
 /* The file as it would be with a right magic, version and checksum of its index. */
 static void mend(uint8_t *file, size_t size) {
-    static const uint8_t MAGIC[5] = {0x89, 'D', 'C', 'Z', 1};
+    static const uint8_t MAGIC[4] = {0x89, 'D', 'C', 'Z'};
     if (size < PREFIX)
         return;
     memcpy(file, MAGIC, sizeof MAGIC);
+    file[4] = file[4] == 1 ? 1 : 2;
     size_t length = (size_t)get_le(file + 6, 4);
     if (length > size - PREFIX) {
         length %= size - PREFIX + 1;

@@ -101,4 +101,27 @@ def layers(draw: st.DrawFn) -> RawTensor:
         bits[random.random(rows) < 0.5] = 0
     if draw(st.booleans()):
         bits[:, random.random(groups * size) < 0.5] = 0
-    return RawTensor(bits, dtype)
+    if DTYPES[dtype].floating and draw(st.booleans()):
+        bits[(bits == 0) & (random.random(bits.shape) < 0.5)] = 1 << (8 * bits.itemsize - 1)  # -0.0
+    return RawTensor(draw(st.sampled_from(TURNS))(tiled(draw, random, bits)), dtype)
+
+
+# As convolutions that are transposed have their channels, and layers whose inputs come first.
+TURNS = (
+    lambda bits: bits,
+    lambda bits: np.ascontiguousarray(bits.T),
+    lambda bits: np.ascontiguousarray(bits.reshape(len(bits), -1, 4).swapaxes(0, 1)),
+    lambda bits: bits.reshape(len(bits), 2, -1, 2),
+)
+
+
+def tiled(draw: st.DrawFn, random: np.random.Generator, bits: np.ndarray) -> np.ndarray:
+    """The same matrix, or with zeros by whole blocks, or by so many of every M in a row or a column."""
+    height, width, most = draw(st.sampled_from([(1, 1, 0), (1, 4, 0), (4, 4, 0), (1, 4, 2), (4, 1, 2), (1, 8, 4)]))
+    if bits.shape[0] % height or bits.shape[1] % width:
+        return bits
+    tiles = bits.reshape(bits.shape[0] // height, height, -1, width)
+    kept = random.random((len(tiles), 1, tiles.shape[2], 1)) < draw(st.sampled_from([0.2, 0.5, 1.0]))
+    if most:
+        kept = random.random(tiles.shape).argsort(axis=3 if height == 1 else 1) < most
+    return np.where(kept, tiles, 0).reshape(bits.shape).astype(bits.dtype)

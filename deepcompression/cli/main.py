@@ -43,7 +43,7 @@ MaxBytes = Annotated[
 def _version(wanted: bool) -> None:
     if wanted:
         from deepcompression import __version__
-        from deepcompression.codec.index import VERSION
+        from deepcompression.codec.head import VERSION
 
         typer.echo(f"dcz {__version__}, format version {VERSION}")
         raise typer.Exit

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deepcompression import _numba
 from deepcompression.codec.arithmetic_loop import run
-from deepcompression.codec.bitstream import width
+from deepcompression.codec.bitstream import Cursor, width
 from deepcompression.errors import MalformedFile
 
 Symbols = NDArray[np.unsignedinteger[Any]]
@@ -89,6 +89,24 @@ def decode(data: memoryview | bytes, rows: int, model: Model) -> Symbols:
     if asked < size or (size and data[size - 1] == 0):
         raise MalformedFile("the arithmetic code does not end where its length says")
     return symbols
+
+
+def decode_part(cursor: Cursor, data: memoryview, rows: int, model: Model) -> Symbols:
+    """As `decode`, of a part of a blob, which an error names.
+
+    Args:
+        cursor: of the blob.
+        data: the code.
+        rows: of the matrix.
+        model: the one that it was written with.
+
+    Raises:
+        MalformedFile: no encoder wrote it; names the tensor.
+    """
+    try:
+        return decode(data, rows, model)
+    except MalformedFile as error:
+        raise cursor.fail(str(error)) from None
 
 
 def _run(decoding: bool, data: NDArray[np.uint8], size: int, symbols: Symbols, model: Model) -> int:

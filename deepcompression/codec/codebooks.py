@@ -1,8 +1,10 @@
-"""The distinct values of a tensor as a codebook or a grid (FORMAT.md, Values), and arrays of values in the file."""
+"""The values of a tensor found to be shared, or on a grid: symbols and the book that they stand for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,118 +12,14 @@ from numpy.typing import NDArray
 
 from deepcompression._parallel import mapped
 from deepcompression.codec import grids
-from deepcompression.codec.arrays import read_array, write_array
-from deepcompression.codec.bitstream import Cursor, varint
-from deepcompression.codec.dtypes import Bits, Writing, order, unsigned
+from deepcompression.codec.book import ALL, GRID_DTYPES, MOST_DISTINCT, MOST_INTEGER, Book, Groups
+from deepcompression.codec.dtypes import Bits, Writing, order
 from deepcompression.codec.huffman import Symbols
 
-MOST_DISTINCT = 1 << 16
-MOST_INTEGER = 1 << 16
-GRID_DTYPES = frozenset({"float32", "float16", "bfloat16", "float64"})
 _MOST_GROUPED = 1 << 10
 _GROUPS = (32, 64, 128, 256)
 _SLICE = 1 << 20
-
-
-@dataclass(frozen=True, eq=False)
-class Book:
-    """What codes below `k` stand for: values, or integers times scales; of the whole tensor or group by group.
-
-    values: (groups, k) bits, ascending; of a grid None. scales: (groups,) of a grid; lowest: its integer of code 0.
-    group: elements a group; 0 is all. skips_zero: whether a grid leaves out the integer 0.
-    """
-
-    k: int
-    values: Bits | None = None
-    group: int = 0
-    scales: NDArray[Any] | None = None
-    lowest: int = 0
-    skips_zero: bool = False
-
-    def write(self, dtype: str) -> bytes:
-        """The book in the head of a blob, behind the number of elements a group."""
-        if self.values is not None:
-            return varint(self.k - 1) + write_array(self.values.reshape(-1), dtype)
-        assert self.scales is not None
-        zigzag = 2 * self.lowest if self.lowest >= 0 else -2 * self.lowest - 1
-        kind = "float64" if dtype == "float64" else "float32"
-        scales = self.scales.astype(kind).view(unsigned(kind))
-        return varint(zigzag) + varint(self.k - 1) + write_array(scales, kind)
-
-    def integers(self, codes: NDArray[Any]) -> NDArray[np.int32]:
-        """The integers of a grid that `codes` stand for."""
-        found = codes.astype(np.int32) + np.int32(self.lowest)
-        return found + ((found >= 0) & (self.lowest <= 0)) if self.skips_zero else found
-
-    def bits(self, codes: Symbols, dtype: str, groups: NDArray[np.int64] | None) -> Bits:
-        """The element bits (m,) of `codes` (m,), which belong to `groups` (m,), None where there is one.
-
-        Args:
-            codes: (m,), below k.
-            dtype: of the tensor.
-            groups: (m,) the group of each; None where there is one.
-        """
-        if self.values is not None:
-            flat = self.values.reshape(-1)
-            return flat[codes] if groups is None else flat[groups * self.k + codes]
-        assert self.scales is not None
-        if groups is None:
-            table = grids.product(self.integers(np.arange(self.k)), self.scales, dtype)
-            return table[codes]
-        return grids.product(self.integers(codes), self.scales[groups], dtype)
-
-
-def read_book(cursor: Cursor, dtype: str, elements: int, group: int, *, grid: bool, sparse: bool) -> Book:
-    """The book in the head of the blob of so many elements; MalformedFile where it breaks FORMAT.md.
-
-    Args:
-        cursor: at the book; moves behind it.
-        dtype: of the tensor.
-        elements: of the tensor.
-        group: elements a group; 0 is all.
-        grid: whether it is a grid, not a codebook.
-        sparse: whether zeros are stored as positions.
-
-    Raises:
-        MalformedFile: it breaks FORMAT.md.
-    """
-    groups = -(-elements // group) if group else 1
-    if grid:
-        return _read_grid(cursor, dtype, group, groups, sparse)
-    k = cursor.varint("the size of the codebook", most=min(MOST_DISTINCT, group or elements) - 1) + 1
-    values = read_array(cursor, groups * k, dtype).reshape(groups, k)
-    keys = order(values, dtype)
-    wrong = keys[:, 1:] < keys[:, :-1] if group else keys[:, 1:] <= keys[:, :-1]
-    if wrong.any() or (sparse and not values.all()):
-        raise cursor.fail("the codebook is not ascending, or has a zero where zeros are stored as positions")
-    return Book(k, values, group)
-
-
-def _read_grid(cursor: Cursor, dtype: str, group: int, groups: int, sparse: bool) -> Book:
-    if dtype not in GRID_DTYPES:
-        raise cursor.fail(f"{dtype} cannot be on a grid")
-    zigzag = cursor.varint("the lowest integer of the grid", most=2 * MOST_INTEGER)
-    lowest = zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
-    k = cursor.varint("the size of the grid", most=MOST_DISTINCT - 1) + 1
-    kind = "float64" if dtype == "float64" else "float32"
-    scales = read_array(cursor, groups, kind).view(kind)
-    with np.errstate(invalid="ignore"):
-        sound = bool((np.isfinite(scales) & (scales > 0)).all())
-    book = Book(k, None, group, scales, lowest, skips_zero=sparse)
-    highest = int(book.integers(np.array([k - 1]))[0])
-    if not sound or lowest < -MOST_INTEGER or highest > MOST_INTEGER:
-        raise cursor.fail(f"a grid from {lowest} to {highest} with these scales is impossible")
-    if sparse and _smallest_is_zero(book, dtype):
-        raise cursor.fail("the grid has a zero where zeros are stored as positions")
-    return book
-
-
-def _smallest_is_zero(book: Book, dtype: str) -> bool:
-    """Whether some integer of a grid without 0 rounds to all bits zero with some scale."""
-    assert book.scales is not None
-    integers = book.integers(np.array([0, book.k - 1]))
-    near = [1] if integers[0] <= 1 <= integers[1] else [int(integers[0])] if integers[0] > 0 else []
-    return bool(near) and not grids.product(np.array(near, np.int32), np.array([book.scales.min()]), dtype).all()
+_TRIED, _TRIED_LENGTH = 4, 1024  # groups of a channel that are looked at first, and elements of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,11 +49,16 @@ class Shared:
         return symbols_of(np.maximum(np.arange(self.book.k + 1) - 1, 0)[None], self.book.k), self.book
 
     def _dense_grid(self, some_zero: bool) -> tuple[Symbols, Book]:
+        if self.book.negative_zero:  # what is above -0.0 makes room for the integer 0
+            codes = np.arange(self.book.k)
+            codes += codes > -self.book.lowest
+            whole = replace(self.book, k=self.book.k + 1, skips_zero=False)
+            return symbols_of(np.append(1 - self.book.lowest, codes)[None], whole.k), whole
         integers = self.book.integers(np.arange(self.book.k))
         lowest, highest = int(integers[0]), int(integers[-1])
         if some_zero:
             lowest, highest = min(lowest, 0), max(highest, 0)
-        whole = Book(highest - lowest + 1, None, self.book.group, self.book.scales, lowest)
+        whole = Book(highest - lowest + 1, None, self.book.groups, self.book.scales, lowest)
         table = np.concatenate([np.zeros(1, np.int32), integers]) - lowest
         return symbols_of(table[None], whole.k), whole
 
@@ -164,7 +67,7 @@ class Shared:
         whole = np.concatenate([np.zeros((len(values), 1), values.dtype), values], axis=1)
         by_key = np.argsort(order(whole, self.dtype), axis=1, kind="stable")
         k = whole.shape[1]
-        book = Book(k, np.take_along_axis(whole, by_key, axis=1), self.book.group)
+        book = Book(k, np.take_along_axis(whole, by_key, axis=1), self.book.groups)
         return symbols_of(np.argsort(by_key, axis=1), k), book
 
 
@@ -241,49 +144,100 @@ def _distinct(flat: Bits) -> Bits | None:
 def _as_grid(shared: Shared) -> Shared | None:
     """The same with a scale and integers in place of the codebook, if its values are on a grid."""
     assert shared.book.values is not None
-    found = grids.recognise(shared.book.values, shared.dtype)
+    values, negative = _without_negative(shared.book.values)
+    found = grids.recognise(values, shared.dtype)
     # A grid that is nearly empty would cost more in its code than the codebook that it spares.
     if found is None or int(np.ptp(found[1])) > 4 * shared.book.k + 16 or int(np.abs(found[1]).max()) >= MOST_INTEGER:
         return None
-    codes, book = _grid_codes(found[1][0], found[0], 0)
+    codes, book = _grid_codes(found[1][0], found[0], ALL, None if negative is None else negative[0])
     table = np.concatenate([np.zeros(1, codes.dtype), codes])
     return Shared(table[shared.symbols], book, shared.dtype)
 
 
-def _grid_codes(integers: NDArray[np.int32], scales: NDArray[Any], group: int) -> tuple[Symbols, Book]:
-    """Symbols (0 for the integer 0, else code + 1) of `integers` (n,), and their book; in slices, to save memory."""
+def _without_negative(bits: Bits) -> tuple[Bits, NDArray[np.bool_] | None]:
+    """`bits` of floats with +0.0 for -0.0, and where that is, if anywhere."""
+    zero = bits.dtype.type(1 << (8 * bits.itemsize - 1))
+    negative = bits == zero
+    return (np.where(negative, bits.dtype.type(0), bits), negative) if negative.any() else (bits, None)
+
+
+def _grid_codes(
+    integers: NDArray[np.int32], scales: NDArray[Any], groups: Groups, negative: NDArray[np.bool_] | None = None
+) -> tuple[Symbols, Book]:
+    """Symbols (0 for the integer 0, else code + 1) of `integers` (n,), and their book; in slices, to save memory.
+
+    Args:
+        integers: (n,).
+        scales: of each group.
+        groups: which element belongs to which.
+        negative: (n,) which zeros are -0.0, and have a code; None where none is.
+    """
     starts = range(0, len(integers), _SLICE)
     pieces = [integers[at : at + _SLICE] for at in starts]
     ends = [(int(used.min()), int(used.max())) for piece in pieces if (used := piece[piece != 0]).size]
+    if negative is not None:
+        ends.append((0, 0))
     lowest, highest = min((low for low, _ in ends), default=1), max((high for _, high in ends), default=1)
-    k = highest - lowest + 1 - (lowest < 0 < highest)
+    gap = negative is None and lowest < 0 < highest
+    k = highest - lowest + 1 - gap
     symbols: Symbols = np.empty(len(integers), symbols_of(np.empty(0), k + 1).dtype)
     for at, piece in zip(starts, pieces, strict=True):
-        codes = piece - np.int32(lowest - 1) - ((piece > 0) & (lowest < 0))
-        symbols[at : at + _SLICE] = np.where(piece == 0, 0, codes)
-    return symbols, Book(k, None, group, scales, lowest, skips_zero=True)
+        codes = piece - np.int32(lowest - 1) - ((piece > 0) & gap)
+        out = piece == 0 if negative is None else (piece == 0) & ~negative[at : at + _SLICE]
+        symbols[at : at + _SLICE] = np.where(out, 0, codes)
+    return symbols, Book(k, None, groups, scales, lowest, skips_zero=True, negative_zero=negative is not None)
 
 
 def _in_groups(flat: Bits, dtype: str, shape: tuple[int, ...]) -> list[Shared]:
-    """A grid or a codebook for each row, or each group within rows, whichever is found first."""
-    row = flat.size // max(shape[0], 1) if len(shape) > 1 else flat.size
-    sizes = [row] if len(shape) > 1 else []
-    sizes += [size for size in reversed(_GROUPS) if size < row and shape[-1] % size == 0]
-    for size in sizes:
-        if size < 16 or size >= flat.size:
+    """A grid or a codebook for each row, group within rows, or channel of another axis: the first that fits."""
+    plain, negative = _without_negative(flat) if dtype in GRID_DTYPES else (flat, None)
+    for groups in _grouped(shape):
+        if groups.size < 16 or groups.size >= flat.size:
             continue
-        rows = flat.reshape(-1, size)
-        found = grids.recognise(rows, dtype) if dtype in GRID_DTYPES else None
+        if groups.channels > 1 and not _hopeful(plain, groups, dtype):
+            continue
+        found = grids.recognise(groups.gathered(plain), dtype) if dtype in GRID_DTYPES else None
         if found is not None and int(np.ptp(found[1])) < _MOST_GROUPED:
-            symbols, book = _grid_codes(found[1].reshape(-1), found[0], size)
+            symbols, book = _grid_codes(groups.scattered(found[1]), found[0], groups, negative)
             return [Shared(symbols, book, dtype)]
-        shared = _group_codebooks(rows, dtype)
+        shared = _group_codebooks(groups.gathered(flat), groups, dtype)
         if shared is not None:
             return [shared]
     return []
 
 
-def _group_codebooks(rows: Bits, dtype: str) -> Shared | None:
+def _grouped(shape: tuple[int, ...]) -> Iterator[Groups]:
+    """Groups that checkpoints have: rows, parts of them, channels of the other axes, parts of these."""
+    row = math.prod(shape[1:])
+    if len(shape) > 1:
+        yield Groups(row)
+    else:
+        row = math.prod(shape)
+    yield from (Groups(size) for size in reversed(_GROUPS) if size < row and shape[-1] % size == 0)
+    for axis in range(1, len(shape)):
+        run, channels, rounds = math.prod(shape[axis + 1 :]), shape[axis], math.prod(shape[:axis])
+        if channels > 1 and rounds > 1:
+            yield Groups(run, channels, rounds)
+            parts = (size // run for size in reversed(_GROUPS) if size % run == 0)
+            yield from (Groups(run, channels, part) for part in parts if 1 < part < rounds and rounds % part == 0)
+
+
+def _hopeful(flat: Bits, groups: Groups, dtype: str) -> bool:
+    """Whether the beginnings of a few groups may be on a grid, or share values."""
+    turned = flat.reshape(-1, groups.rounds, groups.channels, groups.run).transpose(0, 2, 1, 3)
+    spans, channels = turned.shape[:2]
+    places = [divmod(i * spans * channels // _TRIED, channels) for i in range(_TRIED)]
+    length = min(groups.size, _TRIED_LENGTH)
+    rounds = -(-length // groups.run)
+    sample = np.stack([turned[span, channel, :rounds].reshape(-1)[:length] for span, channel in places])
+    if dtype in GRID_DTYPES and grids.recognise(sample, dtype) is not None:
+        return True
+    ordered = np.sort(sample, axis=1)
+    distinct = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1)
+    return bool((distinct <= min(groups.size // 4, 256, length // 2)).all())
+
+
+def _group_codebooks(rows: Bits, groups: Groups, dtype: str) -> Shared | None:
     """A codebook for each of `rows` (groups, g), if each has few enough distinct values to repay one."""
     size = rows.shape[1]
     most = min(size // 4, 256)
@@ -305,5 +259,5 @@ def _group_codebooks(rows: Bits, dtype: str) -> Shared | None:
     values = np.stack(
         [np.append(book, np.full(k - len(book), book[-1] if len(book) else 1, book.dtype)) for book in books]
     )
-    book = Book(k, values, size)
-    return Shared(symbols_of(symbols.reshape(-1), k + 1), book, dtype)
+    book = Book(k, values, groups)
+    return Shared(symbols_of(groups.scattered(symbols), k + 1), book, dtype)

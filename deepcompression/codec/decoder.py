@@ -9,26 +9,35 @@ from numpy.typing import NDArray
 
 from deepcompression import _numba
 from deepcompression._parallel import mapped
-from deepcompression.codec import arithmetic, arrays, positions, streams
+from deepcompression.codec import arithmetic, arrays, planes, positions, streams, tiles
 from deepcompression.codec.arithmetic import Model
 from deepcompression.codec.bitstream import Cursor, Remote
 from deepcompression.codec.dtypes import Bits, unsigned
-from deepcompression.codec.head import RAW, Head, Sections, decode_chunk, read_head
+from deepcompression.codec.head import VERSION, Head, Sections, read_head
 from deepcompression.codec.huffman import Symbols
 from deepcompression.codec.positions import DENSE, FLAGS, Places
+from deepcompression.codec.streams import Stream
 
 _AT_ONCE = 16
 _PIECE = 1 << 18
 
 
 def decode_tensor(
-    blob: bytes | memoryview | Remote, dtype: str, count: int, name: str, threads: int = 1, *, split: bool = False
+    blob: bytes | memoryview | Remote,
+    dtype: str,
+    count: int,
+    name: str,
+    threads: int = 1,
+    *,
+    split: bool = False,
+    version: int = VERSION,
 ) -> tuple[Bits, Sections]:
     """The element bits (count,) of the tensor `name`, and where its bytes went; every field is checked.
 
     Args:
         blob: as it is in the file; of a Remote, as many chunks are in memory as threads decode.
         split: of an arithmetic code, which holds flags and codes, count what the flags alone would take as positions.
+        version: of the file.
 
     Raises:
         MalformedFile: names the tensor and what contradicts FORMAT.md.
@@ -38,7 +47,7 @@ def decode_tensor(
     if count == 0:
         cursor.end("an empty tensor")
         return flat, Sections()
-    head, codebook_bytes = read_head(cursor, dtype, count)
+    head, codebook_bytes = read_head(cursor, dtype, count, version)
     starts = list(range(0, head.kept, head.chunk))
     if len(starts) > 1 and len(starts) > cursor.left:
         raise cursor.fail(f"{len(starts)} chunks cannot be in {cursor.left} bytes")
@@ -54,7 +63,7 @@ def decode_tensor(
         parts = [Cursor(cursor.buffer[place], name) for place in places[i : i + at_once]]
         return fill(starts[i : i + at_once], parts)
 
-    if head.positions == FLAGS and head.values == RAW:
+    if head.arithmetic and not head.adaptive:
         threads = 1  # four times as much is in memory for a chunk as of any other layout
     position_bytes = sum(mapped(decode, range(0, len(starts), at_once), threads))
     table = head_bytes - codebook_bytes
@@ -81,14 +90,13 @@ class _Filler:
         places = self._positions(counts, cursors)
         used = sum(cursor.at for cursor in cursors)
         found = [count if place is None else len(place) for count, place in zip(counts, places, strict=True)]
-        if self.head.code_stream is not None:
-            codes = streams.decode(cursors, found, self.head.code_stream)
-            for start, count, place, each in zip(starts, counts, places, codes, strict=True):
-                self._put_codes(start, count, place, each)
-        else:
-            for start, count, place, cursor in zip(starts, counts, places, cursors, strict=True):
-                raw = self._raw(count if place is None else len(place), cursor)
+        if self.head.book is None:
+            raws = self._raw(found, cursors)
+            for start, count, place, raw, cursor in zip(starts, counts, places, raws, cursors, strict=True):
                 self._put_raw(start, count, place, raw, cursor)
+        else:
+            for start, count, place, codes in zip(starts, counts, places, self._codes(found, cursors), strict=True):
+                self._put_codes(start, count, place, codes)
         for cursor in cursors:
             cursor.end("a chunk's last value")
         return used
@@ -98,15 +106,33 @@ class _Filler:
         head = self.head
         if head.positions == DENSE:
             return [None] * len(counts)
-        assert head.position_stream is not None
-        return [*positions.read(counts, cursors, Places(head.positions, head.position_stream, head.escape))]
+        how = Places(head.positions, head.position_stream or Stream(1), head.escape)
+        if head.tiles is not None:
+            return [*tiles.read_places(counts, cursors, head.tiles, how, head.tiles.model(head.prior, head.context))]
+        return [*positions.read(counts, cursors, how)]
+
+    def _codes(self, counts: Sequence[int], cursors: Sequence[Cursor]) -> list[Symbols]:
+        """So many codes of each chunk."""
+        if self.head.code_stream is not None:
+            return streams.decode(cursors, counts, self.head.code_stream)
+        return [self._adaptive(count, cursor) for count, cursor in zip(counts, cursors, strict=True)]
+
+    def _adaptive(self, count: int, cursor: Cursor) -> Symbols:
+        """The adaptive codes of a chunk with tiles."""
+        model = Model(count, self.head.k, False, 0, 4 * self.head.code_context)
+        code = cursor.take(cursor.left, "the codes")
+        if count:
+            return arithmetic.decode_part(cursor, code, 1, model)
+        if len(code):
+            raise cursor.fail("codes of no elements have bytes")
+        return np.zeros(0, np.uint8)
 
     def _arithmetic(self, start: int, count: int, cursor: Cursor) -> int:
         head = self.head
         flags = head.positions == FLAGS
         size = cursor.left if head.adaptive else cursor.varint("the length of the flags")
         code = cursor.take(size, "the flags")
-        found = decode_chunk(cursor, code, count // head.width, head.model)
+        found = arithmetic.decode_part(cursor, code, count // head.width, head.model)
         used = cursor.at
         if not flags:
             self._put_codes(start, count, None, found)
@@ -117,7 +143,7 @@ class _Filler:
                 place = np.flatnonzero(part)
                 self._put_codes(start + at, count, place, part[place] - found.dtype.type(1))
             return self._flags_alone(found, size) if self.split else 0
-        raw = self._raw(int(np.count_nonzero(found)), cursor)
+        (raw,) = self._raw([int(np.count_nonzero(found))], [cursor])
         first = 0
         for at in range(0, count, _PIECE):
             place = np.flatnonzero(found[at : at + _PIECE])
@@ -142,28 +168,35 @@ class _Filler:
             else:
                 where = self._where(start, count, place[at : at + _PIECE])
             groups = None
-            if head.book.group:
-                elements = np.arange(where.start, where.stop) if isinstance(where, slice) else where
-                groups = elements // head.book.group
+            if head.book.groups:
+                groups = head.book.groups.of(np.arange(where.start, where.stop) if isinstance(where, slice) else where)
             self.flat[where] = head.book.bits(part, head.dtype, groups)
 
-    def _raw(self, count: int, cursor: Cursor) -> Bits:
-        """So many values of a chunk, in the tensor's type."""
+    def _raw(self, counts: Sequence[int], cursors: Sequence[Cursor]) -> list[Bits]:
+        """So many values of each chunk, in the tensor's type."""
+        if self.head.planes:
+            small = planes.read_values(cursors, counts, self.head.planes, self.head.stored)
+        else:
+            small = [self._plain(count, cursor) for count, cursor in zip(counts, cursors, strict=True)]
+        stored, dtype = self.head.stored, self.head.dtype
+        return [arrays.widened(one, stored, dtype, cursor) for one, cursor in zip(small, cursors, strict=True)]
+
+    def _plain(self, count: int, cursor: Cursor) -> Bits:
         kind = unsigned(self.head.stored)
         if self.head.deflated:
-            small = arrays.inflate(cursor.take(cursor.left, "deflated values"), count, kind, cursor)
-        else:
-            raw = cursor.take(count * kind.itemsize, f"{count} values of type {self.head.stored}")
-            small = np.frombuffer(raw, kind.newbyteorder("<")).astype(kind, copy=False)
-        return arrays.widened(small, self.head.stored, self.head.dtype, cursor)
+            return arrays.inflate(cursor.take(cursor.left, "deflated values"), count, kind, cursor)
+        raw = cursor.take(count * kind.itemsize, f"{count} values of type {self.head.stored}")
+        return np.frombuffer(raw, kind.newbyteorder("<")).astype(kind, copy=False)
 
     def _put_raw(self, start: int, count: int, place: NDArray[np.int64] | None, found: Bits, cursor: Cursor) -> None:
-        if place is not None and not found.all():
+        if self.head.sparse and not found.all():
             raise cursor.fail("a zero is stored among the non-zero values")
         self.flat[self._where(start, count, place)] = found
 
     def _where(self, start: int, count: int, place: NDArray[np.int64] | None) -> slice | NDArray[np.int64]:
         """Where in the tensor the stored elements of a chunk are."""
+        if self.head.tiles is not None and place is not None:
+            return self.head.tiles.places(place + start)
         if self.rows is None or self.across is None:
             return slice(start, start + count) if place is None else place + start
         kept = (np.arange(count) if place is None else place) + start

@@ -12,7 +12,7 @@ from deepcompression._parallel import cores
 from deepcompression.codec import decoder, head
 from deepcompression.codec.dtypes import DTYPES, Bits
 from deepcompression.codec.head import Sections
-from deepcompression.codec.index import VERSION, Entry, Index
+from deepcompression.codec.index import Entry, Index
 from deepcompression.codec.reader import Readable, read_blob
 
 
@@ -20,7 +20,9 @@ def describe_tensor(source: Readable, entry: Entry) -> dict[str, Any]:
     """What the blob of one tensor holds, decoded: its bytes by section, its form, its entropies."""
     blob = read_blob(source, entry)
     threads = cores() if entry.elements else 1
-    flat, sections = decoder.decode_tensor(blob, entry.dtype, entry.elements, entry.name, threads, split=True)
+    flat, sections = decoder.decode_tensor(
+        blob, entry.dtype, entry.elements, entry.name, threads, split=True, version=entry.version
+    )
     nonzero, distinct, saved = 0, 0, 0.0
     for counts in _counts(flat):
         nonzero, distinct, saved = nonzero + int(counts.sum()), distinct + len(counts), saved + _repeats(counts)
@@ -62,7 +64,7 @@ def summary(index: Index, file_bytes: int, tensors: list[dict[str, Any]]) -> dic
         if entry.same_as is None
     )
     return {
-        "format_version": VERSION,
+        "format_version": index.version,
         "file_bytes": file_bytes,
         "header_bytes": index.header_bytes,
         "dense_bytes": dense,

@@ -16,13 +16,16 @@ from deepcompression.codec import arithmetic, arrays, codebooks, positions, stre
 from deepcompression.codec import head as heads
 from deepcompression.codec.arithmetic import Model
 from deepcompression.codec.bitstream import varint
-from deepcompression.codec.codebooks import Book, Shared
+from deepcompression.codec.book import Book
+from deepcompression.codec.codebooks import Shared
 from deepcompression.codec.dtypes import DTYPES, Bits, Writing, narrow
-from deepcompression.codec.head import ADAPTIVE, Masks, write_head
+from deepcompression.codec.head import ADAPTIVE, version_of, write_head
 from deepcompression.codec.huffman import Symbols
+from deepcompression.codec.masks import Masks
 from deepcompression.codec.positions import DENSE, FLAGS, Places
 from deepcompression.codec.streams import Stream
 
+_NEWER = 16  # bytes that a form of version 2 has to save
 _SAMPLE = 1 << 18
 _SMALL = 1 << 16
 _PRIORS = (6, 2, 3, 4, 5, 7, 8, 15)
@@ -40,6 +43,11 @@ class Written(NamedTuple):
     def size(self) -> int:
         """Bytes of the blob."""
         return len(self.head) + sum(map(len, self.chunks))
+
+    @property
+    def price(self) -> int:
+        """Bytes, and some for what readers of version 1 cannot read."""
+        return self.size + _NEWER * (version_of(self.head) - 1)
 
 
 def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, threads: int = 1) -> bytes:
@@ -81,7 +89,7 @@ def settled(coder: str, elements: int) -> str:
 def _smaller(one: Written | None, other: Written | None) -> Any:
     if one is None or other is None:
         return one or other
-    return other if other.size < one.size else one
+    return other if other.price < one.price else one
 
 
 def _encode_shared(way: Shared, how: Writing) -> Written | None:
@@ -135,7 +143,7 @@ def _streams(way: Shared, mask: Masks | None, how: Writing) -> Written | None:
     counts = codebooks.histogram(way.symbols, way.book.k + 1, how.threads)
     options: list[tuple[int, Callable[[], Written]]] = []
     # Codebooks of groups take in zero group by group, which masks tear apart.
-    torn = mask is not None and way.book.group > 0 and way.book.values is not None
+    torn = mask is not None and bool(way.book.groups) and way.book.values is not None
     if counts[0] <= (0 if torn else _DENSE_UP_TO * len(way.symbols)):
         options.append(_dense_option(way, counts, mask, how))
     if counts[0]:
@@ -167,7 +175,8 @@ def _dense(way: Shared, some_zero: bool) -> tuple[Symbols, Book]:
     table, book = way.dense(some_zero)
     if len(table) == 1:
         return table[0][way.symbols], book
-    return np.take_along_axis(table, way.symbols.reshape(len(table), -1), axis=1).reshape(-1), book
+    rows = book.groups.gathered(way.symbols)
+    return book.groups.scattered(np.take_along_axis(table, rows, axis=1)), book
 
 
 def _sparse_writer(

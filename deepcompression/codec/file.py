@@ -145,7 +145,8 @@ def encode_blobs(
         known = seen.setdefault((raw.dtype, raw.bits.shape, hashlib.sha256(blob).digest()), place)
         if known == place:
             out.write(blob)
-            entries.append(Entry(name, raw.dtype, raw.bits.shape, None, 0, len(blob), zlib.crc32(blob)))
+            stored = len(blob), zlib.crc32(blob), head.version_of(blob)
+            entries.append(Entry(name, raw.dtype, raw.bits.shape, None, 0, *stored))
         else:
             entries.append(Entry(name, raw.dtype, raw.bits.shape, known, 0, 0, 0))
         if progress is not None:
@@ -187,8 +188,8 @@ def load(
         InputError: the file cannot be opened, or has no tensor of such a name.
     """
     with open_stream(path) as source:
-        tensors = _decode(source, names, max_bytes, widened=not raw)
-    return tensors if raw else {name: to_array(tensor.bits, tensor.dtype) for name, tensor in tensors.items()}
+        found = _decode(source, names, max_bytes, widened=not raw)
+    return found if raw else {name: to_array(one.bits, one.dtype) for name, one in found.items()}
 
 
 def decode(
@@ -234,8 +235,7 @@ class File(Mapping[str, NDArray[Any]]):
                 self.close()
                 raise
         self.entries = {entry.name: entry for entry in self.index.entries}
-        self.metadata = self.index.metadata
-        self.edits = self.index.edits
+        self.metadata, self.edits = self.index.metadata, self.index.edits
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The tensor as an array; types that numpy lacks come back as float32, exactly widened."""

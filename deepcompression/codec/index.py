@@ -11,6 +11,7 @@ from deepcompression.codec import edits, metadata
 from deepcompression.codec.bitstream import Cursor, varint
 from deepcompression.codec.dtypes import DTYPES, NAMES
 from deepcompression.codec.edits import Edit
+from deepcompression.codec.head import VERSION
 from deepcompression.errors import (
     ChecksumMismatch,
     InputError,
@@ -22,7 +23,6 @@ from deepcompression.errors import (
 )
 
 MAGIC = b"\x89DCZ"
-VERSION = 1
 CODERS = ("packed", "huffman", "adaptive", "auto")
 PREFIX_BYTES = 14
 MOST_DIMENSIONS = 64
@@ -33,7 +33,10 @@ MOST_INDEX_BYTES = 1 << 28
 
 
 class Entry(NamedTuple):
-    """What the index says of one tensor; `same_as` is the place of the earlier one that it equals, if any."""
+    """What the index says of one tensor; `same_as` is the place of the earlier one that it equals, if any.
+
+    `version` is of the file; of one that is to be written, the least that the blob needs.
+    """
 
     name: str
     dtype: str
@@ -42,6 +45,7 @@ class Entry(NamedTuple):
     offset: int
     size: int
     crc: int
+    version: int = 1
 
     @property
     def elements(self) -> int:
@@ -55,13 +59,14 @@ class Entry(NamedTuple):
 
 
 class Index(NamedTuple):
-    """A file's header: the coder, where the blobs begin, the tensors in order, the metadata, the edits."""
+    """A file's header: the coder, where the blobs begin, the tensors in order, the metadata, the edits, the version."""
 
     coder: str
     header_bytes: int
     entries: tuple[Entry, ...]
     metadata: dict[str, str]
     edits: list[Edit]
+    version: int = 1
 
 
 def write_header(entries: Sequence[Entry], coder: str, records: Mapping[int, bytes] | None = None) -> bytes:
@@ -92,7 +97,8 @@ def write_header(entries: Sequence[Entry], coder: str, records: Mapping[int, byt
         index += varint(tag) + varint(len(record)) + record
     if len(index) > MOST_INDEX_BYTES:
         raise InputError(f"the index takes {len(index):,} bytes; a .dcz file has at most {MOST_INDEX_BYTES:,}")
-    prefix = MAGIC + bytes([VERSION, CODERS.index(coder)]) + len(index).to_bytes(4, "little")
+    version = max((entry.version for entry in entries), default=1)
+    prefix = MAGIC + bytes([version, CODERS.index(coder)]) + len(index).to_bytes(4, "little")
     return prefix + zlib.crc32(prefix + index).to_bytes(4, "little") + bytes(index)
 
 
@@ -110,9 +116,9 @@ def read_prefix(prefix: bytes, file_bytes: int) -> int:
     """
     if prefix[: len(MAGIC)] != MAGIC[: len(prefix)] or not prefix:
         raise NotADczFile(f"not a .dcz file: it begins with {prefix[:4]!r}, not {MAGIC!r}")
-    if len(prefix) > 4 and prefix[4] != VERSION:
+    if len(prefix) > 4 and not 1 <= prefix[4] <= VERSION:
         raise UnsupportedVersion(
-            f"format version {prefix[4]} is not known here (only {VERSION}); update deep-compression"
+            f"format version {prefix[4]} is not known here (only 1 to {VERSION}); update deep-compression"
         )
     length = int.from_bytes(prefix[6:10], "little")
     if len(prefix) < PREFIX_BYTES or PREFIX_BYTES + length > file_bytes:
@@ -149,14 +155,14 @@ def read_index(prefix: bytes, index: bytes, file_bytes: int) -> Index:
         name_bytes += len(previous)
         if name_bytes > MOST_NAME_BYTES:
             raise cursor.fail(f"the names have more than {MOST_NAME_BYTES} bytes")
-        entries.append(_read_entry(cursor, name, offset, entries))
+        entries.append(_read_entry(cursor, name, offset, entries)._replace(version=prefix[4]))
         offset += entries[-1].size
     texts, changes = _read_extensions(cursor)
     if offset > file_bytes:
         raise TruncatedFile(f"the file has {file_bytes} bytes, its header speaks of {offset}")
     if offset < file_bytes:
         raise MalformedFile(f"{file_bytes - offset} bytes follow the last tensor")
-    return Index(CODERS[prefix[5]], PREFIX_BYTES + len(index), tuple(entries), texts, changes)
+    return Index(CODERS[prefix[5]], PREFIX_BYTES + len(index), tuple(entries), texts, changes, prefix[4])
 
 
 def _read_extensions(cursor: Cursor) -> tuple[dict[str, str], list[Edit]]:

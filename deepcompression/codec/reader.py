@@ -160,7 +160,7 @@ def decode_blob(blob: bytes | memoryview | Far, entry: Entry, threads: int) -> t
         entry: what the index says of it.
         threads: at most so many.
     """
-    return decoder.decode_tensor(blob, entry.dtype, entry.elements, entry.name, threads)
+    return decoder.decode_tensor(blob, entry.dtype, entry.elements, entry.name, threads, version=entry.version)
 
 
 def read_blob(source: Readable, entry: Entry) -> bytes | memoryview | Far:

@@ -1,10 +1,11 @@
-"""Write the golden files of the current format version: `python tests/golden/make_golden.py`.
+"""Write the golden files of a format version: `python tests/golden/make_golden.py NAME`, e.g. v2-grids.
 
 Files of version 1 and later are never written again: a change of their bytes needs a new version.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,35 @@ def edited() -> dict[str, np.ndarray]:
     }
 
 
+def grids() -> dict[str, np.ndarray | RawTensor]:
+    """What a grid has in version 2: channels of any axis, groups of them, -0.0; and codebooks by channel."""
+    mixed = _scrambled(np.arange(8192))
+    integers = (mixed % 31 - 15).astype(np.float32)
+    sparse = np.where(mixed % 8 < 3, integers, 0).astype(np.float32)
+    negative = np.where(mixed % 7 == 0, np.float32(-0.0), integers)
+    scales = 1 / (4096 + 7 * np.arange(64, dtype=np.float32))
+    books = np.sort(mixed[:1024].reshape(16, 64), axis=0).astype(np.int64) * 4099
+    return {
+        "channels.last": integers.reshape(128, 64) * scales,
+        "channels.middle": integers.reshape(64, 32, 4) * scales[:32, None],
+        "channels.sparse": np.where(sparse == 0, np.float32(0), sparse).reshape(128, 64) * scales,
+        "channels.groups": integers.reshape(128, 64) * np.repeat(1 + mixed[:256].reshape(4, 64) % 512, 32, 0) / 4096,
+        "channels.book": np.take_along_axis(books, mixed.reshape(128, 64) % 16, axis=0),
+        "negative.weight": negative / 64,
+        "negative.sparse": np.where(mixed % 5 == 0, negative, np.float32(0)) / 64,
+        "negative.rows": negative.reshape(64, 128) * scales[:, None],
+        "negative.channels": negative.reshape(128, 64) * scales,
+        "negative.half": (negative / 64).astype(np.float16),
+        "negative.double": negative.astype(np.float64).reshape(128, 64) * scales,
+    }
+
+
 if __name__ == "__main__":
-    for coder in ("packed", "huffman", "adaptive"):
-        save(tensors(), HERE / f"v1-{coder}.dcz", coder=coder)
-    save(edited(), HERE / "v1-edits.dcz", coder="packed", metadata={"format": "pt"}, edits=EDITS)
+    name = sys.argv[1]
+    if name == "v1-edits":
+        save(edited(), HERE / "v1-edits.dcz", coder="packed", metadata={"format": "pt"}, edits=EDITS)
+    elif name == "v2-grids":
+        save(grids(), HERE / "v2-grids.dcz", coder="huffman")
+        save(grids(), HERE / "v2-grids-adaptive.dcz", coder="adaptive")
+    else:
+        save(tensors(), HERE / f"{name}.dcz", coder=name[3:])

@@ -1,4 +1,4 @@
-/* dcz.c reads .dcz files of format version 1 (../FORMAT.md) where there is no Python: C99 and its library alone
+/* dcz.c reads .dcz files of format versions 1 and 2 (../FORMAT.md) where there is no Python: C99 and its library alone
  * (on POSIX systems the program makes its output by open() and fsync() too).
  *
  * As a program:
@@ -100,7 +100,8 @@ enum {
     MAX_HEAD = 100 * 1000 * 1000, /* of safetensors, as its readers have it */
     METADATA = 2, /* tag */
     EDITS = 4,
-    MAX_HELD = 24
+    MAX_TILE_ROW = 1 << 22,
+    MAX_HELD = 48
 };
 
 struct dtype {
@@ -155,6 +156,7 @@ struct dcz {
     size_t names_used, names_room;
     struct span metadata; /* already checked */
     int has_edits;        /* which are passed over */
+    unsigned version;
     uint32_t crc[256], rate[512];
     struct cell *cells;
     size_t cells_room;
@@ -725,12 +727,15 @@ struct values {
     size_t step, plane;
     const struct dtype *from, *to;
     const char *field;
+    int rotated; /* left by one bit */
 };
 
 static uint64_t value_at(dcz *d, const struct values *v, size_t i) {
     uint64_t bits = 0;
     for (unsigned b = 0; b < v->from->size; b++)
         bits |= (uint64_t)v->bytes[i * v->step + b * v->plane] << 8 * b;
+    if (v->rotated)
+        bits = bits >> 1 | (bits & 1) << (8 * v->from->size - 1);
     return widened(d, bits, v->from, v->to, v->field);
 }
 
@@ -746,7 +751,7 @@ static const struct dtype *stored_type(dcz *d, unsigned type, const struct dtype
 
 /* All of `in` are planes of count values. */
 static struct values read_planes(dcz *d, struct span in, size_t count, const struct dtype *from, const char *field) {
-    struct values v = {in.at, 1, count, from, from, field};
+    struct values v = {in.at, 1, count, from, from, field, 0};
     /* Deflate makes at most 258 bytes of two bits. */
     must(d, count <= SIZE_MAX / 16 && count * from->size / 1032 <= left(in), field, "deflate: fewer bytes than can be");
     uint8_t *planes = hold(d, count, from->size);
@@ -761,7 +766,7 @@ static uint8_t *read_array(dcz *d, struct span *in, uint64_t count, const struct
     const struct dtype *from = stored_type(d, type & 127, to, field);
     if (count > d->max_bytes / to->size)
         fail(d, DCZ_TOO_LARGE, field, "too large: more than the bytes allowed");
-    struct values v = {in->at, from->size, 1, from, to, field};
+    struct values v = {in->at, from->size, 1, from, to, field, 0};
     if (type & 128) {
         v = read_planes(d, counted(d, in, field), (size_t)count, from, field);
         v.to = to;
@@ -861,7 +866,16 @@ static void read_stream(dcz *d, const struct stream *s, struct span *in, uint16_
 /* ---- A blob's head ----------------------------------------------------------------------------------------------- */
 
 enum { DENSE, BITMAP, GAPS, FLAGS };
-enum { RAW, CODEBOOK, GRID };
+enum { RAW, CODEBOOK, GRID, PLANES };
+enum { BLOCKS = 1, PATTERNS };
+enum { PLAIN, STREAM, DEFLATED, ARITHMETIC };
+
+struct plane {
+    unsigned coding, context;
+    uint32_t k;
+    uint8_t used[256]; /* the bytes that symbols stand for */
+    struct stream stream;
+};
 
 struct blob {
     const struct dtype *dtype;
@@ -869,15 +883,21 @@ struct blob {
     size_t elements, columns, kept_columns, kept;          /* n, C, C', N */
     unsigned positions, values, adaptive, masked, grouped; /* the form */
     uint8_t *rows_kept, *columns_kept;                     /* masks: a byte each */
-    size_t group, groups;                                  /* g, G */
+    unsigned tiles, sparse, negative;                      /* kind; no stored zero; -0.0 is on the grid */
+    size_t tile_rows, tile_columns, most;                  /* r, c, P */
+    uint32_t alphabet;                                     /* K of patterns, else 2 */
+    uint16_t *patterns;
+    size_t group, groups, channels, rounds;                /* g, G, h, s */
     unsigned raw;                                          /* type */
     uint32_t k;
     int32_t lowest;
     uint8_t *book; /* values of a codebook, scales of a grid */
     size_t longest_gap;
     struct stream places, codes;
-    unsigned prior, near, context; /* near: n, context: v */
-    size_t at, row, column;        /* the next element that masks keep: of all, and in the matrix */
+    unsigned prior, near, context, code_context; /* near: n, context: v, code_context: v in tiles */
+    struct plane planes[8];
+    size_t at, row, column; /* the next element that masks keep: of all, and in the matrix */
+    size_t next;            /* tile by tile */
 };
 
 static uint8_t *read_mask(dcz *d, struct span *in, size_t count, size_t *kept) {
@@ -923,8 +943,19 @@ static void settle(struct blob *b) {
     b->at = b->row * b->columns + b->column;
 }
 
+/* Of the element that is `next`, tile by tile. */
+static size_t tile_place(const struct blob *b) {
+    size_t size = b->tile_rows * b->tile_columns, across = b->columns / b->tile_columns;
+    size_t tile = b->next / size, inner = b->next % size;
+    size_t row = tile / across * b->tile_rows + inner / b->tile_columns;
+    return row * b->columns + tile % across * b->tile_columns + inner % b->tile_columns;
+}
+
 static void advance(struct blob *b) {
     b->at++;
+    b->next++;
+    if (b->tiles && b->tile_rows > 1)
+        b->at = tile_place(b);
     if (b->masked) {
         b->column++;
         settle(b);
@@ -934,7 +965,7 @@ static void advance(struct blob *b) {
 static void read_columns(dcz *d, struct span *in, struct blob *b) {
     size_t rows;
     b->kept = b->elements;
-    if (b->positions != FLAGS && !b->adaptive && !b->masked)
+    if (b->positions != FLAGS && !b->adaptive && !b->masked && !b->tiles)
         return;
     b->columns = b->kept_columns = number(d, in, 1, b->elements, "columns");
     must(d, b->elements % b->columns == 0, "columns", "do not divide the elements");
@@ -944,7 +975,53 @@ static void read_columns(dcz *d, struct span *in, struct blob *b) {
         b->kept = rows * b->kept_columns;
         settle(b);
     }
-    must(d, (b->positions != FLAGS && !b->adaptive) || b->kept_columns <= MAX_COLUMNS, "columns", "too many");
+    int coded = !b->tiles && (b->positions == FLAGS || b->adaptive);
+    must(d, !coded || b->kept_columns <= MAX_COLUMNS, "columns", "too many");
+}
+
+static unsigned bits_set(uint32_t x) {
+    unsigned count = 0;
+    for (; x > 0; x &= x - 1)
+        count++;
+    return count;
+}
+
+static void read_tiles(dcz *d, struct span *in, struct blob *b) {
+    size_t rows = b->elements / b->columns, most = b->tiles == PATTERNS ? 16 : 65536;
+    b->alphabet = 2;
+    b->tile_rows = number(d, in, 1, most, "rows of a tile");
+    b->tile_columns = number(d, in, 1, most, "columns of a tile");
+    size_t size = b->tile_rows * b->tile_columns;
+    must(d, size >= 2 && size <= most, "tile", "of too few or too many elements");
+    must(d, rows % b->tile_rows == 0 && b->columns % b->tile_columns == 0, "tile", "does not divide the matrix");
+    must(d, b->columns <= MAX_TILE_ROW / b->tile_rows, "tile", "in too long a row");
+    if (b->tiles == BLOCKS)
+        return;
+    b->most = number(d, in, 1, size - 1, "most elements of a tile");
+    b->patterns = hold(d, (size_t)1 << size, sizeof *b->patterns);
+    b->alphabet = 0;
+    for (uint32_t pattern = 0; pattern < (uint32_t)1 << size; pattern++)
+        if (bits_set(pattern) <= b->most)
+            b->patterns[b->alphabet++] = (uint16_t)pattern;
+}
+
+static void read_groups(dcz *d, struct span *in, struct blob *b) {
+    b->channels = b->rounds = 1;
+    b->group = b->grouped ? number(d, in, 1, b->elements - 1, "elements a group") : b->elements;
+    if (b->grouped > 1) {
+        b->channels = number(d, in, 2, b->elements, "channels");
+        b->rounds = number(d, in, 1, b->elements, "runs a group");
+        size_t runs = b->elements / b->group, spans = runs / b->channels / b->rounds;
+        int whole = spans > 0 && spans * b->channels * b->rounds * b->group == b->elements;
+        must(d, whole, "channels", "do not divide the elements");
+    }
+    b->groups = (b->elements - 1) / (b->group * b->rounds) + 1;
+}
+
+/* Of the element that is next. */
+static size_t group_of(const struct blob *b) {
+    size_t run = b->at / b->group;
+    return run / (b->channels * b->rounds) * b->channels + run % b->channels;
 }
 
 static uint64_t key(uint64_t bits, const struct dtype *dtype) {
@@ -956,12 +1033,13 @@ static uint64_t key(uint64_t bits, const struct dtype *dtype) {
 
 static void read_codebook(dcz *d, struct span *in, struct blob *b) {
     unsigned size = b->dtype->size;
-    b->k = (uint32_t)number(d, in, 0, b->group < MAX_VALUES ? b->group - 1 : MAX_VALUES - 1, "codebook size") + 1;
+    size_t most = b->group * b->rounds < MAX_VALUES ? b->group * b->rounds : MAX_VALUES;
+    b->k = (uint32_t)number(d, in, 0, most - 1, "codebook size") + 1;
     b->book = read_array(d, in, (uint64_t)b->groups * b->k, b->dtype, "codebook");
     uint64_t before = 0;
     for (size_t i = 0; i < b->groups * b->k; i++) {
         uint64_t bits = get_le(b->book + i * size, size), now = key(bits, b->dtype);
-        must(d, bits > 0 || b->positions == DENSE, "codebook", "holds zero, which positions leave out");
+        must(d, bits > 0 || !b->sparse, "codebook", "holds zero, which positions leave out");
         must(d, i % b->k == 0 || before < now || (before == now && b->grouped), "codebook", "does not ascend");
         before = now;
     }
@@ -979,7 +1057,9 @@ static uint64_t grid_value(const struct blob *b, size_t group, int32_t integer) 
 
 static int32_t grid_integer(const struct blob *b, uint32_t code) {
     int32_t integer = b->lowest + (int32_t)code;
-    return integer + (b->positions != DENSE && integer >= 0 && b->lowest <= 0);
+    if (b->negative) /* 0 is -0.0 */
+        return integer - (!b->sparse && integer > 0);
+    return integer + (b->sparse && integer >= 0 && b->lowest <= 0);
 }
 
 static void read_grid(dcz *d, struct span *in, struct blob *b) {
@@ -991,13 +1071,27 @@ static void read_grid(dcz *d, struct span *in, struct blob *b) {
     b->k = (uint32_t)number(d, in, 0, MAX_VALUES - 1, "grid size") + 1;
     int32_t highest = grid_integer(b, b->k - 1), least = b->lowest > 0 ? b->lowest : 1;
     must(d, highest <= 65536, "grid", "goes beyond 65,536");
+    must(d, !b->negative || (b->lowest <= 0 && b->lowest + (int32_t)b->k > 0), "grid", "is without its -0.0");
     b->book = read_array(d, in, b->groups, type, "grid");
     for (size_t i = 0; i < b->groups; i++) {
         uint64_t bits = get_le(b->book + i * type->size, type->size);
         must(d, bits > 0 && bits < infinity, "grid", "a scale is not finite and above 0");
         int zero = highest >= least && grid_value(b, i, least) == 0;
-        must(d, b->positions == DENSE || !zero, "grid", "holds zero, which positions leave out");
+        must(d, !b->sparse || !zero, "grid", "holds zero, which positions leave out");
     }
+}
+
+static void read_more(dcz *d, struct span *in, struct blob *b) {
+    unsigned more = u8(d, in, "form");
+    must(d, d->version > 1 && more >> 4 == 0 && (more >> 2 & 3) < 3, "form", "unknown");
+    must(d, more > 0 || b->values == PLANES, "form", "longer than needed");
+    must(d, !(more & 1) || b->grouped, "form", "channels without groups");
+    must(d, !(more & 2) || b->values == GRID, "form", "-0.0 without a grid");
+    b->grouped += more & 1;
+    b->negative = more >> 1 & 1;
+    b->tiles = more >> 2 & 3;
+    must(d, !b->tiles || (!b->masked && b->positions != DENSE), "form", "tiles with masks, or dense");
+    must(d, b->tiles != PATTERNS || b->positions != GAPS, "form", "patterns as gaps");
 }
 
 static void read_form(dcz *d, struct span *in, struct blob *b) {
@@ -1007,11 +1101,17 @@ static void read_form(dcz *d, struct span *in, struct blob *b) {
     b->adaptive = form >> 4 & 1;
     b->masked = form >> 5 & 1;
     b->grouped = form >> 6 & 1;
-    must(d, form >> 7 == 0 && b->values < 3, "form", "unknown");
-    must(d, !b->adaptive || b->values != RAW, "form", "adaptive codes of raw values");
+    int coded = b->values == CODEBOOK || b->values == GRID;
+    if (form >> 7)
+        read_more(d, in, b);
+    else
+        must(d, b->values != PLANES, "form", "unknown");
+    b->sparse = b->positions != DENSE && b->tiles != BLOCKS;
+    must(d, coded || (!b->adaptive && !b->grouped), "form", "adaptive codes or groups of raw values");
+    if (b->tiles)
+        return;
     must(d, !b->adaptive || b->positions == DENSE || b->positions == FLAGS, "form", "adaptive codes, not flags");
-    must(d, b->adaptive || b->positions != FLAGS || b->values == RAW, "form", "flags beside other codes");
-    must(d, !b->grouped || b->values != RAW, "form", "groups of raw values");
+    must(d, b->adaptive || b->positions != FLAGS || !coded, "form", "flags beside other codes");
 }
 
 static void read_contexts(dcz *d, struct span *in, struct blob *b) {
@@ -1019,31 +1119,73 @@ static void read_contexts(dcz *d, struct span *in, struct blob *b) {
     unsigned both = u8(d, in, "context");
     b->near = both & 3;
     b->context = both >> 2;
-    int flags = b->positions == FLAGS;
+    int flags = b->positions == FLAGS && b->tiles != PATTERNS;
+    int codes = b->tiles == PATTERNS || (b->adaptive && !b->tiles);
     must(d, b->near <= 2 && b->context <= 3, "context", "unknown");
     must(d, flags || (b->near == 0 && b->context != 1), "context", "of flags, without flags");
-    must(d, b->adaptive || b->context == 0, "context", "of adaptive codes, without adaptive codes");
+    must(d, codes || b->context == 0, "context", "of adaptive codes, without adaptive codes");
+    must(d, b->tiles != PATTERNS || b->prior == 0, "context", "of flags, without flags");
+}
+
+static unsigned read_context(dcz *d, struct span *in) {
+    unsigned context = u8(d, in, "context");
+    must(d, context == 0 || context == 3, "context", "unknown");
+    return context;
+}
+
+static void read_plane(dcz *d, struct span *in, struct plane *plane) {
+    size_t kept;
+    plane->coding = u8(d, in, "plane");
+    must(d, plane->coding <= ARITHMETIC, "plane", "of an unknown coding");
+    if (plane->coding == PLAIN || plane->coding == DEFLATED)
+        return;
+    unsigned mark = d->holding;
+    const uint8_t *keep = read_mask(d, in, 256, &kept);
+    for (unsigned byte = 0; byte < 256; byte++)
+        if (keep[byte])
+            plane->used[plane->k++] = (uint8_t)byte;
+    release(d, mark);
+    if (plane->coding == STREAM)
+        read_header(d, in, plane->k, &plane->stream, "plane");
+    else
+        plane->context = read_context(d, in);
+}
+
+static void read_raw_head(dcz *d, struct span *in, struct blob *b) {
+    b->raw = u8(d, in, "raw values");
+    const struct dtype *from = stored_type(d, b->raw & 127, b->dtype, "raw values");
+    if (b->values == RAW)
+        return;
+    must(d, b->raw < 128, "planes", "deflated together");
+    must(d, from->kind == 'f' || from->kind == '8', "planes", "of values that are no floats");
+    for (unsigned i = 0; i < from->size; i++)
+        read_plane(d, in, &b->planes[i]);
 }
 
 static void read_head(dcz *d, struct span *in, struct blob *b) {
     read_form(d, in, b);
     read_columns(d, in, b);
-    b->group = b->grouped ? number(d, in, 1, b->elements - 1, "elements a group") : b->elements;
-    b->groups = (b->elements - 1) / b->group + 1;
-    if (b->values == RAW)
-        (void)stored_type(d, (b->raw = u8(d, in, "raw values")) & 127, b->dtype, "raw values");
+    if (b->tiles)
+        read_tiles(d, in, b);
+    read_groups(d, in, b);
+    if (b->values == RAW || b->values == PLANES)
+        read_raw_head(d, in, b);
     else if (b->values == CODEBOOK)
         read_codebook(d, in, b);
     else
         read_grid(d, in, b);
     if (b->positions == GAPS)
         b->longest_gap = number(d, in, 1, 65535, "longest gap");
-    if (b->positions == GAPS || b->positions == BITMAP)
-        read_header(d, in, b->positions == GAPS ? b->longest_gap + 1 : 2, &b->places, "stream of positions");
-    if (b->values != RAW && !b->adaptive)
+    if (b->positions == GAPS)
+        read_header(d, in, b->longest_gap + 1, &b->places, "stream of positions");
+    if (b->positions == BITMAP)
+        read_header(d, in, b->tiles ? b->alphabet : 2, &b->places, "stream of positions");
+    if (b->k > 0 && !b->adaptive)
         read_header(d, in, b->k, &b->codes, "stream of codes");
-    if (b->positions == FLAGS || b->adaptive)
+    if (b->positions == FLAGS || (b->adaptive && !b->tiles))
         read_contexts(d, in, b);
+    if (b->adaptive && b->tiles)
+        b->code_context = read_context(d, in);
 }
 
 /* ---- Chunks ------------------------------------------------------------------------------------------------------ */
@@ -1053,8 +1195,10 @@ static void put(struct blob *b, uint64_t bits) {
 }
 
 static void put_code(struct blob *b, uint32_t code) {
-    size_t group = b->grouped ? b->at / b->group : 0, size = b->dtype->size;
-    if (b->values == CODEBOOK)
+    size_t group = b->grouped ? group_of(b) : 0, size = b->dtype->size;
+    if (b->negative && b->lowest + (int32_t)code == 0)
+        put(b, (uint64_t)1 << (8 * size - 1));
+    else if (b->values == CODEBOOK)
         memcpy(b->out + b->at * size, b->book + (group * b->k + code) * size, size);
     else
         put(b, grid_value(b, group, grid_integer(b, code)));
@@ -1075,8 +1219,8 @@ static void read_gaps(dcz *d, const struct blob *b, struct span *in, uint16_t *s
     }
 }
 
-static void begin_codes(dcz *d, const struct blob *b) {
-    size_t contexts = b->context == 0 ? 1 : b->context == 1 ? 7 : 4, needed = contexts << width(b->k);
+static void begin_codes(dcz *d, uint32_t k, unsigned context) {
+    size_t contexts = context == 0 ? 1 : context == 1 ? 7 : 4, needed = contexts << width(k);
     if (needed > d->cells_room) {
         free(d->cells);
         d->cells = NULL;
@@ -1091,13 +1235,13 @@ static void begin_codes(dcz *d, const struct blob *b) {
     }
 }
 
-static uint32_t read_code(dcz *d, const struct blob *b, struct arithmetic *a, uint32_t s) {
-    unsigned bit = width(b->k);
+static uint32_t read_code(dcz *d, uint32_t k, struct arithmetic *a, uint32_t s) {
+    unsigned bit = width(k);
     uint32_t node = 1, leaves = (uint32_t)1 << bit;
     while (bit-- > 0) {
         struct cell *cell = &d->cells[s * leaves + node];
         node *= 2;
-        if (((node + 1) << bit) - leaves >= b->k)
+        if (((node + 1) << bit) - leaves >= k)
             continue;
         if (cell->epoch != d->epoch) {
             cell->epoch = d->epoch;
@@ -1126,7 +1270,7 @@ static void read_rows(dcz *d, struct blob *b, struct span in, uint8_t *flag, siz
     uint16_t *code_above = NULL;
     uint32_t last = b->k / 2;
     if (b->adaptive)
-        begin_codes(d, b);
+        begin_codes(d, b->k, b->context);
     if (b->context == 2) {
         code_above = hold(d, columns, sizeof *code_above);
         for (size_t j = 0; j < columns; j++)
@@ -1140,7 +1284,7 @@ static void read_rows(dcz *d, struct blob *b, struct span in, uint8_t *flag, siz
             if (!b->adaptive)
                 continue;
             if (stored) {
-                last = read_code(d, b, &a, code_context(b, f, code_above != NULL ? code_above[j] : last));
+                last = read_code(d, b->k, &a, code_context(b, f, code_above != NULL ? code_above[j] : last));
                 if (code_above != NULL)
                     code_above[j] = (uint16_t)last;
                 put_code(b, last);
@@ -1151,10 +1295,67 @@ static void read_rows(dcz *d, struct blob *b, struct span in, uint8_t *flag, siz
     end_arithmetic(d, &a);
 }
 
+/* Codes below k of a matrix, without flags. */
+static void read_coded(dcz *d, struct span in, uint16_t *out, size_t rows, size_t columns, uint32_t k, unsigned context,
+                       const char *field) {
+    if (rows * columns == 0) {
+        must(d, left(in) == 0, field, "bytes of no symbols");
+        return;
+    }
+    struct arithmetic a = begin_arithmetic(d, in, field);
+    uint32_t last = k / 2;
+    begin_codes(d, k, context);
+    for (size_t i = 0; i < rows * columns; i++) {
+        uint32_t y = context == 2 ? (i < columns ? k / 2 : out[i - columns]) : last;
+        last = read_code(d, k, &a, context > 0 ? 4 * y / k : 0);
+        out[i] = (uint16_t)last;
+    }
+    end_arithmetic(d, &a);
+}
+
+static void read_plane_bytes(dcz *d, const struct plane *plane, struct span *in, uint8_t *out, size_t count) {
+    if (plane->coding == PLAIN) {
+        struct span bytes = part(d, in, count, "plane");
+        if (count > 0)
+            memcpy(out, bytes.at, count);
+        return;
+    }
+    if (plane->coding == DEFLATED) {
+        struct span bytes = counted(d, in, "plane");
+        must(d, count / 1032 <= left(bytes), "plane", "deflate: fewer bytes than can be");
+        inflate(d, bytes, out, count, "plane");
+        return;
+    }
+    unsigned mark = d->holding;
+    uint16_t *symbols = hold(d, count, sizeof *symbols);
+    if (plane->coding == STREAM) {
+        read_stream(d, &plane->stream, in, symbols, count);
+    } else {
+        struct span bytes = counted(d, in, "plane");
+        memset(symbols, 0, count * sizeof *symbols);
+        read_coded(d, bytes, symbols, 1, plane->k > 1 ? count : 0, plane->k, plane->context, "plane");
+    }
+    for (size_t i = 0; i < count; i++)
+        out[i] = plane->used[symbols[i]];
+    release(d, mark);
+}
+
+static struct values read_parted(dcz *d, const struct blob *b, struct span *in, size_t count,
+                                 const struct dtype *from) {
+    uint8_t *bytes = hold(d, count, from->size);
+    struct values v = {bytes, 1, count, from, from, "planes", 1};
+    for (unsigned i = 0; i < from->size; i++)
+        read_plane_bytes(d, &b->planes[i], in, bytes + (from->size - 1 - i) * count, count);
+    must(d, left(*in) == 0, "planes", "bytes behind the last");
+    return v;
+}
+
 static void read_raw(dcz *d, struct blob *b, struct span in, const uint8_t *flag, size_t elements, size_t count) {
     const struct dtype *from = stored_type(d, b->raw & 127, b->dtype, "raw values");
-    struct values v = {in.at, from->size, 1, from, b->dtype, "raw values"};
-    if (b->raw & 128)
+    struct values v = {in.at, from->size, 1, from, b->dtype, "raw values", 0};
+    if (b->values == PLANES)
+        v = read_parted(d, b, &in, count, from);
+    else if (b->raw & 128)
         v = read_planes(d, in, count, from, "raw values");
     else
         must(d, left(in) == count * from->size, "raw values", "too few or too many bytes");
@@ -1163,24 +1364,65 @@ static void read_raw(dcz *d, struct blob *b, struct span in, const uint8_t *flag
         if (flag != NULL && !flag[i])
             continue;
         uint64_t bits = value_at(d, &v, next++);
-        must(d, bits > 0 || flag == NULL, "raw values", "zero, which positions leave out");
+        must(d, bits > 0 || !b->sparse, "raw values", "zero, which positions leave out");
         put(b, bits);
     }
 }
 
 static void read_codes(dcz *d, struct blob *b, struct span in, const uint8_t *flag, size_t elements, size_t count) {
     uint16_t *codes = hold(d, count, sizeof *codes);
-    read_stream(d, &b->codes, &in, codes, count);
-    must(d, left(in) == 0, "chunk", "bytes behind its end");
+    if (b->adaptive) {
+        read_coded(d, in, codes, 1, count, b->k, b->code_context, "codes");
+    } else {
+        read_stream(d, &b->codes, &in, codes, count);
+        must(d, left(in) == 0, "chunk", "bytes behind its end");
+    }
     for (size_t i = 0, next = 0; i < elements; i++, advance(b))
         if (flag == NULL || flag[i])
             put_code(b, codes[next++]);
+}
+
+static void read_tile_flags(dcz *d, const struct blob *b, struct span in, uint16_t *symbols, size_t count) {
+    size_t across = b->columns / b->tile_columns, rows = count / across;
+    if (b->tiles == PATTERNS) {
+        read_coded(d, in, symbols, rows, across, b->alphabet, b->context, "patterns");
+        return;
+    }
+    struct arithmetic a = begin_arithmetic(d, in, "flags");
+    struct flags *f = begin_flags(d, hold(d, count, 1), rows, across, b->prior, b->near);
+    for (size_t row = 0, i = 0; row < rows; row++) {
+        begin_row(f, row);
+        for (size_t j = 0; j < across; j++)
+            symbols[i++] = (uint16_t)read_flag(d, &a, f, j);
+    }
+    end_arithmetic(d, &a);
+}
+
+/* Of elements in their order, tile by tile. */
+static uint8_t *read_tile_positions(dcz *d, const struct blob *b, struct span *in, size_t elements) {
+    size_t size = b->tile_rows * b->tile_columns, count = elements / size;
+    uint8_t *flag = hold(d, elements, 1), *gaps = b->positions == GAPS ? hold(d, count, 1) : NULL;
+    uint16_t *symbols = hold(d, count, sizeof *symbols);
+    if (b->positions == FLAGS)
+        read_tile_flags(d, b, counted(d, in, "flags"), symbols, count);
+    else if (b->positions == GAPS)
+        read_gaps(d, b, in, symbols, gaps, count);
+    else
+        read_stream(d, &b->places, in, symbols, count);
+    for (size_t i = 0; i < count; i++) {
+        unsigned stored = gaps != NULL ? gaps[i] : symbols[i];
+        for (size_t j = 0; j < size; j++)
+            flag[i * size + j] = (uint8_t)(b->tiles == BLOCKS ? stored : (unsigned)b->patterns[stored] >> j & 1u);
+    }
+    return flag;
 }
 
 /* As bytes, 1 is stored; NULL where all are. */
 static uint8_t *read_positions(dcz *d, struct blob *b, struct span *in, size_t elements) {
     if (b->positions == DENSE)
         return NULL;
+    if (b->tiles)
+        return read_tile_positions(d, b, in, elements);
     uint8_t *flag = hold(d, elements, 1);
     if (b->positions == FLAGS) {
         read_rows(d, b, counted(d, in, "flags"), flag, elements);
@@ -1199,14 +1441,14 @@ static uint8_t *read_positions(dcz *d, struct blob *b, struct span *in, size_t e
 
 static void read_chunk(dcz *d, struct blob *b, struct span in, size_t elements) {
     unsigned mark = d->holding;
-    if (b->adaptive) {
+    if (b->adaptive && !b->tiles) {
         read_rows(d, b, in, b->positions == FLAGS ? hold(d, elements, 1) : NULL, elements);
     } else {
         uint8_t *flag = read_positions(d, b, &in, elements);
         size_t count = flag != NULL ? 0 : elements;
         for (size_t i = 0; flag != NULL && i < elements; i++)
             count += flag[i];
-        if (b->values == RAW)
+        if (b->values == RAW || b->values == PLANES)
             read_raw(d, b, in, flag, elements, count);
         else
             read_codes(d, b, in, flag, elements, count);
@@ -1216,6 +1458,10 @@ static void read_chunk(dcz *d, struct blob *b, struct span in, size_t elements) 
 
 /* N elements in chunks of so many, the last may be shorter. */
 static size_t chunk_elements(const struct blob *b) {
+    if (b->tiles) {
+        size_t row = b->tile_rows * b->columns, rows = ((size_t)1 << 20) / row;
+        return (rows > 0 ? rows : 1) * row;
+    }
     if (b->positions != FLAGS && !b->adaptive)
         return (size_t)1 << 20;
     size_t rows = ((size_t)1 << 22) / b->kept_columns;
@@ -1416,14 +1662,15 @@ static void read_file(dcz *d, struct span in) {
     const uint8_t *start = in.at;
     if (left(in) == 0 || memcmp(start, MAGIC, left(in) < 4 ? left(in) : 4) != 0)
         fail(d, DCZ_NOT_DCZ, "magic", "not a .dcz file");
-    if (left(in) > 4 && start[4] != 1)
-        fail(d, DCZ_VERSION, "version", "unknown: only 1 is read here");
+    if (left(in) > 4 && start[4] != 1 && start[4] != 2)
+        fail(d, DCZ_VERSION, "version", "unknown: only 1 and 2 are read here");
     if (left(in) < 14 || get_le(start + 6, 4) > left(in) - 14)
         fail(d, DCZ_TRUNCATED, "index", "truncated: the file ends before it");
     if (get_le(start + 6, 4) > MAX_INDEX)
         fail(d, DCZ_TOO_LARGE, "index", "too large: more than 2^28 bytes");
     struct span prefix = part(d, &in, 10, "prefix");
     uint64_t crc = get_le(part(d, &in, 4, "prefix").at, 4);
+    d->version = start[4];
     struct span index = part(d, &in, get_le(start + 6, 4), "index");
     if (crc32(d, crc32(d, 0, prefix), index) != crc)
         fail(d, DCZ_CHECKSUM, "index", "checksum does not match");

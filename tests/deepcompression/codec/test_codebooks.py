@@ -9,7 +9,7 @@ from strategies import bit_tensors, layers, on_grid
 
 from deepcompression.codec import arrays, codebooks
 from deepcompression.codec.bitstream import Cursor
-from deepcompression.codec.codebooks import Book
+from deepcompression.codec.book import ALL, Book, Groups, read_book
 from deepcompression.codec.dtypes import DTYPES, RawTensor, Writing, unsigned
 from deepcompression.errors import MalformedFile
 
@@ -21,7 +21,7 @@ def bits(*numbers: float) -> np.ndarray:
 def rebuilt(way: codebooks.Shared) -> np.ndarray:
     """The elements that symbols and a book stand for."""
     stored = np.flatnonzero(way.symbols)
-    groups = stored // way.book.group if way.book.group else None
+    groups = way.book.groups.of(stored) if way.book.groups else None
     flat = np.zeros(len(way.symbols), unsigned(way.dtype))
     codes = way.symbols[stored] - way.symbols.dtype.type(1)
     flat[stored] = way.book.bits(codes, way.dtype, groups)
@@ -130,11 +130,11 @@ def test_every_way_gives_the_elements(tensor: RawTensor) -> None:
         for book, sparse in ((way.book, True), (way.dense(bool((flat == 0).any()))[1], False)):
             grid = book.values is None
             cursor = Cursor(book.write(tensor.dtype), "w")
-            read = codebooks.read_book(cursor, tensor.dtype, flat.size, book.group, grid=grid, sparse=sparse)
+            read = read_book(cursor, tensor.dtype, flat.size, book.groups, grid=grid, sparse=sparse)
             assert cursor.left == 0
-            assert (read.k, read.group, read.lowest, read.skips_zero) == (
+            assert (read.k, read.groups, read.lowest, read.skips_zero) == (
                 book.k,
-                book.group,
+                book.groups,
                 book.lowest,
                 sparse and grid,
             )
@@ -150,7 +150,7 @@ def test_dense_codes_give_the_elements(tensor: RawTensor) -> None:
         table, book = way.dense(bool((flat == 0).any()))
         rows = way.symbols.reshape(len(table), -1)
         codes = np.take_along_axis(table, rows, axis=1).reshape(-1)
-        groups = np.arange(flat.size) // book.group if book.group else None
+        groups = book.groups.of(np.arange(flat.size)) if book.groups else None
         assert int(codes.max()) < book.k
         assert np.array_equal(book.bits(codes, tensor.dtype, groups), flat)
 
@@ -164,11 +164,11 @@ def test_what_is_found() -> None:
         tensor = on_grid(integers, each, "float32")
         found = codebooks.find(tensor.bits.reshape(-1), Writing("float32", (64, 256)))[0 if group else 1]
         assert found.book.scales is not None
-        assert (found.book.group, found.book.k, found.book.lowest, found.book.skips_zero) == (group, 15, -8, True)
+        assert (found.book.groups.size, found.book.k, found.book.lowest, found.book.skips_zero) == (group, 15, -8, True)
     rows = np.take_along_axis(random.normal(size=(64, 9)), random.integers(0, 9, (64, 128)), axis=1)
     (found,) = codebooks.find(rows.reshape(-1).view(np.uint64), Writing("float64", (64, 128)))[:1]
     assert found.book.values is not None
-    assert (found.book.group, found.book.k) == (128, 9)
+    assert (found.book.groups.size, found.book.k) == (128, 9)
     assert codebooks.find(np.zeros(5, np.uint32), Writing("float32", (5,))) == []
 
 
@@ -177,7 +177,7 @@ def test_books_of_rows_keep_wide_values() -> None:
     rows = np.random.default_rng(0).integers(1 << 62, 1 << 63, (60, 6)).astype(np.uint64)[:, np.arange(240) % 6]
     rows[3] = 0
     (way, *_) = codebooks.find(rows.reshape(-1), Writing("uint64", rows.shape))
-    assert way.book.group == 240
+    assert way.book.groups.size == 240
     assert np.array_equal(rebuilt(way), rows.reshape(-1))
 
 
@@ -189,8 +189,8 @@ def test_widest_grids(lowest: int) -> None:
         flat = np.append(integers, np.zeros(int(some_zero))).astype(np.float32).view(np.uint32)
         for way in codebooks.find(flat, Writing("float32", flat.shape)):
             book = way.dense(some_zero)[1]
-            codebooks.read_book(
-                Cursor(book.write("float32"), "w"), "float32", flat.size, 0, grid=book.values is None, sparse=False
+            read_book(
+                Cursor(book.write("float32"), "w"), "float32", flat.size, ALL, grid=book.values is None, sparse=False
             )
 
 
@@ -221,10 +221,10 @@ def codebook(k: int, *numbers: float) -> bytes:
 def test_codebook_refuses(text: bytes, group: int, sparse: bool, message: str | None) -> None:
     """A codebook of ten elements has ten values at most, ascends (-0.0 before 0), and has no needless zero."""
     if message is None:
-        codebooks.read_book(Cursor(text, "w"), "float32", 10, group, grid=False, sparse=sparse)
+        read_book(Cursor(text, "w"), "float32", 10, Groups(group), grid=False, sparse=sparse)
         return
     with pytest.raises(MalformedFile, match=f"w: .*{message}"):
-        codebooks.read_book(Cursor(text, "w"), "float32", 10, group, grid=False, sparse=sparse)
+        read_book(Cursor(text, "w"), "float32", 10, Groups(group), grid=False, sparse=sparse)
 
 
 def grid(zigzag: int, k: int, *scales: float, kind: str = "f4") -> bytes:
@@ -266,10 +266,10 @@ def grid(zigzag: int, k: int, *scales: float, kind: str = "f4") -> bytes:
 def test_grid_refuses(text: bytes, dtype: str, group: int, sparse: bool, message: str | None) -> None:
     """A grid has scales that are finite and above zero, integers within bounds, and no needless zero."""
     if message is None:
-        codebooks.read_book(Cursor(text, "w"), dtype, 10, group, grid=True, sparse=sparse)
+        read_book(Cursor(text, "w"), dtype, 10, Groups(group), grid=True, sparse=sparse)
         return
     with pytest.raises(MalformedFile, match=f"w: .*{message}"):
-        codebooks.read_book(Cursor(text, "w"), dtype, 10, group, grid=True, sparse=sparse)
+        read_book(Cursor(text, "w"), dtype, 10, Groups(group), grid=True, sparse=sparse)
 
 
 @pytest.mark.parametrize("skips_zero", [False, True])

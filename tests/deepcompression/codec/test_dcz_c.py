@@ -23,7 +23,7 @@ from deepcompression.formats import safetensors
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCE = ROOT / "deepcompression" / "codec" / "c" / "dcz.c"
-GOLDEN = sorted((ROOT / "tests" / "golden").glob("v1-[!e]*.dcz"))
+GOLDEN = sorted((ROOT / "tests" / "golden").glob("v[12]-[!e]*.dcz"))
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
 
@@ -200,7 +200,7 @@ GOOD = one(b"\x00\x00" + bytes(32))
     ("file", "line"),
     [
         (b"PK\x03\x04" + GOOD[4:], "magic: not a .dcz file"),
-        (GOOD[:4] + b"\x02" + GOOD[5:], "version: unknown"),
+        (GOOD[:4] + b"\x03" + GOOD[5:], "version: unknown"),
         (GOOD[:20], "index: truncated"),
         (GOOD[:-1], "tensor 0 'w': blob: truncated"),
         (GOOD[:14] + b"\x02" + GOOD[15:], "index: checksum"),
@@ -258,8 +258,8 @@ def sealed_again(shape: Sequence[int], dtype: str, blob: bytes, generator: rando
         else:
             victim.insert(at, generator.randrange(256))
     if victim is index:
-        return sealed(bytes(index), blob)
-    return sealed(b"\x01" + record(b"w", dtype, shape, bytes(body)), bytes(body))
+        return sealed(bytes(index), blob, version=2)
+    return sealed(b"\x01" + record(b"w", dtype, shape, bytes(body)), bytes(body), version=2)
 
 
 @pytest.fixture(scope="module")

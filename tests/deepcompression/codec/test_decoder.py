@@ -233,12 +233,26 @@ ALL = b"\x00"  # a mask that keeps all
         (b"\x20\x04" + ALL + ALL + b"\x00" + np.arange(8, dtype=F).tobytes(), list(range(8))),
         (b"\x20\x04" + mask([0, 1]) + mask([1, 0, 1, 0]) + b"\x00" + F([5, 6]).tobytes(), [0, 0, 0, 0, 5, 0, 6, 0]),
         (b"\x20\x04" + mask([0, 1]) + b"\x02\x00" + b"\x00" + F([5, 6, 7, 8]).tobytes(), [0, 0, 0, 0, 5, 6, 7, 8]),
+        # version 2: channels, -0.0, blocks, patterns, planes
+        (b"\xc4\x01\x01\x02\x04" + BOOKS2 + SINGLE + b"\x21", [2, 3, 1, 3, 1, 4, 1, 3]),
+        (b"\xc4\x01\x01\x02\x02\x01" + array(F(range(8))) + SINGLE + b"\x21", [1, 2, 0, 2, 4, 7, 4, 6]),
+        (b"\x88\x02" + GRID + SINGLE + b"\x1b\xe4", [0, -0.0, -0.5, -1, -1, -0.5, -0.0, 0]),
+        (b"\x89\x02" + GRID + EIGHT + SINGLE + b"\x0f" + b"\xe4", [-1, -0.5, -0.0, 0.5, 0, 0, 0, 0]),
+        (b"\x85\x04\x04\x01\x02" + BOOK + SINGLE + SINGLE + b"\x05\x01", [2, 1, 0, 0, 1, 1, 0, 0]),
+        (b"\x85\x04\x04\x02\x02" + BOOK + SINGLE + SINGLE + b"\x02\x01", [0, 0, 2, 1, 0, 0, 1, 1]),
+        (b"\x81\x04\x04\x02\x01\x00" + SINGLE + b"\x02" + F([0, 3]).tobytes(), [0, 0, 0, 0, 0, 3, 0, 0]),
+        (b"\x95\x04\x04\x02\x02" + BOOK + SINGLE + b"\x00\x02", [0, 0, 2, 2, 0, 0, 2, 2]),
+        (b"\x81\x08\x04\x01\x04\x01\x00" + SINGLE + b"\x0a" + F([3, 4]).tobytes(), [0, 3, 0, 0, 4, 0, 0, 0]),
+        (b"\x81\x08\x02\x04\x01\x01\x00" + SINGLE + b"\x0a" + F([3, 4]).tobytes(), [0, 4, 3, 0, 0, 0, 0, 0]),
+        (b"\x83\x08\x04\x01\x04\x01\x00" + b"\x00\x00" + b"\x00" + F([1, 2]).tobytes(), [0, 0, 0, 1, 0, 0, 0, 2]),
+        (b"\x8c\x00\x00" + bytes(4) + b"\x7f" * 8 + bytes(23) + b"\x01", [1, 1, 1, 1, 1, 1, 1, -1]),
         (b"\x64\x04" + mask([1, 0]) + ALL + b"\x04" + BOOKS2 + SINGLE + b"\x02", [1, 2, 1, 1, 0, 0, 0, 0]),
     ],
 )
 def test_written_by_hand(blob: bytes, expected: list[float]) -> None:
     """Each field of a blob means what FORMAT.md says, also in combinations that our writer never makes."""
-    assert decoder.decode_tensor(blob, "float32", 8, "w")[0].view(F).tolist() == expected
+    found = decoder.decode_tensor(blob, "float32", 8, "w")[0]
+    assert found.tolist() == F(expected).view(np.uint32).tolist()
 
 
 @pytest.mark.parametrize(
@@ -246,7 +260,47 @@ def test_written_by_hand(blob: bytes, expected: list[float]) -> None:
     [
         # the form
         (b"", "the form needs 1 bytes"),
-        (b"\x80", "the form 0x80"),
+        (b"\x80", "more of the form needs"),
+        (b"\x80\x00", "the form 0x80 00"),  # longer than needed
+        (b"\xc4\x10", "the form 0xc4 10"),
+        (b"\x84\x01", "the form 0x84 01"),  # channels without groups
+        (b"\xc4\x02", "the form 0xc4 02"),  # -0.0 without a grid
+        (b"\x85\x0c", "the form 0x85 0c"),  # tiles of no kind
+        (b"\x84\x04", "the form 0x84 04"),  # dense blocks
+        (b"\x86\x08", "the form 0x86 08"),  # patterns as gaps
+        (b"\xa5\x04", "the form 0xa5 04"),  # blocks and masks
+        (b"\x9c\x00", "the form 0x9c 00"),  # adaptive codes of planes
+        (b"\xcc\x00", "the form 0xcc 00"),  # groups of planes
+        (b"\xc4\x01\x02\x01\x01", "no groups of 1 runs of 2 in 1 channels"),
+        (b"\xc4\x01\x02\x02\x00", "no groups of 0 runs of 2 in 2 channels"),
+        (b"\xc4\x01\x02\x02\x03", "no groups of 3 runs of 2 in 2 channels"),
+        (b"\xc4\x01\x02\x09\x01", "the channels is 9"),
+        (b"\xc4\x01\x01\x02\x04\x04" + array(F([1, 2, 3, 4, 5])), "the size of the codebook is 4"),
+        (b"\x88\x02\x02\x01" + array(F([1])), "-0.0 is not on a grid of 2 from 1"),
+        (b"\x88\x02\x03\x01" + array(F([1])), "-0.0 is not on a grid of 2 from -2"),
+        (b"\x8a\x02\x00\x01" + array(np.full(1, 1e-46, F)), "these scales is impossible"),
+        (b"\x85\x04\x04\x00\x04", "no tiles of 0 x 4"),
+        (b"\x85\x04\x04\x01\x03", "no tiles of 1 x 3"),
+        (b"\x85\x04\x04\x03\x01", "no tiles of 3 x 1"),
+        (b"\x85\x04\x04\x01\x01", "no tiles of 1 x 1"),
+        (b"\x85\x08\x04\x01\x04\x00", "no element of a tile"),
+        (b"\x85\x08\x04\x01\x04\x04", "the most elements of a tile is 4"),
+        (b"\x87\x08\x04\x01\x04\x02" + BOOK + SINGLE + b"\x01\x00", "the context 0"),  # a prior of patterns
+        (b"\x87\x08\x04\x01\x04\x02" + BOOK + SINGLE + b"\x00\x01", "the context 1"),
+        (b"\x87\x04\x04\x01\x04" + BOOK + SINGLE + b"\x66\x04", "the context 4"),  # codes of blocks are apart
+        (b"\x97\x04\x04\x01\x04" + BOOK + b"\x66\x00\x02", "the context 2 of codes in tiles"),
+        (b"\x95\x04\x04\x01\x04" + BOOK + SINGLE + b"\x00\x00\x01", "codes of no elements have bytes"),
+        (b"\x85\x08\x04\x01\x04\x02\x01" + array(F([0, 2])), "a zero where zeros"),
+        (b"\x81\x08\x04\x01\x04\x02\x00" + SINGLE + b"\x10" + F([0]).tobytes(), "a zero is stored"),
+        # planes
+        (b"\x8c\x00\x80", "planes are not deflated together"),
+        (b"\x8c\x00\x00\x04", "a plane is coded in the unknown way 4"),
+        (b"\x8c\x00\x00\x03" + ALL + b"\x02", "the context 2 of a plane"),
+        (b"\x8c\x00\x00" + bytes(4) + ONES[1:], "a plane needs 8 bytes"),
+        (b"\x8c\x00\x00" + bytes(4) + ONES + b"x", "1 bytes follow a chunk's last value"),
+        (b"\x8c\x00\x00\x02" + bytes(3) + b"\x02" + b"\xff" * 2 + bytes(24), "a deflated plane is damaged"),
+        (b"\x8c\x00\x00\x02" + bytes(3) + b"\x02\x03\x00" + bytes(24), "a deflated plane is not the 8 bytes"),
+        (b"\x8c\x00\x00\x03" + mask([1] + [0] * 255) + bytes(4) + b"\x01x", "a plane without choices has bytes"),
         (b"\x0c", "the form 0x0c"),
         (b"\x10", "the form 0x10"),  # adaptive codes of raw values
         (b"\x13", "the form 0x13"),

@@ -15,7 +15,7 @@ from deepcompression import _numba
 from deepcompression.codec import decoder
 from deepcompression.codec.bitstream import Cursor
 from deepcompression.codec.dtypes import RawTensor, raw_of
-from deepcompression.codec.file import File, encode, load
+from deepcompression.codec.file import File, encode, inspect, load
 from deepcompression.codec.head import layout, read_head
 from deepcompression.codec.index import DTYPES, Entry, read_index
 
@@ -62,6 +62,20 @@ def test_decodes_to_what_it_was_made_of(
     for name, tensor in tensors.items():
         assert decoded[name].dtype == tensor.dtype, name
         assert np.array_equal(decoded[name].bits, tensor.bits), name
+
+
+@pytest.mark.parametrize("numba", [True, False])
+@pytest.mark.parametrize("name", ["v2-grids", "v2-grids-adaptive"])
+def test_version_2(name: str, numba: bool, made: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What version 2 added decodes to what it was made of, by numba and by numpy alone; the file says its version."""
+    if not numba:
+        monkeypatch.setattr(_numba, "kernels", lambda *_: None)
+    decoded = load(GOLDEN / f"{name}.dcz", raw=True)
+    expected: dict[str, Any] = getattr(made, name.split("-")[1])()
+    assert list(decoded) == list(expected)
+    for one, tensor in expected.items():
+        assert np.array_equal(decoded[one].bits, raw_of(one, tensor).bits), one
+    assert inspect(GOLDEN / f"{name}.dcz")["format_version"] == 2
 
 
 @pytest.mark.parametrize("coder", CODERS)
@@ -113,8 +127,8 @@ def methods(entry: Entry, blob: bytes) -> set[str]:
         found |= {"adaptive codes", f"context {head.context >> 2}"}
     if head.positions == decoder.FLAGS:
         found.add(f"neighbours {head.context & 3}")
-    if head.book is not None and head.book.group:
-        found.add("by row" if entry.elements // head.book.group == entry.shape[0] else "by group")
+    if head.book is not None and head.book.groups:
+        found.add("by row" if entry.elements // head.book.groups.size == entry.shape[0] else "by group")
     for stream in (head.position_stream, head.code_stream):
         if stream is not None and stream.k > 1:
             found.add("packed" if stream.lengths is None else "huffman")

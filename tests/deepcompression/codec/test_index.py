@@ -123,7 +123,7 @@ def test_alien_and_other_versions() -> None:
     """Other formats, the version before this one and later ones are told apart from damage."""
     with pytest.raises(NotADczFile, match="PK"):
         decode(b"PK\x03\x04" + bytes(100))
-    for version in (0, 2, 7, 255):
+    for version in (0, 3, 7, 255):
         with pytest.raises(UnsupportedVersion, match=f"version {version} is not known"):
             decode(sealed(b"\x00", version=version))
         with pytest.raises(UnsupportedVersion):
