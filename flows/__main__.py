@@ -206,6 +206,9 @@ def compare(
     name: Annotated[str | None, typer.Option(help="with --last: runs of this recipe name only")] = None,
     experiment: Annotated[str | None, typer.Option(help="the runs of an MLflow experiment")] = None,
     form: Annotated[str, typer.Option("--format", help="table, html, csv, latex or json")] = "table",
+    layers: Annotated[
+        bool, typer.Option("--layers", help="which layers lose it: each op beside the dense net's; table, csv or json")
+    ] = False,
     tracking_uri: Uri = None,
     runs: Runs = "artifacts/runs",
     verbose: Verbose = False,
@@ -218,6 +221,7 @@ def compare(
     Examples:
       python -m flows compare --last 5
       python -m flows compare digits-20261121-083034-e980 digits-20261121-090000-11aa --format latex
+      python -m flows compare --last 1 --layers
     """
     with guarded(verbose, False):
         from flows import history
@@ -225,6 +229,11 @@ def compare(
 
         uri = tracking_uri or history.default_uri()
         found = history.several(run or [], last, name, experiment, uri, runs)
+        if layers:
+            from flows.compare import layers as side
+
+            print(side.render(side.layers_of(found), history.one_of(form, side.FORMATS)), end="")
+            return
         compared = module.compare([module.read(folder) for folder in found])
         if form == "table":
             module.show(compared)

@@ -28,6 +28,7 @@ from flows.recipe.schema import Recipe
 from flows.recipe.stored import as_logged, as_stored
 from flows.summary import SUMMARY_VERSION, leave, spread_of, summary_of
 from tasks.console import say
+from tasks.difference import difference
 from tasks.execution.check import check
 from tasks.execution.example import example_of
 from tasks.execution.run import Run
@@ -207,6 +208,7 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
             references.append(_call(task_of(settings.stage), run, label, number, settings, references[-1]))
         path = folder / "model.dcz"
         verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path), parsed.test)
+        _call(difference, run, "difference", references[0], references[1:-1])
         summary = {**summary_of(run, references, verified, path), **({"budget": outcome} if outcome else {})}
         exported, failed = _exported(run, parsed, str(path))
         summary |= {"exports": exported} if parsed.export else {}

@@ -19,8 +19,21 @@ from tasks.execution.run import Reference, Run
 from tasks.execution.sources import versions
 from tasks.machine.revision import git_revision
 from tasks.report import figures, pareto
+from tasks.report.losses import by_op, rows_in
 from tasks.report.methods import method_tables
-from tasks.report.words import bits, compared, comparison_of, end_of, number, percent, signed, sortable, times
+from tasks.report.words import (
+    bits,
+    compared,
+    comparison_of,
+    cosine,
+    decibels,
+    end_of,
+    number,
+    percent,
+    signed,
+    sortable,
+    times,
+)
 from tasks.secrets import masked
 
 FOLDER = Path(__file__).resolve().parent
@@ -98,6 +111,7 @@ def write_report(
         longest=max(stage["worked"] or 0 for stage in stages) or 1,
         covered=covered_table(stages),
         methods=method_tables(stages),
+        losses=by_op(rows_in(Path(summary["folder"]))),
         layers=layers,
         total=total,
         inspection=inspection,
@@ -307,6 +321,6 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for one in (size, number, percent, significance.points, bits, times, signed, sortable):
+    for one in (size, number, percent, significance.points, bits, times, signed, sortable, decibels, cosine):
         environment.filters[one.__name__] = one
     return environment

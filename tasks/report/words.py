@@ -115,6 +115,16 @@ def times(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}×"
 
 
+def decibels(value: float | None) -> str:
+    """31.25 -> 31.2; a dash for nothing."""
+    return "–" if value is None else number(value) if math.isinf(value) else f"{value:.1f}"
+
+
+def cosine(value: float | None) -> str:
+    """Four digits behind the point, a dash for nothing; what rounds to 1 and is less says so."""
+    return "–" if value is None else "< 1" if 0.99995 <= value < 1 else f"{value:.4f}"
+
+
 def signed(value: float | None) -> str:
     """0.5 -> +0.50; a zero has no minus; nothing for nothing."""
     return "" if value is None else f"{round(value, 2) + 0.0:+.2f}"

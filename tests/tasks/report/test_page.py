@@ -23,6 +23,7 @@ from deepcompression.structure.constraints import structured
 from deepcompression.training.device import Compute
 from tasks.execution.run import Reference
 from tasks.report import figures
+from tasks.report.losses import rows_in
 from tasks.report.page import layer_table, loading, write_report
 from tasks.report.words import difference, sentence, wilson
 
@@ -108,6 +109,7 @@ def made(
         "baseline": {"higher_is_better": True, **ends[0]},
         "final": {"higher_is_better": True, **ends[1]},
         "file": str(file),
+        "folder": str(folder),
         "warnings": [],
         **summary,
     }
@@ -173,6 +175,8 @@ def test_real_run_has_every_stage_picture_and_fact(finished: dict[str, Any]) -> 
     trained = [label for label in ("baseline", "finetune", "quantize") if f"of {label}" in " ".join(labels)]
     assert trained == ["baseline", "finetune", "quantize"]
     assert sum(label.startswith("Histogram of") for label in labels) == 4
+    assert {row["op"] for row in rows_in(Path(summary["folder"]))} == {"conv1", "conv2", "fc1", "fc2"}
+    assert "Which layers lose it" in page.text and "in the net after quantize, dB" in page.text
     assert "${oc.env:SECRET}" in page.text and torch.__version__ in page.text
     assert summary["mlflow_run_id"] in page.text and summary["prefect_flow_run_id"] in page.text
 

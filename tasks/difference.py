@@ -1,0 +1,65 @@
+"""Which layers lose it: a tracked task behind verify, which leaves a table in the run's folder and in MLflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect import task
+
+from tasks.execution.run import Reference, Run
+from tasks.execution.stage import TASK
+from tasks.report.losses import FILE
+from tasks.secrets import sealed
+from tasks.storage.store import write_json
+
+if TYPE_CHECKING:
+    from deepcompression.measure.difference import Difference
+
+SAMPLES, BATCH = 64, 16  # of the validation split
+
+
+@task(name="difference", **TASK)
+@sealed
+def difference(run: Run, label: str, baseline: Reference, others: Sequence[Reference]) -> None:
+    """Compares what each op gives with what the dense net's gives, after every stage that changed a weight.
+
+    Leaves ``differences.json``, a table as MLflow shows them: columns ``stage`` and those of ``measure.difference``.
+
+    Args:
+        run: the run.
+        label: the task's name.
+        baseline: the dense net.
+        others: what stages made of it, in their order.
+    """
+    run.ready()
+    rows = [{"stage": stage, **asdict(row)} for stage, row in _compared(run, baseline, others)]
+    if not rows:
+        return
+    path = Path(run.folder) / FILE
+    write_json(path, {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]})
+    run.tracker.artifact(path)
+    last = [row["sqnr_alone"] for row in rows if row["stage"] == rows[-1]["stage"] and not row["why"]]
+    if last and math.isfinite(min(last)):
+        run.tracker.metrics({"least_sqnr_db": min(last)})
+
+
+def _compared(run: Run, baseline: Reference, others: Sequence[Reference]) -> Iterator[tuple[str, Difference]]:
+    """Rows by stage; stages that left all weights as they were have none."""
+    from deepcompression.measure.difference import differences
+    from deepcompression.training.batches import Batches
+    from deepcompression.training.problem import stepped
+
+    problem, compute, before = run.problem(), run.compute(), baseline.object
+    dense = compute.place(run.model_with(baseline))
+    for one in others:
+        if one.object != before:
+            batches = islice(Batches(problem.validation, BATCH, compute), SAMPLES // BATCH)
+            other = compute.place(run.model_with(one))
+            for row in differences(dense, other, batches, lambda model, batch: stepped(problem.step, model, batch)[1]):
+                yield str(one.numbers["stage"]), row
+        before = one.object
