@@ -52,7 +52,7 @@ STAGES_KILLED: dict[str, list[dict[str, Any]]] = {
         {**TWO, "methods": [{"prune": {"density": 0.5}}, {"share": {"bits": 2}}, "distil", {"dropout": DROPOUT}]}
     ],
     "share": [{"bits": 2}, {"bits": 2, "init": "random"}, {"bits": 2, "train": TWO}],
-    "quantize": [{"rest": "int8"}, {"train": TWO, "before": SHARED}],
+    "quantize": [{"rest": "int8"}, {"weights": {"bits": 8}}, {"train": TWO, "before": SHARED}],
     "recalibrate": [{}],
     "slim": [{"units": 0.5}],
     "encode": [{"before": SHARED}],
