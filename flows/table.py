@@ -98,7 +98,7 @@ def _promotion(console: Console, promotion: Mapping[str, Any] | None) -> None:
 def _result(end: Mapping[str, Any]) -> str:
     if end.get("error") is None:
         return f"{end['metric']:.4f}"
-    return f"{end['metric']:.2%} ({end['total'] - end['correct']} errors in {end['total']})"
+    return f"{end['metric']:.2%} ({end['total'] - end['correct']:,} errors in {end['total']:,})"
 
 
 def _seeds(console: Console, summary: Mapping[str, Any]) -> None:

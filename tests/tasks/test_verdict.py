@@ -116,6 +116,12 @@ def test_the_closing_words_begin_with_the_miss(capsys: pytest.CaptureFixture[str
     assert "kept  0.10 points lost on validation, 1 allowed" in capsys.readouterr().out
 
 
+def test_counts_are_told_with_thousands_wherever_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in the sentence below it, which has 10,000."""
+    show(summary(final={**summary()["final"], "metric": 0.88, "error": 0.12, "correct": 8800, "total": 10_000}))
+    assert "(1,200 errors in 10,000) decoded file" in capsys.readouterr().out
+
+
 def test_json_has_null_for_what_is_not_a_number() -> None:
     """No bare NaN or Infinity, which other readers than Python's refuse, at any depth; the rest is as it was."""
     value = {"a": math.nan, "b": [1.5, {"c": -math.inf}], "d": (1, None, True), "e": "NaN"}
