@@ -181,7 +181,7 @@ def apply(model: nn.Module, record: Record) -> None:
         raise misfit(record, f"bits are from 2 to {MOST_BITS}, not {record['bits']}")
     modules = [module_of(model, record, site.module) for site in sites]
     for site in sites:
-        why = _uncalled(model, site)
+        why = uncalled(model, site)
         if why:
             raise misfit(record, f"{site} cannot be quantized: {why}")
     tensors = _tensors(record)  # the same objects at each site
@@ -251,7 +251,7 @@ def _tensors(record: Record) -> dict[str, Tensor]:
     return {"scale": torch.ones(()), **zero}
 
 
-def _uncalled(model: nn.Module, site: Site) -> str:
+def uncalled(model: nn.Module, site: Site) -> str:
     """Why hooks of a module would never be called, as far as that is known; else empty."""
     module, parent = (model.get_submodule(name) for name in (site.module, site.module.rpartition(".")[0]))
     if isinstance(module, torch.jit.ScriptModule):
