@@ -88,6 +88,33 @@ def bar(label: str, total: int) -> Iterator[Callable[[str], None]]:
         yield lambda text: shown.update(task, advance=1, note=f"{escape(one_line(text))}  ")
 
 
+@contextlib.contextmanager
+def counted(label: str, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Progress of a pass over samples; yields a callback that is told how much is done.
+
+    On a terminal a bar; in a log a line a minute.
+
+    Args:
+        label: the stage's label, shown first.
+        what: is counted, with what it is for.
+        total: about how much there will be.
+    """
+    if console.quiet or not console.is_terminal:
+        told = time.monotonic()
+
+        def tell(done: int) -> None:
+            nonlocal told
+            if time.monotonic() - told > CALM_SECONDS:
+                told = time.monotonic()
+                say(f"{label:<12} {what} {done}/{total}")
+
+        yield tell
+        return
+    with _bar() as shown:
+        task = shown.add_task(label, total=total, note=what)
+        yield lambda done: shown.update(task, completed=done, total=max(done, total))
+
+
 def _bar() -> Progress:
     return bar_on(console, TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")))
 

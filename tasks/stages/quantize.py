@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from tasks.execution.bench import Bench, Product, covering, trained
 from tasks.execution.settings import Precision, Stage, Training
+from tasks.stages import calibration
+from tasks.stages.calibration import Activations
 from tasks.stages.linear import Weights, left_alone, on_grids
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from deepcompression.quantization.precision import Rounded
     from deepcompression.structure.constraints import Structure
+    from tasks.execution.run import Run
 
 NAMED = 3  # tensors that a sentence names
 
@@ -34,8 +37,13 @@ class Settings(Stage):
     stage: Literal["quantize"]
     train: CentroidTraining | None = None
     weights: Weights | None = Field(None, description="weights become integers times a scale, without training")
-    correct: list[Literal["weights"]] = Field(
-        [], description="weights: mean and variance of each channel's weights are as they were before rounding"
+    activations: Activations | None = Field(
+        None, description="what goes into layers becomes integers times a scale, by samples or while it runs"
+    )
+    correct: list[Literal["weights", "bias"]] = Field(
+        [],
+        description="weights: mean and variance of each channel's weights are as they were before rounding; bias: the "
+        "mean of each layer's outputs is, by its bias or the BatchNorm that follows",
     )
     codebook: Precision | Literal["auto"] = Field(
         "float32", description="of shared values; auto is float16, or bfloat16 where float16 has not the range"
@@ -50,17 +58,28 @@ class Settings(Stage):
     def _goes_together(self) -> Settings:
         if "weights" in self.correct and not self.weights:
             raise ValueError("correct: [weights] goes with weights, such as weights: {bits: 8}")
+        if "bias" in self.correct and not (self.weights or self.activations):
+            raise ValueError("correct: [bias] goes with weights or activations, such as activations: {bits: 8}")
         return self
 
     @property
     def draws(self) -> bool:
-        """Training does."""
-        return self.train is not None
+        """Training does, and data that are drawn in an order."""
+        return self.train is not None or self.activations is not None or "bias" in self.correct
 
     @property
     def rounds_values(self) -> bool:
         """What is rounded and on no grid is not held while weights learn."""
         return self.codebook != "float32" or self.rest != "float32"
+
+    def fits(self, run: Run, model: nn.Module) -> None:
+        """What is named has inputs."""
+        if self.activations:
+            self.activations.refuse_unfit(model)
+
+    def edits(self) -> Mapping[str, str]:
+        """Activations are rounded by what is put before layers."""
+        return {**super().edits(), **({"quantize_values": "activations"} if self.activations else {})}
 
     def follows(self, model: nn.Module, structure: Structure) -> None:
         """Grids fit the model, and what earlier stages make true of it."""
@@ -74,12 +93,19 @@ class Settings(Stage):
 
 
 def work(bench: Bench, settings: Settings) -> Product:
-    """Centroids trained by their summed gradient; weights on grids; then codebooks and the rest rounded."""
+    """Centroids trained by their summed gradient; weights and activations on grids; then codebooks and the rest
+    rounded.
+    """
     from deepcompression.network.state import plain_state
 
     product = trained(bench, settings.train) if settings.train else Product(plain_state(bench.model()))
+    before = product
     if settings.weights:
         product = on_grids(bench, product, settings.weights, "weights" in settings.correct)
+    if settings.activations:
+        product = calibration.on_grids(bench, before, product, settings.activations)
+    if "bias" in settings.correct:
+        product = calibration.biases_corrected(bench, before, product, settings.activations)
     return _rounded(bench, product, settings)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from quiet_runs import quiet_run
 
+from deepcompression.quantization.observers.histogram import Histogram
 from deepcompression.training.loop import _Loop
 from tasks.execution.execute import execute
 from tasks.execution.keys import stage_key
@@ -41,6 +42,7 @@ def halve(model, problem, *, seed):
 TWO = {"epochs": 2, "lr": 0.01, "batch_size": 16}  # of four steps
 SHARED = {"stage": "share", "bits": 3}
 DROPOUT = {"modules": {"3": "4"}}
+CALIBRATED = {"activations": {"observer": "auto", "samples": 32}, "correct": ["bias"]}
 FILTERS = {"granularity": "filter", "criterion": "l1", "density": 0.5, "remove": True}
 
 # The keys with which each line of a list is killed, in each way in which it works; with those of the stage before,
@@ -52,7 +54,7 @@ STAGES_KILLED: dict[str, list[dict[str, Any]]] = {
         {**TWO, "methods": [{"prune": {"density": 0.5}}, {"share": {"bits": 2}}, "distil", {"dropout": DROPOUT}]}
     ],
     "share": [{"bits": 2}, {"bits": 2, "init": "random"}, {"bits": 2, "train": TWO}],
-    "quantize": [{"rest": "int8"}, {"weights": {"bits": 8}}, {"train": TWO, "before": SHARED}],
+    "quantize": [{"rest": "int8"}, {"weights": {"bits": 8}, **CALIBRATED}, {"train": TWO, "before": SHARED}],
     "recalibrate": [{}],
     "slim": [{"units": 0.5}],
     "encode": [{"before": SHARED}],
@@ -87,7 +89,11 @@ class Case:
         return settings_of(self.stage).model_validate(self.keys)
 
     def points(self) -> Sequence[Point]:
-        """Where it is killed: in the second epoch, or before its object is stored; then later, before its key is."""
+        """Where it is killed: in the second epoch, while values are observed, or before its object is stored; then
+        later, at the latest before its key is.
+        """
+        if getattr(self.settings, "activations", None):
+            return [(Histogram, "add", 5), (Store, "put", 1)]
         late = (Store, "put" if self.settings.trains else "commit", 1)
         return [(_Loop, "_step", 6) if self.settings.trains else (Store, "put", 1), late]
 
