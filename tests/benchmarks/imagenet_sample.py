@@ -34,7 +34,7 @@ def weights() -> str:
 
 
 def data(folder: str, seed: int = 0) -> Splits:
-    """The pictures of a folder, parted by a seed, no picture in two parts; as the net takes them: (pixel - 127) / 128."""
+    """The pictures of a folder, parted by a seed, none in two parts; as the net takes them: (pixel - 127) / 128."""
     from PIL import Image
 
     files = sorted(Path(folder).glob("*.jpg"))

@@ -76,7 +76,7 @@ def test_another_teacher_is_trained_once_and_counts(learned: dict[str, Any], tmp
             {"teacher": {"factory": "deepcompression.models:digits_net", "train": {"distil": {}}}},
             "the teacher itself learns from labels",
         ),
-        ({"stages": [{"stage": "quantize"}, STAGES[1]]}, "trains after quantize"),
+        ({"stages": [{"stage": "quantize", "rest": "bfloat16"}, STAGES[1]]}, "trains after quantize"),
         ({"stages": [{"stage": "share", "bits": 3, "rate": -1}]}, "rate"),
     ],
 )
