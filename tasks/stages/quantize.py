@@ -12,6 +12,7 @@ from tasks.execution.bench import Bench, Product, covering, trained
 from tasks.execution.settings import Precision, Stage, Training
 from tasks.stages import calibration
 from tasks.stages.calibration import Activations
+from tasks.stages.equalization import equalized
 from tasks.stages.linear import Weights, left_alone, on_grids
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class Settings(Stage):
 
     stage: Literal["quantize"]
     train: CentroidTraining | None = None
+    equalize: bool = Field(
+        False, description="before: channels are scaled to ranges that one scale serves, where that changes no output"
+    )
     weights: Weights | None = Field(None, description="weights become integers times a scale, without training")
     activations: Activations | None = Field(
         None, description="what goes into layers becomes integers times a scale, by samples or while it runs"
@@ -93,12 +97,14 @@ class Settings(Stage):
 
 
 def work(bench: Bench, settings: Settings) -> Product:
-    """Centroids trained by their summed gradient; weights and activations on grids; then codebooks and the rest
-    rounded.
+    """Centroids trained by their summed gradient; channels equalized; weights and activations on grids; then codebooks
+    and the rest rounded.
     """
     from deepcompression.network.state import plain_state
 
     product = trained(bench, settings.train) if settings.train else Product(plain_state(bench.model()))
+    if settings.equalize:
+        product = equalized(bench, product)
     before = product
     if settings.weights:
         product = on_grids(bench, product, settings.weights, "weights" in settings.correct)
@@ -121,7 +127,8 @@ def _rounded(bench: Bench, product: Product, settings: Settings) -> Product:
     notes += [f"{name} {what}" for name, what in {**rounded.instead, **rounded.coarse}.items()]
     report = {**product.report, "kept": rounded.kept, "precisions": precisions}
     why = {**unrounded(product.state, bench.input.shared, settings), **kept, **left_alone(product.report)}
-    why = {name: reason for name, reason in why.items() if name not in exact}
+    done = {row.tensor for row in product.report.get("equalized", ())} | exact.keys()
+    why = {name: reason for name, reason in why.items() if name not in done}
     rows = coverage(bench.blank_model(), [name for name in product.state if name not in why], why)
     return covering(replace(product, state=rounded.state, notes=notes, report=report), rows)
 

@@ -97,6 +97,21 @@ def test_each_tensor_is_told(run: Run) -> None:
     assert layer["corrected"] == "variance, and mean" and layer["bits"] == 3 and layer["sqnr"] > 8
 
 
+def test_channels_are_equalized_before(run: Run) -> None:
+    """What the model computes stays; weights on a grid already are left, and told."""
+    source = dense(run)
+    even = made(run, "even", {"stage": "quantize", "equalize": True}, source)
+    entry = run.store.find(even.key)
+    assert entry is not None and {row["tensor"] for row in entry["report"]["equalized"]} >= {"0.weight", "2.weight"}
+    assert even.numbers["val_loss"] == pytest.approx(source.numbers["val_loss"], rel=1e-5)
+    assert not torch.equal(run.state(even)["2.weight"], run.state(source)["2.weight"])
+    first = made(run, "first", {"stage": "quantize", "weights": {"bits": {"2": 4}}}, source)
+    kept = made(run, "second", {"stage": "quantize", "equalize": True}, first)
+    assert torch.equal(run.state(kept)["2.weight"], run.state(first)["2.weight"])
+    entry = run.store.find(kept.key)
+    assert entry is not None and entry["report"]["not_equalized"]["2.weight"] == "is grid(4, 0) already"
+
+
 def test_what_cannot_be_is_told_before_anything_trains(run: Run) -> None:
     """By keys, by the model, and by what an earlier stage will have made of it."""
     with pytest.raises(ValidationError, match=r"correct: \[weights\] goes with weights"):
