@@ -43,6 +43,7 @@ FORBIDDEN: dict[str, set[str]] = {
         if name != "torch"
     },
     "deepcompression/network/edits": set(),
+    "deepcompression/quantization/ranges": set(),
     "deepcompression/quantization/observers": set(),
     "tasks": {"flows"},
     **{

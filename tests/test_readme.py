@@ -102,6 +102,6 @@ def test_the_recipe_with_several_methods_is_one() -> None:
     recipe = Recipe.model_validate({"name": "r", "model": factory, "data": factory, **given})
     assert [type(one.settings().make()).__name__ for one in recipe.stages[0].methods] == [
         "GradualPruning",
-        "LearnedSteps",
+        "QuantizedTraining",
         "Distillation",
     ]

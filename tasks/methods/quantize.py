@@ -3,40 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
+from deepcompression.quantization.ranges import RANGES, misfit
 from tasks.execution.patterns import SELECTED
 from tasks.execution.settings import ByName, MethodSettings, Strict
 
 if TYPE_CHECKING:
     from deepcompression.training.method import Method
 
-GridBits = Annotated[int, Field(ge=2, le=8)]
+GridBits = Annotated[int, Field(ge=2, le=16)]
+Scheme = Literal["symmetric", "asymmetric"]
+OfWeights = Literal[tuple(word for word, one in RANGES.items() if one.weights)]
+OfActivations = Literal[tuple(RANGES)]
+PENALTY = 1e-4
 
 
 class Weights(Strict):
-    """Grids of weights, symmetric, 0 in the middle."""
+    """Grids of weights, on which 0 is."""
 
     bits: Annotated[GridBits | dict[str, GridBits], ByName, SELECTED] = 8
-    per: Literal["tensor", "channel"] = Field("tensor", description="one step for a tensor, or for each output channel")
-    range: Literal["lsq"] = Field("lsq", description="how a grid's step is found: lsq learns it")
+    per: Literal["tensor", "channel"] = Field(
+        "tensor", description="one scale for a tensor, or for each output channel"
+    )
+    scheme: Scheme = Field("symmetric", description="asymmetric: 0 is where it wastes least; for minmax and learned")
+    range: OfWeights = Field(  # type: ignore[valid-type]
+        "lsq", description="minmax holds what there is; the scale (lsq, learned) or a power of two (tqt) is learned"
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Weights:
+        return _checked(self, "weights")
 
 
 class Activations(Strict):
     """Grids of what goes into layers: unsigned where nothing is below 0."""
 
     bits: Annotated[GridBits | dict[str, GridBits], ByName, SELECTED] = 8
-    samples: int = Field(512, ge=1, description="of the training split, from which the first steps are made")
-    range: Literal["lsq"] = Field("lsq", description="how a grid's step is found: lsq learns it")
+    scheme: Scheme = Field("symmetric", description="of what is below 0 too; asymmetric is for minmax and learned")
+    samples: int = Field(512, ge=1, description="of the training split, from which the first ranges are made")
+    range: OfActivations = Field(  # type: ignore[valid-type]
+        "lsq",
+        description="minmax: moving averages; lsq, tqt, learned as of weights; pact: a learned level at which values "
+        "are cut, on both sides with pact2, which stands in for it where values are below 0",
+    )
+    penalty: float | None = Field(None, ge=0, description=f"of pact: times the squared levels; default {PENALTY:g}")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Activations:
+        if self.penalty is not None and not self.range.startswith("pact"):
+            raise ValueError(f"penalty is of range pact and pact2, not of {self.range}")
+        return _checked(self, "activations")
+
+
+Part = TypeVar("Part", Weights, Activations)
+
+
+def _checked(part: Part, what: str) -> Part:
+    if why := misfit(what, part.range, part.scheme):
+        raise ValueError(why)
+    return part
 
 
 class Settings(MethodSettings):
-    """Weights and activations are integers times a step, which is learned (Esser et al. 2019)."""
+    """Weights and activations are integers times a scale, while the model trains and after it."""
 
     weights: Weights | None = None
     activations: Activations | None = None
+    freeze_bn: float | None = Field(
+        None, ge=0, le=1, description="the fraction of the training from which BatchNorm's statistics stand still"
+    )
 
     @model_validator(mode="after")
     def _something(self) -> Settings:
@@ -50,12 +88,12 @@ class Settings(MethodSettings):
 
     def make(self) -> Method:
         """The method."""
-        from deepcompression.quantization.lsq import LearnedSteps
+        from deepcompression.quantization import in_training
 
         weights, activations = self.weights, self.activations
-        return LearnedSteps(
-            weights.bits if weights else None,
-            activations.bits if activations else None,
-            weights.per if weights else "tensor",
-            activations.samples if activations else 512,
+        penalty = PENALTY if activations is None or activations.penalty is None else activations.penalty
+        return in_training.QuantizedTraining(
+            in_training.Weights(**dict(weights)) if weights else None,
+            in_training.Activations(**{**dict(activations), "penalty": penalty}) if activations else None,
+            self.freeze_bn,
         )

@@ -113,6 +113,10 @@ class Quantizer:
             raise EditError(f"edit quantize_values: {self.site} is no floating-point tensor, but {_kind(value)}")
         if not value.numel():
             return value
+        return self.on_grid(module, value)
+
+    def on_grid(self, module: nn.Module, value: Tensor) -> Tensor:
+        """The value, which is not empty."""
         exact = value.to(torch.promote_types(value.dtype, torch.float32))
         scale, zero = self._grid(module, exact)
         return on_grid(exact, scale, zero, *levels(self.bits, self.scheme)).to(value.dtype)

@@ -21,7 +21,7 @@ from deepcompression.errors import DataError, DivergedError, FactoryError, Stora
 from deepcompression.network.state import plain_state
 from deepcompression.pruning.gradual import GradualPruning
 from deepcompression.pruning.l0 import L0
-from deepcompression.quantization.lsq import LearnedSteps
+from deepcompression.quantization.in_training import QuantizedTraining
 from deepcompression.sharing.centroids import Centroids
 from deepcompression.sharing.reassign import TrainedSharing
 from deepcompression.structure.constraints import Structure, structured
@@ -209,7 +209,7 @@ KILLED: dict[str, tuple[Callable[[], Problem], Callable[[], list[Method]], Calla
     "sharing": (problem, lambda: [TrainedSharing(2, 0.1)], lambda: (net(), None)),
     "centroids": (problem, lambda: [Centroids()], coarse),
     "gates": (problem, lambda: [L0(1.0)], lambda: (net(), None)),
-    "pruning, learned steps": (problem, lambda: [GradualPruning(0.3), LearnedSteps(3, 4)], lambda: (net(), None)),
+    "pruning, learned steps": (problem, lambda: [GradualPruning(0.3), QuantizedTraining(3, 4)], lambda: (net(), None)),
     "pruning, distillation, dropout": (problem, taught, lambda: (net(), None)),
 }
 

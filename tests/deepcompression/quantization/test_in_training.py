@@ -16,8 +16,8 @@ import deepcompression.torch as bridge
 from deepcompression.errors import StructureError
 from deepcompression.network.state import is_zero, plain_state
 from deepcompression.pruning.gradual import GradualPruning
-from deepcompression.quantization.lsq import LearnedSteps
-from deepcompression.quantization.steps import LearnedGrid
+from deepcompression.quantization.in_training import QuantizedTraining, Weights
+from deepcompression.quantization.trained_grid import TrainedGrid
 from deepcompression.sharing.reassign import TrainedSharing
 from deepcompression.structure.check import check
 from deepcompression.structure.hold import hold_by
@@ -71,20 +71,20 @@ def test_weights_follow_the_paper(bits: int, axis: int | None) -> None:
     alive = [row[row != 0].double().abs().mean() for row in weight]
     mean = weight[weight != 0].double().abs().mean() if axis is None else torch.stack(alive)[:, None]
     first = (2 * mean / math.sqrt(most)).expand(5 if axis == 0 else 1, 1)
-    hold_by(layer, {"weight": lambda one: LearnedGrid(one, bits, axis)})
+    hold_by(layer, {"weight": lambda one: TrainedGrid(one, bits, axis, "lsq", "symmetric")})
     grid: Any = layer.parametrizations.weight[0]
-    step = grid.step().detach()
+    step = grid.range.scale().detach()
     assert torch.allclose(step.double(), first, rtol=1e-6)
     values, inner, slopes = by_hand(weight, step, -most, most, outer)
     assert torch.allclose(layer.weight.double(), values, rtol=1e-6, atol=0)
     assert torch.equal(torch.signbit(layer.weight), layer.weight < 0)  # 0 is +0.0
     (layer.weight * outer).sum().backward()
     assert torch.allclose(layer.parametrizations.weight.original.grad.double(), inner, rtol=1e-6, atol=0)
-    torch.optim.SGD([grid.step.times], lr=1e-3).step()
+    torch.optim.SGD([grid.range.step.times], lr=1e-3).step()
     gradient = slopes.sum() if axis is None else slopes.sum(1, keepdim=True)
     count = 200 if axis is None else 40
     moved = step.double() - 1e-3 * gradient / math.sqrt(count * most)
-    assert torch.allclose(grid.step().double(), moved, rtol=1e-4)
+    assert torch.allclose(grid.range.scale().double(), moved, rtol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [2, 8])
@@ -94,8 +94,8 @@ def test_activations_follow_the_paper(bits: int, site: int) -> None:
     model, (x, y) = net(), problem().train
     value = (x if site == 0 else model[:2](x)).detach()
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if site == 0 else (0, 2**bits - 1)
-    with attach(model, [LearnedSteps(activations={str(site): bits})], 5, samples=[(x, y)]) as session:
-        step = model[site].input_0_step
+    with attach(model, [QuantizedTraining(activations={str(site): bits})], 5, samples=[(x, y)]) as session:
+        step = model[site].input_0_range.step
         first = 2 * float(value.double().abs().mean()) / math.sqrt(high)
         assert float(step().detach()) == pytest.approx(first, rel=1e-6)
         outer = torch.randn(192, model[site].out_features)
@@ -118,7 +118,7 @@ def test_a_mask_and_a_grid_on_one_tensor_and_what_stays_of_them(tmp_path: Path) 
     with torch.no_grad():
         model[0].weight[:, 5] = 0.0
     before = plain_state(model)
-    quantize = LearnedSteps({"0": 4, "2": 8}, 8, per="channel")
+    quantize = QuantizedTraining(Weights({"0": 4, "2": 8}, per="channel"), 8)
     zeros = {"0.weight": ("zeros",)}
     made = train(model, quantize, GradualPruning({"2.weight": 0.5}), epochs=12, structure=zeros)
     state = plain_state(model)
@@ -140,7 +140,7 @@ def test_a_mask_and_a_grid_on_one_tensor_and_what_stays_of_them(tmp_path: Path) 
     check(state, plain_state(again), later.structure)
     assert not torch.equal(plain_state(again)["0.bias"], state["0.bias"])
     assert torch.equal(plain_state(again)["0.input_0_scale"], state["0.input_0_scale"])
-    train(again, LearnedSteps({"0": 4}, per="channel"), epochs=1, structure=made.structure)
+    train(again, QuantizedTraining(Weights({"0": 4}, per="channel")), epochs=1, structure=made.structure)
     check(state, plain_state(again), made.structure)
 
 
@@ -159,19 +159,19 @@ class Twice(nn.Module):
 def test_layers_of_one_value_share_a_step() -> None:
     """One record, one scale; a layer that the forward never comes by is an error before training."""
     model = Twice()
-    made = train(model, LearnedSteps(activations={"one": 8, "other": 8}), epochs=1)
+    made = train(model, QuantizedTraining(activations={"one": 8, "other": 8}), epochs=1)
     (edit,) = made.accounts[0][1].edits
     assert edit["sites"] == ["one:input[0]", "other:input[0]"]
     assert model.one.input_0_scale == model.other.input_0_scale
     with pytest.raises(StructureError, match=r"idle:input\[0\]: the forward never comes by it"):
-        train(Twice(), LearnedSteps(activations=8))
+        train(Twice(), QuantizedTraining(activations=8))
 
 
 def test_weights_that_are_zero_throughout_train_freely(caplog: pytest.LogCaptureFixture) -> None:
     """Zero-initialised heads have no step to begin with; they are told, not held at zero."""
     model = net()
     nn.init.zeros_(model[2].weight)
-    made = train(model, LearnedSteps(4), epochs=2)
+    made = train(model, QuantizedTraining(4), epochs=2)
     assert made.structure == {"0.weight": ("grid(4)",)}
     assert bool(model[2].weight.any())
     assert "2.weight is zero throughout" in caplog.text
@@ -179,12 +179,14 @@ def test_weights_that_are_zero_throughout_train_freely(caplog: pytest.LogCapture
 
 def test_adam_moves_a_step_by_a_part_of_itself() -> None:
     """Trained as it is, a step smaller than the rate would be below zero after one step of Adam."""
-    grid = LearnedGrid(1e-3 * torch.randn(8, 8, generator=torch.Generator().manual_seed(0)), 8)
-    before = grid.step().detach()
+    grid = TrainedGrid(
+        1e-3 * torch.randn(8, 8, generator=torch.Generator().manual_seed(0)), 8, None, "lsq", "symmetric"
+    )
+    before = grid.range.scale().detach()
     assert before < 0.001
-    grid.step().sum().backward()
-    torch.optim.Adam([grid.step.times], lr=0.01).step()
-    assert torch.allclose(grid.step(), 0.99 * before, rtol=1e-4)
+    grid.range.step().sum().backward()
+    torch.optim.Adam([grid.range.step.times], lr=0.01).step()
+    assert torch.allclose(grid.range.scale(), 0.99 * before, rtol=1e-4)
 
 
 @pytest.mark.parametrize("per", ["tensor", "channel"])
@@ -193,8 +195,8 @@ def test_the_file_is_as_small_as_the_integers(bits: int, per: Any) -> None:
     """The codec finds the grid: at most the order-0 entropy of the integers, 2 % and 64 bytes, beside the scales."""
     model = nn.Linear(200, 60, bias=False)
     nn.init.normal_(model.weight, generator=torch.Generator().manual_seed(0))
-    with attach(model, [LearnedSteps(bits, per=per)], 1) as session:
-        grid = model.parametrizations.weight[0].step()
+    with attach(model, [QuantizedTraining(Weights(bits, per=per))], 1) as session:
+        grid = model.parametrizations.weight[0].range.scale()
         assert session.groups[0]["params"][0].shape == grid.shape
     integers = (model.weight.detach() / grid.detach()).round().numpy()
     assert np.array_equal(integers.astype(np.float32) * grid.detach().numpy(), model.weight.detach().numpy())
@@ -206,13 +208,21 @@ def test_the_file_is_as_small_as_the_integers(bits: int, per: Any) -> None:
 @pytest.mark.parametrize(
     ("methods", "structure", "message"),
     [
-        ([LearnedSteps(4), TrainedSharing(4)], {}, r"0\.weight: .*quantize and share both claim its values"),
-        ([LearnedSteps(4)], {"2.weight": ("zeros", "shared")}, r"2\.weight: is shared already"),
-        ([LearnedSteps(4)], {"2.weight": ("grid(8)",)}, r"2\.weight: is grid\(8\) already, which grid\(4\) would undo"),
-        ([LearnedSteps({"0": 1})], {}, r"0\.weight: bits 1 is impossible, expected 2 to 8"),
-        ([LearnedSteps(None, 9)], {}, r"0:input\[0\]: bits 9 is impossible"),
-        ([LearnedSteps(None, {"0.bias": 8})], {}, r"0\.bias: is no weight of a Linear or Conv layer"),
-        ([LearnedSteps(None, 8)], {}, r"^quantize: activations needs samples of the training data"),
+        ([QuantizedTraining(4), TrainedSharing(4)], {}, r"0\.weight: .*quantize and share both claim its values"),
+        ([QuantizedTraining(4)], {"2.weight": ("zeros", "shared")}, r"2\.weight: is shared already"),
+        (
+            [QuantizedTraining(4)],
+            {"2.weight": ("grid(8)",)},
+            r"2\.weight: is grid\(8\) already, which grid\(4\) would undo",
+        ),
+        ([QuantizedTraining({"0": 1})], {}, r"0\.weight: bits 1 is impossible, expected 2 to 16"),
+        ([QuantizedTraining(None, 17)], {}, r"0\.weight: bits 17 is impossible"),
+        (
+            [QuantizedTraining(None, {"0.bias": 8})],
+            {},
+            r"0\.bias: its input cannot be quantized: it is no weight of a Linear",
+        ),
+        ([QuantizedTraining(None, 8)], {}, r"^quantize: activations needs samples of the training data"),
     ],
 )
 def test_what_is_impossible_is_refused_before_training(methods: Any, structure: Any, message: str) -> None:
