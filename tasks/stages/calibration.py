@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,12 +20,14 @@ from tasks.execution.settings import ByName, Strict
 if TYPE_CHECKING:
     from torch import nn
 
-    from deepcompression.quantization.calibrate import Calibration, Plan
+    from deepcompression.quantization.calibrate import Calibrated, Calibration, Plan
+    from deepcompression.quantization.correct_bias import Corrected
     from deepcompression.training.method import Context
 
 ActivationBits = Annotated[int, Field(ge=2, le=16)]
 Observer = Literal["minmax", "moving_average", "percentile", "mse", "kl", "symmetric_kl", "kl_j", "js", "auto"]
 SAMPLES = 512
+NAMED = 3  # layers that a note names
 BATCH, FEWEST = 32, 4  # samples at a time, and batches: auto keeps one of four apart
 OF_STATIC = ("observer", "samples", "percentile", "search")  # keys that dynamic ranges have no use for
 
@@ -97,10 +99,11 @@ def on_grids(bench: Bench, before: Product, product: Product, activations: Activ
     inputs = inputs_of(model, activations.bits)
     with counted(bench.label, "activations: batches", _batches(plan.samples)) as tell:
         found = calibrate(model, _context(bench, plan.samples), inputs.sites, plan, tell)
+    shown = {"method": "activations", "sites": _rows(found.found), "left": inputs.left}
     report = {
         "sites": found.found,
-        "sites_left": inputs.left,
         "calibration": {"samples": found.samples, "digest": found.digest},
+        "methods": [*product.report.get("methods", ()), shown],
     }
     return replace(
         product,
@@ -127,14 +130,11 @@ def biases_corrected(bench: Bench, before: Product, product: Product, activation
     with counted(bench.label, "bias: batches", _batches(samples)) as tell:
         feed = (tell(number) or batch for number, batch in enumerate(batches, 1))
         done = correct_bias(compute.place(dense), quantized, feed, context.forward, keep)
-    why = Counter(one.why for one in done if one.why)
-    most = max((one.shift for one in done if one.tensor), default=0.0)
-    told = f"bias: the outputs of {sum(not one.why for one in done)} layers moved back, a channel by {most:.3g} at most"
     return replace(
         product,
         state=plain_state(quantized),
-        report={**product.report, "biases": done},
-        notes=[*product.notes, told, *(f"bias: {count} layers not: {reason}" for reason, count in why.items())],
+        report={**product.report, "methods": [*product.report.get("methods", ()), {"method": "bias", "layers": done}]},
+        notes=[*product.notes, *_told_biases(done)],
     )
 
 
@@ -166,8 +166,27 @@ def _told(found: Calibration, plan: Plan) -> Collection[str]:
     return [f"activations: {len(found.found)} values on grids ({by}) by {found.samples} samples{digest}"]
 
 
-def site_table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row a site of a stored report: its grid, or why it has none."""
-    rows = [{**one, "site": site, "why": ""} for one in report.get("sites") or () for site in one["sites"]]
-    left = report.get("sites_left") or {}
-    return rows + [{"site": name, "why": why} for name, why in left.items()]
+def _told_biases(done: Collection[Corrected]) -> Collection[str]:
+    """How many layers were moved back, and which were not, by reason."""
+    moved, left = [one for one in done if not one.why], defaultdict(list)
+    for one in done:
+        if one.why:
+            left[one.why].append(one.layer)
+    most = max((one.shift for one in moved), default=0.0)
+    told = f"bias: the outputs of {len(moved)} layers moved back, a channel by {most:.3g} at most"
+    return [told, *(f"bias of {', '.join(names[:NAMED])}{_more(names)}: {why}" for why, names in left.items())]
+
+
+def _more(names: Collection[str]) -> str:
+    return f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+
+
+def _rows(found: Collection[Calibrated]) -> list[dict[str, Any]]:
+    """A row a site, for the report."""
+    hidden = ("sites", "errors")
+    rows = [
+        (site, {name: value for name, value in vars(one).items() if name not in hidden and value is not None})
+        for one in found
+        for site in one.sites
+    ]
+    return [{"site": site, **row} for site, row in rows]

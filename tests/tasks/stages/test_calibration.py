@@ -1,0 +1,136 @@
+"""Activations on grids by the stage `quantize`: what is stored, told and refused; and that the file brings it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from pydantic import ValidationError
+from quiet_runs import quiet_run
+
+from deepcompression import torch as files
+from deepcompression.errors import StructureError
+from deepcompression.quantization.observers import OBSERVERS
+from tasks.execution.execute import execute
+from tasks.execution.run import Reference, Run
+from tasks.execution.settings import Data, Factory, Model, Training
+from tasks.stages import baseline, encode, settings_of, work_of
+from tasks.stages.calibration import Observer
+from tasks.stages.quantize import Settings
+
+CODE = """
+import torch
+from torch import nn
+drawn = []
+class Split(torch.utils.data.Dataset):
+    def __init__(self, name, x):
+        self.name, self.x = name, x
+    def __len__(self):
+        return len(self.x)
+    def __getitem__(self, index):
+        drawn.append(self.name)
+        return {"x": self.x[index], "y": self.x[index, :3].argmax()}
+def data():
+    x = torch.randn(120, 6, generator=torch.Generator().manual_seed(0))
+    return Split("train", x[:100]), Split("validation", x[100:]), Split("test", x[100:])
+def step(model, batch):
+    outputs = model(batch["x"])
+    return nn.functional.cross_entropy(outputs, batch["y"]), outputs, batch["y"]
+def shift(batch, generator):
+    return {**batch, "x": batch["x"] + 100}
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(6, 64, bias=False), nn.BatchNorm1d(64), nn.Linear(64, 3)
+        self.gru = nn.GRU(6, 2)
+    def forward(self, x):
+        return self.b(self.norm(self.a(x)).relu()) + self.gru(x)[0].sum()
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """A run on a small net, told to nobody; samples are mappings, and augmented where anything trains."""
+    with quiet_run(tmp_path, monkeypatch, "tsc_mine", CODE, Model(factory="tsc_mine:Net")) as made:
+        data = Data(factory="tsc_mine:data", augment=Factory(factory="tsc_mine:shift"))
+        yield replace(made, step=Factory(factory="tsc_mine:step"), data=data)
+
+
+def made(run: Run, keys: dict[str, Any], source: Reference) -> Reference:
+    settings = settings_of("quantize")(stage="quantize", **keys)
+    return execute(run, "quantize", 1, settings, source, work_of("quantize"))[0]
+
+
+def dense(run: Run) -> Reference:
+    keys = baseline.Settings(train=Training(epochs=1, lr=0.01, batch_size=16))
+    return execute(run, "baseline", 0, keys, None, baseline.work)[0]
+
+
+def test_calibrated_by_training_samples_alone_and_brought_back_by_the_file(run: Run) -> None:
+    """Not augmented, no other split; tables of sites and biases; the file has edits, and computes the same."""
+    import tsc_mine  # type: ignore[import-not-found]
+
+    source = dense(run)
+    tsc_mine.drawn.clear()
+    keys = {"bits": {"default": 8, "gru.weight_ih_l0": 6}, "observer": "auto", "samples": 60}
+    done = made(run, {"weights": {"bits": 8}, "activations": keys, "correct": ["bias"], "rest": "float16"}, source)
+    calls = "".join(name[0] for name in tsc_mine.drawn)
+    assert calls.startswith("t" * 180) and set(calls[180:]) == {"v"}  # two passes, one for biases; then it is measured
+    entry = run.store.find(done.key)
+    assert entry is not None
+    report, state = entry["report"], run.state(done)
+    assert [one["sites"] for one in report["sites"]] == [["a:input[0]"], ["b:input[0]"], ["gru:input[0]"]]
+    assert (report["calibration"]["samples"], len(report["calibration"]["digest"])) == (60, 64)
+    x = run.splits().train.x[:60]  # type: ignore[union-attr]
+    seen = report["sites"][0]
+    assert float(x.min()) <= seen["least"] <= seen["most"] <= float(x.max()) < 90
+    biases = next(one["layers"] for one in report["methods"] if one["method"] == "bias")
+    assert [(one["layer"], one["tensor"]) for one in biases[:2]] == [("a", "norm.running_mean"), ("b", "b.bias")]
+    assert biases[2]["why"].startswith("a recurrent layer's outputs")
+    assert state["a.input_0_scale"].dtype == torch.float32  # not rounded with the rest
+    assert any(note.startswith("activations: 3 values on grids (") for note in entry["notes"])
+    packed = execute(run, "encode", 2, encode.Settings(stage="encode"), done, encode.work)[0]
+    back = files.load_into(run.blank_model(), run.store.object_path(packed.object)).eval()
+    assert torch.equal(back(x), run.model_with(done).eval()(x))
+    assert not torch.equal(back(x), run.model_with(source).eval()(x))
+
+
+def test_dynamic_ranges_are_of_each_vector(run: Run) -> None:
+    """No scale, no table of ranges; what was left is told with why."""
+    done = made(run, {"activations": {"range": "dynamic_token"}}, dense(run))
+    entry = run.store.find(done.key)
+    assert entry is not None
+    assert [edit["range"] for edit in done.edits] == ["dynamic_token"] * 2
+    assert any(note.startswith("gru.weight_ih_l0: the input of a recurrent layer") for note in entry["notes"])
+    assert entry["report"]["calibration"] == {"samples": 0, "digest": None}
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"activations": {"range": "dynamic", "samples": 9}}, "samples has no effect with range: dynamic"),
+        ({"activations": {"range": "dynamic_row", "observer": "kl"}}, "observer has no effect with range: dynamic_row"),
+        ({"activations": {"percentile": 99}}, "percentile goes with observer: percentile, or auto"),
+        ({"activations": {"observer": "entropy"}}, "'minmax', 'moving_average'"),
+        ({"activations": {"bits": 1}}, "greater than or equal to 2"),
+        ({"activations": {"samples": 0}}, "greater than or equal to 1"),
+        ({"correct": ["bias"]}, r"correct: \[bias\] goes with weights or activations"),
+    ],
+)
+def test_keys_that_do_not_go_together(keys: dict[str, Any], words: str) -> None:
+    """One line each, before anything runs."""
+    with pytest.raises(ValidationError, match=words):
+        Settings(stage="quantize", **keys)
+
+
+def test_names_that_have_no_input_are_refused_before_anything_trains(run: Run) -> None:
+    """By the same check that looks patterns up; all observers of the library can be named."""
+    keys = Settings(stage="quantize", activations={"bits": {"gru.weight_hh_l0": 8}})  # type: ignore[arg-type]
+    with pytest.raises(StructureError, match="its input cannot be quantized: it multiplies what gru computes inside"):
+        keys.fits(run, run.blank_model())
+    assert set(get_args(Observer)) == {*OBSERVERS, "auto"}
+    assert keys.edits() == {"quantize_values": "activations"}
