@@ -1,9 +1,9 @@
 """Few bits while training, ours beside Brevitas: ResNet-20 on Fashion-MNIST, both from one float net.
 
-`python tests/benchmarks/bench_lsq.py --weights FILE [--bits 4] [--seeds 0 1 2] [--out FILE.json]`, in an environment with
-rivals.txt. Ours is conf/fashion-resnet-20-lsq.yaml, read back from the `.dcz` that a run wrote; the rival learns its
-scales too, and trains by the same loop: same data, epochs, rate and batches. First and last layer have 8 bits in both.
-The float net is that of conf/fashion-resnet-20.yaml.
+`python tests/benchmarks/bench_lsq.py --weights FILE [--bits 4] [--seeds 0 1 2] [--out FILE.json]`, in an environment
+with rivals.txt. Ours is conf/fashion-resnet-20-lsq.yaml, read back from the `.dcz` that a run wrote; the rival learns
+its scales too, and trains by the same loop: same data, epochs, rate, batches. In both the first and the last layer have
+8 bits. The float net is that of conf/fashion-resnet-20.yaml.
 """
 
 from __future__ import annotations

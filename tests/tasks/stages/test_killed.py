@@ -66,6 +66,7 @@ STAGES_KILLED: dict[str, list[dict[str, Any]]] = {
 METHODS_KILLED: dict[str, dict[str, Any]] = {
     "prune": {"density": 0.5},
     "l0": {"penalty": 1.0},
+    "compact": {},
     "share": {"bits": 2},
     "centroids": {"before": SHARED},
     "quantize": {"weights": {"bits": 4}, "activations": {"bits": 8, "samples": 32}},
