@@ -102,7 +102,26 @@ def find(flat: Bits, how: Writing) -> list[Shared]:
             found.append(on_grid)
     if whole is None or whole.book.k > 256:
         found = _in_groups(flat, how.dtype, how.shape) + found
+    elif how.dtype in GRID_DTYPES and whole.book.k > 2:
+        found = _few_in_groups(flat, whole, how) + found
     return found
+
+
+def _few_in_groups(flat: Bits, whole: Shared, how: Writing) -> list[Shared]:
+    """A grid for each channel of a tensor that has one codebook too: channels of two values, for instance."""
+    plain, negative = _without_negative(flat)
+    for groups in _channels(how.shape):
+        # Those that have most of the whole codebook each gain nothing.
+        if 16 <= groups.size < flat.size and 2 * _most_values(whole.symbols, groups) <= whole.book.k:
+            found = _on_grids(flat, plain, negative, groups, how.dtype)
+            if found:
+                return found
+    return []
+
+
+def _most_values(symbols: Symbols, groups: Groups) -> int:
+    """How many values one of a few groups has, by its beginning."""
+    return max(int(np.count_nonzero(np.unique(row))) for row in _beginnings(symbols, groups))
 
 
 def _codebook(flat: Bits, how: Writing) -> Shared | None:
@@ -196,14 +215,26 @@ def _in_groups(flat: Bits, dtype: str, shape: tuple[int, ...]) -> list[Shared]:
             continue
         if groups.channels > 1 and not _hopeful(plain, groups, dtype):
             continue
-        found = grids.recognise(groups.gathered(plain), dtype) if dtype in GRID_DTYPES else None
-        if found is not None and int(np.ptp(found[1])) < _MOST_GROUPED:
-            symbols, book = _grid_codes(groups.scattered(found[1]), found[0], groups, negative)
-            return [Shared(symbols, book, dtype)]
+        found = _on_grids(flat, plain, negative, groups, dtype) if dtype in GRID_DTYPES else []
+        if found:
+            return found
         shared = _group_codebooks(groups.gathered(flat), groups, dtype)
         if shared is not None:
             return [shared]
     return []
+
+
+def _on_grids(flat: Bits, plain: Bits, negative: NDArray[np.bool_] | None, groups: Groups, dtype: str) -> list[Shared]:
+    """A grid for each group; where that is two integers around a 0 that is not there, their two values too."""
+    found = grids.recognise(groups.gathered(plain), dtype)
+    if found is None or int(np.ptp(found[1])) >= _MOST_GROUPED:
+        return []
+    symbols, book = _grid_codes(groups.scattered(found[1]), found[0], groups, negative)
+    made = [Shared(symbols, book, dtype)]
+    if book.k == 2 and symbols.all():
+        pairs = np.stack([grids.product(book.integers(np.full(1, code)), found[0], dtype) for code in (0, 1)], axis=1)
+        made.append(Shared(symbols, Book(2, pairs, groups), dtype))
+    return made
 
 
 def _grouped(shape: tuple[int, ...]) -> Iterator[Groups]:
@@ -222,19 +253,34 @@ def _grouped(shape: tuple[int, ...]) -> Iterator[Groups]:
             yield from (Groups(run, channels, part) for part in parts if 1 < part < rounds and rounds % part == 0)
 
 
-def _hopeful(flat: Bits, groups: Groups, dtype: str) -> bool:
-    """Whether the beginnings of a few groups may be on a grid, or share values."""
+def _channels(shape: tuple[int, ...]) -> Iterator[Groups]:
+    """The channels of each axis, whole."""
+    for axis in range(len(shape) if len(shape) > 1 else 0):
+        run, channels, rounds = math.prod(shape[axis + 1 :]), shape[axis], math.prod(shape[:axis])
+        if rounds > 1:
+            yield Groups(run, channels, rounds)
+        else:
+            yield Groups(run)
+
+
+def _beginnings(flat: NDArray[Any], groups: Groups) -> NDArray[Any]:
+    """The first elements (g, e) of a few groups, evenly spaced."""
     turned = flat.reshape(-1, groups.rounds, groups.channels, groups.run).transpose(0, 2, 1, 3)
     spans, channels = turned.shape[:2]
     places = [divmod(i * spans * channels // _TRIED, channels) for i in range(_TRIED)]
     length = min(groups.size, _TRIED_LENGTH)
     rounds = -(-length // groups.run)
-    sample = np.stack([turned[span, channel, :rounds].reshape(-1)[:length] for span, channel in places])
+    return np.stack([turned[span, channel, :rounds].reshape(-1)[:length] for span, channel in places])
+
+
+def _hopeful(flat: Bits, groups: Groups, dtype: str) -> bool:
+    """Whether the beginnings of a few groups may be on a grid, or share values."""
+    sample = _beginnings(flat, groups)
     if dtype in GRID_DTYPES and grids.recognise(sample, dtype) is not None:
         return True
     ordered = np.sort(sample, axis=1)
     distinct = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1)
-    return bool((distinct <= min(groups.size // 4, 256, length // 2)).all())
+    return bool((distinct <= min(groups.size // 4, 256, sample.shape[1] // 2)).all())
 
 
 def _group_codebooks(rows: Bits, groups: Groups, dtype: str) -> Shared | None:

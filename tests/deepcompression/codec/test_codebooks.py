@@ -11,6 +11,8 @@ from deepcompression.codec import arrays, codebooks
 from deepcompression.codec.bitstream import Cursor
 from deepcompression.codec.book import ALL, Book, Groups, read_book
 from deepcompression.codec.dtypes import DTYPES, RawTensor, Writing, unsigned
+from deepcompression.codec.encoder import encode_tensor
+from deepcompression.codec.file import decode, encode
 from deepcompression.errors import MalformedFile
 
 
@@ -148,8 +150,9 @@ def test_dense_codes_give_the_elements(tensor: RawTensor) -> None:
     flat = tensor.bits.reshape(-1)
     for way in codebooks.find(flat, Writing(tensor.dtype, tensor.bits.shape)):
         table, book = way.dense(bool((flat == 0).any()))
-        rows = way.symbols.reshape(len(table), -1)
-        codes = np.take_along_axis(table, rows, axis=1).reshape(-1)
+        rows = book.groups.gathered(way.symbols) if len(table) > 1 else way.symbols[None]
+        codes = np.take_along_axis(table, rows, axis=1)
+        codes = book.groups.scattered(codes) if len(table) > 1 else codes[0]
         groups = book.groups.of(np.arange(flat.size)) if book.groups else None
         assert int(codes.max()) < book.k
         assert np.array_equal(book.bits(codes, tensor.dtype, groups), flat)
@@ -298,3 +301,34 @@ def test_types_of_arrays_are_those_of_the_format() -> None:
                 continue
             with pytest.raises(MalformedFile):
                 arrays.read_array(text, 1, name)
+
+
+@pytest.mark.parametrize("coder", ["adaptive", "huffman", "packed"])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((100, 1000), 0), ((1000, 100), 0), ((64, 64, 5, 5), 1), ((8, 12_500), None)]
+)
+def test_binary_weights_take_a_bit_each(coder: str, shape: tuple[int, ...], axis: int | None) -> None:
+    """Plus or minus the scale of the tensor or of each channel, few channels or many: 1.02 bits beside the scales.
+
+    Packed codes have no code for a 0 that is not there: they keep both values of a channel.
+    """
+    random = np.random.default_rng(0)
+    scales = random.uniform(0.01, 0.1, [size if place == axis else 1 for place, size in enumerate(shape)])
+    weight = random.choice(np.array([-1, 1], np.float32), shape) * scales.astype(np.float32)
+    blob = encode_tensor(weight.reshape(-1).view(np.uint32), "float32", shape, coder)
+    kept = 4 * scales.size * (2 if coder == "packed" else 1)
+    assert len(blob) - kept <= 1.02 * weight.size / 8
+    assert np.array_equal(
+        decode(encode({"w": weight}, coder))["w"].bits.reshape(-1), weight.reshape(-1).view(np.uint32)
+    )
+
+
+@pytest.mark.parametrize(("bits", "channels"), [(2, 60), (4, 16)])
+def test_few_channels_on_grids_of_their_own_cost_what_their_integers_do(bits: int, channels: int) -> None:
+    """All values of all channels fit one codebook of 256, whose codes would be wider."""
+    random = np.random.default_rng(0)
+    most = (1 << bits - 1) - 1
+    integers = random.integers(-most, most + 1, (channels, 1000)).astype(np.float32)
+    weight = integers * random.uniform(0.01, 0.1, (channels, 1)).astype(np.float32)
+    blob = encode_tensor(weight.reshape(-1).view(np.uint32), "float32", weight.shape, "huffman")
+    assert len(blob) <= weight.size * np.log2(2 * most + 1) / 8 * 1.03 + 4 * channels + 64
