@@ -23,10 +23,11 @@ SINCE = {
     "bypass": "0.2.0",
     "quantize_values": "0.2.0",
     "fold": "0.2.0",
+    "binary": "0.3.0",
 }
 # Of a kind, what later versions added: (kind, key, value).
 ADDED = {("quantize_values", "range", value): "0.3.0" for value in ("dynamic_row", "dynamic_token")}
-RESERVED = ("threshold", "binary", "dictionary")
+RESERVED = ("threshold", "dictionary")
 Edit = dict[str, Any]
 
 

@@ -79,7 +79,7 @@ def _traced(model: nn.Module, sample: Sequence[Tensor]) -> torch.export.Exported
         for one in quantizers(module):
             raise ExportError(
                 f"export onnx: {one.site} has quantized values, which this target does not write yet (module {name}, "
-                "edit quantize_values); export the model before they are quantized"
+                f"edit {one.kind}); export the model before they are quantized"
             )
     batch = torch.export.Dim("batch")
     shapes = tuple({0: batch} if one.ndim else None for one in sample)

@@ -30,7 +30,7 @@ class QuantizedSites:
 class TrainedInput(InputQuantizer):
     """Before a forward, while the range is looked for."""
 
-    def on_grid(self, module: nn.Module, value: Tensor) -> Tensor:
+    def changed(self, module: nn.Module, value: Tensor) -> Tensor:
         """The value, by the module's range."""
         found: Tensor = getattr(module, self.site.tensor("range"))(value)
         return found

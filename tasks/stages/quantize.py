@@ -159,15 +159,15 @@ def _at_precision(
 
 def _exact(bench: Bench, product: Product) -> dict[str, str]:
     """Why tensors are not rounded: they are on a grid, or what quantizes values by it."""
-    from deepcompression.network.edits.quantize_values import state_names
+    from deepcompression.network.edits.apply import values_of
     from deepcompression.network.parametrized import VALUES
     from deepcompression.structure.constraints import of_order, together
 
     assert bench.input is not None
     structure = together(bench.input.structure, product.structure)
     found = {name: f"is {word} already" for name, words in structure.items() for word in of_order(words, VALUES)}
-    edits = [one for one in (*bench.input.edits, *product.edits) if one["kind"] == "quantize_values"]
-    return found | {name: "values are quantized by it" for one in edits for name in state_names(one)}
+    edits = [*bench.input.edits, *product.edits]
+    return found | {name: "values are quantized by it" for one in edits for name in values_of(one)}
 
 
 def _kept(reasons: Mapping[str, str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deepcompression import __version__
 from deepcompression.codec.edits import RESERVED, SINCE
 from deepcompression.errors import EditError, told
-from deepcompression.network.edits import bypass, fold, quantize_values, resize, select_inputs
+from deepcompression.network.edits import binary, bypass, fold, quantize_values, resize, select_inputs
 from deepcompression.network.edits.quantize_values import quantizers
 from deepcompression.network.edits.record import Record
 from deepcompression.network.edits.undo import whole_or_not
@@ -23,6 +23,7 @@ KINDS: dict[str, Any] = {
     "bypass": bypass,
     "quantize_values": quantize_values,
     "fold": fold,
+    "binary": binary,
 }
 
 
@@ -61,6 +62,17 @@ def check_values(model: nn.Module, records: Sequence[Record], state: Mapping[str
             kind.check_values(model, record, state)
 
 
+def values_of(record: Record) -> list[str]:
+    """The tensors of the state_dict by which an edit changes values, and which therefore stay exact.
+
+    Raises:
+        EditError: its kind is unknown here.
+    """
+    kind = _kind(record)
+    found: list[str] = kind.state_names(record) if hasattr(kind, "state_names") else []
+    return found
+
+
 def check(model: nn.Module, run: Callable[[nn.Module], object]) -> None:
     """Run an edited model once, in eval mode without gradients.
 
@@ -97,7 +109,7 @@ def check(model: nn.Module, run: Callable[[nn.Module], object]) -> None:
             handle.remove()
     for module, name in names.items():
         for one in quantizers(module) if module not in called else []:
-            raise EditError(f"edit quantize_values: the forward never comes by {one.site}: {name} is not called")
+            raise EditError(f"edit {one.kind}: the forward never comes by {one.site}: {name} is not called")
 
 
 def _kind(record: Record) -> Any:

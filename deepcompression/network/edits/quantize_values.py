@@ -10,9 +10,9 @@ dimension) or ``dynamic_token`` (of each vector along the last). ``scheme`` is `
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -100,23 +100,68 @@ def _spanned(value: Tensor, kind: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A hook that puts one input or output of the module it is called for on the grid that the module holds."""
+    """A hook that changes one input or output of the module it is called for, to one of few values."""
 
+    kind: ClassVar[str]  # of edit
     site: Site
+
+    def changed(self, module: nn.Module, value: Tensor) -> Tensor:
+        """The value, of at least one element, as it is used."""
+        raise NotImplementedError
+
+    def beyond(self, module: nn.Module, value: Tensor) -> tuple[int, int]:
+        """How many of the values lie beyond the ends of what they can become; and how many there are."""
+        raise NotImplementedError
+
+    def rounded(self, module: nn.Module, value: object) -> Tensor:
+        """The value as it is used; EditError where it is none."""
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise EditError(f"edit {self.kind}: {self.site} is no floating-point tensor, but {_kind(value)}")
+        return self.changed(module, value) if value.numel() else value
+
+    def replaced(self, module: nn.Module, values: Any) -> Any:
+        """The values, this site's one changed, in a sequence of the same type."""
+        if len(values) <= self.site.number:
+            raise EditError(
+                f"edit {self.kind}: {self.site} is not there: {len(values)} values come by position; "
+                "what comes by keyword is no site"
+            )
+        changed = list(values)
+        changed[self.site.number] = self.rounded(module, changed[self.site.number])
+        return type(values)(*changed) if hasattr(values, "_fields") else type(values)(changed)
+
+
+@dataclass(frozen=True)
+class Before(Quantizer):
+    """Before a forward."""
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> Any:
+        """The arguments, one of them changed."""
+        return self.replaced(module, arguments)
+
+
+@dataclass(frozen=True)
+class After(Quantizer):
+    """After a forward."""
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+        """The output, it or one of its parts changed."""
+        if isinstance(output, tuple | list):
+            return self.replaced(module, output)
+        return self.replaced(module, (output,))[0]
+
+
+@dataclass(frozen=True)
+class OnGrid(Quantizer):
+    """By the grid that the module holds."""
+
+    kind = "quantize_values"
     range: str
     bits: int
     scheme: str
 
-    def rounded(self, module: nn.Module, value: object) -> Tensor:
+    def changed(self, module: nn.Module, value: Tensor) -> Tensor:
         """The value on its grid; float16 and bfloat16 are divided as float32."""
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise EditError(f"edit quantize_values: {self.site} is no floating-point tensor, but {_kind(value)}")
-        if not value.numel():
-            return value
-        return self.on_grid(module, value)
-
-    def on_grid(self, module: nn.Module, value: Tensor) -> Tensor:
-        """The value, which is not empty."""
         exact = value.to(torch.promote_types(value.dtype, torch.float32))
         scale, zero = self._grid(module, exact)
         return on_grid(exact, scale, zero, *levels(self.bits, self.scheme)).to(value.dtype)
@@ -137,36 +182,15 @@ class Quantizer:
         steps = (exact / scale).round() + zero
         return int(((steps < low) | (steps > high)).sum()), value.numel()
 
-    def replaced(self, module: nn.Module, values: Any) -> Any:
-        """The values, this site's one on its grid, in a sequence of the same type."""
-        if len(values) <= self.site.number:
-            raise EditError(
-                f"edit quantize_values: {self.site} is not there: {len(values)} values come by position; "
-                "what comes by keyword is no site"
-            )
-        changed = list(values)
-        changed[self.site.number] = self.rounded(module, changed[self.site.number])
-        return type(values)(*changed) if hasattr(values, "_fields") else type(values)(changed)
-
 
 @dataclass(frozen=True)
-class InputQuantizer(Quantizer):
+class InputQuantizer(Before, OnGrid):
     """Before a forward."""
 
-    def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> Any:
-        """The arguments, one of them on its grid."""
-        return self.replaced(module, arguments)
-
 
 @dataclass(frozen=True)
-class OutputQuantizer(Quantizer):
+class OutputQuantizer(After, OnGrid):
     """After a forward."""
-
-    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-        """The output, it or one of its parts on its grid."""
-        if isinstance(output, tuple | list):
-            return self.replaced(module, output)
-        return self.replaced(module, (output,))[0]
 
 
 def apply(model: nn.Module, record: Record) -> None:
@@ -176,25 +200,41 @@ def apply(model: nn.Module, record: Record) -> None:
         EditError: no such module, a module that is never called as one, no known range or scheme, impossible bits, or
             a site that is quantized already.
     """
-    sites = _sites(record)
+    check_keys(record, "sites", "range", "bits", "scheme")
+    sites = sites_of(record)
     for key, known in (("range", RANGES), ("scheme", SCHEMES)):
         if text(record, key) not in known:
             since = f"; it needs deep-compression {record['since']}" if record.get("since") else ""
             raise misfit(record, f"{key} is one of {', '.join(known)}, not {record[key]!r}{since}"[:200])
     if not 2 <= whole(record, "bits", record["bits"]) <= MOST_BITS:
         raise misfit(record, f"bits are from 2 to {MOST_BITS}, not {record['bits']}")
-    modules = [module_of(model, record, site.module) for site in sites]
-    for site in sites:
-        why = uncalled(model, site)
+    hooks = {"input": InputQuantizer, "output": OutputQuantizer}
+    made = [hooks[site.side](site, record["range"], record["bits"], record["scheme"]) for site in sites]
+    install(model, record, made, _tensors(record))
+
+
+def install(model: nn.Module, record: Record, hooks: Sequence[Quantizer], tensors: Mapping[str, Tensor]) -> None:
+    """Register hooks at their sites, and the tensors that they read, the same objects at each site.
+
+    Args:
+        model: in which the sites are.
+        record: for messages.
+        hooks: each at its site.
+        tensors: by what they are (``scale``), with their first values.
+
+    Raises:
+        EditError: there is no such module, it is never called as one, or has such a tensor.
+    """
+    modules = [module_of(model, record, hook.site.module) for hook in hooks]
+    for hook in hooks:
+        why = uncalled(model, hook.site)
         if why:
-            raise misfit(record, f"{site} cannot be quantized: {why}")
-    tensors = _tensors(record)  # the same objects at each site
-    for site, module in zip(sites, modules, strict=True):
+            raise misfit(record, f"{hook.site} cannot be quantized: {why}")
+    for hook, module in zip(hooks, modules, strict=True):
         for what, value in tensors.items():
-            add_tensor(module, record, site.module, site.tensor(what), value)
-        made = InputQuantizer if site.side == "input" else OutputQuantizer
-        hook: Any = made(site, record["range"], record["bits"], record["scheme"])
-        (module.register_forward_pre_hook if site.side == "input" else module.register_forward_hook)(hook)
+            add_tensor(module, record, hook.site.module, hook.site.tensor(what), value)
+        called: Any = hook
+        (module.register_forward_pre_hook if hook.site.side == "input" else module.register_forward_hook)(called)
 
 
 def check_values(model: nn.Module, record: Record, state: Mapping[str, Tensor]) -> None:
@@ -209,7 +249,7 @@ def check_values(model: nn.Module, record: Record, state: Mapping[str, Tensor]) 
         EditError: the first such site.
     """
     low, high = levels(record["bits"], record["scheme"])
-    for site in _sites(record):
+    for site in sites_of(record):
         scale, zero = (state.get(join(site.module, site.tensor(what))) for what in ("scale", "zero_point"))
         if scale is not None and not bool((scale.isfinite() & (scale > 0)).all()):
             raise misfit(record, f"the scale of {site} must be finite and above 0, not {scale.tolist()}"[:200])
@@ -226,7 +266,8 @@ def state_names(record: Record) -> list[str]:
     Raises:
         EditError: it is not of this kind.
     """
-    return [join(site.module, site.tensor(what)) for site in _sites(record) for what in _tensors(record)]
+    check_keys(record, "sites", "range", "bits", "scheme")
+    return [join(site.module, site.tensor(what)) for site in sites_of(record) for what in _tensors(record)]
 
 
 def quantizers(module: nn.Module) -> list[Quantizer]:
@@ -235,8 +276,8 @@ def quantizers(module: nn.Module) -> list[Quantizer]:
     return [hook for hook in hooks if isinstance(hook, Quantizer)]
 
 
-def _sites(record: Record) -> list[Site]:
-    check_keys(record, "sites", "range", "bits", "scheme")
+def sites_of(record: Record) -> list[Site]:
+    """The sites that a record lists, at least one; EditError where it lists none."""
     given = record["sites"]
     if not isinstance(given, list | tuple) or not given:
         raise misfit(record, f"sites are a list of at least one, not {given!r}"[:200])

@@ -39,7 +39,7 @@ def with_edits(content: bytes) -> bytes:
 @given(st.lists(st.tuples(st.sampled_from(list(edits.SINCE)), st.dictionaries(TEXT, PLAIN, max_size=3)), max_size=3))
 def test_round_trip(drawn: list[tuple[str, dict[str, Any]]]) -> None:
     """Any plain records come back in their order with `since`, their keys in any order give the same bytes."""
-    records = [{**rest, "kind": kind, "since": "0.2.0"} for kind, rest in drawn]
+    records = [{**rest, "kind": kind, "since": edits.SINCE[kind]} for kind, rest in drawn]
     packed = edits.pack(records)
     assert (edits.unpack(packed[edits.TAG]) if packed else []) == records
     turned = [{key: one[key] for key in reversed(one) if key != "since"} for one in records]
@@ -81,7 +81,7 @@ def test_an_unknown_kind_stands_in_the_way_of_no_reader() -> None:
         (["fold"], "edit 0: expected a mapping with the key kind"),
         ([{"kind": "fold"}, {"tensor": "w"}], "edit 1: expected a mapping with the key kind"),
         ([{"kind": "rotate"}], "edit 0: kind 'rotate' cannot be written: known are resize, select_inputs"),
-        ([{"kind": "binary"}], "edit 0: kind 'binary' cannot be written: it is reserved for a later version"),
+        ([{"kind": "threshold"}], "edit 0: kind 'threshold' cannot be written: it is reserved for a later version"),
         ([{"kind": "fold", 1: 2}], "edits: keys are text"),
         ([{"kind": "fold", "tensor": 0.5}], "edits: no JSON: 0.5 is no integer"),
         ([{"kind": "fold", "tensor": float("nan")}], "edits: no plain records: Out of range"),

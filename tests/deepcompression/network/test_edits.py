@@ -195,7 +195,7 @@ def test_the_closed_set_of_kinds() -> None:
     [
         ({"kind": "rotate"}, r"edit rotate: no version known here makes it; this is .*, which knows resize, "),
         ({"kind": "rotate", "since": "9.1"}, r"edit rotate: it needs deep-compression 9\.1; this is "),
-        ({"kind": "binary"}, "edit binary: the name is reserved for a later version; this is "),
+        ({"kind": "dictionary"}, "edit dictionary: the name is reserved for a later version; this is "),
         ({"kind": "threshold", "since": "0.4.0"}, r"edit threshold: it needs deep-compression 0\.4\.0; this is "),
         ({"kind": 3}, "an edit is a mapping with the key kind"),
         ("fold", "an edit is a mapping with the key kind, not 'fold'"),
@@ -272,7 +272,22 @@ VALUES = st.recursive(
     | st.booleans()
     | st.integers(-1, 9)
     | st.sampled_from(
-        ["", "0", "1", "3", "x", "0.weight", "3.bias", "static", "dynamic", "symmetric", "0:input[0]", "x:output[1]"]
+        [
+            "",
+            "0",
+            "1",
+            "3",
+            "x",
+            "0.weight",
+            "3.bias",
+            "static",
+            "dynamic",
+            "symmetric",
+            "0:input[0]",
+            "x:output[1]",
+            "signs",
+            "scaled",
+        ]
     ),
     lambda inner: (
         st.lists(inner, max_size=3)
@@ -280,7 +295,21 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-KEYS = ["module", "tensor", "count", "tensors", "modules", "sites", "range", "bits", "scheme", "since", "x"]
+KEYS = [
+    "module",
+    "tensor",
+    "count",
+    "tensors",
+    "modules",
+    "sites",
+    "range",
+    "bits",
+    "scheme",
+    "since",
+    "x",
+    "values",
+    "shape",
+]
 
 
 @settings(deadline=None, max_examples=150)
@@ -289,6 +318,7 @@ def test_any_plain_record_is_made_or_refused(kind: str, values: dict[str, Any], 
     """Records come from files of anybody: nothing but an EditError, and no half of an edit."""
     wanted = {"bypass": ["module"], "fold": ["tensor"], "select_inputs": ["module", "count"]}
     wanted |= {"resize": ["tensors", "modules"], "quantize_values": ["sites", "range", "bits", "scheme"]}
+    wanted |= {"binary": ["sites", "values", "shape"]}
     if data.draw(st.booleans()):  # the right keys, so that their values are looked at
         values = {key: values.get(key, data.draw(VALUES)) for key in wanted.get(kind, [])}
     model = mlp()
@@ -649,3 +679,66 @@ def test_a_hook_that_nobody_knows_is_not_taken_out() -> None:
 def test_edits_are_inputs_of_the_user() -> None:
     """A misfit ends with exit code 2, as all that is wrong with an input."""
     assert issubclass(EditError, InputError)
+
+
+# ---------------------------------------------------------------- binary
+
+SIGNS = {"kind": "binary", "sites": ["0:input[0]"], "values": "signs", "shape": []}
+SCALED = {"kind": "binary", "sites": ["2:input[0]"], "values": "scaled", "shape": [3, 1, 1]}
+
+
+def maps() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 3, 1), nn.Identity(), nn.Conv2d(3, 2, 1))
+
+
+def test_binary_values_go_through_a_file_into_the_users_model(tmp_path: Path) -> None:
+    """Signs, and a scale above a threshold of each channel; 0 of either sign becomes 1, NaN stays to be seen."""
+    edited = maps()
+    apply_all(edited, [SIGNS, SCALED])
+    names = ["0.input_0_edit", "2.input_0_scale", "2.input_0_threshold"]
+    assert [name for name in edited.state_dict() if "input" in name] == names
+    threshold = torch.tensor([0.5, -0.25, 0.0])
+    state = {**edited.state_dict(), names[1]: torch.tensor(0.75), names[2]: threshold.reshape(3, 1, 1)}
+    bridge.save(state, tmp_path / "m.dcz", edits=[SIGNS, SCALED])
+    loaded = bridge.load_into(maps(), tmp_path / "m.dcz")
+    with pytest.raises(InputError):
+        bridge.load_into(maps(), bridge_file_without_edits(state, tmp_path))
+    x = torch.randn(4, 2, 5, 5)
+    x[0, 0, 0, :2] = torch.tensor([0.0, -0.0])
+    middle = maps()[0](torch.where(x < 0, -1.0, 1.0))
+    given = torch.where(middle > threshold.reshape(3, 1, 1), 0.75, 0.0)
+    assert torch.equal(loaded(x), maps()[2](given))
+    x[0] = torch.nan
+    assert bool(loaded(x)[0].isnan().all()) and not bool(loaded(x)[1:].isnan().any())
+    state[names[1]] = torch.tensor(-1.0)
+    bridge.save(state, tmp_path / "n.dcz", edits=[SIGNS, SCALED])
+    with pytest.raises(EditError, match=r"edit binary: the scale of 2:input\[0\] must be finite and above 0, not -1"):
+        bridge.load_into(maps(), tmp_path / "n.dcz")
+
+
+def bridge_file_without_edits(state: Any, folder: Path) -> Path:
+    """What a reader sees who knows no edits."""
+    bridge.save(state, folder / "plain.dcz")
+    return folder / "plain.dcz"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"values": "sign"}, "values is one of signs, scaled, not 'sign'"),
+        ({"shape": [3]}, r"signs have no threshold: shape is \[\], not \[3\]"),
+        ({"values": "scaled", "shape": [2, 2]}, "shape is 1 but for channels"),
+        ({"values": "scaled", "shape": [1 << 40]}, "shape is 1 but for channels, of which there are at most 16777216"),
+        ({"values": "scaled", "shape": [0]}, "a size of shape is a whole number above 0, not 0"),
+        ({"sites": ["9:input[0]"]}, "the model has no module '9'"),
+        ({"bits": 1}, "the key 'bits' is not known here; expected sites, values, shape"),
+    ],
+)
+def test_a_binary_edit_that_fits_nothing_is_refused(changes: Any, told: str) -> None:
+    """One line, before memory is taken, and the model is as it was."""
+    model = maps()
+    before = shot(model)
+    with pytest.raises(EditError, match=f"^edit binary: {told}"):
+        apply(model, {**SIGNS, **changes})
+    assert shot(model) == before
