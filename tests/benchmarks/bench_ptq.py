@@ -55,7 +55,7 @@ def ours(folder: str, name: str, stages: list[dict[str, Any]], images: Tensor, p
         "threads": 1,
         "model": {"factory": "imagenet_sample:model", "weights": {"path": imagenet_sample.weights()}},
         "data": {"factory": "imagenet_sample:data", "kwargs": {"folder": folder}},
-        "stages": [*({"stage": "quantize", **one} for one in stages), {"stage": "encode", "coder": "auto"}],
+        "stages": [*({"stage": "quantize", **one} for one in stages), {"stage": "encode", "coder": "huffman"}],
         "python_path": [str(Path(__file__).parent)],
         "runs": str(place / "runs"),
         "store": str(place / "store"),
