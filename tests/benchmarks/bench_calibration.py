@@ -38,10 +38,11 @@ def _resnet(samples: int) -> tuple[nn.Module, Any]:
 
 
 def _efficientnet(folder: str, samples: int) -> tuple[nn.Module, Any]:
-    from imagenet_sample import model, sample
+    from imagenet_sample import data, model, weights
 
-    images = sample(folder).calibrate.images
-    return model(), lambda number: images[number * BATCH :][:BATCH]
+    images, net = data(folder).train[0], model()
+    net.load_state_dict(torch.load(weights(), weights_only=True))
+    return net, lambda number: images[number * BATCH :][:BATCH]
 
 
 def _measured(folder: str, observer: str, scheme: str, samples: int) -> dict[str, float]:
