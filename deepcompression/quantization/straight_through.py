@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-PIECE = 1 << 15  # values at a time on a CPU: three such buffers of float32 are in a core's cache together
+PIECE = 1 << 16  # values at a time on a CPU: three such buffers of float32 are in a core's cache together
 LARGEST = 1 << 30  # elsewhere
 _cut = torch.ops.aten.hardtanh_backward.grad_input  # a gradient where values are strictly between two numbers, else 0
 

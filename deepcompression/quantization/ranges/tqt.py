@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ class Tqt(Range):
 
     def __init__(self, first: First, integers: Integers) -> None:
         super().__init__(first, integers)
-        self.count = 2.0 ** math.ceil(math.log2(integers.high))
+        self.count = integers.high + 1
         threshold = torch.minimum(first.size, 3 * first.deviation) if first.scale is None else first.scale * self.count
         self.log = nn.Parameter(threshold.float().clamp(min=TINY).log2())
         self.register_buffer("norm", torch.zeros_like(self.log))

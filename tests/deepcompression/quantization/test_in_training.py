@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import deepcompression.torch as bridge
 from deepcompression.errors import StructureError
 from deepcompression.network.state import is_zero, plain_state
 from deepcompression.pruning.gradual import GradualPruning
-from deepcompression.quantization.in_training import QuantizedTraining, Weights
+from deepcompression.quantization.in_training import Activations, QuantizedTraining, Weights
+from deepcompression.quantization.ranges import RANGES
 from deepcompression.quantization.trained_grid import TrainedGrid
 from deepcompression.sharing.reassign import TrainedSharing
 from deepcompression.structure.check import check
@@ -216,6 +218,10 @@ def test_the_file_is_as_small_as_the_integers(bits: int, per: Any) -> None:
             r"2\.weight: is grid\(8\) already, which grid\(4\) would undo",
         ),
         ([QuantizedTraining({"0": 1})], {}, r"0\.weight: bits 1 is impossible, expected 2 to 16"),
+        ([QuantizedTraining(4), QuantizedTraining(2)], {}, r"0\.weight: quantize and quantize both claim its values"),
+        ([QuantizedTraining(Weights(4, "pact"))], {}, r"quantize: weights: range 'pact' is none of minmax, lsq"),
+        ([QuantizedTraining(Weights(4, scheme="asymmetric"))], {}, r"scheme: asymmetric goes with minmax or learned"),
+        ([QuantizedTraining(4, freeze_bn=1.5)], {}, r"freeze_bn 1\.5 is impossible, expected a fraction from 0 to 1"),
         ([QuantizedTraining(None, 17)], {}, r"0\.weight: bits 17 is impossible"),
         (
             [QuantizedTraining(None, {"0.bias": 8})],
@@ -232,3 +238,111 @@ def test_what_is_impossible_is_refused_before_training(methods: Any, structure: 
         attach(model, methods, 1, structure=structure)
     assert [type(one) for one in model] == [nn.Linear, nn.ReLU, nn.Linear]
     assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+RANGED = [
+    (word, scheme) for word, one in RANGES.items() for scheme in ("symmetric", "asymmetric")[: 1 + one.asymmetric]
+]
+
+
+@pytest.mark.parametrize(("word", "scheme"), RANGED)
+def test_every_range_trains_into_a_file(word: str, scheme: Any, tmp_path: Path) -> None:
+    """Weights on grids of so many bits, inputs by edits: the file makes the same network of the user's class."""
+    weights = Weights(4, word, "channel", scheme) if RANGES[word].weights else None
+    model = net()
+    made = train(model, QuantizedTraining(weights, Activations(6, word, scheme)), epochs=12)
+    assert made.fit.best_metric > 0.8
+    (account,) = (account for _, account in made.accounts)
+    if word == "pact":
+        assert account.notes == ["0:input[0]: values below 0 come by, so pact2 stands in for pact"]
+    for one in model.state_dict() if weights else ():
+        if one.endswith("weight"):
+            assert made.structure[one] == ("grid(4, 0)",)
+            assert max(len(row.unique()) for row in model.state_dict()[one]) <= 16
+    bridge.save(plain_state(model), tmp_path / "m.dcz", edits=account.edits)
+    again = bridge.load_into(net(), tmp_path / "m.dcz")
+    x = problem().train[0]
+    assert torch.equal(model.eval()(x), again.eval()(x))
+    assert [one["scheme"] for one in account.edits] == [scheme, "asymmetric"]  # unsigned values are from 0 on
+
+
+@pytest.mark.parametrize(("bits", "word"), [(16, "lsq"), (12, "minmax"), (2, "tqt")])
+def test_bits_are_from_2_to_16(bits: int, word: str) -> None:
+    """Many integers are as exact as few."""
+    model = net()
+    made = train(model, QuantizedTraining(Weights(bits, word)), epochs=1)
+    assert made.structure["0.weight"] == (f"grid({bits})",)
+    check(plain_state(model), plain_state(model), made.structure)
+
+
+class Turned(nn.Module):
+    """Convolutions there and back."""
+
+    def __init__(self, groups: int = 1) -> None:
+        super().__init__()
+        self.there, self.back = nn.Conv1d(2, 4, 1), nn.ConvTranspose1d(4, 2, 3, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 2, l) -> (n, 2, l + 2)."""
+        found: Tensor = self.back(self.there(x))
+        return found
+
+
+def test_channels_are_where_the_layer_has_its_outputs() -> None:
+    """A transposed convolution's are on axis 1; with groups they are on none, and that is said."""
+    model = Turned()
+    with attach(model, [QuantizedTraining(Weights(4, per="channel"))], 1) as session:
+        shapes = [one.parametrizations.weight[0].range.scale().shape for one in (model.there, model.back)]
+    assert shapes == [(4, 1, 1), (1, 2, 1)]
+    assert session.accounts[0][1].structure["back.weight"] == ("grid(4, 1)",)
+    with pytest.raises(StructureError, match=r"back\.weight: is of a transposed convolution with 2 groups"):
+        attach(Turned(groups=2), [QuantizedTraining(Weights(4, per="channel"))], 1)
+
+
+def test_levels_of_pact_are_in_the_loss() -> None:
+    """Their squares, as much as is asked for."""
+    model, (x, y) = net(), problem().train
+    with attach(model, [QuantizedTraining(activations=Activations(4, "pact", penalty=0.5))], 5, samples=[(x, y)]) as on:
+        levels = [float(model[site].input_0_range.level().detach()) for site in (0, 2)]
+        loss = on.loss(torch.zeros(()), (x, y), None).detach()
+        assert float(loss) == pytest.approx(0.5 * sum(one**2 for one in levels))
+
+
+class Normed(nn.Sequential):
+    """With BatchNorm between two layers."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+
+
+def test_batchnorm_stands_still_for_the_last_part() -> None:
+    """Its statistics do not move any more, whatever mode a loop puts the model in; its weights learn; then it is free."""
+    model, seen, (x, y) = Normed(), [], problem().train
+    with attach(model, [QuantizedTraining(4, freeze_bn=0.5)], 8) as session:
+        optimizer = torch.optim.SGD(session.parameters(lr=0.1))
+        for _ in range(8):
+            model.train()
+            outputs = model(x)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(outputs, y).backward()
+            optimizer.step()
+            session.step()
+            seen.append([one.clone() for one in (*model[1].buffers(), model[1].weight)])
+    moved = [[not torch.equal(*pair) for pair in zip(*two, strict=True)] for two in pairwise(seen)]
+    assert moved == [[True] * 4] * 3 + [[False, False, False, True]] * 4
+    model.train()(x)
+    assert not torch.equal(model[1].running_mean, seen[-1][0])
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (torch.full((4, 6), math.nan), r"0:input\[0\]: NaN, infinity or more than 1e154 came by it"),
+        (torch.zeros(0, 6), r"0:input\[0\]: all that came by it was empty"),
+    ],
+)
+def test_samples_without_a_number_are_told(batch: Tensor, message: str) -> None:
+    """Before anything trains, with the site."""
+    with pytest.raises(StructureError, match=message):
+        attach(net(), [QuantizedTraining(activations=8)], 1, samples=[batch])

@@ -6,6 +6,8 @@ import math
 import os
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from deepcompression.errors import DataError, DivergedError, FactoryError, Stora
 from deepcompression.network.state import plain_state
 from deepcompression.pruning.gradual import GradualPruning
 from deepcompression.pruning.l0 import L0
-from deepcompression.quantization.in_training import QuantizedTraining
+from deepcompression.quantization.in_training import Activations, QuantizedTraining, Weights
+from deepcompression.quantization.ranges import RANGES
 from deepcompression.sharing.centroids import Centroids
 from deepcompression.sharing.reassign import TrainedSharing
 from deepcompression.structure.constraints import Structure, structured
@@ -202,6 +205,18 @@ def taught() -> list[Method]:
     return [GradualPruning(0.3), Distillation(), DropoutCorrection({"3": "4"})]
 
 
+def quantized(first: str, second: str) -> list[Method]:
+    """Two ranges, one on each layer; 0 moves where it can; BatchNorm stands still from the middle on."""
+    return [_quantized("4.weight", first), _quantized("0.weight", second)]
+
+
+def _quantized(name: str, word: str) -> QuantizedTraining:
+    scheme = "asymmetric" if RANGES[word].asymmetric else "symmetric"
+    weights = Weights({name: 3}, word, scheme=scheme) if RANGES[word].weights else None
+    return QuantizedTraining(weights, Activations({name: 4}, word, scheme), freeze_bn=0.5)
+
+
+PAIRS = list(zip_longest(list(RANGES)[::2], list(RANGES)[1::2], fillvalue="lsq"))
 KILLED: dict[str, tuple[Callable[[], Problem], Callable[[], list[Method]], Callable[[], tuple[nn.Module, Any]]]] = {
     "tensors": (lambda: problem(augment=noise), lambda: [], lambda: (net(), None)),
     "loader": (loader, lambda: [], lambda: (net(), None)),
@@ -210,6 +225,7 @@ KILLED: dict[str, tuple[Callable[[], Problem], Callable[[], list[Method]], Calla
     "centroids": (problem, lambda: [Centroids()], coarse),
     "gates": (problem, lambda: [L0(1.0)], lambda: (net(), None)),
     "pruning, learned steps": (problem, lambda: [GradualPruning(0.3), QuantizedTraining(3, 4)], lambda: (net(), None)),
+    **{f"ranges {' '.join(pair)}": (problem, partial(quantized, *pair), lambda: (net(), None)) for pair in PAIRS},
     "pruning, distillation, dropout": (problem, taught, lambda: (net(), None)),
 }
 
