@@ -143,10 +143,7 @@ class QuantizedTraining(Method):
             one.install(model)
         if self.freeze_bn is not None:
             self._frozen = FrozenNorms(model)
-        trained = [
-            *(grid.range for grid, _ in held_by(model, TrainedGrid).values()),
-            *(one.range for one in self._inputs),
-        ]
+        trained = [*(grid.range for grid in self._grids(model).values()), *(one.range for one in self._inputs)]
         learned = [parameter for one in trained for parameter in one.parameters()]
         return [{"params": learned, "weight_decay": 0.0}] if learned else []
 
@@ -162,7 +159,7 @@ class QuantizedTraining(Method):
 
     def after_step(self, model: nn.Module, now: Now) -> None:
         """Keeps sizes above zero."""
-        for grid, _ in held_by(model, TrainedGrid).values():
+        for grid in self._grids(model).values():
             grid.range.keep_sound()
         for one in self._inputs:
             one.range.keep_sound()
@@ -180,7 +177,7 @@ class QuantizedTraining(Method):
 
     def close(self, model: nn.Module) -> None:
         """Takes what quantizes activations and freezes BatchNorm out of the model; remembers steps."""
-        self._steps = {name: one.range.scale().cpu() for name, (one, _) in held_by(model, TrainedGrid).items()}
+        self._steps = {name: grid.range.scale().cpu() for name, grid in self._grids(model).items()}
         for one in self._inputs:
             one.remove(model)
         if self._frozen is not None:
@@ -208,6 +205,10 @@ class QuantizedTraining(Method):
             },
             notes=self._notes(),
         )
+
+    def _grids(self, model: nn.Module) -> dict[str, TrainedGrid]:
+        """Its own: another one may quantize other tensors."""
+        return {name: grid for name, (grid, _) in held_by(model, TrainedGrid).items() if name in self._bits}
 
     def _notes(self) -> list[str]:
         """Where another range stands in for the one that was asked for; which inputs are left as they are."""

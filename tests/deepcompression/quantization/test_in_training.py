@@ -317,7 +317,7 @@ class Normed(nn.Sequential):
 
 
 def test_batchnorm_stands_still_for_the_last_part() -> None:
-    """Its statistics do not move any more, whatever mode a loop puts the model in; its weights learn; then it is free."""
+    """Its statistics do not move, whatever mode a loop puts the model in; its weights learn; afterwards it is free."""
     model, seen, (x, y) = Normed(), [], problem().train
     with attach(model, [QuantizedTraining(4, freeze_bn=0.5)], 8) as session:
         optimizer = torch.optim.SGD(session.parameters(lr=0.1))
