@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,11 @@ from torch import Tensor
 from deepcompression.errors import StructureError
 from deepcompression.network.state import normalised, replaced
 from deepcompression.sharing.entropy_constrained import rate_codebook
-from deepcompression.sharing.kmeans import Init, kmeans1d
+from deepcompression.sharing.kmeans import Codebook, Init, kmeans1d
+from deepcompression.sharing.nearest import uniform
+from deepcompression.sharing.sklearn_kmeans import sklearn_kmeans
+
+Solver = Literal["own", "sklearn", "uniform"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -44,6 +48,7 @@ def share(
     bits: Mapping[str, int],
     *,
     init: Init = "linear",
+    solver: Solver = "own",
     rate: Mapping[str, float] | float = 0.0,
     seed: int = 0,
     padding: Mapping[str, int] | None = None,
@@ -57,6 +62,8 @@ def share(
         state: tensors by name, any shapes; not changed. float64 is clustered by its float32 values.
         bits: tensor name -> 1 to 16.
         init: ``linear``, ``density``, ``random`` (the paper's three), or ``optimal``; with a rate always the last.
+        solver: what finds the values where there is no rate: ``own`` (``kmeans1d``), ``sklearn`` (its KMeans, for
+            reference), or ``uniform``: evenly spaced between the least and the greatest, as ``linear`` begins.
         rate: see ``rate_codebook``; of all tensors, or by name.
         seed: of ``random``.
         padding: tensor name -> row that is left alone.
@@ -81,7 +88,9 @@ def share(
         shared[name] = weight.clone()
         if chosen.any():
             drawn = _by_rate(name, weight, chosen, width, rates[name]) if rates[name] else None
-            shared[name][chosen] = _by_error(weight[chosen], width, init, seed + number) if drawn is None else drawn
+            shared[name][chosen] = (
+                _by_error(weight[chosen], width, init, solver, seed + number) if drawn is None else drawn
+            )
         layers.append(account(name, width, weight[chosen], shared[name][chosen]))
     return SharedState(replaced(clean, shared), layers)
 
@@ -117,11 +126,17 @@ def account(name: str, bits: int, before: Tensor, after: Tensor) -> LayerSharing
     return LayerSharing(name, bits, torch.unique(used).float().tolist(), used.numel(), error, (error / count) ** 0.5)
 
 
-def _by_error(values: Tensor, bits: int, init: Init, seed: int) -> Tensor:
+def _by_error(values: Tensor, bits: int, init: Init, solver: Solver, seed: int) -> Tensor:
     """The centroid of each value (m,), as the paper has it."""
-    book = kmeans1d(values.float().numpy(), 2**bits, init=init, seed=seed)
+    book = _book(values.float().numpy(), 2**bits, init, solver, seed)
     centroids = _without_zero(torch.from_numpy(book.centroids).to(values.dtype), values.double().numpy(), book.codes)
     return centroids[torch.from_numpy(book.codes.astype(np.int32))]
+
+
+def _book(values: NDArray[np.float32], k: int, init: Init, solver: Solver, seed: int) -> Codebook:
+    if solver == "uniform":
+        return uniform(values, k)
+    return (sklearn_kmeans if solver == "sklearn" else kmeans1d)(values, k, init=init, seed=seed)
 
 
 def _by_rate(name: str, weight: Tensor, chosen: Tensor, bits: int, rate: float) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.execution.bench import Bench, Product, covering
 from tasks.execution.patterns import RESOLVED, SELECTED
@@ -32,12 +32,24 @@ class Settings(Stage):
     stage: Literal["share"]
     bits: Annotated[Bits | dict[str, Bits], ByName, SELECTED] = 5
     init: Literal["linear", "density", "random", "optimal"] = "linear"
+    solver: Literal["own", "sklearn", "uniform"] = Field(
+        "own",
+        description="what finds the values: own k-means, scikit-learn's for reference, or uniform: evenly spaced ones",
+    )
     rate: Annotated[Rate | dict[str, Rate], ByName, RESOLVED] = Field(
         0.0,
         description="what a coded bit is worth, as a fraction of the weights' mean square: 0 is plain k-means; 0.01 to "
         "0.1 make the file smaller, and prune further, at some error",
     )
     train: Reassign | None = Field(None, description="train meanwhile; else weights are shared as they are")
+
+    @model_validator(mode="after")
+    def _solved(self) -> Settings:
+        if self.solver != "own" and (self.rate or self.train):
+            raise ValueError(f"solver: {self.solver} goes without rate and train")
+        if (self.solver, self.init) in (("sklearn", "optimal"), ("uniform", "optimal")):
+            raise ValueError(f"solver: {self.solver} does not go with init: optimal, which solver: own finds")
+        return self
 
     @property
     def draws(self) -> bool:
@@ -81,6 +93,7 @@ def _at_once(bench: Bench, settings: Settings) -> Product:
         state.plain_state(model),
         bits,
         init=settings.init,
+        solver=settings.solver,
         rate=_rates(model, settings.rate, bits),
         seed=bench.seed,
         padding=padding_rows(model),
