@@ -244,7 +244,7 @@ def _grouped(shape: tuple[int, ...]) -> Iterator[Groups]:
         yield Groups(row)
     else:
         row = math.prod(shape)
-    yield from (Groups(size) for size in reversed(_GROUPS) if size < row and shape[-1] % size == 0)
+    yield from (Groups(size) for size in reversed(_GROUPS) if size < row and row % size == 0)
     for axis in range(1, len(shape)):
         run, channels, rounds = math.prod(shape[axis + 1 :]), shape[axis], math.prod(shape[:axis])
         if channels > 1 and rounds > 1:

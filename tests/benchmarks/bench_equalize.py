@@ -1,6 +1,6 @@
 """Weights on grids after training, on a depthwise net for digits: with and without corrections and equalization.
 
-`python tests/benchmarks/bench_equalize.py [--epochs 15] [--seed 0]`. About a minute on one core. The table has points of
+`python tests/benchmarks/bench_equalize.py`, a minute on one core. The table has points of
 test accuracy, and the mean KL divergence of the outputs from those of the float net.
 """
 
