@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> Non
     public(*model.state_dict(), str(run.metric_object().name))
     _match(run, model, run.hold)
     structure: Structure = {}
+    quantized: dict[str, str] = {}
     for label, settings in stages:
         for spec in factories_in(plain(settings)):
             factory.load(spec)
@@ -73,10 +74,21 @@ def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> Non
                 settings.fits(run, model)
                 settings.follows(model, structure)
                 structure = together(structure, settings.leaves(model))
+                sites = settings.sites(model)
+                _refuse_twice(sites, quantized)
+                quantized |= dict.fromkeys(sites, label)
         except InputError as error:
             raise type(error)(f"stage {label}: {error}") from None
     refuse_hidden_state(run)  # first: a forward that makes layers leaves a model that the trial cannot put back
     trial(run, stages, test=test)
+
+
+def _refuse_twice(sites: Collection[str], quantized: Mapping[str, str]) -> None:
+    from deepcompression.errors import StructureError
+
+    for site in sorted(sites):
+        if site in quantized:
+            raise StructureError(f"{site}: stage {quantized[site]} quantizes it already; leave it out of activations")
 
 
 def _match(run: Run, model: Any, settings: BaseModel) -> None:

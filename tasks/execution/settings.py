@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -128,6 +128,10 @@ class MethodSettings(Strict):
         """Kinds of edits that it makes of the model, each with the key that asks for it."""
         return {}
 
+    def sites(self, model: nn.Module) -> Collection[str]:
+        """What goes into layers of the model, as ``layer:input[0]``, that it puts on grids."""
+        return ()
+
 
 class Distil(MethodSettings):
     """Distillation (Hinton 2015): the loss is part that of the labels, part that of a teacher's opinion of each sample.
@@ -243,6 +247,10 @@ class Stage(Strict):
     def leaves(self, model: nn.Module) -> Structure:
         """What the stage will make true of tensors of the model, as far as that can be told before."""
         return {}
+
+    def sites(self, model: nn.Module) -> Collection[str]:
+        """What goes into layers, as ``layer:input[0]``, that it puts on grids: once a recipe."""
+        return {site for _, part in parts(self) if isinstance(part, MethodSettings) for site in part.sites(model)}
 
     def also(self) -> Mapping[str, Any] | None:
         """What decides the result and stands in no key, such as the contents of a file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
@@ -12,6 +12,8 @@ from tasks.execution.patterns import SELECTED
 from tasks.execution.settings import ByName, MethodSettings, Strict
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from deepcompression.training.method import Method
 
 GridBits = Annotated[int, Field(ge=2, le=16)]
@@ -85,6 +87,12 @@ class Settings(MethodSettings):
     def edits(self) -> Mapping[str, str]:
         """Activations are rounded by what is put before layers."""
         return {"quantize_values": "quantize.activations"} if self.activations else {}
+
+    def sites(self, model: nn.Module) -> Collection[str]:
+        """Inputs of the layers that are meant."""
+        from deepcompression.quantization.inputs import inputs_of
+
+        return [str(site) for site in inputs_of(model, self.activations.bits).sites] if self.activations else []
 
     def make(self) -> Method:
         """The method."""

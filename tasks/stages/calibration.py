@@ -80,11 +80,11 @@ class Activations(Strict):
         plan = plan if self.percentile is None else replace(plan, percentile=self.percentile)
         return plan if self.search is None else replace(plan, steps=self.search.steps)
 
-    def refuse_unfit(self, model: nn.Module) -> None:
-        """Raises StructureError where what is named has no input that could be quantized."""
+    def sites(self, model: nn.Module) -> Collection[str]:
+        """The inputs that are meant; StructureError where one that is named cannot be quantized."""
         from deepcompression.quantization.inputs import inputs_of
 
-        inputs_of(model, self.bits)
+        return [str(site) for site in inputs_of(model, self.bits).sites]
 
 
 def on_grids(bench: Bench, before: Product, product: Product, activations: Activations) -> Product:

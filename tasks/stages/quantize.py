@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from deepcompression.quantization.precision import Rounded
     from deepcompression.structure.constraints import Structure
-    from tasks.execution.run import Run
 
 NAMED = 3  # tensors that a sentence names
 
@@ -76,10 +75,9 @@ class Settings(Stage):
         """What is rounded and on no grid is not held while weights learn."""
         return self.codebook != "float32" or self.rest != "float32"
 
-    def fits(self, run: Run, model: nn.Module) -> None:
-        """What is named has inputs."""
-        if self.activations:
-            self.activations.refuse_unfit(model)
+    def sites(self, model: nn.Module) -> Collection[str]:
+        """Inputs of the layers that are meant; StructureError where one of them cannot be quantized."""
+        return {*super().sites(model), *(self.activations.sites(model) if self.activations else ())}
 
     def edits(self) -> Mapping[str, str]:
         """Activations are rounded by what is put before layers."""

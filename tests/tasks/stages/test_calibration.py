@@ -15,6 +15,7 @@ from quiet_runs import quiet_run
 from deepcompression import torch as files
 from deepcompression.errors import StructureError
 from deepcompression.quantization.observers import OBSERVERS
+from tasks.execution.check import check
 from tasks.execution.execute import execute
 from tasks.execution.run import Reference, Run
 from tasks.execution.settings import Data, Factory, Model, Training
@@ -127,10 +128,28 @@ def test_keys_that_do_not_go_together(keys: dict[str, Any], words: str) -> None:
         Settings(stage="quantize", **keys)
 
 
-def test_names_that_have_no_input_are_refused_before_anything_trains(run: Run) -> None:
-    """By the same check that looks patterns up; all observers of the library can be named."""
-    keys = Settings(stage="quantize", activations={"bits": {"gru.weight_hh_l0": 8}})  # type: ignore[arg-type]
-    with pytest.raises(StructureError, match="its input cannot be quantized: it multiplies what gru computes inside"):
-        keys.fits(run, run.blank_model())
+def test_what_cannot_be_quantized_or_is_already_is_refused_before_anything_trains(run: Run) -> None:
+    """By the check that looks patterns up: inner weights by name; sites that an earlier stage quantizes, either way."""
+    keys = [
+        ("train", {"epochs": 1, "methods": [{"quantize": {"activations": {"bits": {"a": 4}}}}]}),
+        ("quantize", {"activations": {"bits": {"b": 8}}}),
+        ("quantize", {"activations": {}}),
+        ("quantize", {"activations": {"bits": {"gru.weight_hh_l0": 8}}}),
+    ]
+    train, other, every, inner = [
+        (f"{word}-{place}", settings_of(word)(stage=word, **one)) for place, (word, one) in enumerate(keys)
+    ]
+    check(run, [train, other])
+    for stages, words in (
+        (
+            [train, every],
+            r"stage quantize-2: a:input\[0\]: stage train-0 quantizes it already; leave it out of",
+        ),
+        ([other, every], r"b:input\[0\]: stage quantize-1 quantizes it already"),
+        ([every, train], r"stage train-0: a:input\[0\]: stage quantize-2 quantizes it already"),
+        ([inner], "stage quantize-3: gru.weight_hh_l0: its input cannot be quantized: it multiplies what gru computes"),
+    ):
+        with pytest.raises(StructureError, match=words):
+            check(run, stages)
     assert set(get_args(Observer)) == {*OBSERVERS, "auto"}
-    assert keys.edits() == {"quantize_values": "activations"}
+    assert every[1].edits() == {"quantize_values": "activations"}  # type: ignore[attr-defined]
