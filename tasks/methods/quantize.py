@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from deepcompression.quantization.ranges import RANGES, misfit
 from tasks.execution.patterns import SELECTED
-from tasks.execution.settings import ByName, MethodSettings, Strict
+from tasks.execution.settings import ByName, MethodSettings, Strict, table_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,6 +83,11 @@ class Settings(MethodSettings):
         if not (self.weights or self.activations):
             raise ValueError("expected weights, activations, or both, such as weights: {bits: 4}")
         return self
+
+    def widths(self) -> list[int]:
+        """All bits that are asked for."""
+        tables = [table_of(one.bits) for one in (self.weights, self.activations) if one is not None]
+        return [bits for table in tables for bits in table.values()]
 
     def edits(self) -> Mapping[str, str]:
         """Activations are rounded by what is put before layers."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model, model_serializer, model_validator
 
 from tasks.execution.bench import Bench, Product, trained
-from tasks.execution.settings import MethodSettings, Stage, Strict, Training
+from tasks.execution.settings import Distil, MethodSettings, Stage, Strict, Training
 from tasks.methods import METHODS, settings_of
+from tasks.methods.quantize import Settings as Quantize
 
 if TYPE_CHECKING:
     from torch import nn
 
     from deepcompression.training.method import Method
     from tasks.execution.run import Run
+
+
+COARSE, COOL = 4, 2.0  # below so many bits a temperature above 2 costs accuracy
 
 
 class One(Strict):
@@ -59,11 +64,36 @@ class Settings(Training, Stage):
         min_length=1, description=f"each by its name: {', '.join(METHODS)}"
     )
 
+    @model_validator(mode="after")
+    def _temperate(self) -> Settings:
+        """Below 4 bits a teacher's temperature is 2 where none is given."""
+        if self.is_coarse():
+            methods = [_cooled(entry) if "distil" in entry.model_fields_set else entry for entry in self.methods]
+            self.__dict__.update(methods=methods, distil=_cool(self.distil))  # it is frozen from here on
+        return self
+
+    def is_coarse(self) -> bool:
+        """Whether something is quantized to fewer than 4 bits."""
+        kinds = [entry.settings() for entry in self.methods]
+        widths = [bits for one in kinds if isinstance(one, Quantize) for bits in one.widths()]
+        return min(widths, default=COARSE) < COARSE
+
     def fits(self, run: Run, model: nn.Module) -> None:
         """No two methods claim the same of a tensor."""
         from deepcompression.training.session import claims_of
 
         claims_of(model, _made(self), {})
+
+
+def _cooled(entry: Any) -> Any:
+    return entry.model_copy(update={"distil": _cool(entry.distil)})
+
+
+def _cool(distil: Distil | None) -> Distil | None:
+    """With the temperature that suits few bits, unless one was given."""
+    if distil is None or "temperature" in distil.model_fields_set:
+        return distil
+    return distil.model_copy(update={"temperature": COOL})
 
 
 def _made(settings: Settings) -> list[Method]:
@@ -72,4 +102,12 @@ def _made(settings: Settings) -> list[Method]:
 
 def work(bench: Bench, settings: Settings) -> Product:
     """The weights of the stage before, trained with methods at work; what was true of them stays so."""
-    return trained(bench, settings, _made(settings))
+    made = trained(bench, settings, _made(settings))
+    return replace(made, notes=[*made.notes, *_told(settings)])
+
+
+def _told(settings: Settings) -> list[str]:
+    """What stands in no key that was written."""
+    taught = [settings.distil, *(one for one in (entry.settings() for entry in settings.methods))]
+    cool = any(isinstance(one, Distil) and one.temperature == COOL for one in taught)
+    return [f"distil: temperature {COOL:g}, the default below {COARSE} bits"] if cool and settings.is_coarse() else []

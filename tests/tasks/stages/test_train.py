@@ -151,6 +151,18 @@ def test_two_methods_that_claim_the_same_are_refused(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
+    ("bits", "keys", "temperature"),
+    [(4, {}, 4.0), (3, {}, 2.0), ({"0.weight": 8, "default": 2}, {"weight": 0.3}, 2.0), (2, {"temperature": 3.0}, 3.0)],
+)
+def test_below_4_bits_the_default_temperature_is_2(bits: Any, keys: dict[str, float], temperature: float) -> None:
+    """As a method and as the training's key; one that is given stays; the resolved recipe has it."""
+    methods = [{"quantize": {"weights": {}, "activations": {"bits": bits}}}, {"distil": keys}]
+    made = train.Settings(stage="train", methods=methods, distil=keys).model_dump(mode="json")
+    assert made["methods"][1]["distil"]["temperature"] == made["distil"]["temperature"] == temperature
+    assert train.Settings(**made).model_dump(mode="json") == made
+
+
+@pytest.mark.parametrize(
     ("methods", "told"),
     [
         ([], "at least 1 item"),
@@ -158,6 +170,12 @@ def test_two_methods_that_claim_the_same_are_refused(run: Run) -> None:
         ([{"prune": {"density": 0.1}, "distil": {}}], "expected one method in each entry"),
         ([{"prune": {"density": 1.5}}], "less than or equal to 1"),
         ([{"prune": {"density": 0.1, "rampp": 1}}], "rampp"),
+        ([{"quantize": {}}], "expected weights, activations, or both"),
+        ([{"quantize": {"weights": {"bits": 1}}}], "greater than or equal to 2"),
+        ([{"quantize": {"weights": {"range": "pact"}}}], "'minmax', 'lsq', 'tqt' or 'learned'"),
+        ([{"quantize": {"weights": {"scheme": "asymmetric"}}}], "asymmetric goes with minmax or learned"),
+        ([{"quantize": {"activations": {"penalty": 0.1}}}], "penalty is of range pact and pact2, not of lsq"),
+        ([{"quantize": {"weights": {}, "freeze_bn": 2}}], "less than or equal to 1"),
     ],
 )
 def test_wrong_methods_are_refused_with_the_recipe(methods: Any, told: str) -> None:
