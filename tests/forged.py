@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deepcompression.codec import arithmetic, encoder, head, huffman, streams
+from deepcompression.codec import apart, arithmetic, encoder, head, huffman, parting, streams, tiling
 from deepcompression.codec.bitstream import varint
 from deepcompression.codec.dtypes import DTYPES
 from deepcompression.codec.index import MAGIC
@@ -85,7 +85,11 @@ def wild(random: Random, chunk: int | None = None) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder, "_smaller", smaller)
-        patch.setattr(encoder, "min", least, raising=False)
+        for module in (encoder, apart, parting, tiling):
+            patch.setattr(module, "min", least, raising=False)
+        patch.setattr(parting, "promising", lambda _, stored, how: DTYPES[stored].floating and random.random() < 0.5)
+        patch.setattr(tiling, "_LEAST", 1)
+        patch.setattr(tiling, "_GAIN", 2.0)
         patch.setattr(streams, "plan", plan)
         if chunk is not None:
             small_chunks(patch.setattr, chunk)

@@ -147,7 +147,7 @@ def _codebook(flat: Bits, how: Writing) -> Shared | None:
 
 def _distinct(flat: Bits) -> Bits | None:
     """The distinct non-zero elements, ascending as integers; None for more than a book may have."""
-    known = np.unique(flat[: _SLICE // 4])
+    known = np.unique(flat[: _SLICE // 8])
     known = known[known != 0]
     for start in range(0, flat.size, _SLICE):
         if known.size >= MOST_DISTINCT:
@@ -238,14 +238,14 @@ def _on_grids(flat: Bits, plain: Bits, negative: NDArray[np.bool_] | None, group
 
 
 def _grouped(shape: tuple[int, ...]) -> Iterator[Groups]:
-    """Groups that checkpoints have: rows, parts of them, channels of the other axes, parts of these."""
+    """Groups that checkpoints have: rows, parts of them, channels of the second and the last axis, parts of these."""
     row = math.prod(shape[1:])
     if len(shape) > 1:
         yield Groups(row)
     else:
         row = math.prod(shape)
     yield from (Groups(size) for size in reversed(_GROUPS) if size < row and row % size == 0)
-    for axis in range(1, len(shape)):
+    for axis in sorted({1, len(shape) - 1}) if len(shape) > 1 else ():
         run, channels, rounds = math.prod(shape[axis + 1 :]), shape[axis], math.prod(shape[:axis])
         if channels > 1 and rounds > 1:
             yield Groups(run, channels, rounds)
@@ -276,11 +276,13 @@ def _beginnings(flat: NDArray[Any], groups: Groups) -> NDArray[Any]:
 def _hopeful(flat: Bits, groups: Groups, dtype: str) -> bool:
     """Whether the beginnings of a few groups may be on a grid, or share values."""
     sample = _beginnings(flat, groups)
-    if dtype in GRID_DTYPES and grids.recognise(sample, dtype) is not None:
-        return True
     ordered = np.sort(sample, axis=1)
     distinct = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1)
-    return bool((distinct <= min(groups.size // 4, 256, sample.shape[1] // 2)).all())
+    if (distinct == sample.shape[1]).all():  # of some that are shared, or on a grid that is worth it, a few are equal
+        return False
+    if (distinct <= min(groups.size // 4, 256, sample.shape[1] // 2)).all():
+        return True
+    return dtype in GRID_DTYPES and grids.recognise(sample, dtype) is not None
 
 
 def _group_codebooks(rows: Bits, groups: Groups, dtype: str) -> Shared | None:

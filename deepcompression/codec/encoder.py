@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcompression._parallel import mapped
-from deepcompression.codec import arithmetic, arrays, codebooks, positions, streams
+from deepcompression.codec import apart, arithmetic, codebooks, parting, positions, streams, tiling
 from deepcompression.codec import head as heads
+from deepcompression.codec.apart import SAMPLE, Piece, Written, cut, deflater, fitted, plain, plan_codes
 from deepcompression.codec.arithmetic import Model
 from deepcompression.codec.bitstream import varint
 from deepcompression.codec.book import Book
 from deepcompression.codec.codebooks import Shared
 from deepcompression.codec.dtypes import DTYPES, Bits, Writing, narrow
-from deepcompression.codec.head import ADAPTIVE, version_of, write_head
+from deepcompression.codec.head import ADAPTIVE, write_head
 from deepcompression.codec.huffman import Symbols
 from deepcompression.codec.masks import Masks
 from deepcompression.codec.positions import DENSE, FLAGS, Places
 from deepcompression.codec.streams import Stream
+from deepcompression.codec.tiles import Tiles
 
-_NEWER = 16  # bytes that a form of version 2 has to save
-_SAMPLE = 1 << 18
 _SMALL = 1 << 16
-_PRIORS = (6, 2, 3, 4, 5, 7, 8, 15)
 _WORTH = 1 / 1000  # of the bytes, below which a layout is not tried
 _DENSE_UP_TO = 0.95  # share of zeros beyond which nothing was ever smallest as codes of all elements
-
-
-class Written(NamedTuple):
-    """A blob's head and chunks; `size` counts both."""
-
-    head: bytes
-    chunks: list[bytes]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the blob."""
-        return len(self.head) + sum(map(len, self.chunks))
-
-    @property
-    def price(self) -> int:
-        """Bytes, and some for what readers of version 1 cannot read."""
-        return self.size + _NEWER * (version_of(self.head) - 1)
 
 
 def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, threads: int = 1) -> bytes:
@@ -104,21 +85,38 @@ def _encode_shared(way: Shared, how: Writing) -> Written | None:
             views = _views(left.symbols, view, way.book.k) if mask is None and not left.symbols.all() else [view]
             for view in views:
                 best = _smaller(best, _arithmetic(left, mask, view, how))
+    for tiles in tiling.find(way.symbols, how):
+        best = _smaller(best, _tiled(way, tiles, how))
     return best
+
+
+def _tiled(way: Shared, tiles: Tiles, how: Writing) -> Written:
+    """Values as codes, and where they are by tiles."""
+    flags = tiles.arranged(way.symbols) != 0
+    if tiles.most:
+        symbols, book = way.symbols, way.book
+        codes = tiles.arranged(symbols)[flags] - symbols.dtype.type(1)
+    else:
+        stored = np.repeat(flags.reshape(-1, tiles.size).any(axis=1), tiles.size)
+        dense, book = _dense(way, bool((stored > flags).any()))
+        codes = tiles.arranged(dense)[stored]
+    where, kept = tiling.positions_of(flags, tiles, how)
+    what = apart.codes(np.split(codes, kept), book.k, how)
+    return apart.joined(lambda form: write_head(how.dtype, form, tiles, 0, book), where, what)
 
 
 def _views(symbols: NDArray[Any], columns: int, k: int) -> list[int]:
     """Columns worth a try: an output channel a row; and the best part of one, e.g. a row of the pixels that it sees."""
     parts = [part for part in range(2, math.isqrt(columns) + 1) if columns % part == 0]
-    narrower = sorted({part for one in parts for part in (one, columns // one) if 4 <= part <= _SAMPLE})
+    narrower = sorted({part for one in parts for part in (one, columns // one) if 4 <= part <= SAMPLE})
 
     def size(view: int) -> float:
-        sample = symbols[: max(1, _SAMPLE // view) * view]
+        sample = symbols[: max(1, SAMPLE // view) * view]
         code = arithmetic.encode(sample, Model(view, k, True, 0x66, 2), 4 * len(sample) + 64)
         return math.inf if code is None else len(code) / len(sample)
 
     best = min(narrower, key=size, default=columns)
-    if columns > _SAMPLE:
+    if columns > SAMPLE:
         return [best]
     return [columns] if best == columns or size(columns) <= size(best) else [columns, best]
 
@@ -133,13 +131,9 @@ def _masks(symbols: Symbols, columns: int) -> Masks | None:
     return None if (rows.all() and across.all()) or not rows.any() else Masks(columns, rows, across)
 
 
-def _cut(symbols: NDArray[Any], chunk: int) -> list[NDArray[Any]]:
-    return [symbols[i : i + chunk] for i in range(0, len(symbols), chunk)]
-
-
 def _streams(way: Shared, mask: Masks | None, how: Writing) -> Written | None:
     """The smallest of dense, bitmap and gaps, each with the best streams of codes; `way` is what `mask` leaves."""
-    parts = _cut(way.symbols, heads.CHUNK)
+    parts = cut(way.symbols, heads.CHUNK)
     counts = codebooks.histogram(way.symbols, way.book.k + 1, how.threads)
     options: list[tuple[int, Callable[[], Written]]] = []
     # Codebooks of groups take in zero group by group, which masks tear apart.
@@ -147,7 +141,7 @@ def _streams(way: Shared, mask: Masks | None, how: Writing) -> Written | None:
     if counts[0] <= (0 if torn else _DENSE_UP_TO * len(way.symbols)):
         options.append(_dense_option(way, counts, mask, how))
     if counts[0]:
-        cost, stream = _plan_codes(parts, counts[1:], way.book.k, how)
+        cost, stream = plan_codes(parts, counts[1:], way.book.k, how)
         head = 2 + len(write_head(how.dtype, 0, mask, 0, way.book)) + cost
         for size, places in positions.plans(parts, how):
             begin = write_head(how.dtype, places.kind, mask, 0, way.book)
@@ -159,9 +153,9 @@ def _dense_option(
     way: Shared, counts: NDArray[np.int64], mask: Masks | None, how: Writing
 ) -> tuple[int, Callable[[], Written]]:
     codes, book = _dense(way, bool(counts[0]))
-    parts = _cut(codes, heads.CHUNK)
+    parts = cut(codes, heads.CHUNK)
     total = codebooks.histogram(codes, book.k, how.threads)
-    cost, stream = _plan_codes(parts, total, book.k, how, sparse=False)
+    cost, stream = plan_codes(parts, total, book.k, how, sparse=False)
     head = write_head(how.dtype, DENSE, mask, 0, book) + stream.header()
 
     def write() -> Written:
@@ -191,31 +185,14 @@ def _sparse_writer(
     return write
 
 
-def _plan_codes(
-    parts: list[Symbols], counts: NDArray[np.int64], k: int, how: Writing, *, sparse: bool = True
-) -> tuple[int, Stream]:
-    """The smallest stream for the codes of all chunks (with `sparse`, of symbols above 0), and its bytes."""
-    best = streams.plan(counts, k, 1, how.coder, len(parts))
-    for size in streams.tuple_sizes(k)[1:]:
-
-        def count(part: Symbols, size: int = size) -> NDArray[np.int64]:
-            codes = part[part != 0] - part.dtype.type(1) if sparse else part
-            return np.bincount(streams.tuples(codes, k, size), minlength=k**size)
-
-        total: NDArray[np.int64] = np.sum(mapped(count, parts, how.threads), axis=0)
-        found = streams.plan(total, k, size, how.coder, len(parts), best[0])
-        best = min(best, found, key=lambda option: option[0])
-    return best
-
-
 def _arithmetic(way: Shared, mask: Masks | None, columns: int, how: Writing) -> Written | None:
     """Flags and codes in one arithmetic code; without zeros, codes alone. None for rows that are too long."""
     if columns > arithmetic.MOST_COLUMNS:
         return None
     flags = not bool(way.symbols.all())
     symbols, book = (way.symbols, way.book) if flags else _dense(way, False)
-    model = _fitted(symbols, Model(columns, book.k, flags))
-    parts = _cut(symbols, arithmetic.rows_a_chunk(columns) * columns)
+    model = fitted(symbols, Model(columns, book.k, flags))
+    parts = cut(symbols, arithmetic.rows_a_chunk(columns) * columns)
     most = symbols.nbytes + 64
 
     def chunk(part: Symbols) -> bytes | None:
@@ -229,60 +206,70 @@ def _arithmetic(way: Shared, mask: Masks | None, columns: int, how: Writing) -> 
     return Written(head, [made for made in chunks if made is not None])
 
 
-def _fitted(symbols: NDArray[Any], model: Model) -> Model:
-    """With the prior and the context that code the first rows of a matrix smallest, searched one after the other."""
-    flags, rows = model.flags, max(1, min(len(symbols), _SAMPLE) // model.columns)
-    sample = symbols[: rows * model.columns]
-    known: dict[tuple[int, int], int] = {}
-
-    def size(setting: tuple[int, int]) -> int:
-        if setting not in known:
-            tried = replace(model, prior=setting[0], context=setting[1])
-            code = arithmetic.encode(sample, tried, 4 * len(sample) + 64)
-            known[setting] = 1 << 60 if code is None else len(code)
-        return known[setting]
-
-    best = (0x66, 1 if flags else 0)
-    if flags:
-        best = min([(best[0] & 0xF0 | a, best[1]) for a in _PRIORS], key=size)
-        best = min([(best[0] & 0x0F | b << 4, best[1]) for b in _PRIORS], key=size)
-        best = min([best, (best[0], 0), (best[0], 2)], key=size)
-        best = min([best, *((best[0] & 0xF0 | a, best[1]) for a in _PRIORS)], key=size)
-    if model.k > 1:
-        best = min([best, *((best[0], best[1] & 3 | v << 2) for v in ((1, 2, 3) if flags else (2, 3)))], key=size)
-    return replace(model, prior=best[0], context=best[1])
-
-
 def _encode_raw(flat: Bits, how: Writing) -> Written | None:
-    """Values as they are, in the narrowest exact type, deflated where that is smaller; zeros left out or not."""
+    """Values as they are, in the narrowest type, deflated or as planes where that is smaller; all, or no zeros."""
     stored, small = narrow(flat, how.dtype)
     number = 0 if stored == how.dtype else DTYPES[stored].number
-    parts = _cut(small, heads.CHUNK)
-    best = _raw(parts, DENSE, number, b"", None, how)
+    parts = cut(small, heads.CHUNK)
+    as_planes = parting.promising(small, stored, how)
+    best = _parted(parts, number, None, how) if as_planes else None
+    if best is None or best.size > small.nbytes:
+        best = _smaller(best, _raw(parts, DENSE, number, b"", None, how))
     zeros = small.size - int(np.count_nonzero(small))
     if zeros * small.itemsize < best.size * _WORTH:  # all that leaving them out can save
         return best
+    as_planes = parting.promising(small[small != 0], stored, how)
     for _, places in positions.plans(parts, how):
-        best = _smaller(best, _raw(parts, places.kind, number, places.header(), places.write, how))
+        if as_planes:
+            best = _smaller(best, _parted(parts, number, places, how))
+        else:
+            best = _smaller(best, _raw(parts, places.kind, number, places.header(), places.write, how))
+    for tiles in tiling.find(small, how):
+        best = _smaller(best, _tiled_raw(small, stored, number, tiles, how))
     if how.coder == "adaptive":
         best = _smaller(best, _raw_flags(small, number, how))
     return best
 
 
+def _parted(parts: list[Bits], number: int, places: Places | None, how: Writing) -> Written:
+    """Values as planes; all, or those at `places`."""
+    if places is None:
+        where, kept = Piece([b""] * len(parts)), parts
+    else:
+        kept = [part[part != 0] for part in parts]
+        where = Piece(mapped(places.write, parts, how.threads), places.kind, middle=places.header())
+    return apart.joined(
+        lambda form: write_head(how.dtype, form, None, 0, None), where, parting.parted(kept, number, how)
+    )
+
+
+def _tiled_raw(small: Bits, stored: str, number: int, tiles: Tiles, how: Writing) -> Written:
+    """Values as they are or as planes, and where they are by tiles."""
+    flags = tiles.arranged(small) != 0
+    where, ends = tiling.positions_of(flags, tiles, how)
+    kept = flags if tiles.most else np.repeat(flags.reshape(-1, tiles.size).any(axis=1), tiles.size)
+    values = tiles.arranged(small)[kept]
+    parts = np.split(values, ends)
+    what = Piece([plain(part) for part in parts], 0, bytes([number]))
+    if parting.promising(values, stored, how):
+        what = min(what, parting.parted(parts, number, how), key=lambda piece: piece.size)
+    return apart.joined(lambda form: write_head(how.dtype, form, tiles, 0, None), where, what)
+
+
 def _raw_flags(small: Bits, number: int, how: Writing) -> Written | None:
     columns = how.columns
-    present = (small[: max(columns, _SAMPLE)] != 0).astype(np.uint8)
+    present = (small[: max(columns, SAMPLE)] != 0).astype(np.uint8)
     columns = _views(present, columns, 1)[-1]
     if columns > arithmetic.MOST_COLUMNS:
         return None
-    model = _fitted(present, Model(columns, 1, True))
+    model = fitted(present, Model(columns, 1, True))
 
     def flags(part: Bits) -> bytes:
         code = arithmetic.encode((part != 0).astype(np.uint8), model, 2 * len(part) + 64)
         assert code is not None  # a flag never costs 16 bits
         return varint(len(code)) + code
 
-    parts = _cut(small, arithmetic.rows_a_chunk(columns) * columns)
+    parts = cut(small, arithmetic.rows_a_chunk(columns) * columns)
     ending = bytes([model.prior, model.context])
     return _raw(parts, FLAGS, number, ending, flags, how, varint(columns))
 
@@ -304,29 +291,13 @@ def _raw(
     def chunk(part: Bits) -> tuple[int, bytes]:
         """How much deflating gains, and the chunk."""
         kept = stored(part)
-        code = _plain(kept) if deflate is None else deflate(kept)
+        code = plain(kept) if deflate is None else deflate(kept)
         return kept.nbytes - len(code), code if where is None else where(part) + code
 
-    deflate = None if how.coder == "packed" else _deflater(stored(next((p for p in parts if p.any()), parts[0])))
+    deflate = None if how.coder == "packed" else deflater(stored(next((p for p in parts if p.any()), parts[0])))
     chunks = mapped(chunk, parts, how.threads)
     if deflate is not None and sum(gain for gain, _ in chunks) <= 0:
         deflate = None
         chunks = mapped(chunk, parts, how.threads)
     head = bytes([kind]) + columns + bytes([number | (128 if deflate else 0)]) + ending
     return Written(head, [code for _, code in chunks])
-
-
-def _plain(stored: Bits) -> bytes:
-    return stored.astype(stored.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def _deflater(stored: Bits) -> Callable[[Bits], bytes] | None:
-    """The way to deflate that makes the beginning of `stored` smallest; None where it gains nothing."""
-    sample = stored[: 1 << 16]
-    if not sample.size:
-        return None
-    whole, quick = len(arrays.deflate(sample)), len(arrays.deflate(sample, quick=True))
-    if min(whole, quick) >= sample.nbytes:
-        return None
-    hasty = quick < whole or (quick <= whole * 1.02 and sample.size == 1 << 16)
-    return functools.partial(arrays.deflate, quick=hasty)

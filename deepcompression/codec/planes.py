@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deepcompression.codec import arithmetic, streams
 from deepcompression.codec.arithmetic import Model
-from deepcompression.codec.bitstream import Cursor, varint
+from deepcompression.codec.bitstream import Cursor
 from deepcompression.codec.dtypes import DTYPES, Bits, unsigned
 from deepcompression.codec.masks import read_mask, write_mask
 from deepcompression.codec.streams import Stream
@@ -39,31 +39,11 @@ class Plane:
         ending = self.stream.header() if self.stream is not None else bytes([self.context])
         return head + write_mask(kept) + ending
 
-    def write(self, data: Bytes) -> bytes:
-        """The plane `data` (m,) of a chunk."""
-        if self.coding == PLAIN:
-            return data.tobytes()
-        if self.coding == DEFLATED:
-            deflater = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
-            code = deflater.compress(data.tobytes()) + deflater.flush()
-            return varint(len(code)) + code
-        assert self.used is not None
-        table = np.zeros(256, np.uint8)
-        table[self.used] = np.arange(len(self.used))
-        symbols = table[data]
-        if self.stream is not None:
-            return streams.encode(symbols, self.stream)
-        if len(self.used) == 1 or not len(data):
-            return varint(0)
-        made = arithmetic.encode(symbols, self._model(len(data)), 16 * len(data) + 64)
-        assert made is not None  # a bit never costs 17
-        return varint(len(made)) + made
-
     def read(self, cursors: Sequence[Cursor], counts: Sequence[int]) -> list[Bytes]:
-        """The inverse of `write`, for several chunks at once.
+        """The plane of several chunks.
 
         Args:
-            cursors: at the plane of each chunk; they move behind it.
+            cursors: at it, in each chunk; they move behind it.
             counts: values of each.
 
         Raises:
@@ -127,10 +107,14 @@ def _read_plane(cursor: Cursor) -> Plane:
     return Plane(coding, used, None, context)
 
 
-def parted(bits: Bits, plane: int) -> Bytes:
-    """One plane (m,) of values, the highest being 0: of their bits rotated left by one."""
-    rotated = bits << bits.dtype.type(1) | bits >> bits.dtype.type(8 * bits.itemsize - 1)
-    return (rotated >> bits.dtype.type(8 * (bits.itemsize - 1 - plane))).astype(np.uint8)
+def rotated(bits: Bits) -> Bits:
+    """The bits (m,) of floats with the sign lowest."""
+    return bits << bits.dtype.type(1) | bits >> bits.dtype.type(8 * bits.itemsize - 1)
+
+
+def plane_of(turned: Bits, plane: int) -> Bytes:
+    """One plane (m,) of values that are rotated, the highest being 0."""
+    return (turned >> turned.dtype.type(8 * (turned.itemsize - 1 - plane))).astype(np.uint8)
 
 
 def joined(planes: Sequence[Bytes], dtype: str) -> Bits:
@@ -161,8 +145,3 @@ def read_values(cursors: Sequence[Cursor], counts: Sequence[int], planes: Sequen
     """
     found = [plane.read(cursors, counts) for plane in planes]
     return [joined([plane[i] for plane in found], dtype) for i in range(len(counts))]
-
-
-def write_values(values: Bits, planes: Sequence[Plane]) -> bytes:
-    """The planes of the values of a chunk, as `planes` code them."""
-    return b"".join(plane.write(parted(values, place)) for place, plane in enumerate(planes))

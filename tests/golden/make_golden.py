@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from deepcompression.codec import parting
 from deepcompression.codec.dtypes import DTYPES, RawTensor, unsigned
 from deepcompression.codec.file import save
 
@@ -156,12 +158,84 @@ def grids() -> dict[str, np.ndarray | RawTensor]:
     }
 
 
+def tiles() -> dict[str, np.ndarray | RawTensor]:
+    """Zeros by blocks and by patterns, in rows, columns and kernels; with raw values, planes, codebooks, grids."""
+    mixed = _scrambled(np.arange(16_384)).reshape(128, 128)
+    values = (mixed / 65_536 - 0.5).astype(np.float32) + np.float32(2.0**-22)
+    book = (((np.arange(8) - 4) * 2 + 1).astype(np.float32) ** 3 / 64)[mixed % 8]
+    integers = (mixed % 31 - 15).astype(np.float32) / 64
+    scales = 1 / (4096 + 7 * np.arange(128, dtype=np.float32))
+    walk = 1 + (np.cumsum(mixed % 3 - 1) % 16).reshape(128, 128).astype(np.float32) ** 3
+    return {
+        "blocks.row": _in_blocks(values, 1, 4),
+        "blocks.square": _in_blocks(book, 4, 4),
+        "blocks.column": _in_blocks(integers, 8, 1),
+        "blocks.negative": _in_blocks(np.where(integers == 0, np.float32(-0.0), integers), 2, 2),
+        "blocks.rare": _in_blocks(book, 8, 8, 3),
+        "blocks.most": _in_blocks(book, 2, 4, 65),
+        "blocks.walk": _in_blocks(walk, 1, 8),
+        "blocks.channels": _in_blocks(integers, 1, 8) * scales,
+        "blocks.kernels": _in_blocks(book[:, :126], 1, 9).reshape(128, 14, 3, 3),
+        "blocks.int": _in_blocks(mixed * 65_537 + 1, 1, 4),
+        "patterns.row": _in_patterns(book, 1, 4, 2),
+        "patterns.column": _in_patterns(integers, 4, 1, 2),
+        "patterns.raw": _in_patterns(values, 1, 4, 1),
+        "patterns.eight": _in_patterns(book, 8, 1, 4),
+        "patterns.kernels": _in_patterns(values, 4, 1, 2).reshape(16, 8, 16, 8).swapaxes(1, 2).reshape(256, 8, 8),
+        "patterns.half": _in_patterns(values, 4, 1, 2).astype(np.float16),
+    }
+
+
+def _in_blocks(tensor: np.ndarray, height: int, width: int, percent: int = 30) -> np.ndarray:
+    """The matrix with so many blocks of a hundred kept."""
+    kept = _scrambled(np.arange(tensor.size // (height * width)) + 77) % 100 < percent
+    kept = kept.reshape(tensor.shape[0] // height, -1).repeat(height, 0).repeat(width, 1)
+    return np.where(kept, tensor, 0).astype(tensor.dtype)
+
+
+def _in_patterns(tensor: np.ndarray, height: int, width: int, most: int) -> np.ndarray:
+    """The matrix with so many elements of each tile."""
+    keys = _scrambled(np.arange(tensor.size) + 99).reshape(tensor.shape[0] // height, height, -1, width)
+    kept = keys.argsort(axis=3 if height == 1 else 1).argsort(axis=3 if height == 1 else 1) < most
+    return np.where(kept.reshape(tensor.shape), tensor, 0).astype(tensor.dtype)
+
+
+def planes() -> dict[str, np.ndarray | RawTensor]:
+    """Floats of every type, dense and sparse, whose exponents are few: sums of many bits are nearly normal."""
+    mixed = _scrambled(np.arange(12 * 5_000)).reshape(12, -1).astype(np.float64) / 65_536
+    normal = (mixed.sum(axis=0) - 6) * (1 + mixed[0] / 1024)
+    single = normal.astype(np.float32)
+    period = np.resize((mixed[0, :300] * 65_536).astype(np.uint32) * np.uint32(127), 5_000)
+    repeats = single.view(np.uint32) & np.uint32(0xFF800000) | period & np.uint32(0x7FFFFF)
+    return {
+        "planes.single": single,
+        "planes.half": normal.astype(np.float16),
+        "planes.brain": RawTensor((single.view(np.uint32) >> np.uint32(16)).astype(np.uint16), "bfloat16"),
+        "planes.double": normal + 2.0**-52 * normal,
+        "planes.narrowed": normal.astype(np.float16).astype(np.float32),
+        "planes.sparse": np.where(mixed[1] < 0.4, single, 0).astype(np.float32),
+        "planes.rare": np.where(mixed[1] < 0.05, single, 0).astype(np.float32)[:, None].repeat(5, 1),
+        "planes.plain": np.where(mixed[2] < 0.5, single, np.float32(1)) * np.float32(3),
+        "planes.special": np.where(
+            mixed[3] < 0.01, np.float32(np.nan), np.where(mixed[3] < 0.02, -np.inf, single)
+        ).astype(np.float32),
+        "planes.drift": single * np.float32(2) ** (np.arange(5_000) // 100).astype(np.float32),
+        "planes.repeats": repeats.view(np.float32),
+        "planes.float8": RawTensor((np.abs(normal) * 40).astype(np.uint8) % 120, "float8_e4m3fn"),
+        "planes.wide": RawTensor((np.abs(normal) * 16).astype(np.uint8) % 120, "float8_e5m2"),
+    }
+
+
 if __name__ == "__main__":
     name = sys.argv[1]
     if name == "v1-edits":
         save(edited(), HERE / "v1-edits.dcz", coder="packed", metadata={"format": "pt"}, edits=EDITS)
-    elif name == "v2-grids":
-        save(grids(), HERE / "v2-grids.dcz", coder="huffman")
-        save(grids(), HERE / "v2-grids-adaptive.dcz", coder="adaptive")
+    elif name in ("v2-grids", "v2-tiles", "v2-planes"):
+        made = {"grids": grids, "tiles": tiles, "planes": planes}[name[3:]]()
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "v2-planes":  # wherever they can be
+                patch.setattr(parting, "promising", lambda _, stored, how: DTYPES[stored].floating)
+            save(made, HERE / f"{name}.dcz", coder="huffman")
+            save(made, HERE / f"{name}-adaptive.dcz", coder="adaptive")
     else:
         save(tensors(), HERE / f"{name}.dcz", coder=name[3:])

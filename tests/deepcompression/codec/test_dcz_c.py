@@ -125,6 +125,9 @@ def samples() -> list[RawTensor]:
     plain = [many, few, np.where(sparse, many, zero), np.where(sparse, few, zero)]
     plain += [np.where(alive, many, zero), np.where(alive, few, zero), sparse, integers, few.astype(np.float16)]
     grids = [on_grid(integers, scales, "float32"), on_grid(integers, scales[:1], "bfloat16")]
+    grids.append(on_grid(np.where(integers == 0, -0.0, 16.0 * integers + sparse), scales.T, "float32"))
+    kept = generator.random((8, 32)).repeat(4, axis=0) < 0.4, generator.random((8, 4, 32)).argsort(axis=1) < 2
+    plain += [np.where(one.reshape(shape), few, zero) for one in kept]
     return [*map(bits_of, plain), *grids, on_grid(integers * sparse, scales[:1], "float16")]
 
 

@@ -65,7 +65,7 @@ def test_decodes_to_what_it_was_made_of(
 
 
 @pytest.mark.parametrize("numba", [True, False])
-@pytest.mark.parametrize("name", ["v2-grids", "v2-grids-adaptive"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in GOLDEN.glob("v2-*.dcz")))
 def test_version_2(name: str, numba: bool, made: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """What version 2 added decodes to what it was made of, by numba and by numpy alone; the file says its version."""
     if not numba:
@@ -112,6 +112,29 @@ def test_every_method_has_a_golden_file() -> None:
     every |= {"codebook", "codebooks", "grid", "grids", "mask 0", "mask 1", "mask 2", "packed", "huffman", "tuples"}
     every |= {"adaptive codes", "adaptive chunks", "neighbours 0", "neighbours 1", "neighbours 2", "deflated book"}
     every |= {"by row", "by group", *(f"context {v}" for v in range(4))}
+    assert every <= found, every - found
+
+
+def test_every_form_of_version_2_has_a_golden_file() -> None:
+    """No part of version 2 is without a golden file: channels, -0.0, each kind of tile, each coding of a plane."""
+    found: set[str] = set()
+    for path in GOLDEN.glob("v2-*.dcz"):
+        for entry, blob in blobs_of(path).values():
+            head, _ = read_head(Cursor(blob, "w"), entry.dtype, entry.elements)
+            kinds = layout(blob, entry.dtype, entry.elements)[0].split("+")
+            found.update(kinds)
+            found |= {f"plane {plane.coding} {plane.context}" for plane in head.planes}
+            if head.tiles is not None:
+                found |= {f"{kinds[0]} {kinds[2]}", f"{kinds[1]} {kinds[2]}", f"codes {head.code_context}"}
+                found.add("turned" if head.tiles.height > 1 else "in rows")
+            if head.book is not None and head.book.groups.channels > 1:
+                found |= {"channels", "parts of channels" if head.book.groups.count(entry.elements) > 64 else "whole"}
+            if head.book is not None and head.book.negative_zero:
+                found.add("-0.0 sparse" if head.book.skips_zero else "-0.0 dense")
+    every = {"channels", "parts of channels", "whole", "-0.0 sparse", "-0.0 dense", "turned", "in rows", "planes"}
+    every |= {f"{where} blocks" for where in ("bitmap", "gaps", "flags", "planes", "codebook", "grid", "grids")}
+    every |= {f"{where} patterns" for where in ("bitmap", "flags", "planes", "codebook", "grid")}
+    every |= {"plane 0 0", "plane 1 0", "plane 2 0", "plane 3 0", "plane 3 3", "codes 0", "codes 3"}
     assert every <= found, every - found
 
 
