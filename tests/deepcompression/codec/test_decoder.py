@@ -147,7 +147,7 @@ def pruned(height: int, width: int, most: int = 0) -> np.ndarray:
         (NORMAL[:30], "adaptive", "dense+raw"),
         (np.arange(-1000, 1000, dtype=np.float32) * np.float32(0.37), "packed", "dense+grid"),
         (np.eye(40, dtype=np.float32)[:, ::-1], "adaptive", "flags+codebook"),
-        (np.where(np.eye(40) > 0, NORMAL[:40], 0), "adaptive", "flags+raw"),
+        (np.where(np.eye(40) + np.eye(40, k=1) > 0, NORMAL[:1600].reshape(40, 40), 0), "adaptive", "flags+raw"),
         (np.where(np.arange(4000) % 50 == 0, NORMAL, 0), "packed", "gaps+raw"),
         (np.where(NORMAL > 0.3, LARGE, 0).astype(np.uint64), "packed", "bitmap+raw"),
         (np.sort(NORMAL), "huffman", "dense+deflated"),
