@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -150,7 +150,13 @@ def _context(bench: Bench, samples: int) -> Context:
     from deepcompression.training.context import context_of
 
     size = max(1, samples // _batches(samples))
-    return context_of(bench.run.problem(size), bench.run.compute(), bench.seed)
+    context = context_of(bench.run.problem(size), bench.run.compute(), bench.seed)
+
+    def again(count: int) -> Iterable[Any]:
+        bench.run.rewind()  # a loader that draws an order draws the same in each pass
+        return context.batches("activations", count)
+
+    return replace(context, samples=again)
 
 
 def _batches(samples: int) -> int:
