@@ -147,7 +147,7 @@ def pruned(height: int, width: int, most: int = 0) -> np.ndarray:
         (NORMAL[:30], "adaptive", "dense+raw"),
         (np.arange(-1000, 1000, dtype=np.float32) * np.float32(0.37), "packed", "dense+grid"),
         (np.eye(40, dtype=np.float32)[:, ::-1], "adaptive", "flags+codebook"),
-        (np.where(np.eye(40) + np.eye(40, k=1) > 0, NORMAL[:1600].reshape(40, 40), 0), "adaptive", "flags+raw"),
+        (np.where(np.eye(20, 40) + np.eye(20, 40, k=20) > 0, NORMAL[:40], 0), "adaptive", "flags+raw"),
         (np.where(np.arange(4000) % 50 == 0, NORMAL, 0), "packed", "gaps+raw"),
         (np.where(NORMAL > 0.3, LARGE, 0).astype(np.uint64), "packed", "bitmap+raw"),
         (np.sort(NORMAL), "huffman", "dense+deflated"),
@@ -252,8 +252,10 @@ def test_examples_of_the_format() -> None:
     second = np.zeros((4, 8), np.float32)
     second[[0, 3], [1, 2]] = -0.25
     second[[0, 1, 1, 2, 3], [2, 1, 2, 1, 1]] = 0.5
+    *files, third = examples()
+    assert decode(third)["w"].bits.view(np.float32).tolist() == [[0, 3, 0, 0], [4, 0, 0, 0]]
     expected = [(first, "packed"), (second, "packed"), (second, "adaptive")]
-    for file, (tensor, coder) in zip(examples(), expected, strict=True):
+    for file, (tensor, coder) in zip(files, expected, strict=True):
         assert np.array_equal(decode(file)["w"].bits, tensor.view(np.uint32))
         assert encode({"w": tensor}, coder) == file
 
