@@ -18,6 +18,7 @@ from imports import ROOT, SOURCES, TOPS
 from deepcompression.codec.edits import SINCE
 from deepcompression.export import TARGETS
 from deepcompression.pruning import criteria
+from deepcompression.quantization.observers import OBSERVERS
 from tasks.methods import METHODS
 from tasks.stages import STAGES
 
@@ -67,6 +68,7 @@ def _tables() -> dict[str, Iterable[str]]:
         "criterion: {}": rankings,
         "export: [{}]": TARGETS,
         "kind: {}": SINCE,
+        "observer: {}": [*OBSERVERS, "auto"],
     }
 
 

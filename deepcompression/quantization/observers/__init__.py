@@ -25,7 +25,13 @@ OBSERVERS: dict[str, str] = {
 
 
 def bounds(name: str, seen: Histogram, wanted: Wanted) -> tuple[float, float]:
-    """The range that an observer of the table takes: low at most 0, high at least 0."""
+    """The range that an observer of the table takes: low at most 0, high at least 0.
+
+    Args:
+        name: of the observer.
+        seen: the values.
+        wanted: bits, scheme, and what some observers ask for.
+    """
     module: Any = import_module(OBSERVERS[name])
     low, high = module.bounds(seen, wanted)
     return min(float(low), 0.0) + 0.0, max(float(high), 0.0)

@@ -73,7 +73,14 @@ def _with_zero(low: Tensor, high: Tensor, steps: int) -> tuple[Tensor, Tensor, T
 
 
 def grid(low: float, high: float, wanted: Wanted, seen: Histogram) -> tuple[float, int]:
-    """Scale, a value of float32, and zero point of one range."""
+    """Scale, a value of float32, and zero point of one range.
+
+    Args:
+        low: at most 0.
+        high: at least 0.
+        wanted: bits and scheme.
+        seen: tells whether values are below zero.
+    """
     lows, highs = (torch.tensor([end], dtype=torch.float64) for end in (low, high))
     found = grids(lows, highs, wanted, seen.signed)
     return float(found.scale.float()), int(found.zero_point)
