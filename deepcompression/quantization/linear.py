@@ -42,15 +42,15 @@ class Linear:
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """What was done to a tensor: the least and the greatest of its scales, the signal-to-noise ratio in decibels, the
-    weights that became zero; and what was corrected, in a word for people, if anything was."""
+    """What was done to a tensor: the least and the greatest of its scales, the signal-to-noise ratio in decibels (None
+    without any noise), the weights that became zero; and what was corrected, in a word for people, if anything was."""
 
     name: str
     bits: int
     scheme: str
     per: str
     scales: tuple[float, float]
-    sqnr: float
+    sqnr: float | None
     new_zeros: int
     corrected: str = ""
 
@@ -237,7 +237,7 @@ def _refuse_inexact(name: str, after: Tensor, made: Integers, grid: Grid) -> Non
         )
 
 
-def _sqnr(before: Tensor, after: Tensor) -> float:
-    """The signal-to-noise ratio of quantization, in decibels; infinite without any error."""
+def _sqnr(before: Tensor, after: Tensor) -> float | None:
+    """The signal-to-noise ratio of quantization, in decibels; None where nothing changed."""
     signal, noise = before.double().square().sum(), (after.double() - before.double()).square().sum()
-    return float(10 * torch.log10(signal / noise))
+    return float(10 * torch.log10(signal / noise)) if bool(noise > 0) else None

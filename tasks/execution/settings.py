@@ -132,6 +132,10 @@ class MethodSettings(Strict):
         """What goes into layers of the model, as ``layer:input[0]``, that it puts on grids."""
         return ()
 
+    def leaves(self, model: nn.Module) -> Structure:
+        """What it will make true of tensors of the model, as far as that can be told before."""
+        return {}
+
 
 class Distil(MethodSettings):
     """Distillation (Hinton 2015): the loss is part that of the labels, part that of a teacher's opinion of each sample.
@@ -246,7 +250,9 @@ class Stage(Strict):
 
     def leaves(self, model: nn.Module) -> Structure:
         """What the stage will make true of tensors of the model, as far as that can be told before."""
-        return {}
+        from deepcompression.structure.constraints import together
+
+        return together(*(part.leaves(model) for _, part in parts(self) if isinstance(part, MethodSettings)))
 
     def sites(self, model: nn.Module) -> Collection[str]:
         """What goes into layers, as ``layer:input[0]``, that it puts on grids: once a recipe."""

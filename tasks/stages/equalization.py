@@ -27,7 +27,14 @@ def equalized(bench: Bench, product: Product) -> Product:
     return replace(
         product,
         state=made.state,
-        report={**product.report, "equalized": made.layers, "not_equalized": made.left},
+        report={
+            **product.report,
+            "equalized": [row.tensor for row in made.layers],
+            "methods": [
+                *product.report.get("methods", ()),
+                {"method": "equalize", "layers": made.layers, "left": made.left},
+            ],
+        },
         notes=[*product.notes, *_told(made.left)],
     )
 

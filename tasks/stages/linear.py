@@ -69,7 +69,11 @@ def on_grids(bench: Bench, product: Product, weights: Weights, correct: bool) ->
         product,
         state=done.state,
         structure=together(product.structure, done.structure),
-        report={**product.report, "linear": done.layers, "not_linear": done.left},
+        report={
+            **product.report,
+            "not_linear": done.left,
+            "methods": [*product.report.get("methods", ()), {"method": "weights", "layers": done.layers}],
+        },
         notes=[*product.notes, *_told(done.layers)],
     )
 

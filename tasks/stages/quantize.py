@@ -91,7 +91,7 @@ class Settings(Stage):
     def leaves(self, model: nn.Module) -> Structure:
         """Grids."""
         table = self.weights.table(model) if self.weights else {}
-        return {name: (how.grid.word,) for name, how in table.items()}
+        return {**super().leaves(model), **{name: (how.grid.word,) for name, how in table.items()}}
 
 
 def work(bench: Bench, settings: Settings) -> Product:
@@ -125,7 +125,7 @@ def _rounded(bench: Bench, product: Product, settings: Settings) -> Product:
     notes += [f"{name} {what}" for name, what in {**rounded.instead, **rounded.coarse}.items()]
     report = {**product.report, "kept": rounded.kept, "precisions": precisions}
     why = {**unrounded(product.state, bench.input.shared, settings), **kept, **left_alone(product.report)}
-    done = {row.tensor for row in product.report.get("equalized", ())} | exact.keys()
+    done = {*product.report.get("equalized", ()), *exact}
     why = {name: reason for name, reason in why.items() if name not in done}
     rows = coverage(bench.blank_model(), [name for name in product.state if name not in why], why)
     return covering(replace(product, state=rounded.state, notes=notes, report=report), rows)

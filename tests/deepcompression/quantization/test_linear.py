@@ -251,6 +251,13 @@ def test_what_is_zero_throughout_is_left() -> None:
     assert made.left == {"w": "zero throughout"} and list(made.structure) == ["v"]
 
 
+def test_what_is_on_the_grid_stays() -> None:
+    """Quantized once more nothing changes, and there is no noise to tell."""
+    once = quantize({"w": weights(0, (4, 6, 8))}, {"w": Linear(Grid(8, 0))})
+    again = quantize(once.state, {"w": Linear(Grid(8, 0))}, once.structure)
+    assert torch.equal(again.state["w"], once.state["w"]) and again.layers[0].sqnr is None
+
+
 def test_tied_tensors_stay_tied() -> None:
     """One tensor under two names is quantized once."""
     model = Net()

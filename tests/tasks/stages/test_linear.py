@@ -93,7 +93,8 @@ def test_each_tensor_is_told(run: Run) -> None:
     assert entry is not None
     rows = {row["tensor"]: (row["done"], row["reason"]) for row in entry["report"]["covered"]}
     assert rows["2.weight"] == (True, "") and rows["0.weight"] == (False, "named by no pattern")
-    (layer,) = entry["report"]["linear"]
+    (method,) = entry["report"]["methods"]
+    (layer,) = method["layers"]
     assert layer["corrected"] == "variance, and mean" and layer["bits"] == 3 and layer["sqnr"] > 8
 
 
@@ -102,14 +103,14 @@ def test_channels_are_equalized_before(run: Run) -> None:
     source = dense(run)
     even = made(run, "even", {"stage": "quantize", "equalize": True}, source)
     entry = run.store.find(even.key)
-    assert entry is not None and {row["tensor"] for row in entry["report"]["equalized"]} >= {"0.weight", "2.weight"}
+    assert entry is not None and set(entry["report"]["equalized"]) >= {"0.weight", "2.weight"}
     assert even.numbers["val_loss"] == pytest.approx(source.numbers["val_loss"], rel=1e-5)
     assert not torch.equal(run.state(even)["2.weight"], run.state(source)["2.weight"])
     first = made(run, "first", {"stage": "quantize", "weights": {"bits": {"2": 4}}}, source)
     kept = made(run, "second", {"stage": "quantize", "equalize": True}, first)
     assert torch.equal(run.state(kept)["2.weight"], run.state(first)["2.weight"])
     entry = run.store.find(kept.key)
-    assert entry is not None and entry["report"]["not_equalized"]["2.weight"] == "is grid(4, 0) already"
+    assert entry is not None and entry["report"]["methods"][0]["left"]["2.weight"] == "is grid(4, 0) already"
 
 
 def test_what_cannot_be_is_told_before_anything_trains(run: Run) -> None:
@@ -124,6 +125,9 @@ def test_what_cannot_be_is_told_before_anything_trains(run: Run) -> None:
         StructureError, match=r"stage quantize: 0.weight: shares values, which a scale for each channel"
     ):
         check(run, [share, ("quantize", Settings(**linear))])
+    trained = settings_of("train")(stage="train", methods=[{"share": {"bits": {"2": 3}}}])
+    with pytest.raises(StructureError, match=r"stage quantize: 2.weight: shares values"):
+        check(run, [("train", trained), ("quantize", Settings(**linear))])
     twice = [("quantize", Settings(**linear)), ("quantize-2", Settings(stage="quantize", weights={"bits": 3}))]
     with pytest.raises(
         StructureError, match=r"stage quantize-2: 0.weight: is grid\(4, 0\) already, which grid\(3, 0\)"
