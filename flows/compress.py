@@ -29,6 +29,7 @@ from flows.recipe.stored import as_logged, as_stored
 from flows.summary import SUMMARY_VERSION, leave, spread_of, summary_of
 from tasks.console import say
 from tasks.difference import difference
+from tasks.execution.allocated import with_found
 from tasks.execution.check import check
 from tasks.execution.example import example_of
 from tasks.execution.run import Run
@@ -205,6 +206,7 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         if parsed.budget:
             references, outcome = search(run, parsed, references[0], _call)
         for number, (label, settings) in enumerate(stages, 1):
+            settings = with_found(run, settings, references)
             references.append(_call(task_of(settings.stage), run, label, number, settings, references[-1]))
         path = folder / "model.dcz"
         verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path), parsed.test)

@@ -90,6 +90,11 @@ def rising(values: ArrayLike) -> Floats:
     return made
 
 
+def rises(base: float, losses: Sequence[float]) -> Floats:
+    """By how much the loss rises, (n + 1,), first of the unchanged model; never below zero, and never falling."""
+    return np.maximum(rising([base, *losses]) - base, 0.0)
+
+
 def curves_of(
     tensor: TensorSensitivity, base_loss: float, weights: ArrayLike, coder: str, *, steps: int = 33
 ) -> TensorCurves:
@@ -113,7 +118,7 @@ def curves_of(
     known = np.array([tensor.density, *(point.density for point in sparse)])
     densities = np.geomspace(known[0], known[-1], steps)
     densities[[0, -1]] = known[[0, -1]]  # exactly: rounding could ask for one weight more
-    loss = _rises(base_loss, [point.loss for point in sparse])
+    loss = rises(base_loss, [point.loss for point in sparse])
     bits = tuple(point.bits for point in coarse)
     return TensorCurves(
         tensor.name,
@@ -121,7 +126,7 @@ def curves_of(
         bits,
         tuple(tuple(row) for row in prices(weights, densities.tolist(), bits, coder).tolist()),
         tuple(np.interp(-np.log(densities), -np.log(known), loss).tolist()),
-        tuple(_rises(base_loss, [point.loss for point in coarse])[1:].tolist()),
+        tuple(rises(base_loss, [point.loss for point in coarse])[1:].tolist()),
     )
 
 
@@ -181,11 +186,6 @@ def allocate(
     choices = tuple(_choice(*one) for one in zip(tensors, picked, sizes, losses, strict=True))
     size = fixed_bytes + sum(choice.size for choice in choices)
     return Allocation(choices, size, _total(losses, picked), rate)
-
-
-def _rises(base: float, losses: Sequence[float]) -> Floats:
-    """By how much the loss rises, (n + 1,), first of the unchanged model; never below zero."""
-    return np.maximum(rising([base, *losses]) - base, 0.0)
 
 
 def _options(tensor: TensorCurves) -> tuple[Floats, Floats]:

@@ -155,6 +155,38 @@ def sensitivity(
     return Sensitivity(base, whole.total, tuple(tensors))
 
 
+def losses_alone(
+    model: nn.Module,
+    problem: Problem,
+    name: str,
+    trials: Sequence[Tensor],
+    *,
+    compute: Compute | None = None,
+    most_samples: int | None = None,
+) -> list[float]:
+    """The mean loss on the validation split with each of these values in place of one tensor's, all others as they are.
+
+    Args:
+        model: with ordinary parameters; afterwards as it was, though on ``compute``'s device.
+        problem: validation split, step and metric.
+        name: of the tensor.
+        trials: its values.
+        compute: where and how the model is evaluated.
+        most_samples: the first so many validation samples are enough; only of splits that are tensors.
+
+    Raises:
+        StructureError: no such tensor.
+    """
+    compute = compute or Compute()
+    compute.place(model)
+    (chosen,) = _first(model, [name])
+    split, losses = _cut(problem.validation, most_samples, compute), []
+    for trial in trials:
+        with _replaced(model, chosen, trial):
+            losses.append(evaluate(model, split, problem.step, problem.metric, compute).loss)
+    return losses
+
+
 def restored(plain: Mapping[str, Any]) -> Sensitivity:
     """The inverse of ``dataclasses.asdict``, from what JSON holds: null is what was not a number."""
     tensors = [

@@ -23,6 +23,7 @@ from flows.recipe.references import dotted, shown
 from flows.recipe.schema import Recipe
 from tasks.execution.settings import Factory, Place, Weights, parts
 from tasks.execution.specs import SPEC
+from tasks.stages.costs import Measured
 from tasks.stages.custom import Settings as Custom
 
 
@@ -110,6 +111,8 @@ def judge(who: str, recipe: Recipe, yours: Mapping[Place, Any], trust: Trust) ->
             one.values(place, part.model_extra or {})
         elif isinstance(part, Weights):
             one.weights((*place, "path"), part.path)
+        elif isinstance(part, Measured) and not one.is_yours((*place, "path")):
+            one.folder((*place, "path"), part.path)
     one.origins()  # imports what you allow: last, when nothing else is to be refused
 
 
@@ -124,7 +127,7 @@ class _Judge:
 
     def spec(self, place: Place, spec: str, kwargs: Mapping[str, Any]) -> None:
         module = spec.partition(":")[0]
-        if self._is_yours(place) or spec in CALLABLES or spec in self.trust.allowed:
+        if self.is_yours(place) or spec in CALLABLES or spec in self.trust.allowed:
             return
         if _under(module, self.trust.modules()):
             self.trusted.append((place, spec))
@@ -136,7 +139,7 @@ class _Judge:
     def values(self, place: Place, value: Any) -> None:
         """Texts at any depth, keys too: what looks like a path must lie below an allowed folder; what names code is
         judged as such, since user's code may build it."""
-        if self._is_yours(place):
+        if self.is_yours(place):
             return
         if isinstance(value, Mapping):
             for key, one in value.items():
@@ -152,7 +155,7 @@ class _Judge:
             self.folder(place, value)
 
     def weights(self, place: Place, path: str) -> None:
-        if self._is_yours(place):
+        if self.is_yours(place):
             return
         if Path(path).suffix not in WEIGHTS:
             raise RecipeError(
@@ -186,7 +189,7 @@ class _Judge:
         timm = spec in TIMM
         name = str(kwargs.get("model_name")) if timm else spec.partition(":")[2]
         library, models = ("timm", "timm") if timm else ("torchvision", TORCHVISION)
-        your_name = timm and self._is_yours((*place[:-1], "kwargs", "model_name"))
+        your_name = timm and self.is_yours((*place[:-1], "kwargs", "model_name"))
         if not your_name and name not in self._models(place, spec, models):
             raise RecipeError(
                 f"run {self.who}: {shown(place)}: {spec} {name[:80]!r} is no model of {models}.list_models(); a "
@@ -194,7 +197,7 @@ class _Judge:
             )
         place = (*place[:-1], "kwargs")
         for key, value in kwargs.items():
-            if self._is_yours((*place, key)) or (timm and key == "model_name"):
+            if self.is_yours((*place, key)) or (timm and key == "model_name"):
                 continue
             if key in NO_WEIGHTS and not value and not isinstance(value, str):
                 continue
@@ -221,7 +224,8 @@ class _Judge:
             f"arguments the recipe has: --allow {spec[:120]}"
         )
 
-    def _is_yours(self, place: Place) -> bool:
+    def is_yours(self, place: Place) -> bool:
+        """Whether the user gave the value, or one around it."""
         return any(place[:length] in self.yours for length in range(1, len(place) + 1))
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from deepcompression.export import TARGETS
+from tasks.execution.allocated import asks
 from tasks.execution.settings import Coder, Data, Distil, Factory, Hold, Model, Name, Rate, Strict, Teacher, Training
 from tasks.stages import STAGES, name_of, settings_of
 
@@ -159,7 +160,7 @@ class Recipe(Strict):
         """What makes the file comes last, once; rounding is not undone by later training."""
         if stages and not stages[-1].last:
             stages = [*stages, settings_of("encode").model_validate({"stage": "encode"})]
-        rounded = None
+        rounded, found = None, False
         for number, stage in enumerate(stages):
             follows = stages[number + 1].stage if number + 1 < len(stages) else None
             if stage.last and follows:
@@ -172,7 +173,11 @@ class Recipe(Strict):
                 raise ValueError(
                     f"stage {number} ({stage.stage}) has rounds: {rounds[0]}: a {rounds[1]} must follow it"
                 )
-            rounded = stage.stage if stage.rounds_values else rounded
+            if asks(stage) and not found:
+                raise ValueError(
+                    f"stage {number} ({stage.stage}) has bits: allocated: a stage allocate must come before it"
+                )
+            rounded, found = stage.stage if stage.rounds_values else rounded, found or stage.finds_bits
         return stages
 
     @field_validator("export")

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from rich.markup import escape
 
 from tasks.console import say
+from tasks.execution.allocated import with_bits
 from tasks.execution.keys import callables
 from tasks.execution.patterns import Matched
 from tasks.execution.run import Run
@@ -65,18 +66,21 @@ def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> Non
     _match(run, model, run.hold)
     structure: Structure = {}
     quantized: dict[str, str] = {}
+    most: Mapping[str, int] = {}
     for label, settings in stages:
         for spec in factories_in(plain(settings)):
             factory.load(spec)
         try:
             _match(run, model, settings)
             if isinstance(settings, Stage):
+                settings = with_bits(settings, most)
                 settings.fits(run, model)
                 settings.follows(model, structure)
                 structure = together(structure, settings.leaves(model))
                 sites = settings.sites(model)
                 _refuse_twice(sites, quantized)
                 quantized |= dict.fromkeys(sites, label)
+                most = settings.allocates(model) or most
         except InputError as error:
             raise type(error)(f"stage {label}: {error}") from None
     refuse_hidden_state(run)  # first: a forward that makes layers leaves a model that the trial cannot put back

@@ -37,6 +37,7 @@ TensorName = Annotated[str, BeforeValidator(_as_name)]
 ByName = BeforeValidator(_by_name)  # of what may be a table by tensor name
 Dropouts = Annotated[dict[str, TensorName], ByName, DROPOUTS]
 Precision = Literal["float32", "float16", "bfloat16"]
+Allocated = Literal["allocated"]  # bits that an earlier stage finds
 Coder = Literal["huffman", "adaptive", "auto", "packed"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]  # a folder's name, never a path
 Spec = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="package.module:callable")]
@@ -211,6 +212,7 @@ class Stage(Strict):
     model_config = ConfigDict(model_title_generator=lambda kind: kind.__module__.rpartition(".")[2].title())
 
     last: ClassVar[bool] = False  # it makes the file: no stage follows, and a recipe without one gets one
+    finds_bits: ClassVar[bool] = False  # later stages may say ``bits: allocated``
 
     @property
     def rounds_values(self) -> bool:
@@ -247,6 +249,10 @@ class Stage(Strict):
 
     def follows(self, model: nn.Module, structure: Structure) -> None:
         """Raises StructureError, before anything trains, where it does not go with what earlier stages make true."""
+
+    def allocates(self, model: nn.Module) -> Mapping[str, int] | None:
+        """The most bits that it can find for each tensor, for later stages that say ``bits: allocated``; None: none."""
+        return None
 
     def leaves(self, model: nn.Module) -> Structure:
         """What the stage will make true of tensors of the model, as far as that can be told before."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from deepcompression.quantization.ranges import RANGES, misfit
+from tasks.execution.allocated import ALLOCATED
 from tasks.execution.patterns import SELECTED
-from tasks.execution.settings import ByName, MethodSettings, Strict, table_of
+from tasks.execution.settings import Allocated, ByName, MethodSettings, Strict, table_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +27,7 @@ PENALTY = 1e-4
 class Weights(Strict):
     """Grids of weights, on which 0 is."""
 
-    bits: Annotated[GridBits | dict[str, GridBits], ByName, SELECTED] = 8
+    bits: Annotated[GridBits | dict[str, GridBits] | Allocated, ByName, SELECTED] = 8
     per: Literal["tensor", "channel"] = Field(
         "tensor", description="one scale for a tensor, or for each output channel"
     )
@@ -43,7 +44,7 @@ class Weights(Strict):
 class Activations(Strict):
     """Grids of what goes into layers: unsigned where nothing is below 0."""
 
-    bits: Annotated[GridBits | dict[str, GridBits], ByName, SELECTED] = 8
+    bits: Annotated[GridBits | dict[str, GridBits] | Allocated, ByName, SELECTED] = 8
     scheme: Scheme = Field("symmetric", description="of what is below 0 too; asymmetric is for minmax and learned")
     samples: int = Field(512, ge=1, description="of the training split, from which the first ranges are made")
     range: OfActivations = Field(  # type: ignore[valid-type]
@@ -85,9 +86,9 @@ class Settings(MethodSettings):
         return self
 
     def widths(self) -> list[int]:
-        """All bits that are asked for."""
+        """All bits that are asked for, as far as they are known."""
         tables = [table_of(one.bits) for one in (self.weights, self.activations) if one is not None]
-        return [bits for table in tables for bits in table.values()]
+        return [bits for table in tables for bits in table.values() if bits != ALLOCATED]
 
     def edits(self) -> Mapping[str, str]:
         """Activations are rounded by what is put before layers."""

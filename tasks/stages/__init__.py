@@ -19,6 +19,7 @@ STAGES: dict[str, str] = {
     "finetune": "tasks.stages.finetune",
     "train": "tasks.stages.train",
     "share": "tasks.stages.share",
+    "allocate": "tasks.stages.allocate",
     "quantize": "tasks.stages.quantize",
     "recalibrate": "tasks.stages.recalibrate",
     "slim": "tasks.stages.slim",

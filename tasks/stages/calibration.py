@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from tasks.console import counted
 from tasks.execution.bench import Bench, Product
 from tasks.execution.patterns import SELECTED
-from tasks.execution.settings import ByName, Strict
+from tasks.execution.settings import Allocated, ByName, Strict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,8 +43,10 @@ class Search(Strict):
 class Activations(Strict):
     """What goes into layers becomes integers times a scale; the file has an edit for it."""
 
-    bits: Annotated[ActivationBits | dict[str, ActivationBits], ByName, SELECTED] = Field(
-        8, description="of the inputs of all layers, or by name pattern of the layers; recurrent ones when named"
+    bits: Annotated[ActivationBits | dict[str, ActivationBits] | Allocated, ByName, SELECTED] = Field(
+        8,
+        description="of the inputs of all layers, or by name pattern of the layers; recurrent ones when named; "
+        "allocated: those of the layer's weights",
     )
     scheme: Literal["symmetric", "asymmetric"] = Field(
         "asymmetric", description="of values below 0; where there are none, integers are from 0 on for either"

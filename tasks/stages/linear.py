@@ -10,7 +10,7 @@ from pydantic import Field
 
 from tasks.execution.bench import Bench, Product
 from tasks.execution.patterns import SELECTED
-from tasks.execution.settings import ByName, Strict, table_of
+from tasks.execution.settings import Allocated, ByName, Strict, table_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +30,9 @@ class Groups(Strict):
 class Weights(Strict):
     """Weights become integers times a scale; no data is needed, and later training keeps the grids."""
 
-    bits: Annotated[WeightBits | dict[str, WeightBits], ByName, SELECTED] = 8
+    bits: Annotated[WeightBits | dict[str, WeightBits] | Allocated, ByName, SELECTED] = Field(
+        8, description="of all, by name pattern, or those that a stage allocate found"
+    )
     scheme: Literal["symmetric", "asymmetric"] = Field(
         "symmetric", description="asymmetric: integers need not be around 0, which is one of them all the same"
     )

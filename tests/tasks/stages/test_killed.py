@@ -22,7 +22,7 @@ from tasks.execution.keys import stage_key
 from tasks.execution.run import Reference, Run
 from tasks.execution.settings import Model, Stage
 from tasks.methods import METHODS
-from tasks.stages import OTHERS, STAGES, settings_of, work_of
+from tasks.stages import OTHERS, STAGES, losses, settings_of, work_of
 from tasks.storage.store import Store
 
 CODE = """
@@ -54,6 +54,7 @@ STAGES_KILLED: dict[str, list[dict[str, Any]]] = {
         {**TWO, "methods": [{"prune": {"density": 0.5}}, {"share": {"bits": 2}}, "distil", {"dropout": DROPOUT}]}
     ],
     "share": [{"bits": 2}, {"bits": 2, "init": "random"}, {"bits": 2, "train": TWO}],
+    "allocate": [{"bits": [2, 8], "like": 8, "samples": 32, "vectors": 8}],
     "quantize": [{"rest": "int8"}, {"weights": {"bits": 8}, **CALIBRATED}, {"train": TWO, "before": SHARED}],
     "recalibrate": [{}],
     "slim": [{"units": 0.5}],
@@ -74,7 +75,7 @@ METHODS_KILLED: dict[str, dict[str, Any]] = {
     "distil": {},
 }
 Keys = dict[str, Any]
-Point = tuple[type, str, int]
+Point = tuple[Any, str, int]
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,13 @@ class Case:
         return settings_of(self.stage).model_validate(self.keys)
 
     def points(self) -> Sequence[Point]:
-        """Where it is killed: in the second epoch, while values are observed, or before its object is stored; then
-        later, at the latest before its key is.
+        """Where it is killed: in the second epoch, while values are observed or traces drawn, or before its object is
+        stored; then later, at the latest before its key is.
         """
         if getattr(self.settings, "activations", None):
             return [(Histogram, "add", 5), (Store, "put", 1)]
+        if self.stage == "allocate":
+            return [(losses, "write_json", 5), (Store, "put", 1)]
         late = (Store, "put" if self.settings.trains else "commit", 1)
         return [(_Loop, "_step", 6) if self.settings.trains else (Store, "put", 1), late]
 
@@ -137,8 +140,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         yield replace(made, taught_by=Case("baseline", {"train": {**TWO, "epochs": 1}}).run(made))
 
 
-def _dying(owner: type, name: str, calls: int) -> None:
-    """This process gets a real SIGKILL in the call of a method with this number."""
+def _dying(owner: Any, name: str, calls: int) -> None:
+    """This process gets a real SIGKILL in the call of a method, or a module's function, with this number."""
     method, count = getattr(owner, name), iter(range(1, calls + 1))
 
     def called(*given: Any, **more: Any) -> Any:
