@@ -21,6 +21,7 @@ from deepcompression.network.parametrized import VALUES as AFTER_MASK
 from deepcompression.network.state import density
 from deepcompression.quantization.inputs import Inputs, inputs_of
 from deepcompression.quantization.ranges import misfit
+from deepcompression.quantization.ranges.range import Range
 from deepcompression.quantization.sites import measured
 from deepcompression.quantization.trained_grid import TrainedGrid
 from deepcompression.quantization.trained_inputs import TrainedInputs
@@ -108,6 +109,7 @@ class QuantizedTraining(Method):
     _bits: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _axes: dict[str, int | None] = field(default_factory=dict, init=False, repr=False)
     _inputs: list[TrainedInputs] = field(default_factory=list, init=False, repr=False)
+    _ranges: list[Range] = field(default_factory=list, init=False, repr=False)
     _steps: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _left: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _frozen: FrozenNorms | None = field(default=None, init=False, repr=False)
@@ -143,8 +145,8 @@ class QuantizedTraining(Method):
             one.install(model)
         if self.freeze_bn is not None:
             self._frozen = FrozenNorms(model)
-        trained = [*(grid.range for grid in self._grids(model).values()), *(one.range for one in self._inputs)]
-        learned = [parameter for one in trained for parameter in one.parameters()]
+        self._ranges = [grid.range for grid in self._grids(model).values()] + [one.range for one in self._inputs]
+        learned = [parameter for one in self._ranges for parameter in one.parameters()]
         return [{"params": learned, "weight_decay": 0.0}] if learned else []
 
     def before_step(self, model: nn.Module, now: Now) -> None:
@@ -159,10 +161,8 @@ class QuantizedTraining(Method):
 
     def after_step(self, model: nn.Module, now: Now) -> None:
         """Keeps sizes above zero."""
-        for grid in self._grids(model).values():
-            grid.range.keep_sound()
-        for one in self._inputs:
-            one.range.keep_sound()
+        for one in self._ranges:
+            one.keep_sound()
 
     def figures(self, model: nn.Module) -> dict[str, float]:
         """Bits of a weight on average, and of a quantized activation."""

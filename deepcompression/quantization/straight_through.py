@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -168,6 +169,7 @@ def _divided(piece: Tensor, scale: Tensor, into: Tensor) -> Tensor:
     return torch.div(piece, scale, out=into) if piece.dtype == into.dtype else into.copy_(piece).div_(scale)
 
 
+@lru_cache(maxsize=256)
 def _around(least: float, most: float, dtype: torch.dtype) -> tuple[float, float]:
     """The next number below the least, and above the most."""
     ends = torch.tensor([least, most], dtype=dtype)

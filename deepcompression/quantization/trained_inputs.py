@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from deepcompression.network.edits.quantize_values import InputQuantizer, Site
 from deepcompression.quantization.ranges import range_named
-from deepcompression.quantization.ranges.range import First, Integers
+from deepcompression.quantization.ranges.range import First, Integers, Range
 from deepcompression.quantization.sites import Seen
 
 
@@ -24,6 +25,35 @@ class QuantizedSites:
     signed: bool
     step: float
     range: str
+
+
+class Once(nn.Module):
+    """A range before several layers that get one value: it is put on the grid once in a forward of the model."""
+
+    _value: Callable[[], Tensor | None]
+    _made: Callable[[], Tensor | None]
+
+    def __init__(self, found: Range) -> None:
+        super().__init__()
+        self.range = found
+        self.forget()
+
+    def forward(self, value: Tensor) -> Tensor:
+        """The value on the grid; what was made before, where it is the same tensor unchanged."""
+        made = self._made() if self._value() is value and self._changes == value._version else None
+        if made is not None and made.requires_grad == torch.is_grad_enabled():
+            return made
+        found: Tensor = self.range(value)
+        self._value, self._changes, self._made = ref(value), value._version, ref(found)
+        return found
+
+    def forget(self, *_: object) -> None:
+        """A forward of the model begins: what was made before belongs to another graph, perhaps to other sizes."""
+        self._value, self._changes, self._made = _nothing, 0, _nothing
+
+
+def _nothing() -> Tensor | None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -46,6 +76,7 @@ class TrainedInputs:
         self.word = kind.signed if self.signed and kind.signed else word
         self.integers = Integers.of_inputs(bits, scheme, self.signed)
         self.range = range_named(self.word)(_first(seen), self.integers)
+        self._before = Once(self.range)
         self._handles: list[Any] = []
 
     @property
@@ -55,9 +86,10 @@ class TrainedInputs:
 
     def install(self, model: nn.Module) -> None:
         """Puts the range before the layers."""
+        self._handles.append(model.register_forward_pre_hook(self._before.forget))
         for site in self.sites:
             module = model.get_submodule(site.module)
-            module.add_module(site.tensor("range"), self.range)
+            module.add_module(site.tensor("range"), self._before)
             hook = TrainedInput(site, "static", self.bits, self.scheme)
             self._handles.append(module.register_forward_pre_hook(hook))
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from deepcompression.network.edits.quantize_values import levels
 from deepcompression.quantization.straight_through import Grid, on_grid
@@ -114,13 +115,29 @@ class Size(nn.Module):
 
     def forward(self) -> Tensor:
         """The number(s), float32, in the shape of the first ones."""
-        slope = self.times * (self.gain / self.start)
-        return (self.times * self.start).detach() + (slope - slope.detach())
+        found: Tensor = _Scaled.apply(self.times, self.start, self.gain)  # type: ignore[no-untyped-call]
+        return found
 
     def keep_sound(self) -> None:
         """It stays above zero."""
         with torch.no_grad():
             self.times.clamp_(min=LEAST)
+
+
+class _Scaled(torch.autograd.Function):
+    """``times`` x ``start``, whose gradient is ``gain`` / ``start`` times what comes."""
+
+    @staticmethod
+    def forward(ctx: Any, times: Tensor, start: Tensor, gain: float) -> Tensor:
+        ctx.save_for_backward(start)
+        ctx.gain = gain
+        return times * start
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> Any:
+        (start,) = ctx.saved_tensors
+        return outer * (ctx.gain / start), None, None
 
 
 def or_one(values: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def test_activations_follow_the_paper(bits: int, site: int) -> None:
     value = (x if site == 0 else model[:2](x)).detach()
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if site == 0 else (0, 2**bits - 1)
     with attach(model, [QuantizedTraining(activations={str(site): bits})], 5, samples=[(x, y)]) as session:
-        step = model[site].input_0_range.step
+        step = model[site].input_0_range.range.step
         first = 2 * float(value.double().abs().mean()) / math.sqrt(high)
         assert float(step().detach()) == pytest.approx(first, rel=1e-6)
         outer = torch.randn(192, model[site].out_features)
@@ -167,6 +167,26 @@ def test_layers_of_one_value_share_a_step() -> None:
     assert model.one.input_0_scale == model.other.input_0_scale
     with pytest.raises(StructureError, match=r"idle:input\[0\]: the forward never comes by it"):
         train(Twice(), QuantizedTraining(activations=8))
+
+
+def test_one_value_before_two_layers_is_rounded_once_a_forward() -> None:
+    """Each forward has a graph of its own, also for the same batch; gradients are those of two roundings."""
+    model, (x, _) = Twice(), problem().train
+    x, found = x.clone().requires_grad_(), []
+    with attach(model, [QuantizedTraining(activations={"one": 4, "other": 4})], 5, samples=[x]) as session:
+        for _ in range(2):
+            found.append(model(x).square().sum())
+        found[1].backward()
+        found[0].backward()
+        gradient, times = x.grad, model.one.input_0_range.range.step.times
+        apart = [one.detach().clone().requires_grad_() for one in (x, x)]
+        model.one.input_0_range.forget()
+        (2 * (model.one(apart[0]) + model.other(apart[1])).square().sum()).backward()
+        assert torch.allclose(gradient, apart[0].grad + apart[1].grad, rtol=1e-5, atol=1e-5)
+        assert model.one.input_0_range is model.other.input_0_range and float(times.grad) != 0
+        with torch.no_grad():
+            assert not model(x).requires_grad
+        session.after_step()
 
 
 def test_weights_that_are_zero_throughout_train_freely(caplog: pytest.LogCaptureFixture) -> None:
@@ -303,7 +323,7 @@ def test_levels_of_pact_are_in_the_loss() -> None:
     """Their squares, as much as is asked for."""
     model, (x, y) = net(), problem().train
     with attach(model, [QuantizedTraining(activations=Activations(4, "pact", penalty=0.5))], 5, samples=[(x, y)]) as on:
-        levels = [float(model[site].input_0_range.level().detach()) for site in (0, 2)]
+        levels = [float(model[site].input_0_range.range.level().detach()) for site in (0, 2)]
         loss = on.loss(torch.zeros(()), (x, y), None).detach()
         assert float(loss) == pytest.approx(0.5 * sum(one**2 for one in levels))
 
