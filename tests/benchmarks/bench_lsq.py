@@ -1,9 +1,11 @@
-"""Few bits while training, ours beside Brevitas: ResNet-20 on Fashion-MNIST, both from one float net.
+"""Few bits while training, ours beside Brevitas: ResNet-20 on Fashion-MNIST, all from the same float nets.
 
-`python tests/benchmarks/bench_lsq.py --weights FILE [--bits 4] [--seeds 0 1 2] [--out FILE.json]`, in an environment
-with rivals.txt. Ours is conf/fashion-resnet-20-lsq.yaml, read back from the `.dcz` that a run wrote; the rival learns
-its scales too, and trains by the same loop: same data, epochs, rate, batches. In both the first and the last layer have
-8 bits. The float net is that of conf/fashion-resnet-20.yaml.
+`python tests/benchmarks/bench_lsq.py FOLDER [--bits 4 3 2] [--seeds 0 1 2] [--ways lsq brevitas] [--device cuda]`, with
+rivals.txt installed where Brevitas is wanted. A way is `brevitas`, whose scales are learned too, or a range of ours for
+weights and activations, or two, as in `minmax+pact`. All train by the plan of conf/fashion-resnet-20-lsq.yaml: the same
+data, epochs, rate and batches; in all the first and the last layer have 8 bits. Ours are read back from a `.dcz`. FOLDER
+keeps the float nets (the plan of conf/fashion-resnet-20.yaml, one a seed) and `rows.json`; the test split is read once a
+net.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import json
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +22,69 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "conf" / "fashion-resnet-20-lsq.yaml"
-EDGE_BITS = 8
+from deepcompression import data, models
+from deepcompression import torch as files
+from deepcompression.measure import significance
+from deepcompression.network.state import plain_state
+from deepcompression.quantization.in_training import Activations, QuantizedTraining, Weights
+from deepcompression.training.device import Compute
+from deepcompression.training.loop import Plan, train
+from deepcompression.training.problem import Problem
+from deepcompression.training.randomness import seed_everything
+
+EDGE_BITS, EPOCHS, RATE = 8, 3, 0.01
+Hits = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def right(model: nn.Module, images: Tensor, targets: Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Whether each of the images (n, 1, 28, 28) is recognised."""
+def problem() -> Problem:
+    """Fashion-MNIST as in the recipes."""
+    splits = data.split_validation(data.fashion_mnist(), 5000)
+    return Problem(splits.train, splits.validation, augment=data.shift(2, 0.7), batch_size=128)
+
+
+def plan(seed: int, device: str, epochs: int = EPOCHS, rate: float = RATE, decay: float = 1e-4) -> Plan:
+    """SGD with Nesterov's momentum; the rate falls by a cosine."""
+    kwargs = {"lr": rate, "momentum": 0.9, "nesterov": True, "weight_decay": decay}
+    optimizer = {"factory": "torch.optim:SGD", "kwargs": kwargs}
+    compute = Compute(device, "bfloat16", True)
+    return Plan(epochs, optimizer, "cosine", 0.5 if rate > RATE else 0.0, seed=seed, compute=compute)
+
+
+def float_net(folder: Path, seed: int, task: Problem, device: str) -> dict[str, Tensor]:
+    """The state_dict of a seed's float net: read, or trained and kept."""
+    path = folder / f"float-{seed}.dcz"
+    if not path.exists():
+        seed_everything(seed)
+        model = models.resnet20()
+        train(model, task, plan(seed, device, 12, 0.1, 5e-4))
+        files.save(plain_state(model), path)
+    return files.load(path)
+
+
+def right(model: nn.Module, device: str) -> Hits:
+    """Whether each image of the test split is recognised, in float32: 1 or 0."""
+    images, targets = data.fashion_mnist().test
+    model = model.to(device).eval()
     with torch.no_grad():
-        found = torch.cat([model.eval()(some).argmax(1) for some in images.split(500)])
-    return (found == targets).numpy()
+        found = torch.cat([model(some.to(device)).argmax(1).cpu() for some in images.split(500)])
+    return (found == targets).double().numpy()
 
 
-def ours(bits: int, seed: int, changes: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """The net of the file that a run wrote, and what the run says of itself."""
-    from deepcompression import models
-    from deepcompression.torch import load_into
-    from flows.compress import compress
+def ours(
+    model: nn.Module, bits: int, ranges: str, task: Problem, how: Plan, path: Path
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The net of the file that a training ended in, and what is known of the file."""
+    width = {"conv1": EDGE_BITS, "fc": EDGE_BITS, "default": bits}
+    of_weights, _, of_values = ranges.partition("+")
+    method = QuantizedTraining(Weights(width, of_weights), Activations(width, of_values or of_weights))
+    done = train(model, task, how, [method])
+    edits = [edit for _, account in done.accounts for edit in account.edits]
+    count = files.save(plain_state(model), path, coder="adaptive", edits=edits)
+    return files.load_into(models.resnet20(), path), {"bytes": count}
 
-    where = "stages.train.methods.0.quantize"
-    width = {"conv1.weight": EDGE_BITS, "fc.weight": EDGE_BITS, "default": bits}
-    both = {f"{where}.weights.bits": width, f"{where}.activations.bits": width}
-    summary: Any = compress(str(RECIPE), {**changes, **both, "seed": seed, "test": False})
-    return load_into(models.resnet20(), summary["file"]), summary
 
-
-def rival(model: nn.Module, bits: int) -> nn.Module:
-    """The same net with Brevitas' layers, scales learned from the first statistics on."""
+def theirs(model: nn.Module, bits: int, task: Problem, how: Plan) -> nn.Module:
+    """The same net with Brevitas' layers, whose scales are learned from the first statistics on, trained alike."""
     import brevitas.nn as qnn
     from brevitas.quant import Int8WeightPerTensorFloat, Uint8ActPerTensorFloat
 
@@ -69,87 +108,50 @@ def rival(model: nn.Module, bits: int) -> nn.Module:
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Conv2d | nn.Linear):
             parent, _, own = name.rpartition(".")
-            width = EDGE_BITS if name in ("conv1", "fc") else bits
-            setattr(model.get_submodule(parent), own, made(layer, width))
+            setattr(model.get_submodule(parent), own, made(layer, EDGE_BITS if name in ("conv1", "fc") else bits))
+    train(model, task, how)
     return model
 
 
-def theirs(bits: int, seed: int, state: dict[str, Tensor], changes: dict[str, Any]) -> nn.Module:
-    """The rival's net, trained by the recipe's own plan."""
-    from deepcompression import data, models
-    from deepcompression.training.device import Compute
-    from deepcompression.training.loop import Plan, train
-    from deepcompression.training.problem import Problem
-    from flows.recipe import load as recipes
-
-    parsed = recipes.load(str(RECIPE), {**changes, "seed": seed})
-    training: Any = next(one for one in parsed.stages if one.stage == "train")
-    splits = data.split_validation(data.fashion_mnist(), parsed.data.validation)
-    augment = parsed.data.augment
-    assert augment is not None
-    problem = Problem(
-        splits.train, splits.validation, augment=data.shift(**augment.arguments()), batch_size=training.batch_size
-    )
-    plan = Plan(
-        training.epochs, training.optimizer_with_rate(), training.plain_schedule(), training.warmup, training.patience,
-        training.gradient_clip, seed, Compute("cpu", parsed.precision, parsed.channels_last),
-    )  # fmt: skip
-    model = models.resnet20()
-    model.load_state_dict(state)
-    made = rival(model, bits)
-    train(made, problem, plan)
-    return made
-
-
-def changes_of(given: argparse.Namespace) -> dict[str, Any]:
-    """The recipe's changes: its float net read from a file, and what the command line says."""
-    from flows.recipe.merge import parse_overrides
-
-    return {"model.weights": {"path": str(Path(given.weights).resolve())}, **parse_overrides(given.set)}
-
-
 def main() -> None:
-    """Prints what both get right for each seed, and the paired difference over all."""
-    from deepcompression import data, models
-    from deepcompression.formats.checkpoint import read_state
-    from deepcompression.measure import significance
-
+    """Prints each net's accuracy, and of each way beside Brevitas' the paired difference over all seeds."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", required=True, help="the float net, as the recipe's model.weights takes it")
-    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--alone", action="store_true", help="ours alone")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the recipe")
-    parser.add_argument("--out", help="a JSON file of all figures")
+    parser.add_argument("--ways", nargs="+", default=["lsq", "brevitas"])
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    changes = changes_of(given)
-    images, targets = data.fashion_mnist().test
-    dense = models.resnet20()
-    dense.load_state_dict(read_state(given.weights))
-    base = right(dense, images, targets)
-    print(f"float: {base.mean():.2%}", flush=True)
-    rows: list[dict[str, Any]] = []
-    hits: dict[str, list[Any]] = {"ours": [], "Brevitas": []}
+    task, rows = problem(), []
+    hits: dict[tuple[int, str], list[Hits]] = defaultdict(list)
+
+    def tell(bits: int, way: str, seed: int, model: nn.Module, seconds: float, **more: Any) -> None:
+        hits[bits, way].append(right(model, given.device))
+        rows.append({"bits": bits, "way": way, "seed": seed, "accuracy": float(hits[bits, way][-1].mean()), **more})
+        print(f"{bits:2} bits {way:14} seed {seed}  {rows[-1]['accuracy']:.2%}  {seconds:6.1f} s  {more}", flush=True)
+
     for seed in given.seeds:
-        for name in ("ours",) if given.alone else ("ours", "Brevitas"):
+        started = time.perf_counter()
+        state = float_net(given.folder, seed, task, given.device)
+        for bits, way in [(32, "float"), *((bits, way) for bits in given.bits for way in given.ways)]:
+            model, more = models.resnet20(), {}
+            model.load_state_dict(state)
+            how = plan(seed, given.device)
+            if way == "brevitas":
+                model = theirs(model, bits, task, how)
+            elif way != "float":
+                model, more = ours(model, bits, way, task, how, given.folder / f"{way}-{bits}-{seed}.dcz")
+            tell(bits, way, seed, model, time.perf_counter() - started, **more)
             started = time.perf_counter()
-            if name == "ours":
-                model, summary = ours(given.bits, seed, changes)
-                extra = {"file_bytes": summary["file_bytes"], "ratio": summary["ratio"]}
-            else:
-                model, extra = theirs(given.bits, seed, read_state(given.weights), changes), {}
-            hits[name].append(right(model, images, targets))
-            rows.append({"of": name, "seed": seed, "accuracy": float(hits[name][-1].mean()), **extra})
-            rows[-1]["seconds"] = time.perf_counter() - started
-            print(rows[-1], flush=True)
-    if not given.alone:
-        both = significance.compare(*(np.concatenate(hits[name]).astype(float) for name in ("Brevitas", "ours")))
-        print(f"ours compared with Brevitas: {significance.sentence(both)} ({significance.interval(both)})")
-    if given.out:
-        Path(given.out).write_text(
-            json.dumps({"bits": given.bits, "float": float(base.mean()), "rows": rows}, indent=1)
-        )
+    for (bits, way), of in hits.items():
+        for other in ("float", "brevitas"):
+            against = hits.get((32 if other == "float" else bits, other))
+            if against and way not in (other, "float"):
+                both = significance.compare(np.concatenate(against), np.concatenate(of))
+                print(f"{bits} bits, {way} compared with {other}: {significance.interval(both)}")
+    (given.folder / "rows.json").write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
