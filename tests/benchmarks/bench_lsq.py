@@ -3,9 +3,9 @@
 `python tests/benchmarks/bench_lsq.py FOLDER [--bits 4 3 2] [--seeds 0 1 2] [--ways lsq brevitas] [--device cuda]`, with
 rivals.txt installed where Brevitas is wanted. A way is `brevitas`, whose scales are learned too, or a range of ours for
 weights and activations, or two, as in `minmax+pact`. All train by the plan of conf/fashion-resnet-20-lsq.yaml: the same
-data, epochs, rate and batches; in all the first and the last layer have 8 bits. Ours are read back from a `.dcz`. FOLDER
-keeps the float nets (the plan of conf/fashion-resnet-20.yaml, one a seed) and `rows.json`; the test split is read once a
-net.
+data, epochs, rate and batches; in all the first and the last layer have 8 bits. Ours are read back from a `.dcz`.
+FOLDER keeps the float nets (the plan of conf/fashion-resnet-20.yaml, one a seed) and what each net gets right, so that
+several processes may share the work and the command goes on; the test split is read once a net.
 """
 
 from __future__ import annotations
@@ -124,34 +124,45 @@ def main() -> None:
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    task, rows = problem(), []
     hits: dict[tuple[int, str], list[Hits]] = defaultdict(list)
-
-    def tell(bits: int, way: str, seed: int, model: nn.Module, seconds: float, **more: Any) -> None:
-        hits[bits, way].append(right(model, given.device))
-        rows.append({"bits": bits, "way": way, "seed": seed, "accuracy": float(hits[bits, way][-1].mean()), **more})
-        print(f"{bits:2} bits {way:14} seed {seed}  {rows[-1]['accuracy']:.2%}  {seconds:6.1f} s  {more}", flush=True)
-
+    task = problem()
     for seed in given.seeds:
-        started = time.perf_counter()
         state = float_net(given.folder, seed, task, given.device)
         for bits, way in [(32, "float"), *((bits, way) for bits in given.bits for way in given.ways)]:
-            model, more = models.resnet20(), {}
-            model.load_state_dict(state)
-            how = plan(seed, given.device)
-            if way == "brevitas":
-                model = theirs(model, bits, task, how)
-            elif way != "float":
-                model, more = ours(model, bits, way, task, how, given.folder / f"{way}-{bits}-{seed}.dcz")
-            tell(bits, way, seed, model, time.perf_counter() - started, **more)
-            started = time.perf_counter()
+            row = kept(given.folder / f"{way}-{bits}-{seed}.json", state, bits, way, task, plan(seed, given.device))
+            hits[bits, way].append(unpacked(row["right"]))
+            print(f"{bits:2} bits {way:14} seed {seed}  {row['accuracy']:.2%}  {row['seconds']:6.1f} s", flush=True)
     for (bits, way), of in hits.items():
+        print(f"{bits:2} bits {way:14} mean    {np.mean(of):.2%}")
         for other in ("float", "brevitas"):
             against = hits.get((32 if other == "float" else bits, other))
             if against and way not in (other, "float"):
                 both = significance.compare(np.concatenate(against), np.concatenate(of))
-                print(f"{bits} bits, {way} compared with {other}: {significance.interval(both)}")
-    (given.folder / "rows.json").write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1))
+                print(f"   errors beside {other}: {significance.interval(both)}")
+
+
+def kept(path: Path, state: dict[str, Tensor], bits: int, way: str, task: Problem, how: Plan) -> dict[str, Any]:
+    """What is known of one net: read, or trained, tested and written."""
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    started, device = time.perf_counter(), how.compute.device
+    model, more = models.resnet20(), {}
+    model.load_state_dict(state)
+    if way == "brevitas":
+        model = theirs(model, bits, task, how)
+    elif way != "float":
+        model, more = ours(model, bits, way, task, how, path.with_suffix(".dcz"))
+    seconds, hits = time.perf_counter() - started, right(model, device)
+    card = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU"
+    row = {"accuracy": float(hits.mean()), "seconds": seconds, "device": card, "torch": torch.__version__, **more}
+    path.write_text(json.dumps({**row, "right": np.packbits(hits.astype(bool)).tobytes().hex()}))
+    return {**row, "right": np.packbits(hits.astype(bool)).tobytes().hex()}
+
+
+def unpacked(text: str) -> Hits:
+    """Whether each image was recognised, from its bits in hexadecimal digits."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:10_000].astype(np.float64)
 
 
 if __name__ == "__main__":
