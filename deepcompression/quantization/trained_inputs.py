@@ -30,6 +30,7 @@ class QuantizedSites:
 class Once(nn.Module):
     """A range before several layers that get one value: it is put on the grid once in a forward of the model."""
 
+    _changes: int
     _value: Callable[[], Tensor | None]
     _made: Callable[[], Tensor | None]
 
