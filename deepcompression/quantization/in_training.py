@@ -126,6 +126,33 @@ class QuantizedTraining(Method):
         claimed = {(name, VALUES) for name in _resolved(model, weights)}
         return claimed | {(str(site), ACTIVATION) for site in _inputs(model, activations).sites}
 
+    def words(self, model: nn.Module) -> dict[str, tuple[str, ...]]:
+        """What will be true of tensors.
+
+        Args:
+            model: untouched.
+
+        Raises:
+            StructureError: a tensor has no axis of channels.
+        """
+        axes = {name: self._axis(model, name) for name in _resolved(model, self._of_weights)}
+        return {name: (_word(bits, axes[name]),) for name, bits in _resolved(model, self._of_weights).items()}
+
+    def refuse_other(self, model: nn.Module, structure: Structure) -> None:
+        """Raise StructureError where tensors have to keep other values than those on its grids.
+
+        Args:
+            model: untouched.
+            structure: what is true of its tensors.
+
+        Raises:
+            StructureError: the first such tensor.
+        """
+        for name, (word,) in self.words(model).items():
+            other = [one for one in of_order(structure.get(name, ()), SOURCE, AFTER_MASK) if one != word]
+            if other:
+                raise StructureError(f"{name}: is {other[0]} already, which {word} would undo; leave it out of weights")
+
     def attach(self, model: nn.Module, context: Context) -> list[dict[str, Any]]:
         """Puts grids over weights and before layers; what they train, without weight decay.
 
@@ -137,6 +164,7 @@ class QuantizedTraining(Method):
         bits, inputs = _resolved(model, self._of_weights), _inputs(model, self._of_inputs)
         self._check(bits)
         self._axes = {name: self._axis(model, name) for name in bits}
+        self.refuse_other(model, context.structure)
         kept = {name: self._kept(name, width, model, context.structure) for name, width in bits.items()}
         self._left = inputs.left
         self._inputs = self._measured(model, context, inputs.sites)  # before weights are rounded
@@ -145,6 +173,10 @@ class QuantizedTraining(Method):
             one.install(model)
         if self.freeze_bn is not None:
             self._frozen = FrozenNorms(model)
+            if not self._frozen.count:
+                log.warning(
+                    "quantize: freeze_bn: the model has no BatchNorm with running statistics: none stands still"
+                )
         self._ranges = [grid.range for grid in self._grids(model).values()] + [one.range for one in self._inputs]
         learned = [parameter for one in self._ranges for parameter in one.parameters()]
         return [{"params": learned, "weight_decay": 0.0}] if learned else []
@@ -197,7 +229,7 @@ class QuantizedTraining(Method):
         for one in self._inputs:
             one.fill(model)
         return Account(
-            {name: (self._word(name, self._bits[name]),) for name in state},
+            {name: (_word(self._bits[name], self._axes[name]),) for name in state},
             [one.record() for one in self._inputs],
             {
                 "grids": [self._told(name, weight) for name, weight in state.items()],
@@ -238,22 +270,11 @@ class QuantizedTraining(Method):
         per_channel = self._of_weights is not None and self._of_weights.per == "channel"
         return channel_axis(model, name) if per_channel else None
 
-    def _word(self, name: str, bits: int) -> str:
-        axis = self._axes[name]
-        return f"grid({bits})" if axis is None else f"grid({bits}, {axis})"
-
     def _kept(self, name: str, bits: int, model: nn.Module, structure: Structure) -> Tensor | None:
-        """The scales that a tensor has on such a grid already; None where it is on none.
-
-        Raises:
-            StructureError: it has to keep other values.
-        """
-        weight, word = held_state(model, [name])[name], self._word(name, bits)
-        words = structure.get(name, ())
-        other = [one for one in of_order(words, SOURCE, AFTER_MASK) if one != word]
-        if other:
-            raise StructureError(f"{name}: is {other[0]} already, which {word} would undo; leave it out of weights")
-        grid = constraint(word).held(weight) if word in words else None
+        """The scales that a tensor has on such a grid already; None where it is on none."""
+        word = _word(bits, self._axes[name])
+        on_it = word in structure.get(name, ())
+        grid = constraint(word).held(held_state(model, [name])[name]) if on_it else None
         return grid.scale if isinstance(grid, OnGrid) else None
 
     def _measured(self, model: nn.Module, context: Context, sites: Mapping[Site, int]) -> list[TrainedInputs]:
@@ -276,6 +297,10 @@ class QuantizedTraining(Method):
                 TrainedGrid, bits=width, axis=self._axes[name], word=how.range, scheme=how.scheme, scale=kept[name]
             )
             hold_by(model, {name: make})
+
+
+def _word(bits: int, axis: int | None) -> str:
+    return f"grid({bits})" if axis is None else f"grid({bits}, {axis})"
 
 
 def _but(kind: type[Any], bits: Bits | None) -> Any:

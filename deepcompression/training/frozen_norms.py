@@ -17,6 +17,7 @@ class FrozenNorms:
     def __init__(self, model: nn.Module) -> None:
         self.now = False
         norms = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.track_running_stats]
+        self.count = len(norms)
         self._handles = [norm.register_forward_pre_hook(self._rest) for norm in norms]
 
     def _rest(self, norm: nn.Module, _: Any) -> None:

@@ -133,6 +133,9 @@ class MethodSettings(Strict):
         """What goes into layers of the model, as ``layer:input[0]``, that it puts on grids."""
         return ()
 
+    def follows(self, model: nn.Module, structure: Structure) -> None:
+        """Raises StructureError, before anything trains, where it does not go with what earlier stages make true."""
+
     def leaves(self, model: nn.Module) -> Structure:
         """What it will make true of tensors of the model, as far as that can be told before."""
         return {}
@@ -249,6 +252,9 @@ class Stage(Strict):
 
     def follows(self, model: nn.Module, structure: Structure) -> None:
         """Raises StructureError, before anything trains, where it does not go with what earlier stages make true."""
+        for _, part in parts(self):
+            if isinstance(part, MethodSettings):
+                part.follows(model, structure)
 
     def allocates(self, model: nn.Module) -> Mapping[str, int] | None:
         """The most bits that it can find for each tensor, for later stages that say ``bits: allocated``; None: none."""

@@ -15,7 +15,8 @@ from tasks.execution.settings import Allocated, ByName, MethodSettings, Strict, 
 if TYPE_CHECKING:
     from torch import nn
 
-    from deepcompression.training.method import Method
+    from deepcompression.quantization.in_training import QuantizedTraining
+    from deepcompression.structure.constraints import Structure
 
 GridBits = Annotated[int, Field(ge=2, le=16)]
 Scheme = Literal["symmetric", "asymmetric"]
@@ -100,7 +101,15 @@ class Settings(MethodSettings):
 
         return [str(site) for site in inputs_of(model, self.activations.bits).sites] if self.activations else []
 
-    def make(self) -> Method:
+    def follows(self, model: nn.Module, structure: Structure) -> None:
+        """Tensors have no other values to keep."""
+        self.make().refuse_other(model, structure)
+
+    def leaves(self, model: nn.Module) -> Structure:
+        """Grids."""
+        return self.make().words(model)
+
+    def make(self) -> QuantizedTraining:
         """The method."""
         from deepcompression.quantization import in_training
 

@@ -355,6 +355,23 @@ def test_batchnorm_stands_still_for_the_last_part() -> None:
     assert not torch.equal(model[1].running_mean, seen[-1][0])
 
 
+def test_a_model_without_batchnorm_has_none_to_freeze(caplog: pytest.LogCaptureFixture) -> None:
+    """A key that does nothing is told."""
+    attach(net(), [QuantizedTraining(4, freeze_bn=0.5)], 1).close()
+    assert "freeze_bn: the model has no BatchNorm with running statistics" in caplog.text
+
+
+def test_a_tied_tensor_has_one_number_of_bits() -> None:
+    """Two names of one tensor that say different things are refused; one grid is put at every use."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    with pytest.raises(StructureError, match=r"0\.weight and 2\.weight are one tensor"):
+        attach(model, [QuantizedTraining({"0.weight": 4, "2.weight": 8})], 1)
+    with attach(model, [QuantizedTraining(4)], 1):
+        assert model[0].parametrizations.weight[0] is model[2].parametrizations.weight[0]
+    assert model[0].weight is model[2].weight and len(model[0].weight.unique()) <= 15
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [

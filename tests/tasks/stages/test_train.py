@@ -150,6 +150,16 @@ def test_two_methods_that_claim_the_same_are_refused(run: Run) -> None:
         train.Settings(stage="train", methods=methods).fits(run, run.blank_model())
 
 
+def test_what_earlier_stages_keep_is_known_before_anything_trains(run: Run) -> None:
+    """Grids are told to the stages that follow, and not put over values that those before them leave."""
+    model = run.blank_model()
+    made = train.Settings(stage="train", methods=[{"quantize": {"weights": {"bits": 4, "per": "channel"}}}])
+    assert made.leaves(model) == {"0.weight": ("grid(4, 0)",), "3.weight": ("grid(4, 0)",)}
+    made.follows(model, {"0.weight": ("zeros", "grid(4, 0)")})
+    with pytest.raises(StructureError, match=r"0\.weight: is shared already, which grid\(4, 0\) would undo"):
+        made.follows(model, {"0.weight": ("zeros", "shared")})
+
+
 @pytest.mark.parametrize(
     ("bits", "keys", "temperature"),
     [(4, {}, 4.0), (3, {}, 2.0), ({"0.weight": 8, "default": 2}, {"weight": 0.3}, 2.0), (2, {"temperature": 3.0}, 3.0)],
