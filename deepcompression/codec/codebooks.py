@@ -17,6 +17,7 @@ from deepcompression.codec.dtypes import Bits, Writing, order
 from deepcompression.codec.huffman import Symbols
 
 _MOST_GROUPED = 1 << 10
+_MANY = 1 << 12  # elements, from which a grid may be nearly empty
 _GROUPS = (32, 64, 128, 256)
 _SLICE = 1 << 20
 _TRIED, _TRIED_LENGTH = 4, 1024  # groups of a channel that are looked at first, and elements of each
@@ -165,8 +166,12 @@ def _as_grid(shared: Shared) -> Shared | None:
     assert shared.book.values is not None
     values, negative = _without_negative(shared.book.values)
     found = grids.recognise(values, shared.dtype)
+    if found is None or int(np.abs(found[1]).max()) >= MOST_INTEGER:
+        return None
     # A grid that is nearly empty would cost more in its code than the codebook that it spares.
-    if found is None or int(np.ptp(found[1])) > 4 * shared.book.k + 16 or int(np.abs(found[1]).max()) >= MOST_INTEGER:
+    width, k = int(np.ptp(found[1])), shared.book.k
+    many = len(shared.symbols) >= _MANY
+    if width > 4 * k + 16 and not (many and len(shared.symbols) * math.log2(width / k) < 8 * k * values.itemsize):
         return None
     codes, book = _grid_codes(found[1][0], found[0], ALL, None if negative is None else negative[0])
     table = np.concatenate([np.zeros(1, codes.dtype), codes])
@@ -210,24 +215,26 @@ def _grid_codes(
 def _in_groups(flat: Bits, dtype: str, shape: tuple[int, ...]) -> list[Shared]:
     """A grid or a codebook for each row, group within rows, or channel of another axis: the first that fits."""
     plain, negative = _without_negative(flat) if dtype in GRID_DTYPES else (flat, None)
+    wide: list[Shared] = []
     for groups in _grouped(shape):
         if groups.size < 16 or groups.size >= flat.size:
             continue
         if groups.channels > 1 and not _hopeful(plain, groups, dtype):
             continue
         found = _on_grids(flat, plain, negative, groups, dtype) if dtype in GRID_DTYPES else []
-        if found:
+        if found and found[0].book.k < _MOST_GROUPED:
             return found
+        wide = wide or found  # which smaller groups may be on narrower ones of
         shared = _group_codebooks(groups.gathered(flat), groups, dtype)
         if shared is not None:
-            return [shared]
-    return []
+            return [shared, *wide]
+    return wide
 
 
 def _on_grids(flat: Bits, plain: Bits, negative: NDArray[np.bool_] | None, groups: Groups, dtype: str) -> list[Shared]:
     """A grid for each group; where that is two integers around a 0 that is not there, their two values too."""
     found = grids.recognise(groups.gathered(plain), dtype)
-    if found is None or int(np.ptp(found[1])) >= _MOST_GROUPED:
+    if found is None or int(np.abs(found[1]).max()) >= MOST_INTEGER:
         return []
     symbols, book = _grid_codes(groups.scattered(found[1]), found[0], groups, negative)
     made = [Shared(symbols, book, dtype)]
