@@ -19,6 +19,7 @@ from deepcompression.codec.edits import SINCE
 from deepcompression.export import TARGETS
 from deepcompression.pruning import criteria
 from deepcompression.quantization.observers import OBSERVERS
+from deepcompression.quantization.ranges import RANGES
 from tasks.methods import METHODS
 from tasks.stages import STAGES
 
@@ -69,6 +70,7 @@ def _tables() -> dict[str, Iterable[str]]:
         "export: [{}]": TARGETS,
         "kind: {}": SINCE,
         "observer: {}": [*OBSERVERS, "auto"],
+        "range: {}": RANGES,
     }
 
 
