@@ -44,6 +44,7 @@ FORBIDDEN: dict[str, set[str]] = {
     },
     "deepcompression/network/edits": set(),
     "deepcompression/quantization/ranges": set(),
+    "deepcompression/quantization/binary": set(),
     "deepcompression/quantization/observers": set(),
     "tasks": {"flows"},
     **{

@@ -1,5 +1,6 @@
 """The paper's networks, and others on which methods are measured."""
 
+from deepcompression.models.binary import BinaryMLP, binary_mlp
 from deepcompression.models.paper import (
     DigitsNet,
     LeNet5,
@@ -13,11 +14,13 @@ from deepcompression.models.paper import (
 from deepcompression.models.resnet import ResNet20, resnet20
 
 __all__ = [
+    "BinaryMLP",
     "DigitsNet",
     "LeNet5",
     "LeNet300100",
     "ResNet20",
     "alexnet",
+    "binary_mlp",
     "digits_net",
     "lenet5",
     "lenet_300_100",

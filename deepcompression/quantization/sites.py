@@ -15,6 +15,8 @@ from deepcompression.network.trace import resting
 from deepcompression.quantization.watching import Carried, watched
 from deepcompression.training.method import Context
 
+WHO = "quantize: activations"
+
 
 @dataclass(frozen=True)
 class Group:
@@ -49,7 +51,9 @@ class Seen:
         self.most = max(self.most, float(exact.max()))
 
 
-def measured(model: nn.Module, context: Context, sites: Mapping[Site, int], samples: int) -> list[Group]:
+def measured(
+    model: nn.Module, context: Context, sites: Mapping[Site, int], samples: int, who: str = WHO
+) -> list[Group]:
     """Sites by the value that they carry, each with what came by.
 
     Args:
@@ -57,12 +61,13 @@ def measured(model: nn.Module, context: Context, sites: Mapping[Site, int], samp
         context: whose samples are looked at.
         sites: and the bits of each.
         samples: about how many.
+        who: wants them, for messages.
 
     Raises:
         StructureError: there are no samples, the forward never comes by a site, or with no value, or with one that is
             not finite.
     """
-    batches = context.batches("quantize: activations", samples)
+    batches = context.batches(who, samples)
     seen: dict[Site, Seen] = {}
     carried = Carried()
 

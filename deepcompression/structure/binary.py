@@ -1,4 +1,4 @@
-"""Weights of two values, a scale and its negative: of the tensor or of each channel."""
+"""Weights of two values, a scale and its negative: of the tensor or of each channel of an axis."""
 
 from __future__ import annotations
 
@@ -34,21 +34,25 @@ class Signs(Holder):
 
 @dataclass(frozen=True)
 class Binary:
-    """Every weight is plus or minus the scale of its output channel (dimension 0)."""
+    """Every weight is plus or minus the scale of its channel, a place of ``axis``."""
 
     order: ClassVar[int] = VALUES
+    axis: int = 0
 
     def held(self, weight: Tensor) -> Holder:
         """Signs with the scales that ``weight`` has.
 
         Raises:
-            StructureError: a channel has other magnitudes than one.
+            StructureError: a channel has other magnitudes than one, or there is no such axis.
         """
-        rows = weight.detach().abs().flatten(1) if weight.ndim > 1 else weight.detach().abs().reshape(1, -1)
-        scale = rows.amax(1) if rows.numel() else rows.new_zeros(len(rows))
-        if not bool((rows == scale[:, None]).all()):
+        size = weight.detach().abs()
+        over = [one for one in range(size.ndim) if one != self.axis] if size.ndim > 1 else [0] * size.ndim
+        if self.axis >= max(size.ndim, 1):
+            raise StructureError(f"it has no axis {self.axis}")
+        scale = size.amax(over, keepdim=True) if size.numel() else size.new_zeros(())
+        if not bool((size == scale).all()):
             raise StructureError("a channel has weights of more than one magnitude")
-        return Signs(scale.reshape([-1, *[1] * (weight.ndim - 1)]) if weight.ndim > 1 else scale)
+        return Signs(scale)
 
     def check(self, name: str, before: Tensor, after: Tensor) -> int:
         """0: two values cannot become fewer, but one.

@@ -60,7 +60,8 @@ class Plan:
     """How a model trains.
 
     ``optimizer`` is ``{factory, kwargs}``: the factory gets the parameters and the kwargs, such as lr. ``schedule`` is
-    constant, cosine or linear (to zero, by step), or ``{factory, kwargs}`` of a torch scheduler (by epoch). ``warmup``
+    constant, cosine or linear (to zero, by step), ``{shape, start, power}`` where it falls from ``start`` on, or
+    ``{factory, kwargs}`` of a torch scheduler (by epoch). ``warmup``
     counts epochs in which the rate rises linearly, not for a scheduler by factory. ``patience`` stops after so many
     epochs without a better validation metric; ``gradient_clip`` is the largest norm of the whole gradient; ``seed`` is
     that of batch order, augmentation, dropout and methods.

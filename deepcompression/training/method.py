@@ -83,6 +83,7 @@ class Account:
     report: Mapping[str, Any] = field(default_factory=dict)
     regrouped: Sequence[str] = ()  # tensors whose weights did not stay with those that they were equal to
     notes: Sequence[str] = ()
+    left: Mapping[str, str] = field(default_factory=dict)  # why it left tensors alone that it could have changed
 
 
 class Method:

@@ -93,11 +93,12 @@ def grouped(
 def make_schedule(
     optimizer: torch.optim.Optimizer, spec: str | Mapping[str, Any], warmup: float, epochs: int, steps: int
 ) -> Schedule:
-    """A schedule by shape (constant, linear, cosine) or ``{factory, kwargs}``.
+    """A schedule by shape (constant, linear, cosine), one that falls at the end, or ``{factory, kwargs}``.
 
     Args:
         optimizer: whose rate it drives.
-        spec: shape: by step, from the optimizer's rate to zero or constant; factory: a torch scheduler, by
+        spec: shape: by step, from the optimizer's rate to zero or constant; ``{shape, start, power}``: from the
+            fraction ``start`` on it falls to zero too, as that power of what is left; factory: a torch scheduler, by
             epoch.
         warmup: epochs in which the rate of a shape rises linearly.
         epochs: of the whole loop.
@@ -106,19 +107,35 @@ def make_schedule(
     Raises:
         FactoryError: unknown shape, or the factory fails.
     """
-    if not isinstance(spec, str):
+    shape, start, power = _parts(spec)
+    if not isinstance(shape, str):
+        assert not isinstance(spec, str)
         made = factory.build(spec["factory"], {"optimizer": optimizer, **spec.get("kwargs", {})})
         return Schedule(made, by_step=False)
-    if spec not in SHAPES:
-        raise FactoryError(f"schedule {spec!r}: expected {', '.join(SHAPES)}, or a factory of a scheduler")
+    if shape not in SHAPES:
+        raise FactoryError(f"schedule {shape!r}: expected {', '.join(SHAPES)}, or a factory of a scheduler")
     total, rising = epochs * steps, warmup * steps
 
     def scale(step: int) -> float:
         if step < rising:
             return (step + 1) / (rising + 1)
-        return SHAPES[spec](min((step - rising) / max(total - rising, 1), 1.0))
+        return SHAPES[shape](min((step - rising) / max(total - rising, 1), 1.0)) * float(
+            _left(step / total, start) ** power
+        )
 
     return Schedule(torch.optim.lr_scheduler.LambdaLR(optimizer, scale), by_step=True)
+
+
+def _parts(spec: str | Mapping[str, Any]) -> tuple[str | Mapping[str, Any], float, float]:
+    """A shape (or the ``{factory, kwargs}``), where it falls, and with which power."""
+    if isinstance(spec, str) or "shape" not in spec:
+        return spec, 1.0, 1.0
+    return str(spec["shape"]), float(spec["start"]), float(spec["power"])
+
+
+def _left(done: float, start: float) -> float:
+    """What is left of the fall to zero that begins at the fraction ``start`` of the training."""
+    return 1.0 if done <= start else max((1 - done) / (1 - start), 0.0)
 
 
 def _fused(spec: str, parameters: list[nn.Parameter]) -> dict[str, bool]:

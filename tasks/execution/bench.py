@@ -151,7 +151,8 @@ def _covered(model: nn.Module, done: Trained) -> list[Covered]:
 
     state, claimed = model.state_dict(), {target for target, role in done.claimed if role != ACTIVATION}
     blank = [name for name in claimed if not bool(state[name].any())]
-    return coverage(model, claimed - set(blank), dict.fromkeys(blank, "zero throughout"))
+    left = {name: why for _, account in done.accounts for name, why in account.left.items()}
+    return coverage(model, claimed - set(blank), {**left, **dict.fromkeys(blank, "zero throughout")})
 
 
 def covering(product: Product, rows: Sequence[Covered]) -> Product:

@@ -18,6 +18,7 @@ METHODS: dict[str, str] = {
     "share": "tasks.methods.share",
     "centroids": "tasks.methods.centroids",
     "quantize": "tasks.methods.quantize",
+    "binarize": "tasks.methods.binarize",
     "compact": "tasks.methods.compact",
     "dropout": "tasks.methods.dropout",
     "distil": "tasks.methods.distil",

@@ -23,6 +23,8 @@ from deepcompression.errors import DataError, DivergedError, FactoryError, Stora
 from deepcompression.network.state import plain_state
 from deepcompression.pruning.gradual import GradualPruning
 from deepcompression.pruning.l0 import L0
+from deepcompression.quantization.binarize import Binarize
+from deepcompression.quantization.binary import asked
 from deepcompression.quantization.in_training import Activations, QuantizedTraining, Weights
 from deepcompression.quantization.ranges import RANGES
 from deepcompression.sharing.centroids import Centroids
@@ -116,6 +118,8 @@ def test_patience_stops_early():
         ("linear", 0, [0.1, 0.075, 0.05, 0.025]),
         ("cosine", 0, [0.1 * (1 + np.cos(np.pi * epoch / 4)) / 2 for epoch in range(4)]),
         ("constant", 1, [0.1 / 7, 0.1, 0.1, 0.1]),
+        ({"shape": "constant", "start": 0.5, "power": 2}, 0, [0.1, 0.1, 0.1, 0.025]),
+        ({"shape": "linear", "start": 0.5, "power": 1}, 0, [0.1, 0.075, 0.05, 0.0125]),
         (
             {"factory": "torch.optim.lr_scheduler:StepLR", "kwargs": {"step_size": 1}},
             0,
@@ -217,6 +221,7 @@ def _quantized(name: str, word: str) -> QuantizedTraining:
 
 
 PAIRS = list(zip_longest(list(RANGES)[::2], list(RANGES)[1::2], fillvalue="lsq"))
+THRESHOLDS, PHASES = (asked.Weights("dorefa"), asked.Activations("scaled_threshold")), asked.Phases(0.25, 0.5, 0.75)
 KILLED: dict[str, tuple[Callable[[], Problem], Callable[[], list[Method]], Callable[[], tuple[nn.Module, Any]]]] = {
     "tensors": (lambda: problem(augment=noise), lambda: [], lambda: (net(), None)),
     "loader": (loader, lambda: [], lambda: (net(), None)),
@@ -226,6 +231,7 @@ KILLED: dict[str, tuple[Callable[[], Problem], Callable[[], list[Method]], Calla
     "gates": (problem, lambda: [L0(1.0)], lambda: (net(), None)),
     "pruning, learned steps": (problem, lambda: [GradualPruning(0.3), QuantizedTraining(3, 4)], lambda: (net(), None)),
     **{f"ranges {' '.join(pair)}": (problem, partial(quantized, *pair), lambda: (net(), None)) for pair in PAIRS},
+    "binary, in phases": (problem, lambda: [Binarize(*THRESHOLDS, 6, [], PHASES)], lambda: (net(), None)),
     "pruning, distillation, dropout": (problem, taught, lambda: (net(), None)),
 }
 

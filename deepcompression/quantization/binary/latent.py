@@ -1,0 +1,67 @@
+"""What all kinds of binary weights have in common: latent weights that are trained, and their few values."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from deepcompression.network.parametrized import VALUES, Holder
+
+LIMIT = 1.0  # latent weights stay within it
+
+
+class Latent(Holder):
+    """Few values in place of latent weights, which gradients reach; the weights themselves while it is not ``active``.
+
+    Args:
+        bits: of a value.
+        axis: of the output filters.
+        zeros: weights that are zero stay so, as where they are pruned; else 0 counts as positive.
+    """
+
+    order = VALUES
+    clipped: ClassVar[bool] = True  # whether latent weights stay within LIMIT
+
+    def __init__(self, bits: int, axis: int, zeros: bool) -> None:
+        super().__init__()
+        self.bits, self.axis, self.zeros = bits, axis, zeros
+        self.active = True
+
+    @property
+    def word(self) -> str:
+        """What is true of such weights, as a word of structure."""
+        raise NotImplementedError
+
+    def values(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """What latent weights stand for, without a gradient; and what has the gradient; both float32 or wider."""
+        raise NotImplementedError
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight (its own shape) in its few values; none is -0.0."""
+        if not self.active:
+            return self.laid_out(weight)
+        exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        values, slope = self.values(exact)
+        if self.zeros:
+            values = torch.where(exact.detach() == 0, 0.0, values)
+        return self.laid_out((values.detach() + (slope - slope.detach())).to(weight.dtype))
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What is trained: the weight itself."""
+        return weight
+
+    def mean(self, weight: Tensor, over: list[int]) -> Tensor:
+        """Mean magnitudes, without those of weights that stay zero; with the weight's number of dimensions."""
+        return weight.detach().abs().sum(over, keepdim=True) / self.count(weight, over)
+
+    def count(self, weight: Tensor, over: list[int]) -> Tensor:
+        """How many weights of a filter there are (those that stay zero do not count)."""
+        alive = weight.detach() != 0 if self.zeros else torch.ones_like(weight, dtype=torch.bool)
+        return alive.sum(over, keepdim=True).clamp(min=1)
+
+
+def signs(weight: Tensor) -> Tensor:
+    """-1 below 0, else 1: 0 counts as positive."""
+    return torch.where(weight.detach() < 0, -1.0, 1.0).to(weight.dtype)
