@@ -43,6 +43,7 @@ TWO = {"epochs": 2, "lr": 0.01, "batch_size": 16}  # of four steps
 SHARED = {"stage": "share", "bits": 3}
 DROPOUT = {"modules": {"3": "4"}}
 CALIBRATED = {"activations": {"observer": "auto", "samples": 32}, "correct": ["bias"]}
+THRESHOLDS = {"weights": {}, "activations": {"kind": "scaled_threshold", "samples": 32}, "keep": []}
 FILTERS = {"granularity": "filter", "criterion": "l1", "density": 0.5, "remove": True}
 
 # The keys with which each line of a list is killed, in each way in which it works; with those of the stage before,
@@ -56,6 +57,7 @@ STAGES_KILLED: dict[str, list[dict[str, Any]]] = {
     "share": [{"bits": 2}, {"bits": 2, "init": "random"}, {"bits": 2, "train": TWO}],
     "allocate": [{"bits": [2, 8], "like": 8, "samples": 32, "vectors": 8}],
     "quantize": [{"rest": "int8"}, {"weights": {"bits": 8}, **CALIBRATED}, {"train": TWO, "before": SHARED}],
+    "binarize": [{**TWO, **THRESHOLDS}],
     "recalibrate": [{}],
     "slim": [{"units": 0.5}],
     "encode": [{"before": SHARED}],
@@ -71,6 +73,7 @@ METHODS_KILLED: dict[str, dict[str, Any]] = {
     "share": {"bits": 2},
     "centroids": {"before": SHARED},
     "quantize": {"weights": {"bits": 4}, "activations": {"bits": 8, "samples": 32}},
+    "binarize": {**THRESHOLDS, "gradients": {"bits": 6}},
     "dropout": {"modules": {"3": "4"}},
     "distil": {},
 }
@@ -94,7 +97,7 @@ class Case:
         """Where it is killed: in the second epoch, while values are observed or traces drawn, or before its object is
         stored; then later, at the latest before its key is.
         """
-        if getattr(self.settings, "activations", None):
+        if self.stage == "quantize" and getattr(self.settings, "activations", None):
             return [(Histogram, "add", 5), (Store, "put", 1)]
         if self.stage == "allocate":
             return [(losses, "write_json", 5), (Store, "put", 1)]
