@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from deepcompression.codec import apart, arithmetic, encoder, head, huffman, parting, streams, tiling
-from deepcompression.codec.bitstream import varint
+from deepcompression.codec.bitstream import varint, width
 from deepcompression.codec.dtypes import DTYPES
 from deepcompression.codec.index import MAGIC
 
@@ -89,6 +89,8 @@ def wild(random: Random, chunk: int | None = None) -> Iterator[None]:
             patch.setattr(module, "min", least, raising=False)
         patch.setattr(parting, "promising", lambda _, stored, how: DTYPES[stored].floating and random.random() < 0.5)
         patch.setattr(tiling, "_LEAST", 1)
+        patch.setattr(encoder, "_FINE", 3)
+        patch.setattr(encoder, "_low_bits", lambda k: range(1, width(k)))
         patch.setattr(tiling, "_GAIN", 2.0)
         patch.setattr(streams, "plan", plan)
         if chunk is not None:

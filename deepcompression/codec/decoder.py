@@ -11,7 +11,7 @@ from deepcompression import _numba
 from deepcompression._parallel import mapped
 from deepcompression.codec import arithmetic, arrays, planes, positions, streams, tiles
 from deepcompression.codec.arithmetic import Model
-from deepcompression.codec.bitstream import Cursor, Remote
+from deepcompression.codec.bitstream import Cursor, Remote, packed_size, padding_is_zero, unpack
 from deepcompression.codec.dtypes import Bits, unsigned
 from deepcompression.codec.head import VERSION, Head, Sections, read_head
 from deepcompression.codec.huffman import Symbols
@@ -114,13 +114,29 @@ class _Filler:
     def _codes(self, counts: Sequence[int], cursors: Sequence[Cursor]) -> list[Symbols]:
         """So many codes of each chunk."""
         if self.head.code_stream is not None:
-            return streams.decode(cursors, counts, self.head.code_stream)
+            made = streams.decode(cursors, counts, self.head.code_stream)
+        else:
+            made = self._adaptive_codes(counts, cursors)
+        return [self._whole(each, cursor) for each, cursor in zip(made, cursors, strict=True)]
+
+    def _whole(self, high: Symbols, cursor: Cursor) -> Symbols:
+        """Codes (m,) with their low bits, which are at the cursor."""
+        low, book = self.head.low, self.head.book
+        if not low or book is None:
+            return high
+        packed = cursor.take(packed_size(len(high), low), "the low bits of codes")
+        found: Symbols = high.astype(np.uint32) << np.uint32(low) | unpack(packed, len(high), low)
+        if not padding_is_zero(packed, len(high) * low) or (len(found) and int(found.max()) >= book.k):
+            raise cursor.fail(f"a code is not below {book.k}, or the padding of low bits is not zero")
+        return found
+
+    def _adaptive_codes(self, counts: Sequence[int], cursors: Sequence[Cursor]) -> list[Symbols]:
         return [self._adaptive(count, cursor) for count, cursor in zip(counts, cursors, strict=True)]
 
     def _adaptive(self, count: int, cursor: Cursor) -> Symbols:
         """The adaptive codes of a chunk with tiles."""
         model = Model(count, self.head.k, False, 0, 4 * self.head.code_context)
-        code = cursor.take(cursor.left, "the codes")
+        code = cursor.take(cursor.varint("the length of the codes") if self.head.low else cursor.left, "the codes")
         if count:
             return arithmetic.decode_part(cursor, code, 1, model)
         if len(code):
@@ -130,10 +146,16 @@ class _Filler:
     def _arithmetic(self, start: int, count: int, cursor: Cursor) -> int:
         head = self.head
         flags = head.positions == FLAGS
-        size = cursor.left if head.adaptive else cursor.varint("the length of the flags")
+        size = cursor.left if head.adaptive and not head.low else cursor.varint("the length of the flags")
         code = cursor.take(size, "the flags")
         found = arithmetic.decode_part(cursor, code, count // head.width, head.model)
         used = cursor.at
+        if head.low:
+            stored = found != 0 if flags else np.ones(count, bool)
+            high = found[stored] - found.dtype.type(flags)
+            found = np.zeros(count, np.uint32)
+            found[stored] = self._whole(high, cursor) + np.uint32(flags)
+            cursor.end("a chunk's low bits")
         if not flags:
             self._put_codes(start, count, None, found)
             return 0

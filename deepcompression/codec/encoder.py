@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from deepcompression.codec import apart, arithmetic, codebooks, parting, positio
 from deepcompression.codec import head as heads
 from deepcompression.codec.apart import SAMPLE, Piece, Written, cut, deflater, fitted, plain, plan_codes
 from deepcompression.codec.arithmetic import Model
-from deepcompression.codec.bitstream import varint
+from deepcompression.codec.bitstream import pack, varint, width
 from deepcompression.codec.book import Book
 from deepcompression.codec.codebooks import Shared
 from deepcompression.codec.dtypes import DTYPES, Bits, Writing, narrow
@@ -27,6 +28,7 @@ from deepcompression.codec.streams import Stream
 from deepcompression.codec.tiles import Tiles
 
 _SMALL = 1 << 16
+_FINE = 1 << 10  # codes, from which low bits may be noise
 _WORTH = 1 / 1000  # of the bytes, below which a layout is not tried
 _DENSE_UP_TO = 0.95  # share of zeros beyond which nothing was ever smallest as codes of all elements
 
@@ -85,8 +87,33 @@ def _encode_shared(way: Shared, how: Writing) -> Written | None:
             views = _views(left.symbols, view, way.book.k) if mask is None and not left.symbols.all() else [view]
             for view in views:
                 best = _smaller(best, _arithmetic(left, mask, view, how))
+    if how.coder != "packed" and way.book.k >= _FINE:
+        best = _smaller(best, _lowered(way, how))
     for tiles in tiling.find(way.symbols, how):
         best = _smaller(best, _tiled(way, tiles, how))
+    return best
+
+
+def _low_bits(k: int) -> range:
+    """How many low bits of codes may be noise: few codes are left to learn."""
+    return range(max(1, width(k) - 9), width(k) - 6)
+
+
+def _lowered(way: Shared, how: Writing) -> Written | None:
+    """Codes of all elements, of which the low bits are noise that is stored as it is; None for few codes."""
+    codes, book = _dense(way, not bool(way.symbols.all()))
+    if book.k < _FINE:
+        return None
+    best = None
+    for low in _low_bits(book.k):
+        high = cut((codes >> codes.dtype.type(low)).astype(np.uint16), heads.CHUNK)
+        counts = codebooks.histogram(np.concatenate(high), ((book.k - 1) >> low) + 1, how.threads)
+        _, stream = plan_codes(high, counts, len(counts), how, sparse=False)
+        tails = [pack(part & codes.dtype.type((1 << low) - 1), low) for part in cut(codes, heads.CHUNK)]
+        head = write_head(how.dtype, DENSE, None, 0, book, low) + stream.header()
+        coded = mapped(functools.partial(streams.encode, stream=stream), high, how.threads)
+        chunks = [one + tail for one, tail in zip(coded, tails, strict=True)]
+        best = _smaller(best, Written(head, chunks))
     return best
 
 

@@ -22,7 +22,7 @@ VERSION = 2  # the newest
 CHUNK = 1 << 20
 RAW, CODEBOOK, GRID, PLANES = range(4)
 ADAPTIVE, MASKS, GROUPS, MORE = 1 << 4, 1 << 5, 1 << 6, 1 << 7
-CHANNELS, NEGATIVE = 1, 2  # of the byte behind the form, where MORE is set; tiles are bits 2 and 3
+CHANNELS, NEGATIVE, LOW = 1, 2, 16  # of the byte behind the form, where MORE is set; tiles are bits 2 and 3
 
 
 class Sections(NamedTuple):
@@ -56,6 +56,7 @@ class Head:
     context: int = 0
     tiles: Tiles | None = None
     code_context: int = 0
+    low: int = 0
     planes: tuple[Plane, ...] = ()
 
     @property
@@ -94,8 +95,8 @@ class Head:
 
     @property
     def k(self) -> int:
-        """Codes are below it; 1 where values are raw."""
-        return self.book.k if self.book else 1
+        """What is coded of codes is below it; 1 where values are raw."""
+        return ((self.book.k - 1) >> self.low) + 1 if self.book else 1
 
 
 class _Form(NamedTuple):
@@ -109,6 +110,7 @@ class _Form(NamedTuple):
     channels: bool
     negative: bool
     tiles: int
+    low: bool
 
     @property
     def needs_columns(self) -> bool:
@@ -125,7 +127,7 @@ class _Form(NamedTuple):
     @property
     def possible(self) -> bool:
         """Whether its parts go together."""
-        if not self.has_book and (self.adaptive or self.grouped):
+        if not self.has_book and (self.adaptive or self.grouped or self.low):
             return False
         if (self.channels and not self.grouped) or (self.negative and self.values != GRID):
             return False
@@ -142,11 +144,11 @@ def _read_form(cursor: Cursor, version: int) -> _Form:
     more = 0
     if byte & MORE and version > 1:
         more = cursor.take(1, "more of the form")[0]
-    beyond = (byte & MORE and version == 1) or (values == PLANES and not byte & MORE) or more >> 4 or more >> 2 & 3 == 3
+    beyond = (byte & MORE and version == 1) or (values == PLANES and not byte & MORE) or more >> 5 or more >> 2 & 3 == 3
     idle = byte & MORE and not more and values != PLANES
     adaptive, masked, grouped = (bool(byte & one) for one in (ADAPTIVE, MASKS, GROUPS))
     channels, negative = bool(more & CHANNELS), bool(more & NEGATIVE)
-    form = _Form(byte & 3, values, adaptive, masked, grouped, channels, negative, more >> 2 & 3)
+    form = _Form(byte & 3, values, adaptive, masked, grouped, channels, negative, more >> 2 & 3, bool(more & LOW))
     if beyond or idle or not form.possible:
         raise cursor.fail(f"the form {byte:#04x}{f' {more:02x}' if byte & MORE else ''} is not possible")
     return form
@@ -191,7 +193,11 @@ def _read_values(cursor: Cursor, form: _Form, dtype: str, count: int, groups: Gr
     if form.has_book:
         grid = form.values == GRID
         read = read_book(cursor, dtype, count, groups, grid=grid, sparse=form.sparse, negative=form.negative)
-        return {"book": read}, cursor.at - start
+        size = cursor.at - start
+        low = cursor.take(1, "the low bits")[0] if form.low else 0
+        if form.low and (not 1 <= low <= 15 or (read.k - 1) >> low == 0):
+            raise cursor.fail(f"codes below {read.k} have no {low} low bits")
+        return {"book": read, "low": low}, size
     stored, deflated = arrays.read_type(cursor, dtype)
     if form.values == RAW:
         return {"stored": stored, "deflated": deflated}, 0
@@ -211,7 +217,7 @@ def _read_streams(cursor: Cursor, form: _Form, tiles: Tiles | None, values: dict
     if form.positions == BITMAP:
         found["position_stream"] = streams.read_stream(cursor, tiles.alphabet if tiles else 2)
     if form.has_book and not form.adaptive:
-        found["code_stream"] = streams.read_stream(cursor, values["book"].k)
+        found["code_stream"] = streams.read_stream(cursor, ((values["book"].k - 1) >> values["low"]) + 1)
     if form.positions == FLAGS or (form.adaptive and not tiles):
         found["prior"], found["context"] = cursor.take(2, "prior and context")
         _check_context(cursor, form, found["prior"], found["context"])
@@ -259,7 +265,9 @@ def layout(blob: bytes | memoryview | Remote, dtype: str, count: int) -> tuple[s
     return f"{place}+{kind}{grouped}{parted}", "adaptive" if adaptive else "huffman" if coded else "packed"
 
 
-def write_head(dtype: str, form: int, parting: Masks | Tiles | None, columns: int, book: Book | None) -> bytes:
+def write_head(
+    dtype: str, form: int, parting: Masks | Tiles | None, columns: int, book: Book | None, low: int = 0
+) -> bytes:
     """The first fields of a head: form, columns, masks or tiles, groups and book.
 
     Args:
@@ -268,6 +276,7 @@ def write_head(dtype: str, form: int, parting: Masks | Tiles | None, columns: in
         parting: the rows and columns that are left, where some are not; or tiles.
         columns: of the matrix, for arithmetic code.
         book: None where values are not codes.
+        low: bits of codes that are apart.
     """
     parts, more = [], 0
     if isinstance(parting, Masks):
@@ -281,7 +290,8 @@ def write_head(dtype: str, form: int, parting: Masks | Tiles | None, columns: in
     if book is not None:
         form |= (CODEBOOK if book.values is not None else GRID) << 2 | (GROUPS if book.groups else 0)
         more |= (CHANNELS if book.groups.channels > 1 else 0) | (NEGATIVE if book.negative_zero else 0)
-        parts.append(book.groups.write() + book.write(dtype))
+        more |= LOW if low else 0
+        parts.append(book.groups.write() + book.write(dtype) + (bytes([low]) if low else b""))
     if more or form >> 2 & 3 == PLANES:
         return b"".join([bytes([form | MORE, more]), *parts])
     return b"".join([bytes([form]), *parts])

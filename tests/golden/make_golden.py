@@ -186,6 +186,19 @@ def tiles() -> dict[str, np.ndarray | RawTensor]:
     }
 
 
+def fine() -> dict[str, np.ndarray | RawTensor]:
+    """Grids so fine that the low bits of codes are stored as they are."""
+    mixed = _scrambled(np.arange(12 * 6_000)).reshape(12, -1)
+    integers = ((mixed.sum(axis=0) - 6 * 65_536) // 24).astype(np.float32)
+    scales = 1 / (4096 + 7 * np.arange(10, dtype=np.float32))
+    return {
+        "fine.weight": integers / 4096,
+        "fine.negative": np.where(np.abs(integers) < 40, np.float32(-0.0), integers) / 4096,
+        "fine.rows": integers.reshape(10, 600) * scales[:, None],
+        "fine.channels": integers.reshape(600, 10) * scales,
+    }
+
+
 def _in_blocks(tensor: np.ndarray, height: int, width: int, percent: int = 30) -> np.ndarray:
     """The matrix with so many blocks of a hundred kept."""
     kept = _scrambled(np.arange(tensor.size // (height * width)) + 77) % 100 < percent
@@ -230,12 +243,13 @@ if __name__ == "__main__":
     name = sys.argv[1]
     if name == "v1-edits":
         save(edited(), HERE / "v1-edits.dcz", coder="packed", metadata={"format": "pt"}, edits=EDITS)
-    elif name in ("v2-grids", "v2-tiles", "v2-planes"):
-        made = {"grids": grids, "tiles": tiles, "planes": planes}[name[3:]]()
+    elif name in ("v2-grids", "v2-tiles", "v2-planes", "v2-fine"):
+        made = {"grids": grids, "tiles": tiles, "planes": planes, "fine": fine}[name[3:]]()
         with pytest.MonkeyPatch.context() as patch:
             if name == "v2-planes":  # wherever they can be
                 patch.setattr(parting, "promising", lambda _, stored, how: DTYPES[stored].floating)
             save(made, HERE / f"{name}.dcz", coder="huffman")
-            save(made, HERE / f"{name}-adaptive.dcz", coder="adaptive")
+            if name != "v2-fine":
+                save(made, HERE / f"{name}-adaptive.dcz", coder="adaptive")
     else:
         save(tensors(), HERE / f"{name}.dcz", coder=name[3:])

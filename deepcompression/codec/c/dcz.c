@@ -889,7 +889,8 @@ struct blob {
     uint16_t *patterns;
     size_t group, groups, channels, rounds;                /* g, G, h, s */
     unsigned raw;                                          /* type */
-    uint32_t k;
+    uint32_t k, high; /* codes are below k, what is coded of them below high */
+    unsigned low, has_low;
     int32_t lowest;
     uint8_t *book; /* values of a codebook, scales of a grid */
     size_t longest_gap;
@@ -1083,13 +1084,14 @@ static void read_grid(dcz *d, struct span *in, struct blob *b) {
 
 static void read_more(dcz *d, struct span *in, struct blob *b) {
     unsigned more = u8(d, in, "form");
-    must(d, d->version > 1 && more >> 4 == 0 && (more >> 2 & 3) < 3, "form", "unknown");
+    must(d, d->version > 1 && more >> 5 == 0 && (more >> 2 & 3) < 3, "form", "unknown");
     must(d, more > 0 || b->values == PLANES, "form", "longer than needed");
     must(d, !(more & 1) || b->grouped, "form", "channels without groups");
     must(d, !(more & 2) || b->values == GRID, "form", "-0.0 without a grid");
     b->grouped += more & 1;
     b->negative = more >> 1 & 1;
     b->tiles = more >> 2 & 3;
+    b->has_low = more >> 4 & 1;
     must(d, !b->tiles || (!b->masked && b->positions != DENSE), "form", "tiles with masks, or dense");
     must(d, b->tiles != PATTERNS || b->positions != GAPS, "form", "patterns as gaps");
 }
@@ -1107,7 +1109,7 @@ static void read_form(dcz *d, struct span *in, struct blob *b) {
     else
         must(d, b->values != PLANES, "form", "unknown");
     b->sparse = b->positions != DENSE && b->tiles != BLOCKS;
-    must(d, coded || (!b->adaptive && !b->grouped), "form", "adaptive codes or groups of raw values");
+    must(d, coded || (!b->adaptive && !b->grouped && !b->has_low), "form", "adaptive codes or groups of raw values");
     if (b->tiles)
         return;
     must(d, !b->adaptive || b->positions == DENSE || b->positions == FLAGS, "form", "adaptive codes, not flags");
@@ -1174,6 +1176,11 @@ static void read_head(dcz *d, struct span *in, struct blob *b) {
         read_codebook(d, in, b);
     else
         read_grid(d, in, b);
+    if (b->has_low) {
+        b->low = u8(d, in, "low bits");
+        must(d, b->low >= 1 && b->low <= 15 && (b->k - 1) >> b->low > 0, "low bits", "too few or too many");
+    }
+    b->high = b->k > 0 ? ((b->k - 1) >> b->low) + 1 : 0;
     if (b->positions == GAPS)
         b->longest_gap = number(d, in, 1, 65535, "longest gap");
     if (b->positions == GAPS)
@@ -1181,7 +1188,7 @@ static void read_head(dcz *d, struct span *in, struct blob *b) {
     if (b->positions == BITMAP)
         read_header(d, in, b->tiles ? b->alphabet : 2, &b->places, "stream of positions");
     if (b->k > 0 && !b->adaptive)
-        read_header(d, in, b->k, &b->codes, "stream of codes");
+        read_header(d, in, b->high, &b->codes, "stream of codes");
     if (b->positions == FLAGS || (b->adaptive && !b->tiles))
         read_contexts(d, in, b);
     if (b->adaptive && b->tiles)
@@ -1257,20 +1264,30 @@ static uint32_t code_context(const struct blob *b, const struct flags *f, uint32
     if (b->context == 0)
         return 0;
     if (b->context > 1)
-        return 4 * y / b->k;
+        return 4 * y / b->high;
     int32_t s = ((f->likely - f->log_all + 512) >> 3) - 512 / 8 + 3; /* 512: nothing negative is shifted */
     return (uint32_t)(s < 0 ? 0 : s > 6 ? 6 : s);
 }
 
+static uint32_t whole_code(dcz *d, const struct blob *b, uint32_t high, struct bits *low) {
+    if (!b->low)
+        return high;
+    uint32_t code = high << b->low | take(d, low, b->low);
+    must(d, code < b->k, "low bits", "of a code that is none");
+    return code;
+}
+
 /* Flags, codes or both of a chunk, row by row; codes go to where they belong, flags into `flag`. */
-static void read_rows(dcz *d, struct blob *b, struct span in, uint8_t *flag, size_t elements) {
+static void read_rows(dcz *d, struct blob *b, struct span rest, uint8_t *flag, size_t elements) {
+    struct span in = b->low ? counted(d, &rest, "flags and codes") : rest;
     struct arithmetic a = begin_arithmetic(d, in, b->adaptive ? "flags and codes" : "flags");
     size_t columns = b->kept_columns, rows = elements / columns;
     struct flags *f = flag != NULL ? begin_flags(d, flag, rows, columns, b->prior, b->near) : NULL;
     uint16_t *code_above = NULL;
-    uint32_t last = b->k / 2;
+    uint32_t last = b->high / 2;
+    struct bits low = begin_bits(rest, "low bits");
     if (b->adaptive)
-        begin_codes(d, b->k, b->context);
+        begin_codes(d, b->high, b->context);
     if (b->context == 2) {
         code_above = hold(d, columns, sizeof *code_above);
         for (size_t j = 0; j < columns; j++)
@@ -1284,15 +1301,17 @@ static void read_rows(dcz *d, struct blob *b, struct span in, uint8_t *flag, siz
             if (!b->adaptive)
                 continue;
             if (stored) {
-                last = read_code(d, b->k, &a, code_context(b, f, code_above != NULL ? code_above[j] : last));
+                last = read_code(d, b->high, &a, code_context(b, f, code_above != NULL ? code_above[j] : last));
                 if (code_above != NULL)
                     code_above[j] = (uint16_t)last;
-                put_code(b, last);
+                put_code(b, whole_code(d, b, last, &low));
             }
             advance(b);
         }
     }
     end_arithmetic(d, &a);
+    if (b->low)
+        end_exactly(d, &low);
 }
 
 /* Codes below k of a matrix, without flags. */
@@ -1372,11 +1391,17 @@ static void read_raw(dcz *d, struct blob *b, struct span in, const uint8_t *flag
 static void read_codes(dcz *d, struct blob *b, struct span in, const uint8_t *flag, size_t elements, size_t count) {
     uint16_t *codes = hold(d, count, sizeof *codes);
     if (b->adaptive) {
-        read_coded(d, in, codes, 1, count, b->k, b->code_context, "codes");
+        struct span code = b->low ? counted(d, &in, "codes") : part(d, &in, left(in), "codes");
+        read_coded(d, code, codes, 1, count, b->high, b->code_context, "codes");
     } else {
         read_stream(d, &b->codes, &in, codes, count);
-        must(d, left(in) == 0, "chunk", "bytes behind its end");
     }
+    struct bits low = begin_bits(in, "low bits");
+    must(d, b->low || left(in) == 0, "chunk", "bytes behind its end");
+    for (size_t i = 0; i < count; i++)
+        codes[i] = (uint16_t)whole_code(d, b, codes[i], &low);
+    if (b->low)
+        end_exactly(d, &low);
     for (size_t i = 0, next = 0; i < elements; i++, advance(b))
         if (flag == NULL || flag[i])
             put_code(b, codes[next++]);

@@ -265,6 +265,7 @@ ONES = np.ones(8, F).tobytes()
 SINGLE = b"\x01"  # a stream's header: symbols one by one, packed
 EIGHT = b"\x08"  # of a bitmap: eight flags a tuple
 BOOK = b"\x01" + array(F([1, 2]))  # of two values, in one codebook
+BOOK4 = b"\x03" + array(F([1, 2, 3, 4]))
 BOOKS2 = b"\x01" + array(F([1, 2, 3, 4]))  # of two groups
 GRID = b"\x03\x03" + array(F([0.5]))  # -1 to 2 by 0.5; where zeros are positions -2, -1, 1, 2
 ALL = b"\x00"  # a mask that keeps all
@@ -305,6 +306,10 @@ ALL = b"\x00"  # a mask that keeps all
         (b"\x81\x08\x04\x01\x04\x01\x00" + SINGLE + b"\x0a" + F([3, 4]).tobytes(), [0, 3, 0, 0, 4, 0, 0, 0]),
         (b"\x81\x08\x02\x04\x01\x01\x00" + SINGLE + b"\x0a" + F([3, 4]).tobytes(), [0, 4, 3, 0, 0, 0, 0, 0]),
         (b"\x83\x08\x04\x01\x04\x01\x00" + b"\x00\x00" + b"\x00" + F([1, 2]).tobytes(), [0, 0, 0, 1, 0, 0, 0, 2]),
+        (b"\x84\x10" + BOOK4 + b"\x01" + SINGLE + b"\x0f\x55", [4, 3, 4, 3, 2, 1, 2, 1]),
+        (b"\x94\x10\x08" + BOOK4 + b"\x01\x00\x00" + b"\x00" + b"\x05", [4, 3, 4, 3, 3, 3, 3, 3]),
+        (b"\x97\x10\x08" + BOOK4 + b"\x01\x66\x00" + b"\x00" + b"\x05", [4, 3, 4, 3, 3, 3, 3, 3]),
+        (b"\x95\x14\x04\x01\x02" + BOOK4 + b"\x01" + SINGLE + b"\x00" + b"\x05\x00\x05", [4, 3, 0, 0, 4, 3, 0, 0]),
         (b"\x8c\x00\x00" + bytes(4) + b"\x7f" * 8 + bytes(23) + b"\x01", [1, 1, 1, 1, 1, 1, 1, -1]),
         (b"\x64\x04" + mask([1, 0]) + ALL + b"\x04" + BOOKS2 + SINGLE + b"\x02", [1, 2, 1, 1, 0, 0, 0, 0]),
     ],
@@ -322,7 +327,7 @@ def test_written_by_hand(blob: bytes, expected: list[float]) -> None:
         (b"", "the form needs 1 bytes"),
         (b"\x80", "more of the form needs"),
         (b"\x80\x00", "the form 0x80 00"),  # longer than needed
-        (b"\xc4\x10", "the form 0xc4 10"),
+        (b"\xc4\x20", "the form 0xc4 20"),
         (b"\x84\x01", "the form 0x84 01"),  # channels without groups
         (b"\xc4\x02", "the form 0xc4 02"),  # -0.0 without a grid
         (b"\x85\x0c", "the form 0x85 0c"),  # tiles of no kind
@@ -352,6 +357,15 @@ def test_written_by_hand(blob: bytes, expected: list[float]) -> None:
         (b"\x95\x04\x04\x01\x04" + BOOK + SINGLE + b"\x00\x00\x01", "codes of no elements have bytes"),
         (b"\x85\x08\x04\x01\x04\x02\x01" + array(F([0, 2])), "a zero where zeros"),
         (b"\x81\x08\x04\x01\x04\x02\x00" + SINGLE + b"\x10" + F([0]).tobytes(), "a zero is stored"),
+        # low bits
+        (b"\x80\x10", "the form 0x80 10"),
+        (b"\x84\x20", "the form 0x84 20"),
+        (b"\x84\x10" + BOOK4, "the low bits needs"),
+        (b"\x84\x10" + BOOK4 + b"\x00", "no 0 low bits"),
+        (b"\x84\x10" + BOOK4 + b"\x02", "no 2 low bits"),
+        (b"\x84\x10" + BOOK4 + b"\x01" + SINGLE + b"\x0f", "the low bits of codes needs"),
+        (b"\x84\x10\x02" + array(F([1, 2, 3])) + b"\x01" + SINGLE + b"\x0f\x55", "a code is not below 3"),
+        (b"\x94\x10\x08" + BOOK4 + b"\x01\x00\x00" + b"\x00" + b"\x05x", "1 bytes follow a chunk's low bits"),
         # planes
         (b"\x8c\x00\x80", "planes are not deflated together"),
         (b"\x8c\x00\x00\x04", "a plane is coded in the unknown way 4"),

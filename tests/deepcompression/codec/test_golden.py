@@ -128,13 +128,23 @@ def test_every_form_of_version_2_has_a_golden_file() -> None:
                 found |= {f"{kinds[0]} {kinds[2]}", f"{kinds[1]} {kinds[2]}", f"codes {head.code_context}"}
                 found.add("turned" if head.tiles.height > 1 else "in rows")
             if head.book is not None and head.book.groups.channels > 1:
+                found.add("low bits by channel" if head.low else "")
                 found |= {"channels", "parts of channels" if head.book.groups.count(entry.elements) > 64 else "whole"}
             if head.book is not None and head.book.negative_zero:
                 found.add("-0.0 sparse" if head.book.skips_zero else "-0.0 dense")
     every = {"channels", "parts of channels", "whole", "-0.0 sparse", "-0.0 dense", "turned", "in rows", "planes"}
     every |= {f"{where} blocks" for where in ("bitmap", "gaps", "flags", "planes", "codebook", "grid", "grids")}
     every |= {f"{where} patterns" for where in ("bitmap", "flags", "planes", "codebook", "grid")}
-    every |= {"plane 0 0", "plane 1 0", "plane 2 0", "plane 3 0", "plane 3 3", "codes 0", "codes 3"}
+    every |= {
+        "low bits by channel",
+        "plane 0 0",
+        "plane 1 0",
+        "plane 2 0",
+        "plane 3 0",
+        "plane 3 3",
+        "codes 0",
+        "codes 3",
+    }
     assert every <= found, every - found
 
 
