@@ -287,7 +287,7 @@ class QuantizedTraining(Method):
 
     def _hold(self, model: nn.Module, bits: Mapping[str, int], kept: Mapping[str, Tensor | None]) -> None:
         """Puts grids over the tensors that a scale can be made from."""
-        how = self._of_weights
+        how, self._bits = self._of_weights, {}
         for name, width in bits.items() if how is not None else ():
             if not bool(held_state(model, [name])[name].any()):
                 log.warning("%s is zero throughout: there is no step to quantize it with, and it trains freely", name)
