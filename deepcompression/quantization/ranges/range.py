@@ -32,7 +32,13 @@ class Integers:
 
     @classmethod
     def of_inputs(cls, bits: int, scheme: str, signed: bool) -> Integers:
-        """From 0 on where no value is below 0; else from -2^(bits-1) on, or around a 0 that moves."""
+        """From 0 on where no value is below 0; else from -2^(bits-1) on, or around a 0 that moves.
+
+        Args:
+            bits: of an integer.
+            scheme: symmetric, or asymmetric: 0 may move.
+            signed: whether some value is below 0.
+        """
         if not signed:
             return cls(*levels(bits, "asymmetric"))
         return cls(*levels(bits, scheme), moves=scheme == "asymmetric")
