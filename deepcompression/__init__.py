@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from deepcompression.codec.dtypes import RawTensor
     from deepcompression.codec.file import File, inspect, load, save, verify
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["File", "RawTensor", "__version__", "inspect", "load", "save", "verify"]
 
 
