@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
@@ -12,8 +12,11 @@ from tasks.execution.patterns import NAMED, SELECTED
 from tasks.execution.settings import ByName, MethodSettings, Strict, TensorName, table_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from deepcompression.quantization.binarize import Binarize
     from deepcompression.quantization.binary.asked import Phases
+    from deepcompression.structure.constraints import Structure
 
 FewBits = Annotated[int, Field(ge=1, le=max(MOST_BITS.values()))]
 ByBits = Annotated[FewBits | dict[str, FewBits], ByName, SELECTED]
@@ -81,6 +84,18 @@ class Binary(Strict):
         if not (self.weights or self.activations):
             raise ValueError("expected weights, activations, or both, such as weights: {kind: xnor}")
         return self
+
+    def sites(self, model: nn.Module) -> Collection[str]:
+        """Inputs of the layers that are meant."""
+        return [target for target, role in self.method().claims(model, {}) if role == "activation"]
+
+    def follows(self, model: nn.Module, structure: Structure) -> None:
+        """Binary weights go with what earlier stages make true."""
+        self.method().words(model, structure)
+
+    def leaves(self, model: nn.Module) -> Structure:
+        """Binary weights."""
+        return {name: (word,) for name, word in self.method().words(model, {}).items()}
 
     def kinds_of_edits(self, who: str) -> Mapping[str, str]:
         """By what binarizes activations: two values, or a grid of more."""

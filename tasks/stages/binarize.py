@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deepcompression.quantization.binarize import Binarize
-    from deepcompression.structure.constraints import Structure
     from tasks.execution.run import Run
 
 
@@ -66,14 +65,6 @@ class Settings(Binary, Training, Stage):
     def fits(self, run: Run, model: nn.Module) -> None:
         """There are layers left to binarize."""
         self.made().claims(model, {})
-
-    def follows(self, model: nn.Module, structure: Structure) -> None:
-        """Binary weights go with what earlier stages make true."""
-        self.made().words(model, structure)
-
-    def leaves(self, model: nn.Module) -> Structure:
-        """Binary weights."""
-        return {name: (word,) for name, word in self.made().words(model, {}).items()}
 
     def made(self) -> Binarize:
         """The method, with its phases."""

@@ -13,6 +13,7 @@ from quiet_runs import quiet_run
 
 from deepcompression.errors import StructureError
 from deepcompression.torch import load_into
+from tasks.execution.check import check
 from tasks.execution.execute import execute
 from tasks.execution.run import Reference, Run
 from tasks.execution.settings import Model, Training
@@ -206,3 +207,59 @@ def test_a_parametrized_layer_goes_through_the_stages(run: Run) -> None:
     packed = execute(run, "encode", 4, encode.Settings(stage="encode"), tuned, encode.work)[0]
     thin = load_into(run.blank_model(), run.store.object_path(packed.object))
     assert all(torch.equal(thin.state_dict()[name], one) for name, one in run.state(tuned).items())
+
+
+THREE = {"weights": {}, "keep": ["3"]}
+FIRST = {"stage": "binarize", "keep": ["3"]}
+
+
+@pytest.mark.parametrize(
+    ("before", "keys", "told"),
+    [
+        ({"stage": "share", "bits": 2}, {"stage": "binarize", **THREE}, "0.weight: is shared already, which binarize"),
+        (FIRST, {"stage": "quantize", "weights": {"bits": 8}}, "0.weight: is binary already"),
+        (FIRST, {"stage": "train", "methods": [{"quantize": {"activations": {}}}]}, r"0:input\[0\]: stage binarize"),
+        (None, {"stage": "binarize"}, r"weights.bits: no layer is left: the first and the last layer stay float"),
+        (None, {"stage": "train", "methods": [{"binarize": {"weights": {}}}]}, r"binarize: weights.bits: no layer"),
+    ],
+)
+def test_what_goes_with_no_binary_weight_is_refused_before_anything_trains(
+    run: Run, before: Any, keys: Any, told: str
+) -> None:
+    """By the stages before, and by those that follow."""
+    stages = [(one["stage"], settings_of(one["stage"]).model_validate(one)) for one in (before, keys) if one]
+    with pytest.raises(StructureError, match=told):
+        check(run, stages)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"weights": {"bits": 2}}, "bits 2 is impossible for xnor, expected 1; dorefa takes up to 8"),
+        ({"activations": {"kind": "sign", "bits": {"0": 4}}}, "bits 4 is impossible for sign"),
+        ({"weights": None, "activations": None}, "expected weights, activations, or both"),
+        ({"phases": {"activations": 0.5}}, "expected activations, weights and decay to begin in this order"),
+        ({"schedule": {"factory": "torch.optim.lr_scheduler:StepLR"}}, "schedule: expected constant, cosine or linear"),
+    ],
+)
+def test_impossible_keys_of_a_binarization_are_refused_with_the_recipe(keys: Any, told: str) -> None:
+    """One line each."""
+    with pytest.raises(ValidationError, match=told):
+        settings_of("binarize")(stage="binarize", **keys)
+    settings_of("binarize")(stage="binarize")
+
+
+def test_a_binarization_says_what_it_leaves_float_and_which_edits_it_makes(run: Run) -> None:
+    """In the table of tensors, by name; exports know of the edits beforehand; and the rate falls at the end."""
+    keys = {"stage": "binarize", **TWO, "keep": ["3"], "activations": {"kind": "dorefa", "bits": {"0": 2}}}
+    reference = made(run, "b", keys, dense(run))
+    entry = run.store.find(reference.key) or {}
+    left = {row["tensor"]: row["reason"] for row in entry["report"]["covered"] if not row["done"]}
+    assert left["3.weight"] == "stays float: named in keep"
+    assert reference.structure["0.weight"] == ("binary",) or list(reference.structure["0.weight"]) == ["binary"]
+    assert (
+        [edit["kind"] for edit in reference.edits]
+        == ["quantize_values"]
+        == list(settings_of("binarize")(**keys).edits())
+    )
+    assert len(method_tables([{"stage": "b", "methods": methods_of(entry)}])) == 2
