@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deepcompression.pruning.prune import LayerDensity
+    from deepcompression.structure.constraints import Structure
     from tasks.execution.run import Run
 
 Quality = Annotated[float, Field(gt=0)]
@@ -92,6 +93,19 @@ class Settings(Stage):
             from tasks.stages.filters import refuse_unfit
 
             refuse_unfit(run, model, self)
+
+    def follows(self, model: nn.Module, structure: Structure) -> None:
+        """Weights of two values stay two values; whole filters of them may go."""
+        from deepcompression.errors import StructureError
+        from deepcompression.network.names import resolve
+
+        key = "quality" if self.density is None else "density"
+        for name in resolve(model, table_of(getattr(self, key))) if self.granularity == "weight" else ():
+            if any(word.startswith("binary") for word in structure.get(name, ())):
+                raise StructureError(
+                    f"{name}: is binary already, and 0 would be a third value; prune before it is binarized, or leave "
+                    f"it out of {key}"
+                )
 
     def edits(self) -> Mapping[str, str]:
         """Filters that are removed."""

@@ -56,6 +56,17 @@ class Settings(Stage):
         """Training does, and a random start."""
         return self.train is not None or self.init == "random"
 
+    def follows(self, model: nn.Module, structure: Structure) -> None:
+        """Tensors have no other values to keep."""
+        from deepcompression.errors import StructureError
+        from deepcompression.network.names import resolve
+        from deepcompression.network.parametrized import VALUES
+        from deepcompression.structure.constraints import of_order
+
+        for name in resolve(model, table_of(self.bits)):
+            for word in of_order(structure.get(name, ()), VALUES):
+                raise StructureError(f"{name}: is {word} already, which share would undo; leave it out of bits")
+
     def leaves(self, model: nn.Module) -> Structure:
         """Shared values."""
         from deepcompression.network.names import resolve

@@ -210,6 +210,7 @@ def test_a_parametrized_layer_goes_through_the_stages(run: Run) -> None:
 
 
 THREE = {"weights": {}, "keep": ["3"]}
+GRIDS = {"stage": "quantize", "weights": {"bits": 4}}
 FIRST = {"stage": "binarize", "keep": ["3"]}
 
 
@@ -219,6 +220,9 @@ FIRST = {"stage": "binarize", "keep": ["3"]}
         ({"stage": "share", "bits": 2}, {"stage": "binarize", **THREE}, "0.weight: is shared already, which binarize"),
         (FIRST, {"stage": "quantize", "weights": {"bits": 8}}, "0.weight: is binary already"),
         (FIRST, {"stage": "train", "methods": [{"quantize": {"activations": {}}}]}, r"0:input\[0\]: stage binarize"),
+        (FIRST, {"stage": "share", "bits": 2}, "0.weight: is binary already, which share would undo; leave it"),
+        (FIRST, {"stage": "prune", "density": 0.5}, "0.weight: is binary already, and 0 would be a third value; prune"),
+        (GRIDS, {"stage": "share", "train": {}}, r"0.weight: is grid\(4, 0\) already, which share would undo"),
         (None, {"stage": "binarize"}, r"weights.bits: no layer is left: the first and the last layer stay float"),
         (None, {"stage": "train", "methods": [{"binarize": {"weights": {}}}]}, r"binarize: weights.bits: no layer"),
     ],
