@@ -1,6 +1,6 @@
 """Binary weights and activations: 784-1024-1024-1024-10 on MNIST or Fashion-MNIST, by the library alone.
 
-    python tests/benchmarks/bench_binary.py --root FOLDER [--data fashion_mnist] [--epochs 120] [--ends]
+    python tests/benchmarks/bench_binary.py --root FOLDER [--data fashion_mnist] [--epochs 60] [--ends]
 
 It trains the float net, binarizes it as conf/mnist-binary.yaml does (--ends leaves first and last layer float), writes
 the file, loads that into a new model and reads the test split once. --validation leaves both out: for choosing.
@@ -72,7 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--kind", default="xnor")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--dense-epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-3)
