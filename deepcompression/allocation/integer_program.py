@@ -103,6 +103,28 @@ def front(tensors: Sequence[Choices], points: int = 16, *, ordered: bool = False
     return found
 
 
+def candidates(tensors: Sequence[Choices], limit: float, *, ordered: bool = False) -> list[Assignment]:
+    """What is worth trying within a limit: the best as predicted, first; the best at lower costs; the same bits
+    everywhere, as far as tensors can have them. Each once.
+
+    Args:
+        tensors: what each can get.
+        limit: in the unit of the costs.
+        ordered: as of ``assign``.
+
+    Raises:
+        StructureError: as ``assign``.
+    """
+    widths = sorted({one for tensor in tensors for one in tensor.bits})
+    same = [uniform(tensors, width) for width in widths]
+    same = [one for one in same if not ordered or len(set(one.bits.values())) == 1]
+    found: dict[tuple[int, ...], Assignment] = {}
+    for one in (assign(tensors, limit, ordered=ordered), *front(tensors, ordered=ordered), *same):
+        if one.cost <= limit:
+            found.setdefault(tuple(one.bits.values()), one)
+    return list(found.values())
+
+
 def total(tensors: Sequence[Choices], picked: Sequence[int]) -> Assignment:
     """What the tensors get, cost and lose at these places of theirs."""
     return Assignment(

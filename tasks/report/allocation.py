@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcompression._atomic import written
+from tasks.console import size
 from tasks.report.style import BLUE, GREEN, VERMILION, house_style, shortened
 
 MOST = 40  # tensors that are drawn by name; of more the largest
@@ -30,11 +31,16 @@ def picture(report: Mapping[str, Any], path: Path) -> None:
         left, right = figure.subplots(1, 2)
         _allocations(left, method["allocations"], report)
         _bits(right, tensors)
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=8)
         with written(path, parents=True) as file:
             figure.savefig(file, format="svg", metadata={"Date": None})
 
 
 def _allocations(axes: Any, points: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     best = sorted((one for one in points if one["allocation"] in ("best", "taken")), key=lambda one: one["cost"])
     (taken,) = (one for one in points if one["allocation"] == "taken")
     others = [one for one in points if one["allocation"] not in ("best", "taken")]
@@ -46,9 +52,12 @@ def _allocations(axes: Any, points: Sequence[Mapping[str, Any]], report: Mapping
         axes.annotate(one["allocation"], (one["cost"], one["predicted loss"]), (5, 4), textcoords="offset points")
     if all(one["predicted loss"] > 0 for one in points):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}" if report["cost"] != "bytes" else size(value))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(report["cost"])
     axes.set_ylabel("predicted loss")
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_title("What allocations cost and lose", loc="left", fontsize=10)
 
 
 def _xy(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
@@ -65,3 +74,4 @@ def _bits(axes: Any, tensors: Sequence[Mapping[str, Any]]) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 1.6 * max(one["bits"] for one in tensors))
     axes.set_xlabel("bits a weight")
+    axes.set_title("Bits taken", loc="left", fontsize=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -15,7 +16,7 @@ from tasks.execution.patterns import SELECTED
 from tasks.execution.run import Reference, Run
 from tasks.execution.settings import ByName, Coder, Stage, table_of
 from tasks.report.allocation import picture
-from tasks.stages.costs import UNITS, Costs, Measured, Milliseconds, amount, costs_of, limit_of, measured_in
+from tasks.stages.costs import UNITS, Costs, Measured, Milliseconds, Rounded, amount, costs_of, limit_of, measured_in
 from tasks.stages.linear import Groups, WeightBits
 from tasks.stages.losses import SAMPLES, TOLERANCE, VECTORS, grids, losses_of, rounded_of, traces_of, widths
 from tasks.storage.store import write_json
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from deepcompression.training.method import Context
 
 Several = Annotated[list[WeightBits], Field(min_length=1)]
-OF_HAWQ = ("samples", "vectors", "tolerance")
+OF_HAWQ = ("vectors", "tolerance")
 
 
 class Settings(Stage):
@@ -61,7 +62,9 @@ class Settings(Stage):
     )
     order: bool = Field(False, description="bits must not fall as the trace grows")
     coder: Coder = Field("adaptive", description="by which bytes of the file are counted")
-    samples: int | None = Field(None, ge=1, description=f"of hawq: of the training split; default {SAMPLES}")
+    samples: int | None = Field(
+        None, ge=1, description=f"of the training split, for traces and for trying allocations; default {SAMPLES}"
+    )
     vectors: int | None = Field(
         None, ge=2, description=f"of hawq: random ones that a trace is estimated by at most; default {VECTORS}"
     )
@@ -141,15 +144,28 @@ def work(bench: Bench, settings: Settings) -> Product:
     costs = costs_of(settings, model, choices, context, rounded)
     tensors = _tensors(choices, costs, losses, traces)
     limit = limit_of(settings, tensors, costs)
-    found = integer_program.assign(tensors, limit, ordered=settings.order)
+    allocations = integer_program.candidates(tensors, limit, ordered=settings.order)
+    result = Result(tensors, traces, limit, _tried(allocations, model, rounded, context, settings))
     blank = {name: "zero throughout" for name in _choices(settings, model) if name not in choices}
-    product = Product(
-        state,
-        selected=(),
-        report=_report(settings, tensors, found, limit, traces, costs, {n: state[n].numel() for n in choices}),
-        notes=[_told(settings, tensors, found, limit, traces)],
-    )
+    report = _report(settings, result, {name: state[name].numel() for name in choices})
+    product = Product(state, selected=(), report=report, notes=_told(settings, result))
     return covering(product, coverage(bench.blank_model(), list(choices), blank))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What tensors can get, their traces, the limit; and allocations that keep to it, the best as predicted first, each
+    with what it moves the outputs by."""
+
+    tensors: Sequence[Choices]
+    traces: Mapping[str, Trace]
+    limit: float
+    tried: Sequence[tuple[Assignment, float]]
+
+    @property
+    def taken(self) -> Assignment:
+        """The allocation that moves the outputs least."""
+        return min(self.tried, key=lambda one: one[1])[0]
 
 
 def _choices(settings: Settings, model: nn.Module) -> dict[str, list[int]]:
@@ -186,44 +202,53 @@ def _tensors(
     ]
 
 
-def _report(
-    settings: Settings,
-    tensors: Sequence[Choices],
-    found: Assignment,
-    limit: float,
-    traces: Mapping[str, Trace],
-    costs: Costs,
-    weights: Mapping[str, int],
-) -> dict[str, Any]:
+def _tried(
+    allocations: Sequence[Assignment], model: nn.Module, rounded: Rounded, context: Context, settings: Settings
+) -> list[tuple[Assignment, float]]:
+    """Each with what it moves the outputs by, on samples of the training split: a prediction is of small changes."""
+    from deepcompression.allocation.tried import outputs_moved
+
+    batches = context.batches("allocate", settings.samples or SAMPLES)
+    context.compute.place(model)
+    values = [{name: rounded[name][width][0] for name, width in one.bits.items()} for one in allocations]
+    return list(zip(allocations, outputs_moved(model, batches, context.forward, values), strict=True))
+
+
+def _report(settings: Settings, result: Result, weights: Mapping[str, int]) -> dict[str, Any]:
     """For later stages, the report's tables, and the picture."""
+    return {
+        ALLOCATED: result.taken.bits,
+        "cost": UNITS[settings.cost],
+        "limit": result.limit,
+        "methods": [
+            {
+                "method": settings.by,
+                "tensors": [_row(settings, result, one, weights[one.name]) for one in result.tensors],
+                "allocations": _points(settings, result),
+            }
+        ],
+    }
+
+
+def _row(settings: Settings, result: Result, one: Choices, weights: int) -> dict[str, Any]:
+    bits, trace = result.taken.bits[one.name], result.traces.get(one.name)
+    row = {"tensor": one.name, "weights": weights, "bits": bits, UNITS[settings.cost]: one.costs[one.at(bits)]}
+    curved = {"trace": trace.mean, "standard error": trace.error} if trace else {}
+    return {**row, **curved, "predicted loss": one.losses[one.at(bits)]}
+
+
+def _points(settings: Settings, result: Result) -> list[dict[str, Any]]:
+    """The same bits everywhere, the best at several costs, and what was taken."""
     from deepcompression.allocation.integer_program import front, uniform
 
-    rows = []
-    for one in tensors:
-        bits, trace = found.bits[one.name], traces.get(one.name)
-        row = {
-            "tensor": one.name,
-            "weights": weights[one.name],
-            "bits": bits,
-            UNITS[settings.cost]: costs[one.name][bits],
-        }
-        if trace:
-            row |= {"trace": trace.mean, "standard error": trace.error}
-        rows.append({**row, "predicted loss": one.losses[one.at(bits)]})
-    best = front(tensors, ordered=settings.order)
-    everywhere = [uniform(tensors, width) for width in widths({one.name: one.bits for one in tensors})]
-    names = [f"{one} bits" for one in widths({one.name: one.bits for one in tensors})]
-    points = [
-        *({"allocation": name, **_point(one)} for name, one in zip(names, everywhere, strict=True)),
-        *({"allocation": "best", **_point(one)} for one in best),
-        {"allocation": "taken", **_point(found)},
+    every = widths({one.name: one.bits for one in result.tensors})
+    named = [(f"{width} bits", uniform(result.tensors, width)) for width in every]
+    named += [("best", one) for one in front(result.tensors, ordered=settings.order)]
+    known = {tuple(one.bits.values()): moved for one, moved in result.tried}
+    return [
+        {"allocation": name, **_point(one), "outputs moved": known.get(tuple(one.bits.values()))}
+        for name, one in [*named, ("taken", result.taken)]
     ]
-    return {
-        ALLOCATED: found.bits,
-        "cost": UNITS[settings.cost],
-        "limit": limit,
-        "methods": [{"method": settings.by, "tensors": rows, "allocations": points}],
-    }
 
 
 def _point(one: Assignment) -> dict[str, Any]:
@@ -232,15 +257,20 @@ def _point(one: Assignment) -> dict[str, Any]:
     return {"cost": one.cost, "predicted loss": one.loss, "tensors": told}
 
 
-def _told(
-    settings: Settings, tensors: Sequence[Choices], found: Assignment, limit: float, traces: Mapping[str, Trace]
-) -> str:
-    counts = _point(found)["tensors"]
-    vectors = next((f", {one.vectors} vectors" for one in traces.values()), "")
-    all_most = all(found.bits[one.name] == one.bits[-1] for one in tensors)
-    spare = "; all have the most bits that they may have: the limit leaves nothing to choose" if all_most else ""
-    cost = f"{amount(settings, found.cost)}, {amount(settings, limit)} at most"
-    return f"by {settings.by}{vectors}: {cost} ({counts}){spare}"
+def _told(settings: Settings, result: Result) -> list[str]:
+    taken, (best, moved) = result.taken, result.tried[0]
+    vectors = next((f", {one.vectors} vectors" for one in result.traces.values()), "")
+    cost = f"{amount(settings, taken.cost)}, {amount(settings, result.limit)} at most"
+    notes = [f"by {settings.by}{vectors}: {cost} ({_point(taken)['tensors']})"]
+    if all(taken.bits[one.name] == one.bits[-1] for one in result.tensors):
+        notes.append("all have the most bits that they may have: the limit leaves nothing to choose")
+    if taken is not best:
+        least = min(other for _, other in result.tried)
+        notes.append(
+            f"what is predicted to be best ({_point(best)['tensors']}) moves outputs by {moved:.2g} of their squares, "
+            f"what was taken by {least:.2g}"
+        )
+    return notes
 
 
 def leave(run: Run, reference: Reference) -> None:

@@ -20,20 +20,27 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 def test_pruned_and_quantized_in_one_training(tiny: Callable[..., dict[str, Any]]) -> None:
-    """Held by the stage that follows, verified, and brought back into the user's model with its quantizers."""
-    methods = [{"prune": {"density": 0.3}}, {"quantize": {"weights": {"bits": 4}, "activations": {"bits": 8}}}]
+    """By bits that a stage before found; held by the stage that follows, verified, and brought back into the user's
+    model with its quantizers.
+    """
+    bits = {"weights": {"bits": "allocated"}, "activations": {"bits": 8}}
+    methods = [{"prune": {"density": 0.3}}, {"quantize": bits}]
     stages = [
+        {"stage": "allocate", "bits": {"default": [3, 4], "fc2": [4]}, "ratio": 2.2, "samples": 64, "vectors": 8},
         {"stage": "train", "epochs": 3, "lr": 1e-3, "methods": methods},
         {"stage": "finetune", "epochs": 1, "lr": 1e-3},
         {"stage": "encode"},
     ]
     summary = compress(tiny(stages=stages))
-    assert summary["stages"][2]["density"] == pytest.approx(0.3, abs=0.02)
+    assert summary["stages"][3]["density"] == pytest.approx(0.3, abs=0.02)
     assert summary["ratio"] > 12 and summary["final"]["accuracy"] > 0.8
-    trained = summary["stages"][1]["methods"]
+    trained = summary["stages"][2]["methods"]
     assert [one["method"] for one in trained] == ["prune", "quantize"] and trained[0]["layers"] and trained[1]["grids"]
     page = (Path(summary["folder"]) / "report.html").read_text()
     assert "<h3>train: prune</h3>" in page and "<h3>train: quantize</h3>" in page
+    assert "<h3>allocate: hawq</h3>" in page and (Path(summary["folder"]) / "figures" / "allocation.svg").is_file()
+    found = {one["name"]: one["bits"] for one in trained[1]["grids"]}
+    assert set(found.values()) == {3, 4} and found["fc2.weight"] == 4
     logged = MlflowClient(summary["tracking_uri"]).get_run(summary["mlflow_run_id"]).data.metrics
     assert {"train/prune/density", "train/quantize/bits"} <= logged.keys()
     state = deepcompression.load(Path(summary["file"]))
