@@ -191,6 +191,14 @@ class Binarize(Method):
         words = {name: (word,) for name, word in self._words.items()}
         return Account(words, records, report, notes=self._notes(), left=self._reasons(model))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Whether all was binary: a training that was killed behind its last step takes none any more."""
+        return {"ended": self._ended}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what ``state_dict`` gave."""
+        self._ended = bool(state["ended"])
+
     def _check(self) -> None:
         """Raises StructureError for keys that are impossible, or do not go together."""
         if self.weights is None and self.activations is None:

@@ -1,7 +1,7 @@
 """What must stay true of a tensor, in words that files hold: ``zeros``, ``shared``, ``grid(8, 0)``, ``n_m(2, 4)``.
 
 ``grid(8)`` has one scale, ``grid(8, 0)`` one for each place of axis 0, ``grid(4, 1, 32)`` one for each 32 consecutive
-elements of each place of axis 1.
+elements of each place of axis 1; ``binary`` has plus or minus a scale of each place of axis 0, ``binary(1)`` of axis 1.
 """
 
 from __future__ import annotations

@@ -229,6 +229,20 @@ def test_phases_begin_where_they_say_and_the_best_state_is_binary() -> None:
     assert (bits[0], bits[-1]) == (32, 1) and made.fit.history[-1]["binarize/activation_bits"] == 1
 
 
+def test_a_training_that_ends_too_early_says_so_and_one_killed_behind_its_end_does_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was never trained as it is used is told; a checkpoint of all epochs is none such."""
+    late = Phases(0.5, 0.5)
+    with attach(net(), [Binarize(**BOTH, phases=late)], 8, samples=[problem().train]) as session:  # type: ignore[arg-type]
+        session.step()
+    assert "binarize: training ended before all was binary" in caplog.text
+    caplog.clear()
+    for _ in range(2):
+        train(net(), Binarize(**BOTH, phases=late), epochs=2, checkpoint=tmp_path / "c.pt")  # type: ignore[arg-type]
+    assert "binarize" not in caplog.text
+
+
 class Tied(nn.Module):
     """The head is the embedding."""
 
