@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
-from deepcompression.quantization.binary.latent import Latent, signs
+from deepcompression.quantization.binary.latent import Latent, signed
 
 TINY = 1e-20
 
@@ -19,8 +17,6 @@ class DorefaWeights(Latent):
     that of this without the rounding.
     """
 
-    clipped: ClassVar[bool] = True
-
     @property
     def word(self) -> str:
         """Plus or minus one scale; with pruned ones, or of more bits, odd integers, of one more bit."""
@@ -29,7 +25,7 @@ class DorefaWeights(Latent):
     def values(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The values, and what has their gradient."""
         if self.bits == 1:
-            return signs(weight) * self.mean(weight, list(range(weight.ndim))), weight
+            return signed(weight, self.mean(weight, list(range(weight.ndim)))), weight
         bent = weight.tanh()
         smooth = bent / bent.abs().amax().clamp(min=TINY)
         most = 2**self.bits - 1

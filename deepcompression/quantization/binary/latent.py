@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +23,6 @@ class Latent(Holder):
     """
 
     order = VALUES
-    clipped: ClassVar[bool] = True  # whether latent weights stay within LIMIT
 
     def __init__(self, bits: int, axis: int, zeros: bool) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Latent(Holder):
         values, slope = self.values(exact)
         if self.zeros:
             values = torch.where(exact.detach() == 0, 0.0, values)
-        return self.laid_out((values.detach() + (slope - slope.detach())).to(weight.dtype))
+        return self.laid_out(_instead(values, slope).to(weight.dtype))
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What is trained: the weight itself."""
@@ -54,14 +54,32 @@ class Latent(Holder):
 
     def mean(self, weight: Tensor, over: list[int]) -> Tensor:
         """Mean magnitudes, without those of weights that stay zero; with the weight's number of dimensions."""
-        return weight.detach().abs().sum(over, keepdim=True) / self.count(weight, over)
+        return torch.linalg.vector_norm(weight.detach(), 1, over, keepdim=True) / self.count(weight, over)
 
-    def count(self, weight: Tensor, over: list[int]) -> Tensor:
+    def count(self, weight: Tensor, over: list[int]) -> Any:
         """How many weights of a filter there are (those that stay zero do not count)."""
-        alive = weight.detach() != 0 if self.zeros else torch.ones_like(weight, dtype=torch.bool)
-        return alive.sum(over, keepdim=True).clamp(min=1)
+        if self.zeros:
+            return (weight.detach() != 0).sum(over, keepdim=True).clamp(min=1)
+        return math.prod(weight.shape[one] for one in over)
 
 
-def signs(weight: Tensor) -> Tensor:
-    """-1 below 0, else 1: 0 counts as positive."""
-    return torch.where(weight.detach() < 0, -1.0, 1.0).to(weight.dtype)
+def signed(weight: Tensor, scale: Tensor) -> Tensor:
+    """Minus ``scale``, which broadcasts, where the weight is below 0, else it: 0 counts as positive; no -0.0."""
+    return torch.where(weight.detach() < 0, 0.0 - scale, scale)
+
+
+class _Instead(torch.autograd.Function):
+    """Values, whose gradient is another tensor's."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, slope: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient
+
+
+def _instead(values: Tensor, slope: Tensor) -> Tensor:
+    found: Tensor = cast(Any, _Instead).apply(values.detach(), slope)  # autograd functions have no types
+    return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from deepcompression.quantization.binary.latent import Latent, signs
+from deepcompression.quantization.binary.latent import Latent, signed
 
 
 class Xnor(Latent):
@@ -24,5 +25,5 @@ class Xnor(Latent):
         """Signs times scales, and the paper's gradient."""
         over = [one for one in range(weight.ndim) if one != self.axis]
         scale = self.mean(weight, over)
-        gain = 1 / self.count(weight, over) + scale * (weight.detach().abs() <= 1)
-        return signs(weight) * scale, weight * gain
+        gain = torch.where(weight.detach().abs() <= 1, scale, 0.0) + 1 / self.count(weight, over)
+        return signed(weight, scale), weight * gain
