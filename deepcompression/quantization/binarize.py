@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -19,13 +19,15 @@ from deepcompression.network.edits.quantize_values import Site
 from deepcompression.network.parametrized import MASK, SOURCE
 from deepcompression.network.parametrized import VALUES as AFTER_MASK
 from deepcompression.network.state import density
+from deepcompression.network.trace import resting
 from deepcompression.quantization import binary
 from deepcompression.quantization.binary.asked import Activations, Phases, Weights
 from deepcompression.quantization.binary.dorefa_gradients import QuantizedGradient
 from deepcompression.quantization.binary.inputs import OWN, BinaryInput, Training
 from deepcompression.quantization.binary.latent import LIMIT, Latent
 from deepcompression.quantization.binary.layers import Chosen, chosen, sites_of
-from deepcompression.quantization.sites import measured
+from deepcompression.quantization.sites import Seen, measured
+from deepcompression.quantization.watching import watched
 from deepcompression.structure.constraints import Structure, of_order
 from deepcompression.structure.hold import held_by, held_state, hold_by
 from deepcompression.training.method import ACTIVATION, SPARSITY, UNITS, VALUES, Account, Claim, Context, Method, Now
@@ -110,6 +112,30 @@ class Binarize(Method):
         zeros = {name: bool(of_order(structure.get(name, ()), MASK)) for name in bits}
         makes = planned(model, self.weights, bits, structure, zeros)
         return {name: make(torch.zeros(())).word for name, make in makes.items()}
+
+    def refuse_useless(self, model: nn.Module, run: Callable[[nn.Module], object]) -> None:
+        """Raise StructureError where nothing would be left of what goes into a layer, as far as a model tells.
+
+        Args:
+            model: untouched; untrained as well, for what a ReLU leaves is not below 0 in any case.
+            run: calls its argument on some samples.
+
+        Raises:
+            StructureError: the first such site.
+        """
+        sites, how = self._sites(model)[0], self.activations
+        seen: dict[Site, Seen] = {}
+
+        def see(site: Site, value: Tensor) -> None:
+            seen.setdefault(site, Seen(value.device, 1)).add(value)
+
+        with resting(model), torch.no_grad(), watched(model, sites, see):
+            run(model)
+        for site in seen:
+            assert how is not None
+            made = binary.inputs_of(how.kind)(sites[site], model.get_submodule(site.module))
+            if why := made.useless(seen[site]):
+                raise StructureError(f"{site}: {why}")
 
     def attach(self, model: nn.Module, context: Context) -> list[dict[str, Any]]:
         """Puts latent weights behind binary ones, and what binarizes before layers; what that trains, without decay.

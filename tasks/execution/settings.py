@@ -129,6 +129,9 @@ class MethodSettings(Strict):
         """Kinds of edits that it makes of the model, each with the key that asks for it."""
         return {}
 
+    def fits(self, run: Run, model: nn.Module) -> None:
+        """Raises StructureError, before anything trains, where it does not fit the model."""
+
     def sites(self, model: nn.Module) -> Collection[str]:
         """What goes into layers of the model, as ``layer:input[0]``, that it puts on grids."""
         return ()

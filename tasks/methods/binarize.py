@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from deepcompression.quantization.binarize import Binarize
     from deepcompression.quantization.binary.asked import Phases
     from deepcompression.structure.constraints import Structure
+    from tasks.execution.run import Run
 
 FewBits = Annotated[int, Field(ge=1, le=max(MOST_BITS.values()))]
 ByBits = Annotated[FewBits | dict[str, FewBits], ByName, SELECTED]
@@ -85,6 +87,15 @@ class Binary(Strict):
             raise ValueError("expected weights, activations, or both, such as weights: {kind: xnor}")
         return self
 
+    def fits(self, run: Run, model: nn.Module) -> None:
+        """There are layers left to binarize, and something is left of what goes into them."""
+        from tasks.execution.samples import outputs
+
+        method = self.method()
+        method.claims(model, {})
+        if self.activations is not None:
+            method.refuse_useless(model, lambda one: _tried(run, one, outputs))
+
     def sites(self, model: nn.Module) -> Collection[str]:
         """Inputs of the layers that are meant."""
         return [target for target, role in self.method().claims(model, {}) if role == "activation"]
@@ -118,6 +129,12 @@ class Binary(Strict):
             self.keep,
             phases or asked.Phases(),
         )
+
+
+def _tried(run: Run, model: nn.Module, outputs: Callable[[Run, nn.Module], object]) -> None:
+    """Runs a model on samples; where it fails, the trial of the recipe's parts says so, and which."""
+    with suppress(Exception):
+        outputs(run, model)
 
 
 class Settings(Binary, MethodSettings):

@@ -14,10 +14,7 @@ from tasks.methods.binarize import Binary
 from tasks.methods.binarize import Weights as OfWeights
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from deepcompression.quantization.binarize import Binarize
-    from tasks.execution.run import Run
 
 
 class Phases(Strict):
@@ -61,10 +58,6 @@ class Settings(Binary, Training, Stage):
     def edits(self) -> Mapping[str, str]:
         """Activations are changed by what is put before layers."""
         return self.kinds_of_edits("binarize")
-
-    def fits(self, run: Run, model: nn.Module) -> None:
-        """There are layers left to binarize."""
-        self.made().claims(model, {})
 
     def made(self) -> Binarize:
         """The method, with its phases."""

@@ -79,10 +79,12 @@ class Settings(Training, Stage):
         return min(widths, default=COARSE) < COARSE
 
     def fits(self, run: Run, model: nn.Module) -> None:
-        """No two methods claim the same of a tensor."""
+        """Each method fits the model, and no two of them claim the same of a tensor."""
         from deepcompression.training.session import claims_of
 
         claims_of(model, _made(self), {})
+        for one in self.methods:
+            one.settings().fits(run, model)
 
 
 def _cooled(entry: Any) -> Any:

@@ -54,7 +54,8 @@ class Latent(Holder):
 
     def mean(self, weight: Tensor, over: list[int]) -> Tensor:
         """Mean magnitudes, without those of weights that stay zero; with the weight's number of dimensions."""
-        return torch.linalg.vector_norm(weight.detach(), 1, over, keepdim=True) / self.count(weight, over)
+        found: Tensor = torch.linalg.vector_norm(weight.detach(), 1, over, keepdim=True) / self.count(weight, over)
+        return found
 
     def count(self, weight: Tensor, over: list[int]) -> Any:
         """How many weights of a filter there are (those that stay zero do not count)."""

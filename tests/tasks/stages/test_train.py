@@ -210,6 +210,7 @@ def test_a_parametrized_layer_goes_through_the_stages(run: Run) -> None:
 
 
 THREE = {"weights": {}, "keep": ["3"]}
+SIGNS = {"activations": {}, "keep": ["0"]}
 GRIDS = {"stage": "quantize", "weights": {"bits": 4}}
 FIRST = {"stage": "binarize", "keep": ["3"]}
 
@@ -223,6 +224,12 @@ FIRST = {"stage": "binarize", "keep": ["3"]}
         (FIRST, {"stage": "share", "bits": 2}, "0.weight: is binary already, which share would undo; leave it"),
         (FIRST, {"stage": "prune", "density": 0.5}, "0.weight: is binary already, and 0 would be a third value; prune"),
         (GRIDS, {"stage": "share", "train": {}}, r"0.weight: is grid\(4, 0\) already, which share would undo"),
+        (
+            None,
+            {"stage": "binarize", "keep": ["0"]},
+            r"3:input\[0\]: no sample is below 0 there, so that every sign would",
+        ),
+        (None, {"stage": "train", "methods": [{"binarize": SIGNS}]}, r"3:input\[0\]: no sample is below 0 there"),
         (None, {"stage": "binarize"}, r"weights.bits: no layer is left: the first and the last layer stay float"),
         (None, {"stage": "train", "methods": [{"binarize": {"weights": {}}}]}, r"binarize: weights.bits: no layer"),
     ],
