@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +12,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deepcompression.errors import InvariantError, StructureError
-from deepcompression.network.channel_axis import channel_axis
 from deepcompression.network.edits.apply import apply_all
 from deepcompression.network.edits.quantize_values import Site
-from deepcompression.network.parametrized import MASK, SOURCE
-from deepcompression.network.parametrized import VALUES as AFTER_MASK
+from deepcompression.network.parametrized import MASK
 from deepcompression.network.state import density
 from deepcompression.network.trace import resting
 from deepcompression.quantization import binary
@@ -26,6 +23,8 @@ from deepcompression.quantization.binary.dorefa_gradients import QuantizedGradie
 from deepcompression.quantization.binary.inputs import OWN, BinaryInput, Training
 from deepcompression.quantization.binary.latent import LIMIT, Latent
 from deepcompression.quantization.binary.layers import Chosen, chosen, sites_of
+from deepcompression.quantization.binary.planned import planned
+from deepcompression.quantization.binary.told import BinarizedInput, BinarizedWeights
 from deepcompression.quantization.sites import Seen, measured
 from deepcompression.quantization.watching import watched
 from deepcompression.structure.constraints import Structure, of_order
@@ -35,28 +34,6 @@ from deepcompression.training.method import ACTIVATION, SPARSITY, UNITS, VALUES,
 log = logging.getLogger(__name__)
 MOST_GRADIENT_BITS = 16
 FLOAT_BITS = 32
-
-
-@dataclass(frozen=True)
-class BinarizedWeights:
-    """A tensor in its few values: the least and the greatest scale of it, the part that is not 0 and that is above."""
-
-    name: str
-    kind: str
-    bits: int
-    scales: tuple[float, float]
-    density: float
-    positive: float
-
-
-@dataclass(frozen=True)
-class BinarizedInput:
-    """A layer's input in its few values: the largest of them."""
-
-    site: str
-    kind: str
-    bits: int
-    largest: float
 
 
 @dataclass(eq=False)
@@ -306,38 +283,6 @@ class Binarize(Method):
 
     def _notes(self) -> list[str]:
         return [f"{name}: its input is left as it is: {why}" for name, why in self._left.items()]
-
-
-def planned(
-    model: nn.Module, how: Weights | None, bits: Mapping[str, int], structure: Structure, zeros: Mapping[str, bool]
-) -> dict[str, partial[Latent]]:
-    """What makes each tensor binary.
-
-    Args:
-        model: in which they are.
-        how: weights are binarized; None: not at all.
-        bits: by tensor name.
-        structure: what is true of them before.
-        zeros: whether some of a tensor are pruned.
-
-    Raises:
-        StructureError: one has other values to keep, or no axis of filters.
-    """
-    if how is None:
-        return {}
-    made = {}
-    for name, width in bits.items():
-        kind = partial(_latent, how.kind, width, channel_axis(model, name) or 0, zeros[name])
-        word = _latent(how.kind, width, channel_axis(model, name) or 0, zeros[name], torch.zeros(())).word
-        other = [one for one in of_order(structure.get(name, ()), SOURCE, AFTER_MASK) if one != word]
-        if other:
-            raise StructureError(f"{name}: is {other[0]} already, which binarize would undo; name it in keep")
-        made[name] = kind
-    return made
-
-
-def _latent(word: str, bits: int, axis: int, zeros: bool, _: Tensor) -> Latent:
-    return binary.weights_of(word)(bits, axis, zeros)
 
 
 def _chosen(
