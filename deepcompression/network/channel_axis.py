@@ -30,7 +30,7 @@ def channel_axis(model: nn.Module, name: str) -> int | None:
     axes = {used: _axis(used, module, weight) for used, module in _uses(model, weight).items()}
     if len(set(axes.values())) > 1:
         told = " and ".join(f"on axis {axis} as {used}" for used, axis in axes.items())
-        raise StructureError(f"{name}: is tied, and has its channels {told}; per: tensor is the only scale that fits")
+        raise StructureError(f"{name}: is tied, and has its channels {told}; per: tensor is all that fits")
     return next(iter(axes.values()), 0)
 
 

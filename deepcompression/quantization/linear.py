@@ -18,7 +18,7 @@ from deepcompression.network.parametrized import VALUES
 from deepcompression.network.state import normalised, replaced
 from deepcompression.quantization.correct_weights import corrected
 from deepcompression.quantization.integers import Integers, Range, Rows, Scheme, integers_of
-from deepcompression.structure.constraints import SHARED, Structure, of_order
+from deepcompression.structure.constraints import SHARED, Structure, of_kind, of_order
 from deepcompression.structure.grid import Grid
 from deepcompression.structure.rows import from_rows, rows_of
 
@@ -142,7 +142,7 @@ def refuse_unlike(name: str, how: Linear, words: tuple[str, ...]) -> None:
         raise StructureError(
             f"{name}: is {other[0]} already, which {how.grid.word} would undo; leave it out of weights"
         )
-    if SHARED in words and how.grid.axis is not None:
+    if of_kind(words, SHARED) and how.grid.axis is not None:
         raise StructureError(
             f"{name}: shares values, which a scale for each channel would drive apart; per: tensor, or leave it out"
         )
@@ -173,7 +173,7 @@ def quantize(
         if not bool(clean[name].any()):
             made.left[name] = "zero throughout"
             continue
-        tensor, layer = _one(name, clean[name], one, correct, SHARED in structure.get(name, ()))
+        tensor, layer = _one(name, clean[name], one, correct, bool(of_kind(structure.get(name, ()), SHARED)))
         made.state[name] = tensor
         made.layers.append(layer)
         made.structure[name] = (one.grid.word,)

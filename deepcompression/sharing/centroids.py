@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 from torch import nn
 
 from deepcompression.errors import StructureError
-from deepcompression.structure.constraints import SHARED, Structure, having
+from deepcompression.structure.constraints import SHARED, Structure, constraint, having, of_kind
 from deepcompression.structure.hold import hold_by
-from deepcompression.structure.shared import SharedWeights
 from deepcompression.training.method import VALUES, Account, Claim, Context, Method
 
 
 class Centroids(Method):
-    """Trains the codebooks of all tensors whose weights are shared; codes and zeros stay.
+    """Trains the codebooks of all tensors whose weights are shared, one or several a tensor; codes and zeros stay.
 
     Han, Mao, Dally (2016), section 3.3.
     """
@@ -35,7 +34,8 @@ class Centroids(Method):
         self._names = having(context.structure, SHARED)
         if not self._names:
             raise StructureError("centroids: no weights are shared yet; let a stage share come before")
-        hold_by(model, dict.fromkeys(self._names, SharedWeights))
+        words = {name: of_kind(context.structure[name], SHARED)[-1] for name in self._names}
+        hold_by(model, {name: constraint(word).held for name, word in words.items()})
         return []
 
     def finish(self, model: nn.Module) -> Account:

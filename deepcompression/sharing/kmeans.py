@@ -71,23 +71,21 @@ def kmeans1d(values: ArrayLike, k: int, *, init: Init = "linear", seed: int = 0,
 
     Section 3.1 of Han, Mao, Dally (2016), arXiv 1510.00149.
     """
-    _check(k, init, iterations)
+    check(k, init, iterations)
     flat = np.asarray(values).astype(np.float32, copy=False).ravel()
-    if not np.isfinite(flat).all():
-        bad = len(flat) - np.count_nonzero(np.isfinite(flat))
-        raise StructureError(f"kmeans1d: values must be finite in float32; {bad} of {len(flat)} are not")
+    check_finite(flat)
     grid = _grid(flat, k) if len(flat) >= LARGE else None
-    points = _sorted_points(flat) if grid is None else grid.points
+    points = sorted_points(flat) if grid is None else grid.points
     if len(points.keys) <= k:
-        return _codebook(flat, points.keys, None)
-    borders = _middles(_start(points, flat, k, init, seed))
+        return codebook(flat, points.keys)
+    borders = middles(started(points, flat, k, init, seed))
     if init == "optimal":
         iterations = min(iterations, OPTIMAL_ITERATIONS)
     means = _lloyd(points if grid is None else grid, points, borders, k, iterations)
-    return _codebook(flat, means, grid)
+    return codebook(flat, means, grid)
 
 
-class _Points:
+class Points:
     """Distinct points (m,), ascending, each standing for some values: their count, mean and sum."""
 
     tolerance = 0.0
@@ -117,7 +115,7 @@ class _Grid:
             self.counts += np.bincount(bins, minlength=BINS)
             sums += np.bincount(bins, weights=values[piece], minlength=BINS)
         used = self.counts > 0
-        self.points = _Points(self.counts[used], sums[used])
+        self.points = Points(self.counts[used], sums[used])
         self.all = self.points.all
         self.first = np.append(0, np.cumsum(used))
 
@@ -139,13 +137,27 @@ def _pieces(length: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, length, size))
 
 
-def _check(k: int, init: str, iterations: int) -> None:
+def check(k: int, init: str, iterations: int) -> None:
+    """Raises StructureError where one of these is impossible.
+
+    Args:
+        k: of centroids.
+        init: where they begin.
+        iterations: at most so many.
+    """
     if not 1 <= k <= MAX_CENTROIDS:
         raise StructureError(f"kmeans1d: k must be 1 to {MAX_CENTROIDS:,}, got {k}")
     if init not in get_args(Init):
         raise StructureError(f"kmeans1d: init must be one of {', '.join(get_args(Init))}, got {init!r}")
     if iterations < 1:
         raise StructureError(f"kmeans1d: iterations must be at least 1, got {iterations}")
+
+
+def check_finite(values: Values) -> None:
+    """Raises StructureError where one of ``values`` (n,) is NaN or infinite."""
+    if not np.isfinite(values).all():
+        bad = len(values) - np.count_nonzero(np.isfinite(values))
+        raise StructureError(f"kmeans1d: values must be finite in float32; {bad} of {len(values)} are not")
 
 
 def _grid(values: Values, k: int) -> _Grid | None:
@@ -160,15 +172,25 @@ def _grid(values: Values, k: int) -> _Grid | None:
     return None if crowded else grid
 
 
-def _sorted_points(values: Values) -> _Points:
+def sorted_points(values: Values) -> Points:
+    """The distinct ones of ``values`` (n,)."""
     ordered = np.sort(values)
     first = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]
     counts = np.diff(np.flatnonzero(first), append=len(ordered))
-    return _Points(counts, counts * ordered[first].astype(np.float64))
+    return Points(counts, counts * ordered[first].astype(np.float64))
 
 
-def _start(points: _Points, values: Values, k: int, init: Init, seed: int) -> Floats:
-    """First centroids, at most k, ascending."""
+def started(points: Points, values: Values, k: int, init: Init, seed: int, times: int = 1) -> Floats:
+    """First centroids, at most k, ascending.
+
+    Args:
+        points: the distinct values.
+        values: all of them, any order.
+        k: number of centroids.
+        init: as of ``kmeans1d``.
+        seed: of ``random``.
+        times: as of ``best_groups``.
+    """
     if init == "linear":
         return np.linspace(float(values.min()), float(values.max()), k)
     if init == "density":
@@ -178,19 +200,19 @@ def _start(points: _Points, values: Values, k: int, init: Init, seed: int) -> Fl
         generator = np.random.default_rng(seed)
         drawn = generator.choice(len(values), min(k, len(values)), replace=False, shuffle=False)
         return np.unique(values[drawn]).astype(np.float64)
-    return _optimal(points, k)
+    return _optimal(points, k, times)
 
 
-def _optimal(points: _Points, k: int) -> Floats:
+def _optimal(points: Points, k: int, times: int) -> Floats:
     if k > OPTIMAL_MOST:
         return _coarsened(points, k).keys
     coarse = _coarsened(points, max(2048, 8 * k))
     centre = points.before[1, -1] / points.before[0, -1]
-    starts = best_groups(coarse.counts, coarse.sums - centre * coarse.counts, k)
+    starts = best_groups(coarse.counts, coarse.sums - centre * coarse.counts, k, times)
     return np.add.reduceat(coarse.sums, starts) / np.add.reduceat(coarse.counts, starts)
 
 
-def _coarsened(points: _Points, count: int) -> _Points:
+def _coarsened(points: Points, count: int) -> Points:
     """Neighbours merged into at most ``count`` points, dense where the best centroids are: as density^(1/3).
 
     (Panter and Dite 1951.) A point of width w and count c has density c / w, so its share is c^(1/3) w^(2/3).
@@ -200,15 +222,16 @@ def _coarsened(points: _Points, count: int) -> _Points:
     share = np.cumsum(np.cbrt(points.counts * np.gradient(points.keys) ** 2))
     group = np.minimum(share / share[-1] * count, count - 1).astype(np.int64)
     starts = np.flatnonzero(np.diff(group, prepend=-1))
-    return _Points(np.add.reduceat(points.counts, starts), np.add.reduceat(points.sums, starts))
+    return Points(np.add.reduceat(points.counts, starts), np.add.reduceat(points.sums, starts))
 
 
-def _middles(centroids: Floats) -> Floats:
+def middles(centroids: Floats) -> Floats:
+    """Between neighbours (k - 1,)."""
     middles: Floats = (centroids[1:] + centroids[:-1]) / 2
     return middles
 
 
-def _lloyd(data: _Points | _Grid, points: _Points, borders: Floats, k: int, iterations: int) -> Floats:
+def _lloyd(data: Points | _Grid, points: Points, borders: Floats, k: int, iterations: int) -> Floats:
     """Means (k,) of the clusters when their borders stand still; ``points`` must be more than k."""
     for step in range(iterations):
         clusters = _clusters(data, borders)
@@ -219,24 +242,30 @@ def _lloyd(data: _Points | _Grid, points: _Points, borders: Floats, k: int, iter
             np.append(-np.inf, borders)[full],
             np.append(borders, np.inf)[full],
         )
-        last, borders = borders, _middles(means)
+        last, borders = borders, middles(means)
         still = len(last) == len(borders) and np.abs(borders - last).max(initial=0) <= data.tolerance
         if still and len(means) == k:
             break
         # Errors are worth comparing only when clusters have settled: filling at once ends higher.
         if len(means) < k and (still or step == iterations // 2):
-            borders = _filled(points, borders, k)
+            borders = filled(points, borders, k)
     return means
 
 
-def _clusters(data: _Points | _Grid, borders: Floats) -> Floats:
+def _clusters(data: Points | _Grid, borders: Floats) -> Floats:
     """Counts and sums (2, b + 1) between borders."""
     clusters: Floats = np.diff(np.column_stack([np.zeros(2), data.below(borders), data.all]))
     return clusters
 
 
-def _filled(points: _Points, borders: Floats, k: int) -> Floats:
-    """Borders (k - 1,) with points between all of them: the worst clusters are halved at their means."""
+def filled(points: Points, borders: Floats, k: int) -> Floats:
+    """Borders (k - 1,) with points between all of them: the worst clusters are halved at their means.
+
+    Args:
+        points: more than k.
+        borders: fewer, or with nothing between some.
+        k: number of clusters.
+    """
     ends = np.concatenate([[0], np.searchsorted(points.keys, borders, side="right"), [len(points.keys)]])
     ends = np.unique(ends)
     while (missing := k + 1 - len(ends)) > 0:
@@ -254,13 +283,19 @@ def _filled(points: _Points, borders: Floats, k: int) -> Floats:
 def _limits(centroids: Values) -> Values:
     """The highest float32 (k,) in each cluster: not above the middle to the next centroid; last infinity."""
     infinity = np.float32(np.inf)
-    middle = _middles(centroids.astype(np.float64))
+    middle = middles(centroids.astype(np.float64))
     near = middle.astype(np.float32)
     return np.append(np.where(near > middle, np.nextafter(near, -infinity), near), infinity)
 
 
-def _codebook(values: Values, means: Floats, grid: _Grid | None) -> Codebook:
-    """Exact codes and error for the rounded means; those that rounding left without a value go."""
+def codebook(values: Values, means: Floats, grid: _Grid | None = None) -> Codebook:
+    """Exact codes and error for the rounded means; those that rounding left without a value go.
+
+    Args:
+        values: (n,).
+        means: ascending.
+        grid: into which the values were counted, if they were.
+    """
     centroids = np.unique(means.astype(np.float32))
     limits, exact = _limits(centroids), centroids.astype(np.float64)
     codes: Codes = np.empty(len(values), np.uint8 if len(centroids) <= 256 else np.uint16)

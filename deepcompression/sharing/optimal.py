@@ -16,7 +16,7 @@ Indices = NDArray[np.int32]
 WORTH_CALLING, WORTH_IMPORTING = 10_000, 40_000
 
 
-def best_groups(counts: Floats, sums: Floats, k: int) -> NDArray[np.int64]:
+def best_groups(counts: Floats, sums: Floats, k: int, times: int = 1) -> NDArray[np.int64]:
     """First points (g,) of the ``g = min(k, m)`` groups with the least squared error around their means.
 
     Exact for these points. The least error is the largest sum of ``(sum of a group)^2 / (its count)``,
@@ -27,6 +27,7 @@ def best_groups(counts: Floats, sums: Floats, k: int) -> NDArray[np.int64]:
         counts: weights (m,) of the points, positive.
         sums: weight x value (m,), values ascending; best centred, so that squares lose no digits.
         k: number of groups.
+        times: such searches in a row, which repay compiled code together.
     """
     points = len(counts)
     k = min(k, points)
@@ -36,7 +37,7 @@ def best_groups(counts: Floats, sums: Floats, k: int) -> NDArray[np.int64]:
     firsts = np.zeros((k, points + 1), np.int32)
     gains = np.zeros(points + 1)
     gains[1:] = total[1:] ** 2 / before[1:]
-    layer = _layer(points * k)
+    layer = _layer(points * k * times)
     for number in range(1, k):
         gains = layer(gains, before, total, firsts[number - 1], firsts[number])
     starts = np.zeros(k, np.int64)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepcompression.errors import InvariantError
 from deepcompression.network.state import bits_of
-from deepcompression.structure.constraints import SHARED, ZEROS, Structure, constraint
+from deepcompression.structure.constraints import SHARED, ZEROS, Structure, constraint, kind_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def check(before: Mapping[str, Tensor], after: Mapping[str, Tensor], structure: 
     for name, words in structure.items():
         for word in words:
             counted = constraint(word).check(name, before[name], after[name])
-            grown[word] = grown.get(word, 0) + counted
+            grown[kind_of(word)] = grown.get(kind_of(word), 0) + counted
     return Coarsened(grown[ZEROS], grown[SHARED])
 
 

@@ -2,6 +2,7 @@
 
 ``grid(8)`` has one scale, ``grid(8, 0)`` one for each place of axis 0, ``grid(4, 1, 32)`` one for each 32 consecutive
 elements of each place of axis 1; ``binary`` has plus or minus a scale of each place of axis 0, ``binary(1)`` of axis 1.
+The codebooks of ``shared``, ``shared(0)``, ``shared(0, 256)`` are of such parts too.
 """
 
 from __future__ import annotations
@@ -90,5 +91,15 @@ def of_order(words: Iterable[str], *orders: int) -> list[str]:
 
 
 def having(structure: Structure, word: str) -> list[str]:
-    """Names of the tensors with this constraint."""
-    return [name for name, words in structure.items() if word in words]
+    """Names of the tensors with a constraint of this kind: ``shared`` is ``shared(0)`` too."""
+    return [name for name, words in structure.items() if of_kind(words, word)]
+
+
+def of_kind(words: Iterable[str], kind: str) -> list[str]:
+    """Those of some constraints that are of one kind, whatever their numbers."""
+    return [word for word in words if kind_of(word) == kind]
+
+
+def kind_of(word: str) -> str:
+    """The kind of a constraint, without its numbers."""
+    return word.partition("(")[0]

@@ -22,8 +22,7 @@ from deepcompression.network.names import (
     refuse_overlaps,
 )
 from deepcompression.network.parametrized import MASK, SOURCE, VALUES, Holder, is_held, join
-from deepcompression.structure.constraints import Structure, constraint, of_order
-from deepcompression.structure.shared import SharedWeights
+from deepcompression.structure.constraints import SHARED, Structure, constraint, of_order
 from deepcompression.structure.zeros import ZeroMask, zero_mask
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,9 @@ class Held:
     shared: list[str]
 
 
-def hold(model: nn.Module, names: Sequence[str] | None = None, *, shared: Sequence[str] = ()) -> Held:
+def hold(
+    model: nn.Module, names: Sequence[str] | None = None, *, shared: Sequence[str] | Mapping[str, str] = ()
+) -> Held:
     """From now on training keeps the zeros of ``names`` and the sharing of ``shared``; changes ``model``.
 
     Make the optimizer afterwards: a shared weight's parameter is its codebook (k,), whose gradient is the sum
@@ -50,7 +51,8 @@ def hold(model: nn.Module, names: Sequence[str] | None = None, *, shared: Sequen
         model: any module.
         names: tensors whose zeros stay; default: the partly zero prunable ones. One that is zero throughout is held
             only if it is named, with a warning: initialisation makes such ones (LoRA, fixup, zero-initialised heads).
-        shared: tensors whose equal weights stay equal (their zeros stay too).
+        shared: tensors whose equal weights stay equal (their zeros stay too); or by name in which part of a tensor they
+            do, in the word of structure: ``shared(0)`` is for each channel on its own.
 
     Returns:
         What is held, tied tensors under their first name. Undo with ``bake``.
@@ -58,15 +60,16 @@ def hold(model: nn.Module, names: Sequence[str] | None = None, *, shared: Sequen
     Raises:
         StructureError: no such parameter, it is held already, or not finite; nothing is held then.
     """
-    shared = _known(model, shared)
-    zeros = _known(model, [*(_partly_zero(model) if names is None else names), *shared])
+    words = shared if isinstance(shared, Mapping) else dict.fromkeys(shared, SHARED)
+    books = {_known(model, [name])[0]: constraint(word).held for name, word in words.items()}
+    zeros = _known(model, [*(_partly_zero(model) if names is None else names), *books])
     for name, weight in held_state(model, zeros).items():
         if weight.numel() and not bool(weight.any()):
             log.warning("%s is zero throughout, and is held so: it can never learn; leave it out if it should", name)
     for name in zeros:
         _refuse_held(_uses(model, name), name)
-    hold_by(model, {name: SharedWeights if name in shared else zero_mask for name in zeros})
-    return Held(zeros, shared)
+    hold_by(model, {name: books.get(name, zero_mask) for name in zeros})
+    return Held(zeros, list(books))
 
 
 def hold_structure(model: nn.Module, structure: Structure) -> None:
@@ -84,9 +87,10 @@ def hold_structure(model: nn.Module, structure: Structure) -> None:
 
 
 def _makers(words: Collection[str]) -> list[Callable[[Tensor], Holder]]:
-    """What holds these constraints, in order; a codebook holds zeros too, and one mask is enough."""
+    """What holds these constraints, in order; a codebook holds zeros too, one mask is enough, and so is the last of
+    several codebooks: what shares values in a tensor does so in its channels."""
     sources, masks = of_order(words, SOURCE), of_order(words, MASK)
-    return [constraint(word).held for word in (*(sources or masks)[:1], *of_order(words, VALUES))]
+    return [constraint(word).held for word in (*(sources[-1:] or masks[:1]), *of_order(words, VALUES))]
 
 
 def hold_by(model: nn.Module, makes: Mapping[str, Callable[[Tensor], Holder]]) -> None:

@@ -1,4 +1,4 @@
-"""A tensor as rows that have a scale each: all of it, its channels, or groups within channels; and back."""
+"""A tensor as rows that have a scale or a codebook each: all of it, its channels, or groups of elements; and back."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ def rows_of(tensor: Tensor, axis: int | None = None, group: int | None = None) -
     Args:
         tensor: any shape.
         axis: of the channels; None is one row.
-        group: so many consecutive elements of a channel, laid flat, are a row; None is all of them.
+        group: so many consecutive elements, of channels laid flat, are a row: a part of a channel, or several whole
+            ones; None is a channel.
 
     Raises:
-        StructureError: there is no such axis, or groups do not divide a channel.
+        StructureError: there is no such axis, or groups divide no channel, and are not whole ones.
     """
     if axis is None:
         return tensor.reshape(1, -1)
@@ -27,8 +28,9 @@ def rows_of(tensor: Tensor, axis: int | None = None, group: int | None = None) -
     rows = tensor.movedim(axis, 0).flatten(1) if tensor.ndim > 1 else tensor.reshape(-1, 1)
     if group is None:
         return rows
-    if rows.shape[1] % group:
-        raise StructureError(f"groups of {group} do not divide the {rows.shape[1]} elements of a channel")
+    each = rows.shape[1]
+    if each % group and (group % max(each, 1) or rows.numel() % group):
+        raise StructureError(f"groups of {group} do not divide the {each} elements of a channel")
     return rows.reshape(-1, group)
 
 

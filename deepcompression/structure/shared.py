@@ -1,4 +1,4 @@
-"""Weights that share values: trained by their centroids."""
+"""Weights that share values, over a tensor or within its channels or groups: trained by their centroids."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from deepcompression.errors import InvariantError
 from deepcompression.network.parametrized import SOURCE, Holder
 from deepcompression.network.state import bits_of
+from deepcompression.structure.rows import from_rows, rows_of
 
 
 class SharedWeights(Holder):
@@ -19,12 +20,13 @@ class SharedWeights(Holder):
     positions: Tensor
     codes: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, axis: int | None = None, group: int | None = None) -> None:
         super().__init__()
         flat = weight.reshape(-1)
         positions = (flat != 0).nonzero().squeeze(1)  # (non-zeros,) int64
-        codes = torch.unique(flat[positions], return_inverse=True)[1]
+        rows = _rows(weight, axis, group)
         self.shape = weight.shape
+        self.count, codes = _numbered(flat[positions], None if rows is None else rows[positions])
         self.register_buffer("positions", positions)
         self.register_buffer("codes", codes.int())
 
@@ -34,8 +36,9 @@ class SharedWeights(Holder):
         return self.laid_out(spread(centroids, self.positions, self.codes, self.shape))
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """What is trained: the distinct non-zero values (k,), ascending."""
-        values: Tensor = torch.unique(weight[weight != 0])
+        """What is trained: the distinct non-zero values (k,), ascending, those of one codebook behind another's."""
+        values = weight.new_empty(self.count)
+        values[self.codes.long()] = weight.reshape(-1)[self.positions]
         return values
 
 
@@ -61,13 +64,30 @@ class _Spread(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Shared:
-    """Weights that are equal stay equal; so do zeros."""
+    """Weights that are equal stay equal; so do zeros.
+
+    In all of the tensor (``axis`` None: one codebook), within each place of an axis, or within each ``group``
+    consecutive elements of such channels, laid flat: each of these has a codebook of its own, and what is equal in two
+    of them may come apart.
+    """
 
     order: ClassVar[int] = SOURCE
+    axis: int | None = None
+    group: int | None = None
+
+    @property
+    def word(self) -> str:
+        """What stands for it in a structure: ``shared``, ``shared(0)``, ``shared(0, 256)``."""
+        numbers = ", ".join(str(one) for one in (self.axis, self.group) if one is not None)
+        return f"shared({numbers})" if numbers else "shared"
 
     def held(self, weight: Tensor) -> Holder:
-        """The weight by its codebook."""
-        return SharedWeights(weight)
+        """The weight by its codebooks.
+
+        Raises:
+            StructureError: it has no such axis, or no such groups.
+        """
+        return SharedWeights(weight, self.axis, self.group)
 
     def check(self, name: str, before: Tensor, after: Tensor) -> int:
         """How many groups of equal weights joined others; each must still be one value, but for weights now zero.
@@ -75,12 +95,30 @@ class Shared:
         Raises:
             InvariantError: a group has several values.
         """
-        groups, index = torch.unique(bits_of(before).reshape(-1), return_inverse=True)
-        now = bits_of(after).reshape(-1)
-        stays = (now != 0) | (bits_of(before).reshape(-1) == 0)
-        index, now = index[stays], now[stays]
-        leader = now.new_zeros(len(groups))
-        leader[index] = now
-        if not torch.equal(leader[index], now):
-            raise InvariantError(f"{name}: weights that shared a value no longer do")
-        return len(groups) - len(torch.unique(leader))
+        was, now = (bits_of(one).reshape(-1) for one in (before, after))
+        rows = _rows(before, self.axis, self.group)
+        count, index = _numbered(was, rows)
+        stays = (now != 0) | (was == 0)
+        leader = now.new_zeros(count)
+        leader[index[stays]] = now[stays]
+        if not torch.equal(leader[index[stays]], now[stays]):
+            where = "" if rows is None else " in its channel or group"
+            raise InvariantError(f"{name}: weights that shared a value{where} no longer do")
+        return count - _numbered(leader, None if rows is None else rows.new_zeros(count).index_copy_(0, index, rows))[0]
+
+
+def _rows(weight: Tensor, axis: int | None, group: int | None) -> Tensor | None:
+    """Which codebook each element has (n,) int64; None where there is one for all."""
+    if axis is None:
+        return None
+    count, each = rows_of(weight, axis, group).shape
+    numbers = torch.arange(count, device=weight.device)[:, None].expand(count, each)
+    return from_rows(numbers, weight.shape, axis).reshape(-1)
+
+
+def _numbered(values: Tensor, rows: Tensor | None) -> tuple[int, Tensor]:
+    """How many values there are, and which one each element has (m,); those of unlike rows are unlike."""
+    distinct, index = torch.unique(values, return_inverse=True)
+    if rows is not None:
+        distinct, index = torch.unique(rows * len(distinct) + index, return_inverse=True)
+    return len(distinct), index

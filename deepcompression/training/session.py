@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from deepcompression.errors import StructureError
 from deepcompression.network.parametrized import MASK, Holder
 from deepcompression.network.parametrized import VALUES as AFTER_MASK
-from deepcompression.structure.constraints import SHARED, Structure, having, of_order
+from deepcompression.structure.constraints import SHARED, Structure, of_kind, of_order
 from deepcompression.structure.hold import bake, hold, hold_structure
 from deepcompression.training.device import Stay
 from deepcompression.training.method import ROLES, SPARSITY, VALUES, Account, Claim, Context, Forward, Method, Now
@@ -67,7 +67,8 @@ class Session:
         self._put_in(late)
 
     def _hold_zeros(self, before: Structure) -> None:
-        shared = [name for name in having(before, SHARED) if name not in self._taken(VALUES)]
+        books = {name: of_kind(words, SHARED)[-1:] for name, words in before.items() if name not in self._taken(VALUES)}
+        shared = {name: words[0] for name, words in books.items() if words}
         masked = [name for name, words in before.items() if of_order(words, MASK)]
         free = self._taken(SPARSITY) - set(shared)
         hold(self.model, [name for name in before if name in {*shared, *masked} - free], shared=shared)

@@ -46,7 +46,7 @@ class Reference:
         return self._having("shared")
 
     def _having(self, word: str) -> list[str]:
-        return [name for name, words in self.structure.items() if word in words]
+        return [name for name, words in self.structure.items() if any(one.partition("(")[0] == word for one in words)]
 
 
 @dataclass(frozen=True)

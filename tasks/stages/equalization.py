@@ -42,10 +42,10 @@ def equalized(bench: Bench, product: Product) -> Product:
 def _fixed(structure: Structure) -> dict[str, str]:
     """Why tensors cannot be scaled channel by channel, by name."""
     from deepcompression.network.parametrized import VALUES
-    from deepcompression.structure.constraints import SHARED, of_order
+    from deepcompression.structure.constraints import SHARED, having, of_order
 
     found = {name: f"is {word} already" for name, words in structure.items() for word in of_order(words, VALUES)}
-    return found | {name: "shares values" for name, words in structure.items() if SHARED in words}
+    return found | dict.fromkeys(having(structure, SHARED), "shares values")
 
 
 def _told(left: Mapping[str, str]) -> Iterator[str]:

@@ -22,7 +22,7 @@ WeightBits = Annotated[int, Field(ge=2, le=16)]
 
 
 class Groups(Strict):
-    """A scale for each so many consecutive elements of a channel."""
+    """A scale, or a codebook, for each so many consecutive elements of a channel."""
 
     group: int = Field(ge=1, description="elements, along the flattened rest of a channel; it divides that")
 

@@ -44,6 +44,10 @@ KEPT = [
     (("binary",), signs()),
     (("zeros", "shared"), grid(False)),
     (("zeros", "shared", "grid(4)"), grid(False)),
+    (("zeros", "shared(0)"), grid(False)),
+    (("shared(1)",), grid(False)),
+    (("zeros", "shared(0, 5)"), grid(False)),
+    (("zeros", "shared(0, 20)", "shared"), grid(False)),
 ]
 
 
@@ -71,6 +75,14 @@ def test_a_training_keeps_what_is_held(words: tuple[str, ...], weight: Tensor) -
 @pytest.mark.parametrize(
     ("word", "before", "after", "told"),
     [
+        (
+            "shared",
+            torch.ones(2, 2),
+            torch.tensor([[1.0, 1.0], [2.0, 2.0]]),
+            "weights that shared a value no longer do",
+        ),
+        ("shared(1)", torch.ones(2, 2), torch.tensor([[1.0, 1.0], [2.0, 2.0]]), "a value in its channel or group no"),
+        ("shared(0, 2)", torch.ones(2, 4), torch.arange(8.0).reshape(2, 4), "a value in its channel or group no"),
         ("grid(4)", grid(False), torch.randn(6, 10), "no longer integers times a scale"),
         ("grid(3)", grid(False), grid(False), "do not fit 3 bits"),
         ("n_m(2, 4)", two_of_four(), torch.ones(6, 12), "4 of 4 weights in a row are not zero, 2:4 allows 2"),
@@ -88,6 +100,22 @@ def test_words_that_stand_for_nothing_are_refused(word: str) -> None:
     """A word that is not known, or has too many or too few numbers."""
     with pytest.raises(StructureError, match="structure"):
         constraint(word)
+
+
+def test_codebooks_of_channels_learn_apart() -> None:
+    """What is equal in two channels has a centroid in each, and merges are counted within channels."""
+    weight = torch.tensor([[0.5, 0.5, 1.0, 0.0], [1.0, 0.5, 0.5, 1.0]])
+    held = constraint("shared(0)").held(weight)
+    centroids = held.right_inverse(weight)
+    assert centroids.tolist() == [0.5, 1.0, 0.5, 1.0] and torch.equal(held(centroids), weight)
+    moved = held(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert moved.tolist() == [[1.0, 1.0, 2.0, 0.0], [4.0, 3.0, 3.0, 4.0]]
+    assert check({"w": weight}, {"w": moved}, {"w": ("shared(0)",)}).merged_groups == 0
+    one = held(torch.tensor([1.0, 2.0, 4.0, 4.0]))
+    assert check({"w": weight}, {"w": one}, {"w": ("zeros", "shared(0)")}).merged_groups == 1
+    centroids.requires_grad_()
+    held(centroids).sum().backward()
+    assert centroids.grad is not None and centroids.grad.tolist() == [2.0, 1.0, 2.0, 2.0]
 
 
 @given(st.integers(1, 16), st.integers(0, 3) | st.none())
