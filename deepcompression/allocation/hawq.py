@@ -41,6 +41,11 @@ class Trace:
     error: float
     vectors: int
 
+    def loss(self, squares: float) -> float:
+        """What a change of so large a squared norm is predicted to lose, in the unit of twice the loss: the trace is
+        taken one standard error higher, so that what is not known does not pass for harmless."""
+        return (self.mean + self.error) * squares
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -140,7 +145,9 @@ def _estimate(name: str, column: Floats) -> tuple[float, float]:
     mean = math.fsum(column) / len(column)
     error = float(column.std(ddof=1)) / math.sqrt(len(column)) if len(column) > 1 else math.inf
     if mean < 0:
-        log.warning("hawq: the Hessian trace of %s is estimated below 0 and counts as 0: as if it bore any bits", name)
+        log.warning(
+            "hawq: the Hessian trace of %s is estimated below 0 and counts as 0, with an error of %.2g", name, error
+        )
     return max(mean, 0.0), error
 
 

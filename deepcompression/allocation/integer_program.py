@@ -125,6 +125,36 @@ def candidates(tensors: Sequence[Choices], limit: float, *, ordered: bool = Fals
     return list(found.values())
 
 
+def neighbours(tensors: Sequence[Choices], start: Assignment, limit: float, most: int = 8) -> list[Assignment]:
+    """Allocations in which one tensor has a step fewer bits, and others have what that leaves: the best as predicted.
+
+    Args:
+        tensors: what each can get.
+        start: what they have, within the limit.
+        limit: in the unit of the costs.
+        most: so many, of the tensors that are predicted to lose least by a step.
+    """
+    places = [one.at(start.bits[one.name]) for one in tensors]
+    steps = [
+        (one.losses[place - 1] - one.losses[place], number)
+        for number, (one, place) in enumerate(zip(tensors, places, strict=True))
+        if place
+    ]
+    found = []
+    for _, lower in sorted(steps)[:most]:
+        some = [
+            _between(one, place - 1, place) if number == lower else _between(one, place, len(one.bits))
+            for number, (one, place) in enumerate(zip(tensors, places, strict=True))
+        ]
+        if sum(one.costs[0] for one in some) <= limit:
+            found.append(assign(some, limit))
+    return found
+
+
+def _between(one: Choices, low: int, high: int) -> Choices:
+    return Choices(one.name, one.bits[low:high], one.costs[low:high], one.losses[low:high], one.trace)
+
+
 def total(tensors: Sequence[Choices], picked: Sequence[int]) -> Assignment:
     """What the tensors get, cost and lose at these places of theirs."""
     return Assignment(

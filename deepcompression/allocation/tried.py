@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from deepcompression.allocation.integer_program import Assignment, Choices, candidates, neighbours
 from deepcompression.network.names import parameters
 
 
@@ -38,6 +39,43 @@ def outputs_moved(
                     noise[place] += _apart(wanted, _floats(forward(model, batch)))
     model.train(mode)
     return [one / energy if energy else 0.0 for one in noise]
+
+
+def tried(
+    tensors: Sequence[Choices],
+    limit: float,
+    moved: Callable[[Sequence[Assignment]], Sequence[float]],
+    *,
+    ordered: bool = False,
+    rounds: int = 4,
+) -> list[tuple[Assignment, float]]:
+    """Allocations within a limit, the best as predicted first, each with what it moves outputs by.
+
+    Predictions are of small changes, and of each tensor alone. So its neighbours on the front and the same bits
+    everywhere are tried too, and then neighbours of what is best, as long as they are better.
+
+    Args:
+        tensors: what each can get, costs and is predicted to lose.
+        limit: in the unit of the costs.
+        moved: what allocations move outputs by.
+        ordered: bits must not fall as the trace grows; then no further neighbours are tried.
+        rounds: times that neighbours are tried at most.
+
+    Raises:
+        StructureError: nothing keeps to the limit, or to the order.
+    """
+    first = candidates(tensors, limit, ordered=ordered)
+    found = list(zip(first, moved(first), strict=True))
+    for _ in range(0 if ordered else rounds):
+        best, least = min(found, key=lambda one: one[1])
+        known = {tuple(one.bits.values()) for one, _ in found}
+        fresh = [one for one in neighbours(tensors, best, limit) if tuple(one.bits.values()) not in known]
+        if not fresh:
+            break
+        found += zip(fresh, moved(fresh), strict=True)
+        if min(other for _, other in found) >= least:
+            break
+    return found
 
 
 @contextlib.contextmanager

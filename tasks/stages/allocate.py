@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -127,7 +128,7 @@ class Settings(Stage):
 
 def work(bench: Bench, settings: Settings) -> Product:
     """The bits of each tensor, for the least predicted loss within a cost; later stages take them."""
-    from deepcompression.allocation import integer_program
+    from deepcompression.allocation.tried import tried
     from deepcompression.errors import StructureError
     from deepcompression.network.coverage import coverage
     from deepcompression.network.state import plain_state
@@ -143,13 +144,25 @@ def work(bench: Bench, settings: Settings) -> Product:
     losses = losses_of(bench, settings, model, rounded, traces)
     costs = costs_of(settings, model, choices, context, rounded)
     tensors = _tensors(choices, costs, losses, traces)
-    limit = limit_of(settings, tensors, costs)
-    allocations = integer_program.candidates(tensors, limit, ordered=settings.order)
-    result = Result(tensors, traces, limit, _tried(allocations, model, rounded, context, settings))
+    with _named(bench.label):
+        limit = limit_of(settings, tensors, costs)
+    moved = _moved(model, rounded, context, settings)
+    result = Result(tensors, traces, limit, tried(tensors, limit, moved, ordered=settings.order))
     blank = {name: "zero throughout" for name in _choices(settings, model) if name not in choices}
     report = _report(settings, result, {name: state[name].numel() for name in choices})
     product = Product(state, selected=(), report=report, notes=_told(settings, result))
     return covering(product, coverage(bench.blank_model(), list(choices), blank))
+
+
+@contextlib.contextmanager
+def _named(label: str) -> Iterator[None]:
+    """What is known only now is told as what is told before anything trains."""
+    from deepcompression.errors import StructureError
+
+    try:
+        yield
+    except StructureError as error:
+        raise StructureError(f"stage {label}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -202,16 +215,20 @@ def _tensors(
     ]
 
 
-def _tried(
-    allocations: Sequence[Assignment], model: nn.Module, rounded: Rounded, context: Context, settings: Settings
-) -> list[tuple[Assignment, float]]:
-    """Each with what it moves the outputs by, on samples of the training split: a prediction is of small changes."""
+def _moved(
+    model: nn.Module, rounded: Rounded, context: Context, settings: Settings
+) -> Callable[[Sequence[Assignment]], list[float]]:
+    """What allocations move the outputs by, on samples of the training split."""
     from deepcompression.allocation.tried import outputs_moved
 
-    batches = context.batches("allocate", settings.samples or SAMPLES)
+    batches = list(context.batches("allocate", settings.samples or SAMPLES))
     context.compute.place(model)
-    values = [{name: rounded[name][width][0] for name, width in one.bits.items()} for one in allocations]
-    return list(zip(allocations, outputs_moved(model, batches, context.forward, values), strict=True))
+
+    def moved(allocations: Sequence[Assignment]) -> list[float]:
+        values = [{name: rounded[name][width][0] for name, width in one.bits.items()} for one in allocations]
+        return outputs_moved(model, batches, context.forward, values)
+
+    return moved
 
 
 def _report(settings: Settings, result: Result, weights: Mapping[str, int]) -> dict[str, Any]:

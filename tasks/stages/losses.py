@@ -91,7 +91,7 @@ def losses_of(
     """What each tensor is predicted to lose with each of its bits."""
     if settings.by == "hawq":
         return {
-            name: {bits: traces[name].mean * squares for bits, (_, squares) in some.items()}
+            name: {bits: traces[name].loss(squares) for bits, (_, squares) in some.items()}
             for name, some in rounded.items()
         }
     return _alone(bench, model, rounded)

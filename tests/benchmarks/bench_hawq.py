@@ -1,6 +1,6 @@
 """Mixed 2, 4 and 8 bits after training, by Hessian traces, beside 4 bits everywhere and random bits of the same bytes.
 
-`python tests/benchmarks/bench_hawq.py NET [--weights FILE] [--epochs 3] [--bits 2 4 8] [--most N] [--out FILE.json]`.
+`python tests/benchmarks/bench_hawq.py NET [--weights FILE] [--epochs 3] [--bits 2 4 8] [--most N] [--alone]`.
 NET: digits, lenet5, fashion-lenet5, fashion-resnet20. FILE is a checkpoint; without one the net is trained here, for so
 many epochs. Weights alone are rounded, a scale for each channel, and nothing trains afterwards. Bytes are of the coded
 tensors, at most those of 4 bits everywhere. All are judged on the validation split, or its first N samples: points of
@@ -28,7 +28,7 @@ from deepcompression.allocation import bit_costs, hawq, integer_program
 from deepcompression.allocation.allocate import rises
 from deepcompression.allocation.integer_program import Assignment, Choices
 from deepcompression.allocation.sensitivity import losses_alone
-from deepcompression.allocation.tried import outputs_moved
+from deepcompression.allocation.tried import outputs_moved, tried
 from deepcompression.data.splits import as_splits, split_validation
 from deepcompression.factory import load
 from deepcompression.network.names import prunable
@@ -105,7 +105,7 @@ def random_bits(tensors: Sequence[Choices], limit: float, seed: int) -> Assignme
     return integer_program.total(tensors, picked)
 
 
-def curved(model: nn.Module, problem: Problem, names: Sequence[str], samples: int) -> list[hawq.Trace]:
+def curved(model: nn.Module, problem: Problem, names: Sequence[str], samples: int, vectors: int) -> list[hawq.Trace]:
     """Average Hessian traces, on samples of the training split."""
     images, targets = (part[:samples] for part in problem.train)
 
@@ -113,7 +113,9 @@ def curved(model: nn.Module, problem: Problem, names: Sequence[str], samples: in
         return nn.functional.cross_entropy(model(images), targets)
 
     parts = zip(images.split(128), targets.split(128), strict=True)
-    return hawq.hessian_traces(model, names, [(partial(loss, *pair), len(pair[0])) for pair in parts])
+    return hawq.hessian_traces(
+        model, names, [(partial(loss, *pair), len(pair[0])) for pair in parts], spread=hawq.Spread(vectors=vectors)
+    )
 
 
 def alone(model: nn.Module, problem: Problem, name: str, some: Mapping[int, tuple[Tensor, float]]) -> dict[int, float]:
@@ -135,7 +137,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     costs = {n: tuple(float(bit_costs.coded_bytes(rounded[n][b][0], "adaptive")) for b in bits) for n in names}
     rounding = time.perf_counter() - began
     began = time.perf_counter()
-    traces = {one.name: one for one in curved(model, problem, names, arguments.samples)}
+    traces = {one.name: one for one in curved(model, problem, names, arguments.samples, arguments.vectors)}
     tracing = time.perf_counter() - began
 
     def choices(losses: Mapping[str, Mapping[int, float]]) -> list[Choices]:
@@ -144,27 +146,30 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
             for name in names
         ]
 
-    def tried(some: Sequence[Assignment]) -> Assignment:
+    def moved(some: Sequence[Assignment]) -> list[float]:
         values = [{name: rounded[name][width][0] for name, width in one.bits.items()} for one in some]
         samples = [problem.train[0][: arguments.samples]]
-        moved = outputs_moved(model, samples, lambda net, images: net(images), values)
-        return min(zip(some, moved, strict=True), key=lambda one: one[1])[0]
+        return outputs_moved(model, samples, lambda net, images: net(images), values)
 
-    by_trace = choices({n: {b: traces[n].mean * rounded[n][b][1] for b in bits} for n in names})
+    def best(some: Sequence[Choices]) -> Assignment:
+        return min(tried(some, limit, moved), key=lambda one: one[1])[0]
+
+    by_trace = choices({n: {b: traces[n].loss(rounded[n][b][1]) for b in bits} for n in names})
     limit = integer_program.uniform(by_trace, LIKE).cost
     began = time.perf_counter()
     found = integer_program.assign(by_trace, limit)
     solving = time.perf_counter() - began
-    by_loss = choices({name: alone(model, problem, name, rounded[name]) for name in names})
     rows = {
         f"{LIKE} bits everywhere": integer_program.uniform(by_trace, LIKE),
-        "hawq": tried(integer_program.candidates(by_trace, limit)),
+        "hawq": best(by_trace),
         "hawq, as predicted": found,
         "hawq, bits in the order of traces": integer_program.assign(by_trace, limit, ordered=True),
-        "measured": tried(integer_program.candidates(by_loss, limit)),
-        "measured, as predicted": integer_program.assign(by_loss, limit),
         **{f"random {seed}": random_bits(by_trace, limit, seed) for seed in range(arguments.seeds)},
     }
+    if arguments.alone:
+        by_loss = choices({name: alone(model, problem, name, rounded[name]) for name in names})
+        rows["measured"] = best(by_loss)
+        rows["measured, as predicted"] = integer_program.assign(by_loss, limit)
     dense = logits(model, problem.validation[0])
     right = 100 * float((dense.argmax(1) == problem.validation[1]).double().mean())
     told = {}
@@ -203,7 +208,9 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--most", type=int)
-    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="of the training split")
+    parser.add_argument("--vectors", type=int, default=100, help="of a trace at most")
+    parser.add_argument("--alone", action="store_true", help="also by what each tensor alone does to the loss")
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--out")
     arguments = parser.parse_args()

@@ -34,7 +34,7 @@ def everything(some: list[Choices], ordered: bool) -> list[tuple[int, ...]]:
     return [picked for picked, rising in bits if not ordered or rising == sorted(rising)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(tensors(), st.data(), st.booleans())
 def test_nothing_within_the_limit_loses_less(some: list[Choices], data: st.DataObject, ordered: bool) -> None:
     """To nine digits, whatever the sizes of losses; the limit itself may be reached."""

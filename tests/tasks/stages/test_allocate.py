@@ -40,10 +40,14 @@ NAMES = ("0.weight", "2.weight", "4.weight")
 BOTH = {"weights": {"bits": "allocated"}, "activations": {"bits": "allocated"}}
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run on a small net, told to nobody."""
-    with quiet_run(tmp_path, monkeypatch, "tsa_mine", CODE, Model(factory="tsa_mine:net")) as made:
+    folder = tmp_path_factory.mktemp("allocated")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        quiet_run(folder, patch, "tsa_mine", CODE, Model(factory="tsa_mine:net")) as made,
+    ):
         yield made
 
 
@@ -143,9 +147,20 @@ def test_what_is_out_of_reach_is_told_before_anything_trains(run: Run, keys: dic
         check(run, [("allocate", Settings(stage="allocate", **keys))])
 
 
+def test_bits_that_are_not_known_yet_are_checked_as_the_most(run: Run) -> None:
+    """Before anything trains, later stages have the grids and inputs that they will have."""
+    allocate, quantize = Settings(stage="allocate", like=4), settings_of("quantize")(stage="quantize", **BOTH)
+    check(run, [("allocate", allocate), ("quantize", quantize)])
+    with pytest.raises(StructureError, match=r"^stage quantize-2: 0.weight: is grid\(8, 0\) already"):
+        other = settings_of("quantize")(stage="quantize", weights={"bits": 3})
+        check(run, [("allocate", allocate), ("quantize", quantize), ("quantize-2", other)])
+
+
 def test_bytes_out_of_reach_are_told_with_the_least(run: Run) -> None:
     """These are known when weights are."""
-    with pytest.raises(StructureError, match=r"^most: 100 bytes are too few; the least .* is \d,\d\d\d bytes$"):
+    with pytest.raises(
+        StructureError, match=r"^stage allocate: most: 100 bytes are too few; the least .* is \d,\d\d\d bytes$"
+    ):
         made(run, "allocate", {"stage": "allocate", "most": 100, **FAST}, dense(run))
 
 
