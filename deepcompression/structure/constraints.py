@@ -95,6 +95,22 @@ def having(structure: Structure, word: str) -> list[str]:
     return [name for name, words in structure.items() if of_kind(words, word)]
 
 
+def refuse_torn(structure: Structure, change: str) -> None:
+    """Raise where a change of the order or number of channels would tear groups that have a scale or codebook each.
+
+    Args:
+        structure: what is true of tensors.
+        change: that would, and what to do instead, for the message.
+
+    Raises:
+        StructureError: some tensor has such groups.
+    """
+    for name, words in structure.items():
+        for word in words:
+            if getattr(constraint(word), "group", None) is not None:
+                raise StructureError(f"{name}: is {word}, and its groups would be torn by {change}")
+
+
 def of_kind(words: Iterable[str], kind: str) -> list[str]:
     """Those of some constraints that are of one kind, whatever their numbers."""
     return [word for word in words if kind_of(word) == kind]

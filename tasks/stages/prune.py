@@ -95,10 +95,13 @@ class Settings(Stage):
             refuse_unfit(run, model, self)
 
     def follows(self, model: nn.Module, structure: Structure) -> None:
-        """Weights of two values stay two values; whole filters of them may go."""
+        """Weights of two values stay two values; whole filters of them may go, where nothing is grouped by them."""
         from deepcompression.errors import StructureError
         from deepcompression.network.names import resolve
+        from deepcompression.structure.constraints import refuse_torn
 
+        if self.remove:
+            refuse_torn(structure, "the removal of filters; let it come before, or take remove: false")
         key = "quality" if self.density is None else "density"
         for name in resolve(model, table_of(getattr(self, key))) if self.granularity == "weight" else ():
             if any(word.startswith("binary") for word in structure.get(name, ())):

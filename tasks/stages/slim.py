@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from deepcompression.network.coverage import Covered
     from deepcompression.pruning.slim import Slimmed
+    from deepcompression.structure.constraints import Structure
 
 
 def _fit(run: Run, model: nn.Module, units: Any) -> None:
@@ -42,6 +43,13 @@ class Settings(Stage):
         "suffers: let a finetune or gradual pruning follow",
     )
     reorder: bool = Field(True, description="put units in the order that codes smallest")
+
+    def follows(self, model: nn.Module, structure: Structure) -> None:
+        """Units change places where nothing is grouped by them."""
+        from deepcompression.structure.constraints import refuse_torn
+
+        if self.reorder:
+            refuse_torn(structure, "a new order of units; reorder: false, or per: channel before")
 
 
 def work(bench: Bench, settings: Settings) -> Product:

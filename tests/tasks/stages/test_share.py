@@ -68,6 +68,21 @@ def test_a_rate_and_training_have_one_codebook(per: Any, keys: dict[str, Any]) -
         Settings(stage="share", per=per, **keys)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [{"stage": "slim"}, {"stage": "prune", "granularity": "filter", "density": 0.5, "criterion": "l1", "remove": True}],
+    ids=["slim", "prune"],
+)
+@pytest.mark.parametrize("word", ["shared(0, 32)", "grid(4, 0, 32)"])
+def test_groups_are_not_torn_by_a_new_order_of_channels(keys: dict[str, Any], word: str) -> None:
+    """Codebooks and scales of groups are lost where channels change places or go; those of whole channels are not."""
+    stage = settings_of(keys["stage"])(**keys)
+    model = nn.Sequential(nn.Linear(64, 4))
+    stage.follows(model, {"0.weight": ("zeros", word.replace(", 32", ""))})
+    with pytest.raises(StructureError, match=r"0\.weight: is .*, 32\), and its groups would be torn by"):
+        stage.follows(model, {"0.weight": ("zeros", word)})
+
+
 def test_what_does_not_fit_is_told_before_anything_trains() -> None:
     """Groups that divide no channel, and codebooks that would drive apart what shares values already."""
     model = nn.Sequential(nn.Linear(6, 4))
