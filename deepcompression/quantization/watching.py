@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from deepcompression.network.edits.quantize_values import Site
+from deepcompression.network.trace import resting
 
 T = TypeVar("T")
 See = Callable[[Site, Tensor], None]
@@ -44,6 +46,26 @@ def watched(model: nn.Module, sites: Iterable[Site], see: See, missed: dict[Site
     finally:
         for handle in handles:
             handle.remove()
+
+
+def unseen(model: nn.Module, sites: Iterable[Site], runs: Iterable[object]) -> dict[Site, str]:
+    """Sites by which no floating-point tensor comes, and why, as far as some runs tell.
+
+    Args:
+        model: in which the sites are.
+        sites: inputs.
+        runs: each step of it runs the model once; as many are made as it takes to see a value at every site.
+    """
+    waiting, missed = dict.fromkeys(sites), dict[Site, str]()
+    with (
+        resting(model),
+        torch.no_grad(),
+        watched(model, [*waiting], lambda site, _: waiting.pop(site, None), missed),
+    ):
+        for _ in runs:
+            if not waiting:
+                break
+    return {site: missed.get(site) or f"the forward never calls {site.module}" for site in waiting}
 
 
 class Carried:

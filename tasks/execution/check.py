@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tasks.execution.allocated import with_bits
 from tasks.execution.keys import callables
 from tasks.execution.patterns import Matched
 from tasks.execution.run import Run
+from tasks.execution.samples import passes
 from tasks.execution.settings import Stage, parts, plain
 from tasks.execution.sound import refuse_hidden_state, refuse_unfit
 from tasks.execution.sources import factory_digest
@@ -79,6 +81,7 @@ def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> Non
                 structure = together(structure, settings.leaves(model))
                 sites = settings.sites(model)
                 _refuse_twice(sites, quantized)
+                _refuse_unseen(run, model, sites)
                 quantized |= dict.fromkeys(sites, label)
                 most = settings.allocates(model) or most
         except InputError as error:
@@ -93,6 +96,23 @@ def _refuse_twice(sites: Collection[str], quantized: Mapping[str, str]) -> None:
     for site in sorted(sites):
         if site in quantized:
             raise StructureError(f"{site}: stage {quantized[site]} quantizes it already; leave it out of activations")
+
+
+def _refuse_unseen(run: Run, model: Any, sites: Collection[str]) -> None:
+    """Raises StructureError where no value comes by a site, as far as samples tell; where the model does not run, the
+    trial says so.
+    """
+    from deepcompression.errors import StructureError
+    from deepcompression.network.edits.quantize_values import read_site
+    from deepcompression.quantization.watching import unseen
+
+    found: Mapping[Any, str] = {}
+    with suppress(Exception):
+        found = (
+            unseen(model, [one for one in map(read_site, sorted(sites)) if one], passes(run, model)) if sites else {}
+        )
+    for site, why in found.items():
+        raise StructureError(f"{site} cannot be quantized: {why}; leave the layer out of activations")
 
 
 def _match(run: Run, model: Any, settings: BaseModel) -> None:

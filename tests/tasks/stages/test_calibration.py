@@ -52,6 +52,12 @@ class Net(nn.Module):
         self.gru = nn.GRU(6, 2)
     def forward(self, x):
         return self.b(self.norm(self.a(x)).relu()) + self.gru(x)[0].sum()
+class Unlike(Net):
+    def __init__(self, never=False):
+        super().__init__()
+        self.never = never
+    def forward(self, x):
+        return x[:, :3] + self.a.weight.sum() if self.never else self.b(input=self.a(x))
 """
 
 
@@ -110,6 +116,30 @@ def test_dynamic_ranges_are_of_each_vector(run: Run) -> None:
     assert [edit["range"] for edit in done.edits] == ["dynamic_token"] * 2
     assert any(note.startswith("gru.weight_ih_l0: the input of a recurrent layer") for note in entry["notes"])
     assert entry["report"]["calibration"] == {"samples": 0, "digest": None}
+
+
+@pytest.mark.parametrize("stage", ["quantize", "train", "binarize"])
+@pytest.mark.parametrize(
+    ("never", "named", "words"),
+    [
+        (False, "b", r"b:input\[0\] cannot be quantized: its input comes by keyword \(input=\), and only what comes"),
+        (True, "a", r"a:input\[0\] cannot be quantized: the forward never calls a; leave the layer out"),
+    ],
+)
+def test_inputs_by_which_no_value_comes_are_refused_before_anything_trains(
+    run: Run, stage: str, never: bool, named: str, words: str
+) -> None:
+    """By the check, whoever means to quantize them: the stage, a method of a training, a binarization."""
+    run = replace(run, model=Model(factory="tsc_mine:Unlike", kwargs={"never": never}))
+    activations = {"bits": {named: 8}}
+    keys: dict[str, Any] = {
+        "quantize": {"activations": activations},
+        "train": {"epochs": 1, "methods": [{"quantize": {"activations": activations}}]},
+        "binarize": {"weights": None, "activations": {"kind": "dorefa", "bits": {named: 2}}, "keep": []},
+    }
+    settings = settings_of(stage)(stage=stage, **keys[stage])
+    with pytest.raises(StructureError, match=f"stage it: {words}"):
+        check(run, [("it", settings)])
 
 
 @pytest.mark.parametrize(
