@@ -19,7 +19,7 @@ from tasks.execution.settings import ByName, Coder, Stage, table_of
 from tasks.report.allocation import picture
 from tasks.stages.costs import UNITS, Costs, Measured, Milliseconds, Rounded, amount, costs_of, limit_of, measured_in
 from tasks.stages.linear import Groups, WeightBits
-from tasks.stages.losses import SAMPLES, TOLERANCE, VECTORS, grids, losses_of, rounded_of, traces_of, widths
+from tasks.stages.losses import SAMPLES, TOLERANCE, VECTORS, grids, losses_of, rounded_of, traces_of, tried_on, widths
 from tasks.storage.store import write_json
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ def work(bench: Bench, settings: Settings) -> Product:
     tensors = _tensors(choices, costs, losses, traces)
     with _named(bench.label):
         limit = limit_of(settings, tensors, costs)
-    moved = _moved(model, rounded, context, settings)
-    result = Result(tensors, traces, limit, tried(tensors, limit, moved, ordered=settings.order))
+    lost = _lost(bench, model, rounded, context, settings)
+    result = Result(tensors, traces, limit, tried(tensors, limit, lost, ordered=settings.order))
     blank = {name: "zero throughout" for name in _choices(settings, model) if name not in choices}
     report = _report(settings, result, {name: state[name].numel() for name in choices})
     product = Product(state, selected=(), report=report, notes=_told(settings, result))
@@ -168,7 +168,7 @@ def _named(label: str) -> Iterator[None]:
 @dataclass(frozen=True)
 class Result:
     """What tensors can get, their traces, the limit; and allocations that keep to it, the best as predicted first, each
-    with what it moves the outputs by."""
+    with what it loses when it is tried."""
 
     tensors: Sequence[Choices]
     traces: Mapping[str, Trace]
@@ -177,7 +177,7 @@ class Result:
 
     @property
     def taken(self) -> Assignment:
-        """The allocation that moves the outputs least."""
+        """The allocation that loses least."""
         return min(self.tried, key=lambda one: one[1])[0]
 
 
@@ -215,20 +215,19 @@ def _tensors(
     ]
 
 
-def _moved(
-    model: nn.Module, rounded: Rounded, context: Context, settings: Settings
+def _lost(
+    bench: Bench, model: nn.Module, rounded: Rounded, context: Context, settings: Settings
 ) -> Callable[[Sequence[Assignment]], list[float]]:
-    """What allocations move the outputs by, on samples of the training split."""
-    from deepcompression.allocation.tried import outputs_moved
+    """What allocations lose on samples of the training split: a classifier's divergence from what it was, else loss."""
+    from deepcompression.allocation.tried import mean_losses
 
-    batches = list(context.batches("allocate", settings.samples or SAMPLES))
-    context.compute.place(model)
+    losses = tried_on(bench, model, list(context.batches("allocate", settings.samples or SAMPLES)), context)
 
-    def moved(allocations: Sequence[Assignment]) -> list[float]:
+    def lost(allocations: Sequence[Assignment]) -> list[float]:
         values = [{name: rounded[name][width][0] for name, width in one.bits.items()} for one in allocations]
-        return outputs_moved(model, batches, context.forward, values)
+        return mean_losses(model, losses, values)
 
-    return moved
+    return lost
 
 
 def _report(settings: Settings, result: Result, weights: Mapping[str, int]) -> dict[str, Any]:
@@ -261,9 +260,9 @@ def _points(settings: Settings, result: Result) -> list[dict[str, Any]]:
     every = widths({one.name: one.bits for one in result.tensors})
     named = [(f"{width} bits", uniform(result.tensors, width)) for width in every]
     named += [("best", one) for one in front(result.tensors, ordered=settings.order)]
-    known = {tuple(one.bits.values()): moved for one, moved in result.tried}
+    known = {tuple(one.bits.values()): lost for one, lost in result.tried}
     return [
-        {"allocation": name, **_point(one), "outputs moved": known.get(tuple(one.bits.values()))}
+        {"allocation": name, **_point(one), "tried": known.get(tuple(one.bits.values()))}
         for name, one in [*named, ("taken", result.taken)]
     ]
 
@@ -275,7 +274,7 @@ def _point(one: Assignment) -> dict[str, Any]:
 
 
 def _told(settings: Settings, result: Result) -> list[str]:
-    taken, (best, moved) = result.taken, result.tried[0]
+    taken, (best, lost) = result.taken, result.tried[0]
     vectors = next((f", {one.vectors} vectors" for one in result.traces.values()), "")
     cost = f"{amount(settings, taken.cost)}, {amount(settings, result.limit)} at most"
     notes = [f"by {settings.by}{vectors}: {cost} ({_point(taken)['tensors']})"]
@@ -284,8 +283,8 @@ def _told(settings: Settings, result: Result) -> list[str]:
     if taken is not best:
         least = min(other for _, other in result.tried)
         notes.append(
-            f"what is predicted to be best ({_point(best)['tensors']}) moves outputs by {moved:.2g} of their squares, "
-            f"what was taken by {least:.2g}"
+            f"what is predicted to be best ({_point(best)['tensors']}) loses {lost:.3g} when tried on samples, "
+            f"what was taken {least:.3g}"
         )
     return notes
 

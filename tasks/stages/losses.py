@@ -16,7 +16,7 @@ from tasks.storage.store import write_json
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from deepcompression.allocation.hawq import Trace
+    from deepcompression.allocation.hawq import Loss, Trace
     from deepcompression.training.method import Context
     from tasks.stages.allocate import Settings
 
@@ -83,6 +83,25 @@ def _count(batch: Any) -> int:
 
     inside = parts(batch)
     return count_of(inside[0] if inside else batch, inside[-1] if inside else batch, None) or 1
+
+
+def tried_on(bench: Bench, model: nn.Module, batches: Sequence[Any], context: Context) -> list[tuple[Loss, int]]:
+    """What is measured where allocations are tried, batch by batch: with the default step the divergence of the
+    classifier's softmax from the unchanged model's, with another the loss.
+    """
+    import torch
+
+    from deepcompression.allocation.tried import divergence
+
+    context.compute.place(model).eval()
+    if bench.run.step is not None:
+        return [(partial(_loss, bench.run.problem().step, batch), _count(batch)) for batch in batches]
+    with torch.no_grad():
+        dense = [context.forward(model, batch) for batch in batches]
+    return [
+        (partial(divergence, context.forward, batch, before), _count(batch))
+        for batch, before in zip(batches, dense, strict=True)
+    ]
 
 
 def losses_of(

@@ -28,7 +28,7 @@ from deepcompression.allocation import bit_costs, hawq, integer_program
 from deepcompression.allocation.allocate import rises
 from deepcompression.allocation.integer_program import Assignment, Choices
 from deepcompression.allocation.sensitivity import losses_alone
-from deepcompression.allocation.tried import outputs_moved, tried
+from deepcompression.allocation.tried import divergence, mean_losses, tried
 from deepcompression.data.splits import as_splits, split_validation
 from deepcompression.factory import load
 from deepcompression.network.names import prunable
@@ -146,13 +146,19 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
             for name in names
         ]
 
-    def moved(some: Sequence[Assignment]) -> list[float]:
+    samples = problem.train[0][: arguments.samples]
+    before = logits(model, samples)
+
+    def forward(net: nn.Module, images: Tensor) -> Tensor:
+        made: Tensor = net(images)
+        return made
+
+    def lost(some: Sequence[Assignment]) -> list[float]:
         values = [{name: rounded[name][width][0] for name, width in one.bits.items()} for one in some]
-        samples = [problem.train[0][: arguments.samples]]
-        return outputs_moved(model, samples, lambda net, images: net(images), values)
+        return mean_losses(model, [(partial(divergence, forward, samples, before), len(samples))], values)
 
     def best(some: Sequence[Choices]) -> Assignment:
-        return min(tried(some, limit, moved), key=lambda one: one[1])[0]
+        return min(tried(some, limit, lost), key=lambda one: one[1])[0]
 
     by_trace = choices({n: {b: traces[n].loss(rounded[n][b][1]) for b in bits} for n in names})
     limit = integer_program.uniform(by_trace, LIKE).cost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -9,19 +10,25 @@ import torch
 from torch import nn
 
 from deepcompression.allocation.integer_program import Assignment, Choices, candidates, neighbours, uniform
-from deepcompression.allocation.tried import outputs_moved, tried
+from deepcompression.allocation.tried import divergence, mean_losses, tried
 
 
-def test_outputs_move_by_what_stands_in_place_of_parameters() -> None:
-    """In squares, over all batches, of all that is given; the model is as it was, and in eval mode meanwhile."""
+def test_losses_are_with_what_stands_in_place_of_parameters() -> None:
+    """Means by samples; the model is as it was, and in eval mode meanwhile."""
     model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Dropout(0.9)).train()
     weight = model[0].weight.detach().clone()
-    batches = [torch.randn(5, 3), torch.randn(2, 3)]
-    forward = lambda net, batch: {"a": net(batch), "b": [net(batch) * 2], "n": batch.long()}  # noqa: E731
-    tried = [{"0.weight": weight}, {"0.weight": 1.1 * weight}, {}, {"0.weight": 0 * weight}]
-    assert outputs_moved(model, batches, forward, tried) == pytest.approx([0, 0.01, 0, 1], rel=1e-5)
+    losses = [(lambda net: net(torch.ones(1, 3)).sum(), 30), (lambda net: net(torch.zeros(1, 3)).sum(), 10)]
+    tried = [{"0.weight": weight}, {"0.weight": 2 * weight}, {}, {"0.weight": 0 * weight}]
+    whole = 0.75 * float(weight.sum())
+    assert mean_losses(model, losses, tried) == pytest.approx([whole, 2 * whole, whole, 0], rel=1e-5)
     assert model.training and torch.equal(model[0].weight, weight)
-    assert outputs_moved(model, [torch.zeros(1, 3)], forward, tried) == [0, 0, 0, 0]
+
+
+def test_the_divergence_is_that_of_softmax() -> None:
+    """0 of the same logits, also where these are shifted; by hand of others."""
+    dense, other = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[5.0, 5.0], [math.log(3), 0.0]])
+    found = [float(divergence(lambda _, batch: batch, one, dense, nn.Identity())) for one in (dense, other)]
+    assert found == pytest.approx([0, (math.log(0.5 / 0.75) + math.log(0.5 / 0.25)) / 2 / 2], abs=1e-6)
 
 
 def some(wrong: float = 1.0) -> list[Choices]:
