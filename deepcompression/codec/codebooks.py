@@ -11,16 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcompression._parallel import mapped
-from deepcompression.codec import grids
+from deepcompression.codec import grids, grouping
 from deepcompression.codec.book import ALL, GRID_DTYPES, MOST_DISTINCT, MOST_INTEGER, Book, Groups
 from deepcompression.codec.dtypes import Bits, Writing, order
+from deepcompression.codec.grouping import Candidate
 from deepcompression.codec.huffman import Symbols
 
 _MOST_GROUPED = 1 << 10
+_LARGE = 1 << 16  # elements, from which a layout is not tried only to be sure
 _MANY = 1 << 12  # elements, from which a grid may be nearly empty
-_GROUPS = (32, 64, 128, 256)
+_GROUPS = (32, 64, 128, 256)  # that may have a codebook each
 _SLICE = 1 << 20
-_TRIED, _TRIED_LENGTH = 4, 1024  # groups of a channel that are looked at first, and elements of each
+_TRIES = 3  # groups of other sizes than the cheapest
+_SCALE_BITS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,35 +97,26 @@ def find(flat: Bits, how: Writing) -> list[Shared]:
     """The ways in which the elements `flat` (n,) share values: of the whole tensor, or group by group."""
     if not flat.any():
         return []
-    found = []
+    gridded = how.dtype in GRID_DTYPES
     whole = _codebook(flat, how)
-    if whole is not None:
-        found.append(whole)
-        on_grid = _as_grid(whole) if how.dtype in GRID_DTYPES and whole.book.k > 2 else None
-        if on_grid is not None:
-            found.append(on_grid)
+    if whole is not None and whole.book.k <= 2:
+        return [whole]
+    on_grid = _as_grid(whole) if whole is not None and gridded else None
+    in_groups = _grids_of_groups(flat, how, whole, on_grid) if gridded else []
     if whole is None or whole.book.k > 256:
-        found = _in_groups(flat, how.dtype, how.shape) + found
-    elif how.dtype in GRID_DTYPES and whole.book.k > 2:
-        found = _few_in_groups(flat, whole, how) + found
-    return found
+        in_groups += _books_of_groups(flat, how, in_groups)
+    return in_groups + _of_all(whole, on_grid)
 
 
-def _few_in_groups(flat: Bits, whole: Shared, how: Writing) -> list[Shared]:
-    """A grid for each channel of a tensor that has one codebook too: channels of two values, for instance."""
-    plain, negative = _without_negative(flat)
-    for groups in _channels(how.shape):
-        # Those that have most of the whole codebook each gain nothing.
-        if 16 <= groups.size < flat.size and 2 * _most_values(whole.symbols, groups) <= whole.book.k:
-            found = _on_grids(flat, plain, negative, groups, how.dtype)
-            if found:
-                return found
-    return []
-
-
-def _most_values(symbols: Symbols, groups: Groups) -> int:
-    """How many values one of a few groups has, by its beginning."""
-    return max(int(np.count_nonzero(np.unique(row))) for row in _beginnings(symbols, groups))
+def _of_all(whole: Shared | None, on_grid: Shared | None) -> list[Shared]:
+    """What is shared by the whole tensor, without the codebook where the grid is smaller beyond doubt."""
+    if whole is None or on_grid is None:
+        return [way for way in (whole, on_grid) if way is not None]
+    if len(whole.symbols) < _LARGE:
+        return [whole, on_grid]
+    spared = len(whole.book.write(whole.dtype)) - len(on_grid.book.write(whole.dtype))
+    unused = on_grid.book.k - whole.book.k  # integers, of some bits each in a table of code lengths
+    return [on_grid] if spared > 64 + 2 * unused else [whole, on_grid]
 
 
 def _codebook(flat: Bits, how: Writing) -> Shared | None:
@@ -212,23 +206,40 @@ def _grid_codes(
     return symbols, Book(k, None, groups, scales, lowest, skips_zero=True, negative_zero=negative is not None)
 
 
-def _in_groups(flat: Bits, dtype: str, shape: tuple[int, ...]) -> list[Shared]:
-    """A grid or a codebook for each row, group within rows, or channel of another axis: the first that fits."""
-    plain, negative = _without_negative(flat) if dtype in GRID_DTYPES else (flat, None)
-    wide: list[Shared] = []
-    for groups in _grouped(shape):
-        if groups.size < 16 or groups.size >= flat.size:
-            continue
-        if groups.channels > 1 and not _hopeful(plain, groups, dtype):
-            continue
-        found = _on_grids(flat, plain, negative, groups, dtype) if dtype in GRID_DTYPES else []
-        if found and found[0].book.k < _MOST_GROUPED:
-            return found
-        wide = wide or found  # which smaller groups may be on narrower ones of
-        shared = _group_codebooks(groups.gathered(flat), groups, dtype)
-        if shared is not None:
-            return [shared, *wide]
-    return wide
+def _grids_of_groups(flat: Bits, how: Writing, whole: Shared | None, on_grid: Shared | None) -> list[Shared]:
+    """A grid for each group, of the groups that are the cheapest so."""
+    plain, negative = _without_negative(flat)
+    for candidate in grouping.candidates(plain, how.shape, how.dtype)[:_TRIES]:
+        if _gains(candidate, whole, on_grid):
+            found = _on_grids(flat, plain, negative, candidate.groups, how.dtype)
+            if found:
+                return found
+    return []
+
+
+def _gains(candidate: Candidate, whole: Shared | None, on_grid: Shared | None) -> bool:
+    """Whether scales of groups may be worth their bytes beside what the whole tensor shares."""
+    if on_grid is not None:  # whose groups are on grids too
+        assert on_grid.book.scales is not None
+        return candidate.scale >= 2 * float(on_grid.book.scales[0])
+    if whole is None or whole.book.k > 256:
+        return True
+    rows = grouping.beginnings(whole.symbols, candidate.groups)
+    values = max(1, *(int(np.count_nonzero(np.unique(row))) for row in rows))
+    stored = np.count_nonzero(whole.symbols) / whole.symbols.size
+    spared = candidate.groups.size * stored * math.log2(whole.book.k / values)
+    return bool(2 * values <= whole.book.k and spared > _SCALE_BITS)
+
+
+def _books_of_groups(flat: Bits, how: Writing, on_grids: list[Shared]) -> list[Shared]:
+    """A codebook for each row, part of it or channel, the first that fits: larger ones than those on narrow grids."""
+    narrow = [way.book.groups.size for way in on_grids if way.book.k < _MOST_GROUPED]
+    for groups in _grouped(how.shape):
+        if max([15, *narrow]) < groups.size < flat.size and _share(flat, groups):
+            shared = _group_codebooks(groups.gathered(flat), groups, how.dtype)
+            if shared is not None:
+                return [shared]
+    return []
 
 
 def _on_grids(flat: Bits, plain: Bits, negative: NDArray[np.bool_] | None, groups: Groups, dtype: str) -> list[Shared]:
@@ -260,36 +271,11 @@ def _grouped(shape: tuple[int, ...]) -> Iterator[Groups]:
             yield from (Groups(run, channels, part) for part in parts if 1 < part < rounds and rounds % part == 0)
 
 
-def _channels(shape: tuple[int, ...]) -> Iterator[Groups]:
-    """The channels of each axis, whole."""
-    for axis in range(len(shape) if len(shape) > 1 else 0):
-        run, channels, rounds = math.prod(shape[axis + 1 :]), shape[axis], math.prod(shape[:axis])
-        if rounds > 1:
-            yield Groups(run, channels, rounds)
-        else:
-            yield Groups(run)
-
-
-def _beginnings(flat: NDArray[Any], groups: Groups) -> NDArray[Any]:
-    """The first elements (g, e) of a few groups, evenly spaced."""
-    turned = flat.reshape(-1, groups.rounds, groups.channels, groups.run).transpose(0, 2, 1, 3)
-    spans, channels = turned.shape[:2]
-    places = [divmod(i * spans * channels // _TRIED, channels) for i in range(_TRIED)]
-    length = min(groups.size, _TRIED_LENGTH)
-    rounds = -(-length // groups.run)
-    return np.stack([turned[span, channel, :rounds].reshape(-1)[:length] for span, channel in places])
-
-
-def _hopeful(flat: Bits, groups: Groups, dtype: str) -> bool:
-    """Whether the beginnings of a few groups may be on a grid, or share values."""
-    sample = _beginnings(flat, groups)
-    ordered = np.sort(sample, axis=1)
+def _share(flat: Bits, groups: Groups) -> bool:
+    """Whether each of a few groups may share values, by its beginning."""
+    ordered = np.sort(grouping.beginnings(flat, groups), axis=1)
     distinct = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1)
-    if (distinct == sample.shape[1]).all():  # of some that are shared, or on a grid that is worth it, a few are equal
-        return False
-    if (distinct <= min(groups.size // 4, 256, sample.shape[1] // 2)).all():
-        return True
-    return dtype in GRID_DTYPES and grids.recognise(sample, dtype) is not None
+    return bool((distinct <= min(groups.size // 4, 256, ordered.shape[1] // 2)).all())
 
 
 def _group_codebooks(rows: Bits, groups: Groups, dtype: str) -> Shared | None:

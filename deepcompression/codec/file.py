@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcompression._atomic import written
-from deepcompression._parallel import cores, mapped
+from deepcompression._parallel import cores
 from deepcompression.codec import edits as edits_
 from deepcompression.codec import encoder, head
 from deepcompression.codec import index as format
@@ -32,12 +32,11 @@ from deepcompression.codec.reader import (
     Source,
     check_memory,
     check_one_by_one,
-    decode_blob,
     index_of,
     named,
     open_stream,
     opened,
-    read_blob,
+    read_small,
     read_tensor,
     selected,
     stored_entry,
@@ -333,10 +332,7 @@ def _decode(
     wanted = selected(index, names)
     check_memory(wanted, max_bytes, widened)
     stored = list({first.name: first for first in (stored_entry(index, entry) for entry in wanted)}.values())
-    # Small tensors are decoded side by side; large ones one after the other, each by all threads.
-    small = [entry for entry in stored if 0 < entry.elements <= head.CHUNK]
-    made = mapped(lambda entry: decode_blob(read_blob(source, entry), entry, 1)[0], small, cores())
-    bits = {entry.name: flat for entry, flat in zip(small, made, strict=True)}
+    bits = read_small(source, [entry for entry in stored if 0 < entry.elements <= head.CHUNK])
     for entry in stored:
         if entry.name not in bits:
             bits[entry.name] = read_tensor(source, entry)[0]

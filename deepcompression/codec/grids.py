@@ -7,10 +7,13 @@ The way back, for every group. A distinct magnitude v is what some interval, low
 possible where every such interval holds a multiple of s. The largest is found by jumping down: where the interval of v
 holds none, no scale from upper / (q + 1) to s is possible, with q = upper // s. With the integers known, the intervals
 divided by them bracket the scale; what counts in the end is that the products equal the elements.
+
+One file: the product and the search of its scale, of which each step rests on how the product is rounded.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -26,13 +29,16 @@ Floats = NDArray[np.float64]
 # The largest magnitude of an integer. Beyond twice the numbers of a significand neighbouring integers give the same
 # element, and nearly everything is on some grid.
 LIMITS = {"float32": 65_536, "float64": 65_536, "float16": 4_096, "bfloat16": 512}
+SIGNIFICAND = {"float32": 24, "float64": 53, "float16": 11, "bfloat16": 8}  # bits
+CHANCE = 8  # bits
 INFINITY = {"float32": 0x7F80_0000, "float64": 0x7FF0_0000_0000_0000, "float16": 0x7C00, "bfloat16": 0x7F80}
 
 PIECE = 2**17  # elements worked on at once
 SAMPLE = 2**12  # elements looked at first
 GROUPS = 4  # groups of the sample, at least
-JUMPS = 256  # jumps that all groups make side by side
-SIEVED = 64  # groups of a tensor that MAY need more: few values far apart, some thousandths of a second each
+JUMPS = 64  # jumps that all groups make side by side
+SIEVED = 1 << 26  # integers tried in all for groups that need more: few values far apart; some ten nanoseconds each
+NARROW = 16  # of their least scales are tried 1 / 16 first: those of 12 bits
 WITNESSES = 16  # magnitudes that those are tried by, beside the least
 
 
@@ -76,8 +82,8 @@ def recognise(bits: Bits, dtype: str) -> tuple[Scales, NDArray[np.int32]] | None
 
     Of the scales that serve alike (rounding leaves several) it is the one with the fewest significant bits, which
     narrower types may hold. Nothing is found where -0.0, an infinity or a NaN occurs; where integers pass `LIMITS` or
-    are 65,536 apart; and where more than `SIEVED` groups hold but few values, hundreds of scales apart. A
-    grid of float64 with a subnormal scale may be missed.
+    are 65,536 apart; and where so many groups hold but few values, hundreds of scales apart, that `SIEVED` tries do not
+    do. A grid of float64 with a subnormal scale may be missed.
 
     Args:
         bits: element bits (G, m), one row for each group.
@@ -92,13 +98,13 @@ def recognise(bits: Bits, dtype: str) -> tuple[Scales, NDArray[np.int32]] | None
     _check(dtype)
     if not bits.size:
         return np.ones(len(bits), _kind(dtype)), np.zeros(bits.shape, np.int32)
+    allowed = SIEVED
     for size in (SAMPLE, PIECE):
-        if bits.size > 2 * size and _scales(_sample(bits, size), dtype, SIEVED) is None:
+        if bits.size > 2 * size and _scales(_sample(bits, size), dtype, allowed) is None:
             return None
     scales = np.empty(len(bits), _kind(dtype))
     integers = np.empty(bits.shape, np.int32)
     rows = max(1, PIECE // bits.shape[1])
-    allowed = SIEVED
     for at in range(0, len(bits), rows):
         some = slice(at, at + rows)
         found = _scales(bits[some], dtype, allowed)
@@ -107,6 +113,20 @@ def recognise(bits: Bits, dtype: str) -> tuple[Scales, NDArray[np.int32]] | None
         scales[some] = found[0]
         allowed -= found[1]
     return (scales, integers) if int(integers.max()) - int(integers.min()) < 65_536 else None
+
+
+def credible(integers: NDArray[np.int32], dtype: str) -> bool:
+    """Whether the grids of groups with these `integers` (g, e), of `recognise`, are more than chance.
+
+    Two magnitudes are often multiples of one number, large ones. Chance would have to make up for the bits by which
+    integers are shorter than significands.
+    """
+    ordered = np.sort(np.abs(integers), axis=1)
+    distinct = np.count_nonzero(np.diff(ordered, axis=1, prepend=0), axis=1)
+    several = distinct > 1
+    longest = np.log2(np.maximum(ordered[several, -1], 1))
+    evidence = float(((distinct[several] - 1) * SIGNIFICAND[dtype] - distinct[several] * longest).sum())
+    return evidence > CHANCE or not several.any()
 
 
 def _check(dtype: str) -> None:
@@ -153,9 +173,9 @@ def _mend(
 
 
 def _scales(bits: Bits, dtype: str, allowed: int) -> tuple[Scales, int] | None:
-    """The scale (g,) of every row of `bits` (g, e), 1 for rows of zeros, and how many had to be sieved.
+    """The scale (g,) of every row of `bits` (g, e), 1 for rows of zeros, and how many integers were tried in a sieve.
 
-    None where a row has no scale, or where more than `allowed` would have to be sieved.
+    None where a row has no scale, or where more than `allowed` would have to be tried.
     """
     magnitudes = _distinct(bits, dtype)
     if magnitudes is None:
@@ -210,9 +230,9 @@ class _Spans(NamedTuple):
     lower: Floats
     upper: Floats
 
-    def take(self, rows: NDArray[np.intp]) -> _Spans:
-        """Those of some rows; no copy where it is all of them."""
-        return self if len(rows) == len(self.bits) else _Spans(self.bits[rows], self.lower[rows], self.upper[rows])
+    def take(self, rows: NDArray[np.intp] | slice) -> _Spans:
+        """Those of some rows."""
+        return _Spans(self.bits[rows], self.lower[rows], self.upper[rows])
 
 
 def _spans(magnitudes: Bits, dtype: str) -> _Spans:
@@ -233,19 +253,23 @@ def _spans(magnitudes: Bits, dtype: str) -> _Spans:
 
 
 def _largest(spans: _Spans, dtype: str, allowed: int) -> tuple[Scales, int] | None:
-    """The largest scale (g,) of every row, and how many were sieved; None as for `_scales`."""
+    """The largest scale (g,) of every row, and how many integers were tried; None as for `_scales`."""
     start = _start(spans)
     stop = np.maximum(spans.lower[:, -1] / LIMITS[dtype], np.finfo(np.float64).smallest_subnormal)
     if (start < stop).any():
         return None
     scales, undecided = _descend(spans, start, stop, dtype, JUMPS)
-    if len(undecided) > allowed or np.count_nonzero(scales) < len(scales) - len(undecided):
+    if np.count_nonzero(scales) < len(scales) - len(undecided):
         return None
-    for row in undecided:
-        scales[row] = _sieve(spans.take(np.array([row])), float(start[row]), float(stop[row]), dtype)
-        if scales[row] == 0:
+    tried = 0
+    for least in (NARROW * stop, stop):
+        rows = undecided[(scales[undecided] == 0) & (start[undecided] >= least[undecided])]
+        found = _sieved(spans.take(rows), start[rows], least[rows], dtype, allowed - tried)
+        if found is None:
             return None
-    return scales, len(undecided)
+        scales[rows] = found[0]
+        tried += found[1]
+    return (scales, tried) if scales.all() else None
 
 
 def _start(spans: _Spans) -> Floats:
@@ -265,7 +289,7 @@ def _descend(spans: _Spans, start: Floats, stop: Floats, dtype: str, jumps: int)
         rows = rows[scale[rows] >= stop[rows]]
         if not rows.size:
             break
-        some = spans.take(rows)
+        some = spans if len(rows) == len(spans.bits) else spans.take(rows)
         integers = np.floor(some.upper / scale[rows, None])
         missed = integers * scale[rows, None] < some.lower
         jump = np.divide(some.upper, integers + 1, where=missed, out=np.full(missed.shape, np.inf)).min(axis=1)
@@ -316,22 +340,51 @@ def _trials(first: Places, last: Places) -> Iterator[Places]:
         yield np.clip(middle + step, first, last)
 
 
-def _sieve(spans: _Spans, start: float, stop: float, dtype: str) -> float:
-    """The largest scale of one row from `start` down to `stop`, or 0.
+def _sieved(spans: _Spans, start: Floats, stop: Floats, dtype: str, allowed: int) -> tuple[Scales, int] | None:
+    """The largest scale (g,) of every row from `start` down to `stop`, or 0, and how many integers were tried.
 
-    It tries every integer that the least magnitude may stand for, and keeps those at which the next ones fit too.
+    None where more than `allowed` would have to be.
     """
-    least, most = float(spans.lower[0, 0]), float(spans.upper[0, 0])
-    divisors = np.arange(max(1.0, np.floor(least / start)), np.ceil(most / stop) + 1)
-    low, high = np.maximum(least / divisors, stop), np.minimum(most / divisors, start)
-    for lower, upper in zip(*(ends[0, 1 : 1 + WITNESSES] for ends in (spans.lower, spans.upper)), strict=True):
-        fits = np.floor(upper / low) * high >= lower
-        low, high = low[fits], high[fits]
+    scales: Scales = np.zeros(len(start), _kind(dtype))
+    first, counts = _divisors(spans, start, stop)
+    if counts.sum() > allowed:
+        return None
+    for some in _in_turn(counts):
+        part = spans.take(some)
+        scales[some] = _sieve(part, start[some], stop[some], first[some], counts[some], dtype)
+    return scales, int(counts.sum())
+
+
+def _divisors(spans: _Spans, start: Floats, stop: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """The first integer (g,) that the least magnitude of a row may stand for, and how many (g,) there are."""
+    first = np.maximum(1.0, np.floor(spans.lower[:, 0] / start))
+    return first, (np.ceil(spans.upper[:, 0] / stop) - first + 1).astype(np.int64)
+
+
+def _in_turn(counts: NDArray[np.int64]) -> Iterator[slice]:
+    """Rows, some after others, of about so much work each that it is done at once."""
+    turns = np.cumsum(counts) // PIECE
+    bounds = [0, *np.flatnonzero(np.diff(turns)) + 1, len(counts)] if len(counts) else []
+    yield from (slice(int(at), int(end)) for at, end in itertools.pairwise(bounds))
+
+
+def _sieve(spans: _Spans, start: Floats, stop: Floats, first: Floats, counts: NDArray[np.int64], dtype: str) -> Scales:
+    """The largest scale of every row from `start` (g,) down to `stop` (g,), or 0.
+
+    It tries every integer that the least magnitude may stand for, of `_divisors`, and keeps those at which the next
+    ones fit too.
+    """
+    row = np.repeat(np.arange(len(counts)), counts)
+    divisors = np.arange(len(row)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+    low = np.maximum(spans.lower[row, 0] / divisors, stop[row])
+    high = np.minimum(spans.upper[row, 0] / divisors, start[row])
+    for place in range(1, min(WITNESSES, spans.bits.shape[1] - 1) + 1):
+        fits = np.floor(spans.upper[row, place] / low) * high >= spans.lower[row, place]
+        row, low, high = row[fits], low[fits], high[fits]
+    scales: Scales = np.zeros(len(counts), _kind(dtype))
     several = max(1, PIECE // spans.bits.shape[1])
-    for at in range(0, len(low), several):
+    for at in range(0, len(row), several):
         some = slice(at, at + several)
-        same = spans.take(np.zeros(len(low[some]), np.intp))
-        scale = float(_descend(same, high[some], low[some], dtype, 16 * JUMPS)[0].max())
-        if scale > 0:
-            return scale
-    return 0.0
+        same = spans.take(row[some])
+        np.maximum.at(scales, row[some], _descend(same, high[some], low[some], dtype, 64 * JUMPS)[0])
+    return scales

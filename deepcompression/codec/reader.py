@@ -17,7 +17,8 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from deepcompression._parallel import cores
+from deepcompression import _numba
+from deepcompression._parallel import cores, mapped
 from deepcompression.codec import decoder
 from deepcompression.codec.dtypes import FOREIGN, Bits, unsigned
 from deepcompression.codec.head import Sections
@@ -150,6 +151,14 @@ def read_tensor(source: Readable, entry: Entry) -> tuple[Bits, Sections]:
     if entry.size == entry.crc == entry.elements == 0:  # of these a file may have a million
         return np.zeros(0, unsigned(entry.dtype)), Sections()
     return decode_blob(read_blob(source, entry), entry, cores())
+
+
+def read_small(source: Readable, entries: Sequence[Entry]) -> dict[str, Bits]:
+    """The bits of tensors by name, decoded side by side; large ones are better read each by all threads."""
+    # One alone may be too small for compiled coders to repay their import.
+    _numba.kernels(sum(entry.elements for entry in entries if 2 * entry.size < entry.nbytes))
+    made = mapped(lambda entry: decode_blob(read_blob(source, entry), entry, 1)[0], entries, cores())
+    return {entry.name: flat for entry, flat in zip(entries, made, strict=True)}
 
 
 def decode_blob(blob: bytes | memoryview | Far, entry: Entry, threads: int) -> tuple[Bits, Sections]:

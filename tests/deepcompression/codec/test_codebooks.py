@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from forged import array, deflated, varint
@@ -332,3 +334,36 @@ def test_few_channels_on_grids_of_their_own_cost_what_their_integers_do(bits: in
     weight = integers * random.uniform(0.01, 0.1, (channels, 1)).astype(np.float32)
     blob = encode_tensor(weight.reshape(-1).view(np.uint32), "float32", weight.shape, "huffman")
     assert len(blob) <= weight.size * np.log2(2 * most + 1) / 8 * 1.03 + 4 * channels + 64
+
+
+def quantized(shape: tuple[int, ...], bits: int, group: int | None, axis: int = 0) -> np.ndarray:
+    """Normal weights on symmetric grids: of the tensor (0), of each channel (None), of each `group` elements of one."""
+    weight = np.moveaxis(np.random.default_rng(0).normal(size=shape).astype(np.float32), axis, 0)
+    rows = weight.reshape((1, -1) if group == 0 else (len(weight), -1) if group is None else (-1, group))
+    most = np.float32((1 << bits - 1) - 1)
+    scales = np.abs(rows).max(axis=1, keepdims=True) / most
+    rounded = np.rint(rows / scales) * scales + np.float32(0)
+    return np.ascontiguousarray(np.moveaxis(rounded.reshape(weight.shape), 0, axis))
+
+
+@pytest.mark.parametrize(
+    ("shape", "group"),
+    [((16, 96), 0), ((16, 96), None), ((32, 96), 32), ((16, 16, 3, 3), 9), ((10, 400), 25), ((2_304,), 36)],
+)
+def test_fewer_bits_never_cost_more(shape: tuple[int, ...], group: int | None) -> None:
+    """Grids of the tensor, channels or groups of any size are found at every width, not codebooks that fit too."""
+    sizes = []
+    for bits in (2, 3, 4, 8):
+        flat = quantized(shape, bits, group).reshape(-1).view(np.uint32)
+        sizes.append(len(encode_tensor(flat, "float32", shape, "huffman")))
+    assert sizes == sorted(sizes)
+    groups = 1 if group == 0 else len(flat) // (group or math.prod(shape[1:]))
+    assert sizes[-1] <= flat.size * 1.01 + 4 * groups + 300
+
+
+@pytest.mark.parametrize(("shape", "group"), [((300, 100), None), ((300, 96), 32)])
+def test_fine_grids_of_short_groups(shape: tuple[int, ...], group: int | None) -> None:
+    """16 bits in many short groups, whose values are hundreds of scales apart, are found."""
+    flat = quantized(shape, 16, group).reshape(-1).view(np.uint32)
+    size = len(encode_tensor(flat, "float32", shape, "huffman"))
+    assert size <= flat.size * 2 * 1.01 + 4 * flat.size // (group or shape[1]) + 300

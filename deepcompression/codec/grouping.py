@@ -1,0 +1,112 @@
+"""Groups of a tensor's elements that may be on a grid each: channels of an axis, or parts of them of any size.
+
+Wherever a group is on a grid, so are its parts. All that is looked at is the beginnings of a few channels: where the
+shortest are on no grid, no group is; else the scale that longer ones have tells what they are worth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcompression.codec import grids
+from deepcompression.codec.book import Groups
+from deepcompression.codec.dtypes import Bits
+
+_FEWEST, _STORED = 8, 2  # elements of a group on a grid of its own, and how many of them, on average, are not zero
+_TRIED, _TRIED_LENGTH = 4, 1024  # groups of a channel that are looked at first, and elements of each
+_LOOKED, _FULLEST = 64, 8  # channels looked at, and those of them, with the fewest zeros, that are tried
+
+
+class Candidate(NamedTuple):
+    """Groups that may be on a grid each: what codes and scales cost, in bits an element, but for what all have alike;
+    and the median scale of a few of them."""
+
+    cost: float
+    groups: Groups
+    scale: float
+
+
+def candidates(plain: Bits, shape: tuple[int, ...], dtype: str) -> list[Candidate]:
+    """Groups of which a few are on a grid each, the cheapest first.
+
+    Args:
+        plain: (n,) of them, none -0.0.
+        shape: of the tensor.
+        dtype: of `grids.LIMITS`.
+    """
+    stored = np.count_nonzero(plain) / plain.size
+    found: dict[Groups, Candidate] = {}
+    for channel in _channels(shape):
+        sizes = [part for part in _parts(channel) if part.size >= _FEWEST and part.size * stored >= _STORED]
+        if sizes:
+            for candidate in _of_channel(_fullest(plain, channel, sizes[-1].size), sizes, stored, dtype):
+                if candidate.groups.size < plain.size:
+                    found.setdefault(candidate.groups, candidate)
+    return sorted(found.values(), key=lambda candidate: (candidate.cost, -candidate.groups.size))
+
+
+def _of_channel(begun: Bits, parts: list[Groups], stored: float, dtype: str) -> Iterator[Candidate]:
+    """Those of `parts`, the largest first, that the beginnings `begun` (g, e) of channels may be."""
+    shortest = begun[:, : parts[-1].size]
+    if len(parts) > 1 and any(grids.recognise(some, dtype) is None for some in (shortest[:2], shortest)):
+        return
+    for part in parts:
+        some = begun[begun[:, : part.size].any(axis=1), : part.size]  # zeros are on any grid
+        found = grids.recognise(some, dtype) if len(some) else None
+        if found is not None and grids.credible(found[1], dtype):
+            saved = stored * float(np.log2(found[0]).mean())
+            yield Candidate(32 / part.size - saved, part, float(np.median(found[0])))
+
+
+def _channels(shape: tuple[int, ...]) -> Iterator[Groups]:
+    """The channels of the first, the second and the last axis, whole."""
+    yield Groups(math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape))
+    for axis in sorted({1, len(shape) - 1}) if len(shape) > 1 else ():
+        run, channels, rounds = math.prod(shape[axis + 1 :]), shape[axis], math.prod(shape[:axis])
+        if channels > 1 and rounds > 1:
+            yield Groups(run, channels, rounds)
+
+
+def _parts(channel: Groups) -> list[Groups]:
+    """A channel, and the groups that divide it, the largest first: of elements that are one behind the other in it."""
+    if channel.channels == 1:
+        return [Groups(size) for size in _divisors(channel.run)]
+    return [Groups(channel.run, channel.channels, rounds) for rounds in _divisors(channel.rounds) if rounds > 1]
+
+
+def _divisors(number: int) -> list[int]:
+    """Those of a number, the largest first."""
+    small = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
+    return sorted({*small, *(number // one for one in small)}, reverse=True)
+
+
+def _fullest(plain: Bits, channel: Groups, size: int) -> Bits:
+    """The beginnings (g, e) of the channels with the fewest zeros among their first `size` elements."""
+    begun = beginnings(plain, channel, _LOOKED, max(size, _TRIED_LENGTH))
+    counts = np.count_nonzero(begun[:, :size], axis=1), np.count_nonzero(begun, axis=1)
+    chosen = np.lexsort((-counts[1], -counts[0]))[:_FULLEST]
+    fullest: Bits = begun[chosen]
+    return fullest
+
+
+def beginnings(flat: NDArray[Any], groups: Groups, count: int = _TRIED, length: int = _TRIED_LENGTH) -> NDArray[Any]:
+    """The first elements (g, e) of some groups, evenly spaced.
+
+    Args:
+        flat: (n,), of whole groups.
+        groups: of it.
+        count: of them, at most.
+        length: of each, at most.
+    """
+    turned = flat.reshape(-1, groups.rounds, groups.channels, groups.run).transpose(0, 2, 1, 3)
+    spans, channels = turned.shape[:2]
+    count = min(count, spans * channels)
+    places = [divmod(i * spans * channels // count, channels) for i in range(count)]
+    length = min(groups.size, length)
+    rounds = -(-length // groups.run)
+    return np.stack([turned[span, channel, :rounds].reshape(-1)[:length] for span, channel in places])
