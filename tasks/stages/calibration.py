@@ -72,6 +72,8 @@ class Activations(Strict):
             raise ValueError(f"{given[0]} has no effect with range: {self.range}, which looks at no samples; remove it")
         if self.percentile is not None and self.observer not in ("percentile", "auto"):
             raise ValueError("percentile goes with observer: percentile, or auto")
+        if self.observer == "auto" and self.samples == 1:
+            raise ValueError("observer: auto keeps samples apart to choose by; give more than samples: 1")
         return self
 
     def plan(self) -> Plan:

@@ -148,6 +148,7 @@ def test_inputs_by_which_no_value_comes_are_refused_before_anything_trains(
         ({"activations": {"range": "dynamic", "samples": 9}}, "samples has no effect with range: dynamic"),
         ({"activations": {"range": "dynamic_row", "observer": "kl"}}, "observer has no effect with range: dynamic_row"),
         ({"activations": {"percentile": 99}}, "percentile goes with observer: percentile, or auto"),
+        ({"activations": {"observer": "auto", "samples": 1}}, "observer: auto keeps samples apart to choose by; give"),
         ({"activations": {"observer": "entropy"}}, "'minmax', 'moving_average'"),
         ({"activations": {"bits": 1}}, "greater than or equal to 2"),
         ({"activations": {"samples": 0}}, "greater than or equal to 1"),
