@@ -84,6 +84,23 @@ def like(split: Any, tensors: Sequence[Tensor]) -> Any:
     return Columns(split.names, tuple(tensors)) if isinstance(split, Columns) else tuple(tensors)
 
 
+def drawn(split: Any, count: int, seed: int = 0) -> Any:
+    """A split with ``count`` samples of another, drawn from all of it: what is sorted by class gives some of each.
+
+    Args:
+        split: in one of ``as_split``'s forms.
+        count: of samples; a split with no more, and one whose samples come in an order of its own (a DataLoader, a
+            stream), is returned as it is.
+        seed: of the choice.
+    """
+    split = as_split(split)
+    tensors = columns_of(split)
+    if isinstance(split, DataLoader | Stream) or (total := len(tensors[0] if tensors else split)) <= count:
+        return split
+    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
+    return like(split, [part[chosen] for part in tensors]) if tensors else Subset(split, chosen.tolist())
+
+
 def _are_columns(split: list[Any]) -> bool:
     """Whether a list holds columns: tensors, or up to three arrays or lists that no samples of one kind can be."""
     if split and all(isinstance(part, Tensor) for part in split):

@@ -59,7 +59,9 @@ class Activations(Strict):
         description="what decides a static range; default mse, the least squared error; auto takes the best of all for "
         "each value, by the outputs of its layers on samples that are kept apart",
     )
-    samples: int | None = Field(None, ge=1, description=f"of the training split, not augmented; default {SAMPLES}")
+    samples: int | None = Field(
+        None, ge=1, description=f"drawn from the training split, not augmented; default {SAMPLES}"
+    )
     percentile: float | None = Field(
         None, ge=50, le=100, description="of the observer of that name: the part of the values in range; default 99.99"
     )
@@ -150,11 +152,13 @@ def _model(bench: Bench, product: Product) -> nn.Module:
 
 
 def _context(bench: Bench, samples: int) -> Context:
-    """Samples of the training split in small batches: what a forward needs in memory is by their size."""
+    """Samples from all of the training split in small batches: what a forward needs in memory is by their size."""
+    from deepcompression.data.splits import drawn
     from deepcompression.training.context import context_of
 
-    size = max(1, samples // _batches(samples))
-    context = context_of(bench.run.problem(size), bench.run.compute(), bench.seed)
+    problem = bench.run.problem(max(1, samples // _batches(samples)))
+    problem = replace(problem, train=drawn(problem.train, samples, bench.seed))
+    context = context_of(problem, bench.run.compute(), bench.seed)
 
     def again(count: int) -> Iterable[Any]:
         bench.run.rewind()  # a loader that draws an order draws the same in each pass

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from trainings import Watch, fit
 
 from deepcompression.allocation.sensitivity import sensitivity
-from deepcompression.data.splits import Columns, Rows, Splits, as_split, as_splits, split_validation
+from deepcompression.data.splits import Columns, Rows, Splits, as_split, as_splits, drawn, split_validation
 from deepcompression.errors import DataError, FactoryError
 from deepcompression.network.state import plain_state
 from deepcompression.training import batches as problem
@@ -263,3 +263,34 @@ def test_sensitivity_takes_the_first_samples_of_named_columns():
     )
     assert found.samples == 9
     assert isinstance(as_split({"x": ["a"], "y": [1]}), Rows)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda x, y: (x, y),
+        lambda x, y: {"x": x, "y": y},
+        lambda x, y: TensorDataset(x, y),
+        lambda x, y: [*zip(x, y, strict=True)],
+    ],
+)
+def test_samples_are_drawn_from_all_of_a_split_that_is_sorted(kind: Any) -> None:
+    """Of columns as of samples one by one; each with its own target, the same for the same seed."""
+    y = torch.arange(10).repeat_interleave(50)
+    split = kind(y[:, None].float(), y)
+
+    def read(part: Any) -> tuple[Any, ...]:
+        batch = next(iter(Batches(part, 1000, Compute("cpu"))))
+        return tuple(batch.values()) if isinstance(batch, dict) else tuple(batch)
+
+    x, of = read(drawn(split, 64, 3))
+    assert len(of) == 64 and len(of.unique()) == 10 and torch.equal(x[:, 0].long(), of)
+    assert torch.equal(of, read(drawn(split, 64, 3))[1])
+    assert not torch.equal(of, read(drawn(split, 64, 4))[1])
+    assert len(read(drawn(split, 500))[1]) == 500
+
+
+def test_batches_ready_made_are_not_drawn_from() -> None:
+    """A DataLoader's own order is the user's."""
+    loader: Any = DataLoader(TensorDataset(torch.arange(9.0)), 3)
+    assert drawn(loader, 2) is loader

@@ -43,6 +43,9 @@ def data():
 def step(model, batch):
     outputs = model(batch["x"])
     return nn.functional.cross_entropy(outputs, batch["y"]), outputs, batch["y"]
+def by_class():
+    x = torch.arange(200.0)[:, None].repeat(1, 6)
+    return tuple({"x": x, "y": torch.arange(200) // 67} for _ in range(3))
 def shift(batch, generator):
     return {**batch, "x": batch["x"] + 100}
 class Net(nn.Module):
@@ -106,6 +109,14 @@ def test_calibrated_by_training_samples_alone_and_brought_back_by_the_file(run: 
     back = files.load_into(run.blank_model(), run.store.object_path(packed.object)).eval()
     assert torch.equal(back(x), run.model_with(done).eval()(x))
     assert not torch.equal(back(x), run.model_with(source).eval()(x))
+
+
+def test_a_split_that_is_sorted_is_calibrated_by_samples_from_all_of_it(run: Run) -> None:
+    """Not by the first ones, which are all of one class."""
+    run = replace(run, data=Data(factory="tsc_mine:by_class"))
+    entry = run.store.find(made(run, {"activations": {"samples": 64, "observer": "minmax"}}, dense(run)).key)
+    assert entry is not None
+    assert entry["report"]["sites"][0]["most"] > 150 and entry["report"]["calibration"]["samples"] == 64
 
 
 def test_dynamic_ranges_are_of_each_vector(run: Run) -> None:
