@@ -14,6 +14,8 @@ from deepcompression.allocation.hawq import Loss
 from deepcompression.allocation.integer_program import Assignment, Choices, candidates, neighbours
 from deepcompression.network.names import parameters
 
+CLEARLY = 0.5
+
 
 def mean_losses(
     model: nn.Module, losses: Sequence[tuple[Loss, int]], values: Sequence[Mapping[str, Tensor]]
@@ -84,6 +86,12 @@ def tried(
         if min(other for _, other in found) >= least:
             break
     return found
+
+
+def taken(found: Sequence[tuple[Assignment, float]]) -> Assignment:
+    """What is predicted best (the first), unless another loses less than half of it: what is nearer may be chance."""
+    best, least = min(found, key=lambda one: one[1])
+    return best if least < CLEARLY * found[0][1] else found[0][0]
 
 
 @contextlib.contextmanager

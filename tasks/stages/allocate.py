@@ -177,8 +177,10 @@ class Result:
 
     @property
     def taken(self) -> Assignment:
-        """The allocation that loses least."""
-        return min(self.tried, key=lambda one: one[1])[0]
+        """The best as predicted, unless another is clearly better."""
+        from deepcompression.allocation.tried import taken
+
+        return taken(self.tried)
 
 
 def _choices(settings: Settings, model: nn.Module) -> dict[str, list[int]]:

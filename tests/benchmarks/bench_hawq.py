@@ -28,7 +28,7 @@ from deepcompression.allocation import bit_costs, hawq, integer_program
 from deepcompression.allocation.allocate import rises
 from deepcompression.allocation.integer_program import Assignment, Choices
 from deepcompression.allocation.sensitivity import losses_alone
-from deepcompression.allocation.tried import divergence, mean_losses, tried
+from deepcompression.allocation.tried import divergence, mean_losses, taken, tried
 from deepcompression.data.splits import as_splits, split_validation
 from deepcompression.factory import load
 from deepcompression.network.names import prunable
@@ -158,7 +158,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         return mean_losses(model, [(partial(divergence, forward, samples, before), len(samples))], values)
 
     def best(some: Sequence[Choices]) -> Assignment:
-        return min(tried(some, limit, lost), key=lambda one: one[1])[0]
+        return taken(tried(some, limit, lost))
 
     by_trace = choices({n: {b: traces[n].loss(rounded[n][b][1]) for b in bits} for n in names})
     limit = integer_program.uniform(by_trace, LIKE).cost
