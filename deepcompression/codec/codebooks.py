@@ -23,7 +23,7 @@ _MANY = 1 << 12  # elements, from which a grid may be nearly empty
 _GROUPS = (32, 64, 128, 256)  # that may have a codebook each
 _SLICE = 1 << 20
 _TRIES = 3  # groups of other sizes than the cheapest
-_SCALE_BITS = 32
+_MOST_SPARED = 16  # bits an element, by a grid in place of values as they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +209,10 @@ def _grid_codes(
 def _grids_of_groups(flat: Bits, how: Writing, whole: Shared | None, on_grid: Shared | None) -> list[Shared]:
     """A grid for each group, of the groups that are the cheapest so."""
     plain, negative = _without_negative(flat)
-    for candidate in grouping.candidates(plain, how.shape, how.dtype)[:_TRIES]:
+    spared = float(_MOST_SPARED)
+    if whole is not None:  # its codes, and its part of the codebook
+        spared = min(spared, math.log2(whole.book.k) + 8 * flat.itemsize * whole.book.k / np.count_nonzero(plain))
+    for candidate in grouping.candidates(plain, how.shape, how.dtype, spared)[:_TRIES]:
         if _gains(candidate, whole, on_grid):
             found = _on_grids(flat, plain, negative, candidate.groups, how.dtype)
             if found:
@@ -228,7 +231,7 @@ def _gains(candidate: Candidate, whole: Shared | None, on_grid: Shared | None) -
     values = max(1, *(int(np.count_nonzero(np.unique(row))) for row in rows))
     stored = np.count_nonzero(whole.symbols) / whole.symbols.size
     spared = candidate.groups.size * stored * math.log2(whole.book.k / values)
-    return bool(2 * values <= whole.book.k and spared > _SCALE_BITS)
+    return bool(2 * values <= whole.book.k and spared > grouping.SCALE_BITS)
 
 
 def _books_of_groups(flat: Bits, how: Writing, on_grids: list[Shared]) -> list[Shared]:

@@ -17,7 +17,9 @@ from deepcompression.codec import grids
 from deepcompression.codec.book import Groups
 from deepcompression.codec.dtypes import Bits
 
-_FEWEST, _STORED = 8, 2  # elements of a group on a grid of its own, and how many of them, on average, are not zero
+_FEWEST = 8  # elements of a group on a grid of its own
+_FEWEST_LAID = 256  # elements of a vector that is worth a look: biases are none
+SCALE_BITS = 32
 _TRIED, _TRIED_LENGTH = 4, 1024  # groups of a channel that are looked at first, and elements of each
 _LOOKED, _FULLEST = 64, 8  # channels looked at, and those of them, with the fewest zeros, that are tried
 
@@ -31,18 +33,21 @@ class Candidate(NamedTuple):
     scale: float
 
 
-def candidates(plain: Bits, shape: tuple[int, ...], dtype: str) -> list[Candidate]:
+def candidates(plain: Bits, shape: tuple[int, ...], dtype: str, spared: float) -> list[Candidate]:
     """Groups of which a few are on a grid each, the cheapest first.
 
     Args:
-        plain: (n,) of them, none -0.0.
+        plain: (n,) elements, none of them -0.0.
         shape: of the tensor.
         dtype: of `grids.LIMITS`.
+        spared: bits that an element may spare at most, zeros aside.
     """
+    if len(shape) < 2 and plain.size < _FEWEST_LAID:
+        return []
     stored = np.count_nonzero(plain) / plain.size
     found: dict[Groups, Candidate] = {}
     for channel in _channels(shape):
-        sizes = [part for part in _parts(channel) if part.size >= _FEWEST and part.size * stored >= _STORED]
+        sizes = [part for part in _parts(channel) if part.size >= max(_FEWEST, SCALE_BITS / (stored * spared))]
         if sizes:
             for candidate in _of_channel(_fullest(plain, channel, sizes[-1].size), sizes, stored, dtype):
                 if candidate.groups.size < plain.size:
@@ -53,14 +58,20 @@ def candidates(plain: Bits, shape: tuple[int, ...], dtype: str) -> list[Candidat
 def _of_channel(begun: Bits, parts: list[Groups], stored: float, dtype: str) -> Iterator[Candidate]:
     """Those of `parts`, the largest first, that the beginnings `begun` (g, e) of channels may be."""
     shortest = begun[:, : parts[-1].size]
-    if len(parts) > 1 and any(grids.recognise(some, dtype) is None for some in (shortest[:2], shortest)):
+    if len(parts) > 1 and not (_likely(shortest[:2], dtype) and _likely(shortest, dtype)):
         return
     for part in parts:
         some = begun[begun[:, : part.size].any(axis=1), : part.size]  # zeros are on any grid
         found = grids.recognise(some, dtype) if len(some) else None
         if found is not None and grids.credible(found[1], dtype):
             saved = stored * float(np.log2(found[0]).mean())
-            yield Candidate(32 / part.size - saved, part, float(np.median(found[0])))
+            yield Candidate(SCALE_BITS / part.size - saved, part, float(np.median(found[0])))
+
+
+def _likely(rows: Bits, dtype: str) -> bool:
+    """Whether `rows` (g, e) are on a grid each, and not by chance, which few short significands cannot tell."""
+    found = grids.recognise(rows, dtype)
+    return found is not None and (grids.SIGNIFICAND[dtype] < 24 or grids.credible(found[1], dtype))
 
 
 def _channels(shape: tuple[int, ...]) -> Iterator[Groups]:
