@@ -60,12 +60,14 @@ def _of_channel(begun: Bits, parts: list[Groups], stored: float, dtype: str) -> 
     shortest = begun[:, : parts[-1].size]
     if len(parts) > 1 and not (_likely(shortest[:2], dtype) and _likely(shortest, dtype)):
         return
-    for part in parts:
+    finest: float | None = None  # scale, of the shortest: other axes have channels of other scales
+    for part in reversed(parts):
         some = begun[begun[:, : part.size].any(axis=1), : part.size]  # zeros are on any grid
         found = grids.recognise(some, dtype) if len(some) else None
         if found is not None and grids.credible(found[1], dtype):
-            saved = stored * float(np.log2(found[0]).mean())
-            yield Candidate(SCALE_BITS / part.size - saved, part, float(np.median(found[0])))
+            scale = float(np.log2(found[0]).mean())
+            finest = scale if finest is None else finest
+            yield Candidate(SCALE_BITS / part.size + stored * (finest - scale), part, float(np.median(found[0])))
 
 
 def _likely(rows: Bits, dtype: str) -> bool:

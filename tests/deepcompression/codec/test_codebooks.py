@@ -306,9 +306,7 @@ def test_types_of_arrays_are_those_of_the_format() -> None:
 
 
 @pytest.mark.parametrize("coder", ["adaptive", "huffman", "packed"])
-@pytest.mark.parametrize(
-    ("shape", "axis"), [((100, 1000), 0), ((1000, 100), 0), ((64, 64, 5, 5), 1), ((8, 12_500), None)]
-)
+@pytest.mark.parametrize(("shape", "axis"), [((20, 1000), 0), ((200, 100), 0), ((16, 32, 7, 7), 1), ((8, 2_500), None)])
 def test_binary_weights_take_a_bit_each(coder: str, shape: tuple[int, ...], axis: int | None) -> None:
     """Plus or minus the scale of the tensor or of each channel, few channels or many: 1.02 bits beside the scales.
 
@@ -319,7 +317,7 @@ def test_binary_weights_take_a_bit_each(coder: str, shape: tuple[int, ...], axis
     weight = random.choice(np.array([-1, 1], np.float32), shape) * scales.astype(np.float32)
     blob = encode_tensor(weight.reshape(-1).view(np.uint32), "float32", shape, coder)
     kept = 4 * scales.size * (2 if coder == "packed" else 1)
-    assert len(blob) - kept <= 1.02 * weight.size / 8
+    assert len(blob) - kept <= 1.02 * weight.size / 8 + 64
     assert np.array_equal(
         decode(encode({"w": weight}, coder))["w"].bits.reshape(-1), weight.reshape(-1).view(np.uint32)
     )

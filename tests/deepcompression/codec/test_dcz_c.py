@@ -306,7 +306,7 @@ def test_survives_hostile_files(driver: Path) -> None:
 
 def test_refuses_what_python_refuses(driver: Path) -> None:
     """Of broken files with right checksums both decoders take the same ones; edits aside, which C passes over."""
-    files = [fuzz.made(5, number) for number in range(500)]
+    files = [fuzz.made(5, number) for number in range(150)]
 
     def verdict(file: bytes) -> bool:
         try:
@@ -317,7 +317,7 @@ def test_refuses_what_python_refuses(driver: Path) -> None:
 
     found = [status == 0 for status in statuses_of(driver, files)]
     assert found == [verdict(file) for file in files]
-    assert found.count(True) > 20
+    assert found.count(True) > 5
 
 
 def named(name: bytes) -> bytes:
