@@ -115,8 +115,10 @@ def _of_all(whole: Shared | None, on_grid: Shared | None) -> list[Shared]:
     if len(whole.symbols) < _LARGE:
         return [whole, on_grid]
     spared = len(whole.book.write(whole.dtype)) - len(on_grid.book.write(whole.dtype))
-    unused = on_grid.book.k - whole.book.k  # integers, of some bits each in a table of code lengths
-    return [on_grid] if spared > 64 + 2 * unused else [whole, on_grid]
+    # Integers that do not occur have codes too, in a table of some bits each; of 12 bits, they make others longer.
+    unused = on_grid.book.k - whole.book.k
+    lost = 64 + 2 * unused + len(whole.symbols) * unused * 0.18 / 4096
+    return [on_grid] if spared > lost else [whole, on_grid]
 
 
 def _codebook(flat: Bits, how: Writing) -> Shared | None:
