@@ -120,7 +120,7 @@ def make_schedule(
         if step < rising:
             return (step + 1) / (rising + 1)
         return SHAPES[shape](min((step - rising) / max(total - rising, 1), 1.0)) * float(
-            _left(step / total, start) ** power
+            _left(step / max(total, 1), start) ** power
         )
 
     return Schedule(torch.optim.lr_scheduler.LambdaLR(optimizer, scale), by_step=True)

@@ -750,7 +750,7 @@ def test_help_teaches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """--version names the package's version and the format's."""
     assert dcz(monkeypatch, "--version") == 0
-    assert capsys.readouterr().out == f"dcz {deepcompression.__version__}, format version 1\n"
+    assert capsys.readouterr().out == f"dcz {deepcompression.__version__}, format version 2\n"
 
 
 def test_module_runs() -> None:
