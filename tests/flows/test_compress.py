@@ -196,6 +196,7 @@ def test_prefect_has_the_tasks_and_the_artifacts(finished: dict[str, Any]) -> No
     assert {task.name for task in tasks} <= {
         *(r["stage"] for r in finished["summary"]["stages"]),
         "verify",
+        "difference",
         "export-onnx",
     }
 
