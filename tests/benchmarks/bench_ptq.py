@@ -1,6 +1,6 @@
 """int8 after training, ours beside onnxruntime's static quantization and NNCF's on ONNX: EfficientNet-Lite0, ImageNet.
 
-`python tests/benchmarks/bench_ptq.py FOLDER [--only WORD] [--out FILE.json]`. FOLDER: see imagenet_sample.py. All see
+`python tests/benchmarks/bench_ptq.py FOLDER [--only WORD] [--alone] [--out FILE.json]`. FOLDER: see imagenet_sample.py. All see
 the same 128 pictures without labels, and are judged on 272 others by the Kullback-Leibler divergence of their softmax
 from the dense net's: mean, and the bootstrap interval of ours minus theirs, picture by picture. Ours are read back from
 the `.dcz` that a run wrote.
@@ -150,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("--only", default="", help="of ours, those with this word")
+    parser.add_argument("--alone", action="store_true", help="ours alone")
     parser.add_argument("--out", help="a JSON file of all figures")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -167,8 +168,9 @@ def main() -> None:
                 started = time.perf_counter()
                 found[name], count = ours(given.folder, name, stages, test, place)
                 rows[name] = {"bytes": count, "seconds": time.perf_counter() - started}
-        float_onnx(model, test, place / "float.onnx")
-        for name, quantize in RIVALS.items():
+        if not given.alone:
+            float_onnx(model, test, place / "float.onnx")
+        for name, quantize in RIVALS.items() if not given.alone else ():
             started = time.perf_counter()
             quantize(place / "float.onnx", place / "rival.onnx", calibrate)
             seconds = time.perf_counter() - started
@@ -188,7 +190,7 @@ def main() -> None:
             f"{row['seconds']:6.1f}"
         )
     for name in (one for one in rows if one not in RIVALS):
-        for rival in RIVALS:
+        for rival in RIVALS if not given.alone else ():
             low, high = interval(kept[name], kept[rival])
             margin = 0.1 * rows[rival]["divergence"]
             worse = "not worse" if high <= margin else "worse" if low > 0 else "undecided"
