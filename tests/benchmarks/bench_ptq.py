@@ -1,9 +1,9 @@
 """int8 after training, ours beside onnxruntime's static quantization and NNCF's on ONNX: EfficientNet-Lite0, ImageNet.
 
-`python tests/benchmarks/bench_ptq.py FOLDER [--only WORD] [--alone] [--out FILE.json]`. FOLDER: see imagenet_sample.py. All
-see the same 128 pictures without labels, and are judged on 272 others by the Kullback-Leibler divergence of their softmax
-from the dense net's: mean, and the bootstrap interval of ours minus theirs, picture by picture. Ours are read back from
-the `.dcz` that a run wrote.
+`python tests/benchmarks/bench_ptq.py FOLDER [--only WORD] [--alone] [--out FILE.json]`. FOLDER: see imagenet_sample.py.
+All see the same 128 pictures without labels, and are judged on 272 others by the Kullback-Leibler divergence of their
+softmax from the dense net's: mean, and the bootstrap interval of ours minus theirs, picture by picture. Ours are read
+back from the `.dcz` that a run wrote.
 """
 
 from __future__ import annotations
