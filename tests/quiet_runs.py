@@ -14,6 +14,18 @@ from tasks.execution.run import Run
 from tasks.execution.settings import Data, Hold, Model
 from tasks.execution.sources import factory_digest
 
+# A module with data of three classes, and a small net for them.
+SMALL = """
+import torch
+from torch import nn
+def data():
+    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
+    pair = (x, x[:, :3].argmax(1))
+    return pair, pair, pair
+def net():
+    return nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+"""
+
 
 class Heard:
     """What a tracker is told."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from quiet_runs import quiet_run
+from quiet_runs import SMALL, quiet_run
 
 from deepcompression.errors import RecipeError, StructureError
 from flows.recipe import schema
@@ -24,16 +24,6 @@ from tasks.report.methods import method_tables
 from tasks.stages import baseline, settings_of, work_of
 from tasks.stages.allocate import Settings
 
-CODE = """
-import torch
-from torch import nn
-def data():
-    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
-    pair = (x, x[:, :3].argmax(1))
-    return pair, pair, pair
-def net():
-    return nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
-"""
 TWO = {"epochs": 2, "lr": 0.01, "batch_size": 16}
 FAST = {"samples": 32, "vectors": 8}
 NAMES = ("0.weight", "2.weight", "4.weight")
@@ -46,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("allocated")
     with (
         pytest.MonkeyPatch.context() as patch,
-        quiet_run(folder, patch, "tsa_mine", CODE, Model(factory="tsa_mine:net")) as made,
+        quiet_run(folder, patch, "tsa_mine", SMALL, Model(factory="tsa_mine:net")) as made,
     ):
         yield made
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from quiet_runs import quiet_run
+from quiet_runs import SMALL, quiet_run
 
 import deepcompression
 from deepcompression.errors import StructureError
@@ -23,23 +23,13 @@ from tasks.execution.settings import Model, Training
 from tasks.stages import baseline, encode, settings_of, work_of
 from tasks.stages.quantize import Settings
 
-CODE = """
-import torch
-from torch import nn
-def data():
-    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
-    pair = (x, x[:, :3].argmax(1))
-    return pair, pair, pair
-def net():
-    return nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
-"""
 TWO = {"epochs": 2, "lr": 0.01, "batch_size": 16}
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """A run on a small net, told to nobody."""
-    with quiet_run(tmp_path, monkeypatch, "tsl_mine", CODE, Model(factory="tsl_mine:net")) as made:
+    with quiet_run(tmp_path, monkeypatch, "tsl_mine", SMALL, Model(factory="tsl_mine:net")) as made:
         yield made
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from quiet_runs import quiet_run
+from quiet_runs import SMALL, quiet_run
 from torch import nn
 
 from deepcompression.errors import StructureError
@@ -20,23 +20,13 @@ from tasks.execution.settings import Model, Training
 from tasks.stages import baseline, settings_of, work_of
 from tasks.stages.share import Settings
 
-CODE = """
-import torch
-from torch import nn
-def data():
-    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
-    pair = (x, x[:, :3].argmax(1))
-    return pair, pair, pair
-def net():
-    return nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
-"""
 TWO = {"epochs": 2, "lr": 0.01, "batch_size": 16}
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """A run on a small net, told to nobody."""
-    with quiet_run(tmp_path, monkeypatch, "tss_mine", CODE, Model(factory="tss_mine:net")) as made:
+    with quiet_run(tmp_path, monkeypatch, "tss_mine", SMALL, Model(factory="tss_mine:net")) as made:
         yield made
 
 
