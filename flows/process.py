@@ -65,13 +65,16 @@ def begin(tell: Callable[[Any], None]) -> Watchdog:
     started = watchdog.start(code_of)
     end_orphans()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    with _importing(), _prefect():  # every run needs these, and importing them takes as long as a server's start
-        import torch  # noqa: F401
+    with _importing(), _prefect() as waiting:  # every run needs these, and a server takes longer to start
+        import torch
 
         import flows.compress  # noqa: F401
         from tasks.tracking.client import imported
 
         imported()
+        if waiting:
+            import matplotlib.figure  # noqa: F401  # of the report's figures
+            import torch._dynamo  # noqa: F401  # the first optimizer imports it, even where nothing is compiled
     return started
 
 
@@ -87,8 +90,12 @@ def _importing() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _prefect() -> Iterator[None]:
-    """A Prefect server that is named and away is told at once; where none is named, one is there after the block."""
+def _prefect() -> Iterator[bool]:
+    """A Prefect server that is named and away is told at once; where none is named, one is there after the block.
+
+    Yields:
+        Whether one is being started, which the end of the block waits for.
+    """
     from prefect.settings import get_current_settings
 
     from deepcompression.errors import RunError
@@ -99,13 +106,13 @@ def _prefect() -> Iterator[None]:
     settings = get_current_settings()
     if settings.api.url is None and settings.server.ephemeral.enabled:
         with servers.temporary():
-            yield
+            yield True
         return
     if (url := settings.api.url) and not prefect_answers(PREFECT_SECONDS):
         raise RunError(
             f"no Prefect server answers at {masked(url)}: start it, or unset PREFECT_API_URL (runs then start one)"
         )
-    yield
+    yield False
 
 
 def _settings(verbose: bool) -> None:
