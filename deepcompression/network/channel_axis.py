@@ -8,8 +8,10 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from deepcompression.errors import StructureError
 from deepcompression.network.names import is_conv1d, join, memory, parameters
 
+OTHERWISE = "per: tensor, or leave it out"
 
-def channel_axis(model: nn.Module, name: str) -> int | None:
+
+def channel_axis(model: nn.Module, name: str, otherwise: str = OTHERWISE) -> int | None:
     """The axis of a parameter's output channels; None for what has fewer than two axes, and so no channels.
 
     It is 1 of transposed convolutions and of the Conv1D of transformers, whose weights are (in, out), and else 0: of
@@ -19,6 +21,7 @@ def channel_axis(model: nn.Module, name: str) -> int | None:
     Args:
         model: with ordinary parameters.
         name: of one of them.
+        otherwise: what the one who asks for channels can do without them, for messages: a key of its own.
 
     Raises:
         StructureError: a transposed convolution has groups, whose channels lie on two axes together; or the tensor is
@@ -27,10 +30,10 @@ def channel_axis(model: nn.Module, name: str) -> int | None:
     weight = parameters(model)[name]
     if weight.ndim < 2:
         return None
-    axes = {used: _axis(used, module, weight) for used, module in _uses(model, weight).items()}
+    axes = {used: _axis(used, module, weight, otherwise) for used, module in _uses(model, weight).items()}
     if len(set(axes.values())) > 1:
         told = " and ".join(f"on axis {axis} as {used}" for used, axis in axes.items())
-        raise StructureError(f"{name}: is tied, and has its channels {told}; per: tensor is all that fits")
+        raise StructureError(f"{name}: is tied, and has its channels {told}; {otherwise}")
     return next(iter(axes.values()), 0)
 
 
@@ -44,12 +47,12 @@ def _uses(model: nn.Module, weight: Tensor) -> dict[str, nn.Module]:
     }
 
 
-def _axis(name: str, module: nn.Module, weight: Tensor) -> int:
+def _axis(name: str, module: nn.Module, weight: Tensor, otherwise: str) -> int:
     if isinstance(module, _ConvTransposeNd) and weight is not module.bias:
         if module.groups > 1:
             raise StructureError(
                 f"{name}: is of a transposed convolution with {module.groups} groups, whose output channels are on no "
-                "axis of their own; per: tensor, or leave it out"
+                f"axis of their own; {otherwise}"
             )
         return 1
     return 1 if is_conv1d(module) else 0

@@ -235,7 +235,7 @@ class Binarize(Method):
         how = self.activations
         if how is None or not sites:
             return
-        found = measured(model, context, sites, how.samples, "binarize: activations")
+        found = measured(model, context, sites, how.samples, "binarize: activations", "name its layer in keep")
         seen = {site: one.seen for one in found for site in one.sites}
         for site, bits in sites.items():
             layer = model.get_submodule(site.module)

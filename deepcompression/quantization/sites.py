@@ -16,6 +16,7 @@ from deepcompression.quantization.watching import Carried, watched
 from deepcompression.training.method import Context
 
 WHO = "quantize: activations"
+OTHERWISE = "leave it out of activations"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,12 @@ class Seen:
 
 
 def measured(
-    model: nn.Module, context: Context, sites: Mapping[Site, int], samples: int, who: str = WHO
+    model: nn.Module,
+    context: Context,
+    sites: Mapping[Site, int],
+    samples: int,
+    who: str = WHO,
+    otherwise: str = OTHERWISE,
 ) -> list[Group]:
     """Sites by the value that they carry, each with what came by.
 
@@ -62,6 +68,7 @@ def measured(
         sites: and the bits of each.
         samples: about how many.
         who: wants them, for messages.
+        otherwise: what can be done about a site that is no good, for messages.
 
     Raises:
         StructureError: there are no samples, the forward never comes by a site, or with no value, or with one that is
@@ -86,19 +93,16 @@ def measured(
                 context.forward(model, batch)
     for site in sites:
         if site not in seen:
-            raise StructureError(
-                f"{site}: the forward never comes by it with a tensor by position; name in activations the layers it "
-                "does come by"
-            )
-        _refuse_useless(site, seen[site])
+            raise StructureError(f"{site}: the forward never comes by it with a tensor by position; {otherwise}")
+        _refuse_useless(site, seen[site], otherwise)
     return [Group(tuple(some), width, seen[some[0]]) for some, width in carried.together(sites)]
 
 
-def _refuse_useless(site: Site, seen: Seen) -> None:
+def _refuse_useless(site: Site, seen: Seen, otherwise: str) -> None:
     """Raises StructureError where nothing can be learned from what came by."""
     if not seen.count:
-        raise StructureError(f"{site}: all that came by it was empty; name in activations the layers that see values")
+        raise StructureError(f"{site}: all that came by it was empty; {otherwise}")
     if not math.isfinite(seen.squares):
         raise StructureError(
-            f"{site}: NaN, infinity or more than 1e154 came by it; look at the samples, or leave it out of activations"
+            f"{site}: NaN, infinity or more than 1e154 came by it; look at the samples, or {otherwise}"
         )

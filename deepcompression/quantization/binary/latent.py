@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -18,11 +18,12 @@ class Latent(Holder):
 
     Args:
         bits: of a value.
-        axis: of the output filters.
+        axis: of the output filters; of use where scales are ``by_filter``.
         zeros: weights that are zero stay so, as where they are pruned; else 0 counts as positive.
     """
 
     order = VALUES
+    by_filter: ClassVar[bool] = False  # whether each output filter has a scale
 
     def __init__(self, bits: int, axis: int, zeros: bool) -> None:
         super().__init__()

@@ -17,6 +17,8 @@ from deepcompression.quantization.binary.asked import Weights
 from deepcompression.quantization.binary.latent import Latent
 from deepcompression.structure.constraints import Structure, of_order
 
+OTHERWISE = "kind: dorefa, which has one scale for a tensor, or name it in keep"
+
 
 def planned(
     model: nn.Module, how: Weights | None, bits: Mapping[str, int], structure: Structure, zeros: Mapping[str, bool]
@@ -31,19 +33,24 @@ def planned(
         zeros: whether some of a tensor are pruned.
 
     Raises:
-        StructureError: one has other values to keep, or no axis of filters.
+        StructureError: one has other values to keep, or no axis of filters to have a scale each.
     """
     if how is None:
         return {}
     made = {}
     for name, width in bits.items():
-        kind = partial(_latent, how.kind, width, channel_axis(model, name) or 0, zeros[name])
-        word = _latent(how.kind, width, channel_axis(model, name) or 0, zeros[name], torch.zeros(())).word
+        kind = partial(_latent, how.kind, width, _axis(model, name, how.kind), zeros[name])
+        word = kind(torch.zeros(())).word
         other = [one for one in of_order(structure.get(name, ()), SOURCE, AFTER_MASK) if one != word]
         if other:
             raise StructureError(f"{name}: is {other[0]} already, which binarize would undo; name it in keep")
         made[name] = kind
     return made
+
+
+def _axis(model: nn.Module, name: str, word: str) -> int:
+    """The axis of filters, where each has a scale."""
+    return (channel_axis(model, name, OTHERWISE) or 0) if weights_of(word).by_filter else 0
 
 
 def _latent(word: str, bits: int, axis: int, zeros: bool, _: Tensor) -> Latent:

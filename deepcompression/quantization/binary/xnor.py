@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,8 @@ class Xnor(Latent):
 
     The gradient of a latent weight is that of its value times 1 / n + scale x 1[|w| <= 1], for n weights a filter.
     """
+
+    by_filter: ClassVar[bool] = True
 
     @property
     def word(self) -> str:

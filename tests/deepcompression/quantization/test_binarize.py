@@ -254,6 +254,8 @@ class Tied(nn.Module):
 
 
 TURNED = nn.Sequential(nn.ConvTranspose2d(4, 4, 2, groups=2))
+CROSSED = nn.Sequential(nn.ConvTranspose2d(4, 4, 2), nn.Conv2d(4, 4, 2))
+CROSSED[1].weight = CROSSED[0].weight
 RELU = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
@@ -278,7 +280,9 @@ RELU = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.
         (net(), {}, {"3.weight": ("grid(8)",)}, r"3.weight: is grid\(8\) already, which binarize would undo"),
         (RELU, {"activations": Activations()}, {}, r"2:input\[0\]: no sample is below 0 there, so that every sign"),
         (net(), {"activations": Activations()}, None, "binarize: activations needs samples of the training data"),
-        (TURNED, {"keep": []}, {}, "0.weight: is of a transposed convolution with 2 groups"),
+        (TURNED, {"keep": []}, {}, "0.weight: is of a tr.* 2 groups, .*; kind: dorefa, .*, or name it in keep$"),
+        (CROSSED, {"keep": []}, {}, "0.weight: is tied, and .*; kind: dorefa, which has one .*, or name it in keep$"),
+        (TURNED, {"keep": [], "weights": Weights("dorefa")}, {}, None),
     ],
 )  # fmt: skip
 def test_what_is_impossible_is_refused_in_one_line(
