@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from deepcompression.training.randomness import kept
 WANTING = "activations"
 AUTO = "auto"
 APART = 4  # of so many batches one is kept apart, by which auto chooses
+FEWEST = 2  # batches, so that one can be
 Tell = Callable[[int], None]  # is told how many batches have come
 
 
@@ -137,6 +139,31 @@ def calibrate(
     return Calibration(found, passes.samples, passes.digest)
 
 
+def refuse_few(context: Context, plan: Plan, wanting: str = WANTING) -> None:
+    """Raise where a calibration has too few samples, as far as the first batches tell; no model runs.
+
+    Args:
+        context: whose samples are looked at.
+        plan: how ranges are found.
+        wanting: who needs them, for messages.
+
+    Raises:
+        StructureError: there are none, or one batch, of which ``auto`` can keep none apart.
+    """
+    came = sum(1 for _ in islice(context.batches(wanting, plan.samples), FEWEST))
+    _refuse_few(came, plan.range == "static" and plan.observer == AUTO, wanting)
+
+
+def _refuse_few(batches: int, apart: bool, wanting: str = WANTING) -> None:
+    if not batches:
+        raise StructureError(f"{wanting}: no samples came to calibrate with; the training split is empty")
+    if apart and batches < FEWEST:
+        raise StructureError(
+            f"{wanting}: observer: auto keeps a quarter of the batches apart, and there is one batch; name an observer "
+            "such as mse, or let data.factory return more samples, or a DataLoader with smaller batches"
+        )
+
+
 @dataclass(frozen=True)
 class _Value:
     """Sites that carry one value, its histogram, and scale and zero point by each observer that is asked."""
@@ -182,13 +209,7 @@ class _Passes:
                     self.done += 1
                     if self.tell:
                         self.tell(self.done)
-        if not self.samples:
-            raise StructureError(f"{WANTING}: no samples came to calibrate with; the training split is empty")
-        if held_out is not None and len(digests) < 2:
-            raise StructureError(
-                f"{WANTING}: observer auto keeps a quarter of the batches apart, and there is one batch; give more "
-                "samples, or smaller batches where data.factory returns a DataLoader"
-            )
+        _refuse_few(len(digests) if self.samples else 0, self.plan.observer == AUTO and held_out is not None)
         digest = None if None in digests else content(digests)
         if self.known and digest != self.digest:
             raise DataError(

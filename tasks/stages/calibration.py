@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from deepcompression.quantization.calibrate import Calibrated, Calibration, Plan
     from deepcompression.quantization.correct_bias import Corrected
     from deepcompression.training.method import Context
+    from tasks.execution.run import Run
 
 ActivationBits = Annotated[int, Field(ge=2, le=16)]
 Observer = Literal["minmax", "moving_average", "percentile", "mse", "kl", "symmetric_kl", "kl_j", "js", "auto"]
 SAMPLES = 512
+BIASES = "correct: [bias]"
 NAMED = 3  # layers that a note names
 BATCH, FEWEST = 32, 4  # samples at a time, and batches: auto keeps one of four apart
 OF_STATIC = ("observer", "samples", "percentile", "search")  # keys that dynamic ranges have no use for
@@ -93,6 +95,16 @@ class Activations(Strict):
         return [str(site) for site in inputs_of(model, self.bits).sites]
 
 
+def refuse_few(run: Run, activations: Activations | None) -> None:
+    """Raises StructureError, before anything trains, where the training split has too few samples for these keys; None:
+    for biases alone.
+    """
+    from deepcompression.quantization import calibrate
+
+    plan = activations.plan() if activations else calibrate.Plan(samples=SAMPLES)
+    calibrate.refuse_few(_context(run, plan.samples), plan, "activations" if activations else BIASES)
+
+
 def on_grids(bench: Bench, before: Product, product: Product, activations: Activations) -> Product:
     """The product with an edit for what goes into its layers, found on the model as it was ``before`` weights were
     rounded; and what was done to each value.
@@ -104,7 +116,7 @@ def on_grids(bench: Bench, before: Product, product: Product, activations: Activ
     model, plan = _model(bench, before), activations.plan()
     inputs = inputs_of(model, activations.bits)
     with counted(bench.label, "activations: batches", _batches(plan.samples)) as tell:
-        found = calibrate(model, _context(bench, plan.samples), inputs.sites, plan, tell)
+        found = calibrate(model, _context(bench.run, plan.samples, bench.seed), inputs.sites, plan, tell)
     shown = {"method": "activations", "sites": _rows(found.found), "left": inputs.left}
     report = {
         "sites": found.found,
@@ -128,11 +140,11 @@ def biases_corrected(bench: Bench, before: Product, product: Product, activation
     assert bench.input is not None
     dense, quantized = _model(bench, before), _model(bench, product)
     samples = (activations.samples if activations else None) or SAMPLES
-    context = _context(bench, samples)
+    context = _context(bench.run, samples, bench.seed)
     keep = {name: f"{name} must stay {words[0]}" for name, words in bench.input.structure.items()}
     compute = context.compute
     compute.place(quantized)
-    batches = context.batches("correct: [bias]", samples)
+    batches = context.batches(BIASES, samples)
     with counted(bench.label, "bias: batches", _batches(samples)) as tell:
         feed = (tell(number) or batch for number, batch in enumerate(batches, 1))
         done = correct_bias(compute.place(dense), quantized, feed, context.forward, keep)
@@ -151,17 +163,17 @@ def _model(bench: Bench, product: Product) -> nn.Module:
     return model
 
 
-def _context(bench: Bench, samples: int) -> Context:
+def _context(run: Run, samples: int, seed: int = 0) -> Context:
     """Samples from all of the training split in small batches: what a forward needs in memory is by their size."""
     from deepcompression.data.splits import drawn
     from deepcompression.training.context import context_of
 
-    problem = bench.run.problem(max(1, samples // _batches(samples)))
-    problem = replace(problem, train=drawn(problem.train, samples, bench.seed))
-    context = context_of(problem, bench.run.compute(), bench.seed)
+    problem = run.problem(max(1, samples // _batches(samples)))
+    problem = replace(problem, train=drawn(problem.train, samples, seed))
+    context = context_of(problem, run.compute(), seed)
 
     def again(count: int) -> Iterable[Any]:
-        bench.run.rewind()  # a loader that draws an order draws the same in each pass
+        run.rewind()  # a loader that draws an order draws the same in each pass
         return context.batches("activations", count)
 
     return replace(context, samples=again)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from deepcompression.quantization.precision import Rounded
     from deepcompression.structure.constraints import Structure
+    from tasks.execution.run import Run
 
 NAMED = 3  # tensors that a sentence names
 
@@ -74,6 +75,12 @@ class Settings(Stage):
     def rounds_values(self) -> bool:
         """What is rounded and on no grid is not held while weights learn."""
         return self.codebook != "float32" or self.rest != "float32"
+
+    def fits(self, run: Run, model: nn.Module) -> None:
+        """There are samples enough for what looks at some."""
+        super().fits(run, model)
+        if self.activations or "bias" in self.correct:
+            calibration.refuse_few(run, self.activations)
 
     def sites(self, model: nn.Module) -> Collection[str]:
         """Inputs of the layers that are meant; StructureError where one of them cannot be quantized."""

@@ -46,6 +46,18 @@ def step(model, batch):
 def by_class():
     x = torch.arange(200.0)[:, None].repeat(1, 6)
     return tuple({"x": x, "y": torch.arange(200) // 67} for _ in range(3))
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(Split("train", torch.ones(3, 6)))
+def few(how):
+    x = torch.ones(1 if how == "sample" else 40, 6)
+    train = {
+        "sample": {"x": x, "y": torch.zeros(1, dtype=torch.int64)},
+        "loader": torch.utils.data.DataLoader(Split("train", x), 64),
+        "stream": Stream(),
+        "loader of none": torch.utils.data.DataLoader(Split("train", x), 64, drop_last=True),
+    }[how]
+    return train, Split("validation", x), Split("test", x)
 def shift(batch, generator):
     return {**batch, "x": batch["x"] + 100}
 class Net(nn.Module):
@@ -127,6 +139,19 @@ def test_dynamic_ranges_are_of_each_vector(run: Run) -> None:
     assert [edit["range"] for edit in done.edits] == ["dynamic_token"] * 2
     assert any(note.startswith("gru.weight_ih_l0: the input of a recurrent layer") for note in entry["notes"])
     assert entry["report"]["calibration"] == {"samples": 0, "digest": None}
+
+
+@pytest.mark.parametrize("how", ["sample", "loader", "stream", "loader of none"])
+def test_samples_that_are_too_few_are_refused_before_anything_trains(run: Run, how: str) -> None:
+    """Auto keeps a batch apart; nothing is calibrated by none, nor a bias corrected."""
+    run = replace(run, data=Data(factory="tsc_mine:few", kwargs={"how": how}))
+    one, none = "observer: auto keeps a .* and there is one batch; name an", "no samples came to calibrate with; the"
+    cases: list[Any] = [({"activations": {"observer": "auto"}}, none if how == "loader of none" else one)]
+    if how == "loader of none":
+        cases += [({"activations": {}}, none), ({"weights": {}, "correct": ["bias"]}, none)]
+    for keys, words in cases:
+        with pytest.raises(StructureError, match=rf"^stage it: (activations|correct: \[bias\]): {words}"):
+            check(run, [("it", Settings(stage="quantize", **keys))])
 
 
 @pytest.mark.parametrize("stage", ["quantize", "train", "binarize"])
