@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from flows.recipe.possible import Possible
 from flows.recipe.schema import Recipe
 from flows.recipe.stored import value_at
+
+# Complaints about what a value is, where its schema says better what it may be.
+FORMS = (
+    *(f"{kind}_{what}" for kind in ("int", "float", "bool", "string", "list", "dict") for what in ("type", "parsing")),
+    *("model_type", "int_from_float", "literal_error"),
+    *("greater_than", "greater_than_equal", "less_than", "less_than_equal"),
+)
 
 
 def explain(
@@ -26,23 +32,53 @@ def explain(
 ) -> str:
     """One line about the most specific complaint; what came is shown as ``stored`` has it, where that is given."""
     placed = [(_user_path(one, values), one) for one in error.errors()]
-    path, first = max(placed, key=lambda one: len(one[0]))  # of a union's complaints the most specific
+    path, first = max(placed, key=_telling)
     key = ".".join(map(str, path)) or "recipe"
     line = _line(text, path)
     place = f"{where}:{line}" if line and not _overridden(path, overrides) else where
-    others = {tuple(one) for one, _ in placed if one != path[: len(one)]}
+    others = {tuple(one) for one, other in placed if one != path[: len(one)] and not _same(path, first, one, other)}
     more = f" (and {len(others)} more)" if others else ""
+    possible = Possible(root, values)
     if first["type"] == "extra_forbidden":
-        known = sorted(_known_keys(values, path[:-1], root))
+        known = sorted(possible.keys(path[:-1]))
         near = difflib.get_close_matches(str(path[-1]), known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
         return f"{place}: {key}: unknown key; {hint}{more}"
-    message = first["msg"].removeprefix("Value error, ")
     got = first.get("input")
     if isinstance(told := value_at(stored, path), str):
         got = told
-    came = f", got {got!r}" if first["type"] != "missing" and not isinstance(got, Mapping | list | BaseModel) else ""
-    return f"{place}: {key}: {message[:1].lower() + message[1:]}{came}{more}"
+    return f"{place}: {key}: {_message(first, got, possible, path)}{more}"
+
+
+def _telling(placed: tuple[Sequence[Any], Mapping[str, Any]]) -> tuple[int, int]:
+    """How much a complaint tells. Of a union that is the most specific one: where a key is known in one of its parts,
+    that it is unknown in another is none.
+    """
+    path, problem = placed
+    kind = problem["type"]
+    return len(path), {"missing": 0, "extra_forbidden": 1}.get(kind, 2 if kind in FORMS else 3)
+
+
+def _same(path: Sequence[Any], first: Mapping[str, Any], other: Sequence[Any], problem: Mapping[str, Any]) -> bool:
+    """Whether a key that is missing is most likely the one that is unknown."""
+    return first["type"] == "extra_forbidden" and problem["type"] == "missing" and other[:-1] == path[:-1]
+
+
+def _message(first: Mapping[str, Any], got: Any, possible: Possible, path: Sequence[Any]) -> str:
+    """What may stand there and what came; of what no schema says the complaint's own words."""
+    expected = possible.told(path) if first["type"] in FORMS else ""
+    near = difflib.get_close_matches(got, possible.words(path), 1) if expected and isinstance(got, str) else []
+    own = first["msg"].removeprefix("Value error, ")
+    message = f"expected {expected}" if expected else own[:1].lower() + own[1:]
+    return f"{message}{_came(first, got, bool(expected))}{f'; did you mean {near[0]!r}?' if near else ''}"
+
+
+def _came(first: Mapping[str, Any], got: Any, whole: bool) -> str:
+    if first["type"] == "missing":
+        return ""
+    if isinstance(got, Mapping | list | BaseModel):
+        return f", got a {'list' if isinstance(got, list) else 'mapping'}" if whole else ""
+    return f", got {got!r}"
 
 
 def _user_path(problem: Mapping[str, Any], values: Any) -> list[Any]:
@@ -56,34 +92,6 @@ def _user_path(problem: Mapping[str, Any], values: Any) -> list[Any]:
             here = here[part]
             path.append(part)
     return [*path, problem["loc"][-1]] if problem["type"] == "missing" else path
-
-
-def _known_keys(values: Any, path: Sequence[Any], root: type[BaseModel]) -> set[str]:
-    kind: Any = root
-    here = values
-    for step in path:
-        here = here[step]
-        if isinstance(step, int) and isinstance(here, Mapping):
-            kind = next((m for m in _models(kind) if _stage_name(m) == here.get("stage")), Recipe)
-        else:
-            kind = (
-                next(iter(_models(kind.model_fields[step].annotation)), None)
-                if step != "stages"
-                else (Recipe.model_fields["stages"].annotation)
-            )
-    found = list(_models(kind))
-    return set(found[0].model_fields) if found else set()
-
-
-def _stage_name(model: type[BaseModel]) -> Any:
-    field = model.model_fields.get("stage")
-    return typing.get_args(field.annotation)[0] if field and typing.get_args(field.annotation) else None
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [model for inner in typing.get_args(annotation) for model in _models(inner)]
 
 
 def _line(text: str, path: Sequence[Any]) -> int | None:

@@ -5,6 +5,7 @@ import json
 import sys
 import threading
 import time
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from socketserver import StreamRequestHandler, TCPServer
@@ -15,12 +16,13 @@ import pytest
 import typer
 import yaml
 from bad_servers import bad_server
+from pydantic import BaseModel
 
 from deepcompression.errors import RecipeError
 from flows import history
 from flows.history import Found, admit
-from flows.recipe import explain, merge, reading
 from flows.recipe import load as recipes
+from flows.recipe import merge, reading
 from flows.recipe.schema import Recipe
 from tasks.execution.settings import Factory, Spec, Strict
 from tasks.stages.custom import Settings as Custom
@@ -180,6 +182,12 @@ def test_code_beside_the_admitted_is_refused(spec: str) -> None:
     assert "metric.factory" in message and f"--allow {spec}" in message
 
 
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for inner in get_args(annotation) for model in _models(inner)]
+
+
 def test_every_type_that_names_code_is_judged() -> None:
     """A new part of the recipe with a callable in it must be one of the two that are looked for."""
     found, waiting = set[Any](), [Recipe]
@@ -188,7 +196,7 @@ def test_every_type_that_names_code_is_judged() -> None:
         if kind in found:
             continue
         found.add(kind)
-        waiting += [one for each in kind.model_fields.values() for one in explain._models(each.annotation)]
+        waiting += [one for each in kind.model_fields.values() for one in _models(each.annotation)]
     pattern = get_args(Spec)[1].metadata
     naming = {kind for kind in found if any(one.metadata == pattern for one in kind.model_fields.values())}
     assert len(found) > 15 and Custom in naming and all(issubclass(one, Factory | Custom) for one in naming)
