@@ -232,7 +232,10 @@ def compare(
         if layers:
             from flows.compare import layers as side
 
-            print(side.render(side.layers_of(found), history.one_of(form, side.FORMATS)), end="")
+            form = history.one_of(form, side.FORMATS)
+            tables, left = side.layers_of(found)
+            print(side.render(tables, form), end="")
+            print(*(f"left out: {one}" for one in left), sep="\n", end="\n" if left else "", file=sys.stderr)
             return
         compared = module.compare([module.read(folder) for folder in found])
         if form == "table":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,32 +16,54 @@ Row = dict[str, Any]
 FORMATS = ("table", "csv", "json")
 
 
-def layers_of(folders: Sequence[Path]) -> dict[str, list[Row]]:
-    """By run its rows of ``tasks.report.losses.by_op``.
+def layers_of(folders: Sequence[Path]) -> tuple[dict[str, list[Row]], list[str]]:
+    """By run its rows of ``tasks.report.losses.by_op``; and in a sentence each what runs have none, and why.
+
+    Args:
+        folders: of runs; one of several seeds stands for the runs of its seeds.
 
     Raises:
-        RecipeError: a run has no such table, or a damaged one.
+        RecipeError: none has such a table.
     """
-    found = {}
-    for folder in folders:
-        try:
-            rows = by_op(rows_in(folder))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RecipeError(f"run {folder}: {FILE} cannot be read: {error}") from None
-        if not rows:
-            raise RecipeError(
-                f"run {folder}: has no {FILE}: it was made by an older release, or no stage changed a weight; run its "
-                "recipe again"
-            )
-        found[folder.name] = rows
-    return found
+    found, left = {}, []
+    runs = [*dict.fromkeys(one for folder in folders for one in _seeds(folder))]
+    names = Counter(folder.name for folder in runs)
+    for folder in runs:
+        rows, why = _rows(folder)
+        if why:
+            left.append(f"run {folder}: {why}")
+        else:
+            found[folder.name if names[folder.name] == 1 else str(folder)] = rows
+    if not found:
+        raise RecipeError("; ".join(left))
+    return found, left
+
+
+def _seeds(folder: Path) -> list[Path]:
+    """The runs of a run's seeds, which lie beside it, if there are several; else the run itself."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return [folder.parent / Path(run["folder"]).name for run in summary["runs"]] or [folder]
+    except (OSError, ValueError, KeyError, TypeError):
+        return [folder]
+
+
+def _rows(folder: Path) -> tuple[list[Row], str]:
+    """A run's table, or why there is none."""
+    try:
+        rows = by_op(rows_in(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [], f"{FILE} cannot be read: {error}"
+    return rows, "" if rows else (
+        f"has no {FILE}: it was made by an older release, or no stage changed a weight; run its recipe again"
+    )
 
 
 def render(found: dict[str, list[Row]], form: str) -> str:
     """The tables as text.
 
     Args:
-        found: of ``layers_of``.
+        found: the tables of ``layers_of``.
         form: table (as wide as it needs), csv or json (null is no figure, or equal values).
     """
     if form == "json":

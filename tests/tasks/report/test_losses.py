@@ -48,7 +48,7 @@ def test_compare_shows_each_run_s_layers(tmp_path: Path, form: str) -> None:
     """Every op and its figures are there in each format, of one run and of two side by side."""
     one, two = left(tmp_path / "one"), left(tmp_path / "two", [[*ROWS[0][:3], 7.25, *ROWS[0][4:]]])
     for folders in ([one], [one, two]):
-        text = render(layers_of(folders), form)
+        text = render(layers_of(folders)[0], form)
         assert "fc1" in text and "12.5" in text
         assert ("7.2" in text) == (len(folders) == 2)
     if form == "json":
@@ -63,3 +63,26 @@ def test_a_damaged_or_missing_table_is_one_line(tmp_path: Path, text: str) -> No
     (tmp_path / FILE).write_text(text)
     with pytest.raises(RecipeError, match="cannot be read"):
         layers_of([tmp_path])
+
+
+def test_runs_without_a_table_are_named_beside_those_that_have_one(tmp_path: Path) -> None:
+    """One run of an older release, or a damaged one, does not take the others' tables away."""
+    one, none, broken = left(tmp_path / "one"), tmp_path / "none", left(tmp_path / "broken")
+    (broken / FILE).write_text("{")
+    found, told = layers_of([none, one, broken])
+    assert [*found] == ["one"] and len(told) == 2
+    assert told[0].startswith(f"run {none}: has no {FILE}") and told[1].startswith(f"run {broken}: {FILE} cannot")
+    with pytest.raises(RecipeError, match=f"run .*none: has no {FILE}.*; run .*broken: {FILE} cannot be read"):
+        layers_of([none, broken])
+
+
+def test_a_run_of_several_seeds_stands_for_its_seeds_and_equal_names_for_their_folders(tmp_path: Path) -> None:
+    """It has no table of its own; and of two runs of one name none hides the other."""
+    seeds = [left(tmp_path / name) for name in ("a", "b")]
+    (tmp_path / "both").mkdir()
+    runs = [{"folder": f"/elsewhere/{one.name}"} for one in seeds]
+    (tmp_path / "both" / "summary.json").write_text(json.dumps({"runs": runs}))
+    assert [*layers_of([tmp_path / "both", seeds[0]])[0]] == ["a", "b"]
+    (tmp_path / "other").mkdir()
+    again = left(tmp_path / "other" / "a")
+    assert [*layers_of([seeds[0], again])[0]] == [str(seeds[0]), str(again)]
