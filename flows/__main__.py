@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.process import begin, guarded, terminated
+from flows.bench.verb import bench
+from flows.process import begin, guarded, print_json, terminated
 from tasks.root import ROOT
 
 app = typer.Typer(
@@ -36,6 +37,9 @@ StoreOption = Annotated[
     str, typer.Option("--store", help="the stage store: a folder, or a URL such as s3://bucket/store")
 ]
 AIM_MISSED = 3  # exit code
+
+
+app.command()(bench)
 
 
 @app.callback()
@@ -330,20 +334,13 @@ def _print(result: dict[str, Any], as_json: bool, *, sweep: bool = False) -> Non
     from tasks.verdict import missed, told
 
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
         (table.show_sweep if sweep else table.show)(result)
     if missed(result):
         if as_json or sweep:  # a run's table begins with it
             print(told(result["verdict"]), file=sys.stderr)
         raise typer.Exit(AIM_MISSED)
-
-
-def _print_json(value: Any) -> None:
-    from tasks import secrets
-    from tasks.storage.store import as_json
-
-    print(as_json(secrets.hidden(value)), file=secrets.unmasked_stdout())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from prefect import Task, flow
@@ -20,12 +20,13 @@ from rich.markup import escape
 from deepcompression.errors import AimMissed, ExportError, RecipeError, one_line
 from flows import watchdog
 from flows.budget import Chosen, search
-from flows.folders import below_root, new_folder, store_of, where
+from flows.folders import new_folder, store_of
 from flows.overdue import skip_missed
 from flows.recipe import load as recipes
 from flows.recipe import rounds
 from flows.recipe.schema import Recipe
 from flows.recipe.stored import as_logged, as_stored
+from flows.runs import run_of
 from flows.summary import SUMMARY_VERSION, leave, spread_of, summary_of
 from tasks.console import say
 from tasks.difference import difference
@@ -48,8 +49,6 @@ from tasks.tracking.client import resolve_uri
 from tasks.tracking.runs import Parent, Tracker
 from tasks.upkeep.liveness import ending, living, recover
 from tasks.verdict import budget_aims, emit_missed, missed, told, verdict_of, verdict_of_seeds
-
-AnyModel = TypeVar("AnyModel", bound=Model)
 
 
 def _flow_run_name() -> str:
@@ -186,7 +185,7 @@ def _judge(tracker: Tracker, summary: Mapping[str, Any]) -> None:
 def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent | None) -> dict[str, Any]:
     folder = new_folder(parsed, stored)
     with _living(parsed, stored, folder, parent) as tracker:
-        run, stages = _run_of(parsed, seed, folder, tracker), rounds.expand(parsed)
+        run, stages = run_of(parsed, seed, folder, tracker), rounds.expand(parsed)
         start = _start(run.model, parsed.train)
         _no_secret_promoted(parsed, stored)
         planned = [*_first_trainings(parsed, start), *stages]
@@ -267,35 +266,6 @@ def _no_secret_promoted(parsed: Recipe, stored: Mapping[str, Any]) -> None:
 def _call(task: Task[..., Any], *arguments: Any) -> Any:
     """A task's result, whether it worked or was reused; its own exception if it failed."""
     return task(*arguments, return_state=True).result()
-
-
-def _run_of(parsed: Recipe, seed: int, folder: Path, tracker: Tracker) -> Run:
-    return Run(
-        name=parsed.name,
-        seed=seed,
-        folder=str(folder),
-        store_folder=where(parsed.store),
-        model=_found(parsed.model),
-        data=parsed.data,
-        step=parsed.step,
-        metric=parsed.metric,
-        hold=parsed.hold,
-        device=parsed.device,
-        precision=parsed.precision,
-        channels_last=parsed.channels_last,
-        threads=parsed.threads,
-        python_path=tuple(str(below_root(one)) for one in parsed.python_path),
-        tracker=tracker,
-        teacher=_found(parsed.teacher) if parsed.teacher else None,
-    )
-
-
-def _found(model: AnyModel) -> AnyModel:
-    """The same with its checkpoint's path as it is on this machine."""
-    if not model.weights:
-        return model
-    weights = model.weights.model_copy(update={"path": str(below_root(model.weights.path))})
-    return model.model_copy(update={"weights": weights})
 
 
 @contextlib.contextmanager

@@ -135,6 +135,14 @@ def _settings(verbose: bool) -> None:
         os.environ.update({"PREFECT_API_URL": url} if url else {})
 
 
+def print_json(value: Any) -> None:
+    """Prints a result on stdout, secrets hidden."""
+    from tasks import secrets
+    from tasks.storage.store import as_json
+
+    print(as_json(secrets.hidden(value)), file=secrets.unmasked_stdout())
+
+
 def end_orphans() -> None:
     """Ends temporary Prefect servers of ours whose run was killed hard: Prefect leaves them running for ever."""
     import psutil

@@ -52,7 +52,7 @@ FORBIDDEN: dict[str, set[str]] = {
         for name in ("machine", "execution", "methods", "stages", "storage", "tracking", "report", "registry", "upkeep")
     },
     "flows": set(),
-    **{f"flows/{name}": {"flows.compress"} for name in ("recipe", "compare")},
+    **{f"flows/{name}": {"flows.compress"} for name in ("recipe", "compare", "bench")},
     "flows/sweeps": set(),
 }
 # Of the workflow, what may import MLflow: its runs, its models, and what MLflow itself runs.

@@ -47,8 +47,8 @@ class Plan:
 class Timing:
     """Seconds of a call: over all calls but those that warm up.
 
-    ``p99`` is None of fewer than 100 calls. ``cpu``: the median over rounds of what all threads of the process worked
-    for a call. ``by_round``: each round's median.
+    ``p99`` is None of fewer than 100 calls. ``cpu``: the median of what all threads of the process worked during a
+    call. ``by_round``: each round's median.
     """
 
     median: float
@@ -83,7 +83,7 @@ def interleaved(
             if _enough(plan, number, (clock.wall() - started) / 1e9 / len(names)):
                 break
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                taken[name].add(*_burst(rivals[name], batch, counts[name], clock))
+                taken[name].add(_burst(rivals[name], batch, counts[name], clock))
     return {name: one.told() for name, one in taken.items()}
 
 
@@ -101,13 +101,14 @@ class _Taken:
 
     def __init__(self) -> None:
         self.calls: list[int] = []
+        self.cpu: list[int] = []
         self.rounds: list[float] = []
-        self.cpu: list[float] = []
 
-    def add(self, calls: Sequence[int], cpu: int) -> None:
-        self.calls += calls
-        self.rounds.append(median(calls))
-        self.cpu.append(cpu / len(calls))
+    def add(self, calls: Sequence[tuple[int, int]]) -> None:
+        walls, cpus = zip(*calls, strict=True)
+        self.calls += walls
+        self.cpu += cpus
+        self.rounds.append(median(walls))
 
     def told(self) -> Timing:
         p10, p25, p50, p75, p99 = (float(one) / 1e9 for one in np.percentile(self.calls, (10, 25, 50, 75, 99)))
@@ -120,22 +121,21 @@ def _warmed(call: Call, batch: Any, plan: Plan, clock: Clock) -> int:
     """Warms up; how many calls make a burst."""
     started, calls = clock.wall(), list[int]()
     while len(calls) < LEAST_WARM or clock.wall() - started < plan.warm * 1e9:
-        calls.append(_timed(call, batch, clock))
+        calls.append(_timed(call, batch, clock)[0])
     return int(min(max(plan.burst * 1e9 // max(median(calls), 1), 1), MOST_CALLS))
 
 
-def _burst(call: Call, batch: Any, count: int, clock: Clock) -> tuple[list[int], int]:
+def _burst(call: Call, batch: Any, count: int, clock: Clock) -> list[tuple[int, int]]:
     if count > 1:
         call(batch)
-    worked = clock.cpu()
-    calls = [_timed(call, batch, clock) for _ in range(count)]
-    return calls, clock.cpu() - worked
+    return [_timed(call, batch, clock) for _ in range(count)]
 
 
-def _timed(call: Call, batch: Any, clock: Clock) -> int:
-    started = clock.wall()
+def _timed(call: Call, batch: Any, clock: Clock) -> tuple[int, int]:
+    """What passed, and what was worked."""
+    worked, started = clock.cpu(), clock.wall()
     call(batch)
-    return clock.wall() - started
+    return clock.wall() - started, clock.cpu() - worked
 
 
 @contextmanager

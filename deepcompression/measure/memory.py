@@ -19,34 +19,43 @@ PROC = Path("/proc/self")
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of physical memory: of the process before loading, and what it has grown by.
+    """Bytes of physical memory that this process has grown by.
 
-    ``resident``: after loading and running once, with what was only needed for loading given back. ``peak``: the most
-    at any time until the end of several runs.
+    ``resident``: after loading and running once, with what was only needed for loading given back. ``running``: the
+    most while it runs; ``peak``: the most at any time, loading too (where the system forgets no peak, since the process
+    began). ``process``: all of the process, with the libraries' code, after loading.
     """
 
-    before: int
     resident: int
+    running: int
     peak: int
+    process: int
 
 
 def footprint(load: Callable[[], Callable[[], object]], runs: int = 5) -> Footprint:
-    """What loading and running adds to this process.
+    """What loading and running adds to this process; once before it is done for nothing.
+
+    What the first time brings into memory for good, a runtime's code and its pools, is so no part of the growth.
 
     Args:
         load: returns what runs the model once.
         runs: how often it is run.
     """
+    load()()
     _give_back()
     before = resident()
     _forget_peak()
     run = load()
     run()
+    loading = peak()
     _give_back()
-    loaded = resident()
+    process = resident()
+    _forget_peak()
     for _ in range(runs):
         run()
-    return Footprint(before, max(loaded - before, 0), max(peak() - before, loaded - before, 0))
+    running = max(peak(), process)
+    most = max(loading, running)
+    return Footprint(max(process - before, 0), max(running - before, 0), max(most - before, 0), process)
 
 
 def resident() -> int:

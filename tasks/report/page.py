@@ -13,30 +13,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deepcompression._atomic import written
-from deepcompression.measure import significance
-from tasks.console import size
 from tasks.execution.run import Reference, Run
 from tasks.execution.sources import versions
 from tasks.machine.revision import git_revision
 from tasks.report import figures, pareto
+from tasks.report.bench import section_of
 from tasks.report.losses import by_op, rows_in
 from tasks.report.methods import method_tables
-from tasks.report.words import (
-    bits,
-    compared,
-    comparison_of,
-    cosine,
-    decibels,
-    end_of,
-    number,
-    percent,
-    signed,
-    sortable,
-    times,
-)
+from tasks.report.templates import template
+from tasks.report.words import compared, comparison_of, end_of
 from tasks.secrets import masked
 
-FOLDER = Path(__file__).resolve().parent
 TEMPLATE = "report.html.j2"
 
 
@@ -98,8 +85,7 @@ def write_report(
     stages = [_stage(reference, entry) for reference, entry in zip(references, entries, strict=True)]
     histograms, moments = figures.histograms(run, references, inspection)
     layers, total = layer_table(inspection, _fixed_width(file), summary)
-    page = _environment().get_template(TEMPLATE)
-    text = page.render(
+    text = template(TEMPLATE).render(
         summary=summary,
         baseline=end_of(summary["baseline"]),
         final=end_of(summary["final"]),
@@ -125,6 +111,7 @@ def write_report(
         tradeoff=pareto.tradeoff("tradeoff", summary["budget"]) if summary.get("budget") else "",
         promotion=summary.get("promotion"),
         exports=summary.get("exports") or [],
+        speed=section_of(Path(summary["folder"])),
         recipe=_yaml(recipe),
         facts=_facts(run, summary),
         python=loading(recipe, run.python_path, file.name),
@@ -309,18 +296,3 @@ def _yaml(recipe: Mapping[str, Any]) -> str:
     import yaml
 
     return str(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
-
-
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for one in (size, number, percent, significance.points, bits, times, signed, sortable, decibels, cosine):
-        environment.filters[one.__name__] = one
-    return environment

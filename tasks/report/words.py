@@ -135,3 +135,25 @@ def sortable(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return "" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return "" if value is None else str(value)
+
+
+def milliseconds(value: float | None) -> str:
+    """0.0795, 1.70, 23.4, 1,240."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.{1 if value >= 10 else 2 if value >= 1 else 3}f}"
+
+
+def rate(value: float | None) -> str:
+    """12.6k, 371, 1.2M a second."""
+    if value is None:
+        return "–"
+    for sign, scale in (("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.{0 if value >= 100 * scale else 1}f}{sign}"
+    return f"{value:.{0 if value >= 100 else 1}f}"
+
+
+def speed(to_dense: float | None) -> str:
+    """How many times as fast as the dense net: 1.5x."""
+    return "–" if not to_dense else f"{1 / to_dense:.2f}x"
