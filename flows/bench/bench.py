@@ -74,6 +74,7 @@ def bench(done: Finished, asked: Asked) -> dict[str, Any]:
     batches = {size: [one[:size].contiguous() for one in sample] for size in sizes}
     counted = _flops(done, _first(sample))
     ready, rows = _loaded(done, asked, batches)
+    _compare(ready, batches, rows)
     load = _timed(ready, batches, asked, rows)
     _remember(done, asked, _first(sample), ready, rows)
     said = _spend(ready, batches, asked, rows)
@@ -127,7 +128,7 @@ def _loaded(
     """Ways that ran once on every batch, and a row for each way; the dense net and the decoded file must run."""
     ready, rows = dict[str, Ready](), dict[str, dict[str, Any]]()
     for name, way in ways(done).items():
-        rows[name] = {"way": name, "what": way.words, "why": None}
+        rows[name] = {"way": name, "what": way.words, "of": way.of, "why": None}
         try:
             if name == COMPILED and not asked.compiled:
                 raise NotImplementedError(LEFT_OUT)
@@ -152,6 +153,35 @@ def _reason(error: Exception) -> str:
     known = isinstance(error, NotImplementedError) or type(error).__module__.startswith("deepcompression.")
     words = one_line(str(error).strip().partition("\n")[0])
     return masked(words if known and words else f"{type(error).__name__}: {words}")[:300]
+
+
+def _compare(ready: Mapping[str, Ready], batches: Mapping[int, Inputs], rows: Mapping[str, dict[str, Any]]) -> None:
+    """Adds to a row how far its outputs are from those that they should be: the largest difference of a number."""
+    for name, one in ready.items():
+        of = rows[name]["of"]
+        size = one.fixed_batch or max(batches)
+        if of and size in batches:
+            rows[name]["difference"] = difference(one.call(batches[size]), ready[of].call(batches[size]))
+
+
+def difference(outputs: object, wanted: object) -> float | None:
+    """The largest difference of a number in two models' outputs, however these are nested; None of other shapes.
+
+    Args:
+        outputs: tensors or arrays, in lists, mappings and the like.
+        wanted: the same of another model.
+    """
+    import torch
+    from torch.utils import _pytree
+
+    pairs = [
+        [torch.as_tensor(one).double() for one in _pytree.tree_leaves(some) if hasattr(one, "shape")]
+        for some in (outputs, wanted)
+    ]
+    if [one.shape for one in pairs[0]] != [one.shape for one in pairs[1]]:
+        return None
+    apart = [(a - b).abs().max() for a, b in zip(*pairs, strict=True) if a.numel()]
+    return float(torch.stack(apart).max()) if apart else 0.0  # NaN, where one is
 
 
 def _timed(

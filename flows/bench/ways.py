@@ -40,26 +40,29 @@ class Ready:
 
 @dataclass(frozen=True)
 class Way:
-    """``words`` say what it is; ``load`` gives it for a run, that many threads, and a batch to look at."""
+    """``words`` say what it is; ``load`` gives it for a run, that many threads, and a batch to look at; ``of``: the way
+    whose outputs it should have.
+    """
 
     words: str
     load: Callable[[Finished, int, Inputs], Ready]
+    of: str = ""
 
 
 def ways(done: Finished) -> dict[str, Way]:
     """All ways by name, the dense net first: exports that lie in the run's folder among them."""
     exports = {
-        name: Way(f"export {name} in its own runtime", _export(name))
+        name: Way(f"export {name} in its own runtime", _export(name), DECODED)
         for name in TARGETS
         if _exported(done, name).exists()
     }
     return {
         DENSE: Way("PyTorch, the dense net", _dense),
-        COMPILED: Way("torch.compile of the dense net", _compiled),
-        "int8-dynamic": Way("PyTorch's own int8, inputs rounded as they come", _int8_dynamic),
-        "int8-static": Way("PyTorch's own int8 (FX), inputs calibrated", _int8_static),
+        COMPILED: Way("torch.compile of the dense net", _compiled, DENSE),
+        "int8-dynamic": Way("PyTorch's own int8, inputs rounded as they come", _int8_dynamic, DENSE),
+        "int8-static": Way("PyTorch's own int8 (FX), inputs calibrated", _int8_static, DENSE),
         DECODED: Way("PyTorch, weights decoded from the file", _decoded),
-        CODES: Way("deepcompression.torch.run, from the compressed form", _codes),
+        CODES: Way("deepcompression.torch.run, from the compressed form", _codes, DECODED),
         **exports,
     }
 

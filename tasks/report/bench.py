@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,23 @@ def sentences(result: Mapping[str, Any]) -> Iterator[str]:
             yield f"{row['way']}: {row['note']}"
         if why := row.get("memory", {}).get("why"):
             yield f"{row['way']}: memory: {why}"
+    yield from _differences(result["ways"])
     yield from _counts(result["flops"])
     yield from _energy(result)
     yield _machine(result["machine"])
     if result["samples"]["repeated"]:
         yield "the validation split has fewer samples than the largest batch: they were repeated"
+
+
+def _differences(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for of in dict.fromkeys(row.get("of") for row in rows):
+        told = [
+            f"{row['way']} {'not comparable' if row['difference'] is None else format(row['difference'], '.2g')}"
+            for row in rows
+            if "difference" in row and row["of"] == of
+        ]
+        if told:
+            yield f"largest difference of an output to {of}: {', '.join(told)}"
 
 
 def _counts(flops: Mapping[str, Any]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -13,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from rich.console import Console
+from safetensors.torch import save_file
 
 from deepcompression.errors import DataError, RecipeError
 from flows import history, process
@@ -86,6 +89,8 @@ def test_every_way_beside_the_dense_net_and_what_a_run_then_has(
         assert all(set(one) == FIGURES and one["median_ms"] > 0 for one in rows[name]["batches"].values())
     assert rows["dense"]["batches"]["1"]["to_dense"] == 1.0 and list(rows["decoded"]["batches"]) == ["1", "4"]
     assert rows["dense"]["bytes"] > rows["int8-dynamic"]["bytes"] > rows["decoded"]["bytes"] == done.file.stat().st_size
+    assert rows["int8-static"]["of"] == "dense" and 0 < rows["int8-static"]["difference"] < 5
+    assert rows["four"]["of"] == "decoded" and rows["four"]["difference"] > 0 and "difference" not in rows["decoded"]
     assert "--compile" in rows["compiled"]["why"]
     assert rows["broken"]["why"] == "ImportError: No module named 'torchless'"
     assert rows["four"]["bytes"] == 1234 and list(rows["four"]["batches"]) == ["4"]
@@ -111,9 +116,6 @@ def _check_mlflow(done: Finished, rows: dict[str, Any]) -> None:
 
 def test_memory_is_measured_in_a_process_of_its_own(done: Finished, tmp_path: Path) -> None:
     """A process that loads the way and runs it says what it has grown by; one that fails says why, in one line."""
-    import torch
-    from safetensors.torch import save_file
-
     save_file({"0": torch.rand(1, 1, 8, 8)}, tmp_path / "sample.safetensors")
     found = footprint_of(done.folder, "decoded", 1, tmp_path / "sample.safetensors")
     assert 0 <= found["resident"] <= found["peak"] < 100_000_000 < found["process"], found
@@ -146,6 +148,14 @@ def test_inputs_that_no_sample_has(done: Finished) -> None:
         bench(done, Asked(inputs=("ids",)))
 
 
+def test_outputs_are_compared_however_they_are_nested() -> None:
+    """A way that gives other answers must show; tensors of PyTorch's beside arrays of another runtime's."""
+    one = {"a": torch.tensor([1.0, 2.0]), "b": (torch.tensor([3]), "words")}
+    assert module.difference([np.array([1, 2.5]), np.array([3])], one) == 0.5
+    assert module.difference([np.array([1.0, 2.0])], one) is None
+    assert math.isnan(module.difference(torch.tensor([1.0, math.nan]), torch.ones(2)) or 0.0)
+
+
 def _made() -> dict[str, Any]:
     """A bench that nobody measured, with figures as wide as they become."""
     one = dict.fromkeys(FIGURES, 1234.5) | {"to_dense": 0.05, "per_second": 1_234_567.0}
@@ -161,7 +171,14 @@ def _made() -> dict[str, Any]:
         "machine": {"cpu": "X", "average": None, "threads": 2, "cores": 4, "own": 1.0, "others": 2.0, "busy": True},
         "ways": [
             {**row, "way": "int8-dynamic", "memory": memory, "energy": {"mj": 3.0, "by": "15 W", "assumed": True}},
-            {**row, "way": "decoded", "memory": {"why": "exit code 1"}, "batches": {"1": {**one, "p99_ms": None}}},
+            {
+                **row,
+                "way": "decoded",
+                "of": "dense",
+                "difference": 0.25,
+                "memory": {"why": "exit code 1"},
+                "batches": {"1": {**one, "p99_ms": None}},
+            },
             {"way": "codes", "what": "", "why": "not [yet]"},
         ],
     }
@@ -175,6 +192,7 @@ def test_the_table_has_80_columns_and_says_what_is_no_measurement() -> None:
     table = text[: text.index("codes:")].splitlines()
     assert all(len(line) <= 80 for line in table) and "…" not in text
     assert "123 MB" in text and "1,234" in text and "20.00x" in text and "1.2M" in text
+    assert "largest difference of an output to dense: decoded 0.25" in text
     for line in ("codes: not [yet]", "decoded: memory: exit code 1", "energy: not measurable here: no counter"):
         assert f"\n{line}\n" in text
     assert "energy in mJ a sample (NOT MEASURED, 15 W): int8-dynamic 3.00" in text
