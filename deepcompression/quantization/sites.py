@@ -74,7 +74,7 @@ def measured(
         StructureError: there are no samples, the forward never comes by a site, or with no value, or with one that is
             not finite.
     """
-    batches = context.batches(who, samples)
+    batches = context.batches(who, samples, drawn=True)
     seen: dict[Site, Seen] = {}
     carried = Carried()
 

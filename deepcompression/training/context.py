@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from deepcompression.data.splits import drawn
 from deepcompression.structure.constraints import Structure
 from deepcompression.training.batches import Batches
 from deepcompression.training.device import Compute
@@ -34,9 +35,15 @@ def context_of(
         teacher: what methods learn from; put into eval mode.
     """
 
-    def samples(count: int) -> Iterable[Any]:
-        batches = Batches(problem.train, min(problem.batch_size, count), compute)
+    def some(split: Any, count: int) -> Iterable[Any]:
+        batches = Batches(split, min(problem.batch_size, count), compute)
         return islice(batches, max(1, count // problem.batch_size))
+
+    def first(count: int) -> Iterable[Any]:
+        return some(problem.train, count)
+
+    def from_all(count: int) -> Iterable[Any]:
+        return some(drawn(problem.train, count, seed), count)
 
     def forward(one: nn.Module, batch: Any) -> Any:
         return stepped(problem.step, one, batch)[1]
@@ -44,4 +51,4 @@ def context_of(
     if teacher is not None:
         compute.place(teacher).eval().requires_grad_(False)
     learnt = None if teacher is None else partial(forward, teacher)
-    return Context(samples, forward, learnt, seed, compute, structure or {})
+    return Context(first, forward, learnt, seed, compute, structure or {}, drawn=from_all)

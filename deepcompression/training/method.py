@@ -29,7 +29,8 @@ class Context:
     """What a method may use when it is attached.
 
     ``samples(n)`` gives batches with about n samples of the training split, in its own order and not augmented; None
-    where there are none. ``forward`` gives a model's outputs for a batch, ``teacher`` the teacher's. ``structure`` is
+    where there are none. ``drawn(n)`` gives as many from all of the split; None where that is not known. ``forward``
+    gives a model's outputs for a batch, ``teacher`` the teacher's. ``structure`` is
     what was true of the tensors before, ``claimed`` what all methods claim.
     """
 
@@ -40,20 +41,22 @@ class Context:
     compute: Compute = field(default_factory=Compute)
     structure: Structure = field(default_factory=dict)
     claimed: frozenset[Claim] = frozenset()
+    drawn: Samples | None = None
 
-    def batches(self, wanting: str, count: int) -> Iterable[Any]:
+    def batches(self, wanting: str, count: int, *, drawn: bool = False) -> Iterable[Any]:
         """``samples(count)``.
 
         Args:
             wanting: who needs them, for the message.
             count: about how many samples.
+            drawn: from all of the split instead, where that is known: the first of one that is sorted are of one class.
 
         Raises:
             StructureError: there are none.
         """
         if self.samples is None:
             raise StructureError(f"{wanting} needs samples of the training data; give attach() samples=")
-        return self.samples(count)
+        return self.drawn(count) if drawn and self.drawn else self.samples(count)
 
 
 @dataclass

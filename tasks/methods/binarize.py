@@ -47,7 +47,7 @@ class Activations(Strict):
         description="-1 or 1; from 0 to 1 (dorefa); or a learned scale above a learned threshold of each channel",
     )
     bits: ByBits = Field(1, description="dorefa takes up to 8: 2^bits values from 0 to 1")
-    samples: int = Field(512, ge=1, description="of the training split that are looked at before")
+    samples: int = Field(512, ge=1, description="drawn from the training split, that are looked at before")
 
     @model_validator(mode="after")
     def _fitting(self) -> Activations:

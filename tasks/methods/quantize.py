@@ -47,7 +47,7 @@ class Activations(Strict):
 
     bits: Annotated[GridBits | dict[str, GridBits] | Allocated, ByName, SELECTED] = 8
     scheme: Scheme = Field("symmetric", description="of what is below 0 too; asymmetric is for minmax and learned")
-    samples: int = Field(512, ge=1, description="of the training split, from which the first ranges are made")
+    samples: int = Field(512, ge=1, description="drawn from the training split, from which the first ranges are made")
     range: OfActivations = Field(  # type: ignore[valid-type]
         "lsq",
         description="minmax: moving averages; lsq, tqt, learned as of weights; pact: a learned level at which values "

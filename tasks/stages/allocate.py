@@ -64,7 +64,9 @@ class Settings(Stage):
     order: bool = Field(False, description="bits must not fall as the trace grows")
     coder: Coder = Field("adaptive", description="by which bytes of the file are counted")
     samples: int | None = Field(
-        None, ge=1, description=f"of the training split, for traces and for trying allocations; default {SAMPLES}"
+        None,
+        ge=1,
+        description=f"drawn from the training split, for traces and to try allocations; default {SAMPLES}",
     )
     vectors: int | None = Field(
         None, ge=2, description=f"of hawq: random ones that a trace is estimated by at most; default {VECTORS}"
@@ -223,7 +225,7 @@ def _lost(
     """What allocations lose on samples of the training split: a classifier's divergence from what it was, else loss."""
     from deepcompression.allocation.tried import mean_losses
 
-    losses = tried_on(bench, model, list(context.batches("allocate", settings.samples or SAMPLES)), context)
+    losses = tried_on(bench, model, list(context.batches("allocate", settings.samples or SAMPLES, drawn=True)), context)
 
     def lost(allocations: Sequence[Assignment]) -> list[float]:
         values = [{name: rounded[name][width][0] for name, width in one.bits.items()} for one in allocations]

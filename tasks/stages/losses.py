@@ -57,7 +57,7 @@ def traces_of(
 
     kept, problem = bench.folder / "draws.json", bench.run.problem()
     spread = Spread(settings.tolerance or TOLERANCE, settings.vectors or VECTORS)
-    batches = list(context.batches("allocate", settings.samples or SAMPLES))
+    batches = list(context.batches("allocate", settings.samples or SAMPLES, drawn=True))
     context.compute.place(model)
     with counted(bench.label, "Hessian traces: vectors", spread.vectors) as tell:
 

@@ -11,18 +11,24 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset, TensorDataset
 from trainings import trained
 
 import deepcompression.torch as bridge
 from deepcompression.errors import StructureError
+from deepcompression.network.edits.quantize_values import Site
 from deepcompression.network.state import is_zero, plain_state
 from deepcompression.pruning.gradual import GradualPruning
+from deepcompression.quantization.binarize import Activations as BinaryInputs
+from deepcompression.quantization.binarize import Binarize
 from deepcompression.quantization.in_training import Activations, QuantizedTraining, Weights
 from deepcompression.quantization.ranges import RANGES
+from deepcompression.quantization.sites import measured
 from deepcompression.quantization.trained_grid import TrainedGrid
 from deepcompression.sharing.reassign import TrainedSharing
 from deepcompression.structure.check import check
 from deepcompression.structure.hold import hold_by
+from deepcompression.training.context import context_of
 from deepcompression.training.device import Compute
 from deepcompression.training.problem import Problem
 from deepcompression.training.session import attach
@@ -156,6 +162,30 @@ class Twice(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, 6) -> (n, 3)."""
         return self.one(x) + self.other(x)
+
+
+@pytest.mark.parametrize("form", ["tensors", "dataset", "stream"])
+def test_first_ranges_are_of_samples_from_all_of_the_split(form: str) -> None:
+    """Not of the first ones, which are all of one class where a split is sorted; a stream's come as they come."""
+    x = torch.arange(200.0).sub(50)[:, None].repeat(1, 6)
+    y = torch.zeros(200, dtype=torch.int64)
+    split = {"tensors": (x, y), "dataset": TensorDataset(x, y), "stream": Stream(x, y)}[form]
+    context = context_of(Problem(split, split, batch_size=16), Compute("cpu"), seed=3)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    seen = measured(model, context, {Site("0", "input", 0): 8}, 32)[0].seen
+    assert (seen.most > 100) == (form != "stream")
+    assert seen.count == 32 * 6 and next(iter(context.batches("wanda", 32)))[0].max() == -35
+    if form != "stream":  # by the first samples every sign would be -1, which is refused
+        only = Binarize(None, BinaryInputs(samples=32), keep=[])
+        only.attach(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 2)), context)
+
+
+class Stream(IterableDataset[Any]):
+    def __init__(self, *columns: Tensor) -> None:
+        self.columns = columns
+
+    def __iter__(self) -> Any:
+        return zip(*self.columns, strict=True)
 
 
 def test_layers_of_one_value_share_a_step() -> None:

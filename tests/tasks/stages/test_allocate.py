@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tasks.execution.allocated import asks, with_bits, with_found
 from tasks.execution.check import check
 from tasks.execution.execute import execute
 from tasks.execution.run import Reference, Run
-from tasks.execution.settings import Model, Training
+from tasks.execution.settings import Data, Model, Training
 from tasks.report.allocation import picture
 from tasks.report.methods import method_tables
 from tasks.stages import baseline, settings_of, work_of
@@ -27,6 +28,12 @@ from tasks.stages.allocate import Settings
 TWO = {"epochs": 2, "lr": 0.01, "batch_size": 16}
 FAST = {"samples": 32, "vectors": 8}
 NAMES = ("0.weight", "2.weight", "4.weight")
+SORTED = """
+def by_class():
+    x, y = data()[0]
+    pair = torch.cat([torch.zeros_like(x), x]), torch.cat([torch.zeros_like(y), y])
+    return pair, pair, pair
+"""
 BOTH = {"weights": {"bits": "allocated"}, "activations": {"bits": "allocated"}}
 
 
@@ -36,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("allocated")
     with (
         pytest.MonkeyPatch.context() as patch,
-        quiet_run(folder, patch, "tsa_mine", SMALL, Model(factory="tsa_mine:net")) as made,
+        quiet_run(folder, patch, "tsa_mine", SMALL + SORTED, Model(factory="tsa_mine:net")) as made,
     ):
         yield made
 
@@ -84,6 +91,18 @@ def test_later_stages_take_the_bits_that_were_found(run: Run, tmp_path: Path) ->
     assert inputs == {f"{name[0]}:input[0]": width for name, width in bits.items()}
     trained = {"stage": "train", **TWO, "epochs": 1, "methods": [{"quantize": {"weights": {"bits": "allocated"}}}]}
     assert bits_in(made(run, "train", trained, first, found).structure) == bits
+
+
+def test_a_split_that_is_sorted_is_judged_by_samples_from_all_of_it(run: Run) -> None:
+    """By its first samples, of which all are zero, the first layer would not matter at all."""
+    run = replace(run, data=Data(factory="tsa_mine:by_class"))
+    told = report(
+        run,
+        made(
+            run, "allocate", {"stage": "allocate", "like": 4, "samples": 16, "vectors": 2, "cost": "flops"}, dense(run)
+        ),
+    )
+    assert told["methods"][0]["tensors"][0]["trace"] > 0
 
 
 @pytest.mark.parametrize(
