@@ -17,14 +17,14 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, State
 from rich.markup import escape
 
-from deepcompression.errors import AimMissed, ExportError, RecipeError, one_line
+from deepcompression.errors import AimMissed, ExportError, InvariantError, RecipeError, one_line
 from flows import watchdog
 from flows.budget import Chosen, search
 from flows.folders import new_folder, store_of
 from flows.overdue import skip_missed
 from flows.recipe import load as recipes
 from flows.recipe import rounds
-from flows.recipe.schema import Recipe
+from flows.recipe.schema import Export, Recipe
 from flows.recipe.stored import as_logged, as_stored
 from flows.runs import run_of
 from flows.summary import SUMMARY_VERSION, leave, spread_of, summary_of
@@ -211,7 +211,7 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path), parsed.test)
         _call(difference, run, "difference", references[0], references[1:-1])
         summary = {**summary_of(run, references, verified, path), **({"budget": outcome} if outcome else {})}
-        exported, failed = _exported(run, parsed, str(path))
+        exported, failed = exports_of(run, parsed.export, str(path), summary["final"])
         summary |= {"exports": exported} if parsed.export else {}
         if parsed.promote:
             gates = parsed.promote.model_dump(mode="json")
@@ -229,14 +229,23 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
     return summary
 
 
-def _exported(run: Run, parsed: Recipe, path: str) -> tuple[list[dict[str, Any]], ExportError | None]:
-    """What each target gave, or why not; and the first that failed, to be raised when the run has left its results."""
+def exports_of(
+    run: Run, exports: Sequence[Export], path: str, final: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], ExportError | InvariantError | None]:
+    """What each target gave, or why not; and the first that failed, to be raised when the run has left its results.
+
+    Args:
+        run: the run.
+        exports: the targets.
+        path: its ``.dcz``.
+        final: what verify found of that.
+    """
     rows: list[dict[str, Any]] = []
     failed = None
-    for one in parsed.export:
+    for one in exports:
         try:
-            rows.append(_call(export, run, f"export-{one.to}", one.to, one.inputs, path))
-        except ExportError as error:
+            rows.append(_call(export, run, f"export-{one.to}", one.to, one.inputs, path, final))
+        except (ExportError, InvariantError) as error:
             rows.append({"target": one.to, "error": str(error)})
             failed = failed or error
     return rows, failed

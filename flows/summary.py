@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 from deepcompression.errors import one_line
 from flows import watchdog
 from tasks.console import say
-from tasks.execution.execute import left_alone
+from tasks.execution.execute import left_alone, numbers_of, reference_of
 from tasks.execution.run import Reference, Run
 from tasks.execution.warned import kept
 from tasks.machine.deadline import within
@@ -184,3 +184,25 @@ MLflow run `{summary["mlflow_run_id"]}` at `{summary["tracking_uri"]}`
 
 def _title(summary: Mapping[str, Any]) -> str:
     return told(summary["verdict"]) if missed(summary) else f"{summary['ratio']:.1f}x smaller"
+
+
+def renew(run: Run, summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+    """Writes a finished run's report again, from its folder and the store; says so where the store has it no more.
+
+    Args:
+        run: the run.
+        summary: what it says now.
+        recipe: as stored, secrets masked.
+    """
+    path = Path(run.folder) / "report.html"
+    entries = [(row, run.store.find(row["key"])) for row in summary["stages"]]
+    if gone := [row["stage"] for row, entry in entries if entry is None or not run.store.intact(entry["object"])]:
+        say(f"[yellow]report.html[/] stays as it was: the store has no {', '.join(gone)} of this run any more")
+        return
+    references = []
+    for row, entry in entries:
+        numbers = {"stage": row["stage"], "seconds": row["seconds"], "cached": row["cached"]}
+        references.append(reference_of(row["key"], entry or {}, {**numbers_of(entry or {}), **numbers}))
+    file = Path(run.folder) / "model.dcz"
+    write_report(run, references, {**summary, "file": str(file), "folder": run.folder}, recipe, path)
+    run.tracker.artifact(path)

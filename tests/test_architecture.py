@@ -53,7 +53,7 @@ FORBIDDEN: dict[str, set[str]] = {
     },
     "flows": set(),
     **{f"flows/{name}": {"flows.compress"} for name in ("recipe", "compare", "bench")},
-    "flows/sweeps": set(),
+    **{f"flows/{name}": set() for name in ("sweeps", "verbs")},
 }
 # Of the workflow, what may import MLflow: its runs, its models, and what MLflow itself runs.
 MLFLOW = ("tasks/tracking", "tasks/registry")

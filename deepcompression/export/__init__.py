@@ -1,7 +1,8 @@
 """The list of targets: behind each word that ``export:`` may say the module that writes such a file.
 
 Such a module has ``FILE``, the name of what it writes, ``CARRIES``, the kinds of edits that it writes a model with,
-``check(model, sample)`` and ``export(model, sample, path) -> Exported``. This imports none.
+``check(model, sample)``, ``export(model, sample, path) -> Exported`` and ``load(path, threads) -> Session | None``,
+which gives None where the target's own runtime cannot be on this machine. This imports none.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deepcompression._atomic import written
 from deepcompression.errors import ExportError, InvariantError, in_one_line
-from deepcompression.export.exported import Exported, Held
+from deepcompression.export.exported import Array, Exported, Held
 from deepcompression.network.edits.quantize_values import quantizers
 from deepcompression.network.trace import resting
 
@@ -61,6 +61,41 @@ def export(model: nn.Module, sample: Sequence[Tensor], path: Path) -> Exported:
     with written(path, parents=True) as file:
         file.write(content)
     return Exported(len(content), float_bytes, difference, tensors)
+
+
+class OnnxSession:
+    """A file in onnxruntime, on the CPU."""
+
+    fixed_batch: int | None = None
+
+    def __init__(self, content: bytes | str, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self.names = [one.name for one in self.session.get_inputs()]
+
+    def __call__(self, inputs: Sequence[Array]) -> list[Array]:
+        """See ``Session``."""
+        found: list[Array] = self.session.run(None, dict(zip(self.names, inputs, strict=True)))
+        return found
+
+
+def load(path: Path, threads: int) -> OnnxSession:
+    """Opens a file.
+
+    Args:
+        path: what ``export`` wrote.
+        threads: of an op.
+
+    Raises:
+        ExportError: onnxruntime is missing, or does not open the file.
+    """
+    _check_packages()
+    with in_one_line(f"export onnx: onnxruntime does not open {path}", ExportError):
+        return OnnxSession(str(path), threads)
 
 
 def _check_packages() -> None:
@@ -131,7 +166,7 @@ def _compressed(model: Any) -> tuple[bytes, list[Held]]:
 def _check_bits(model: Any, changed: Sequence[tuple[Any, Any]]) -> None:
     from onnx import numpy_helper
 
-    decoded = _session(model.SerializeToString()).run(None, {})
+    decoded = _session(model.SerializeToString())([])
     for (tensor, form), values in zip(changed, decoded, strict=True):
         if values.tobytes() != numpy_helper.to_array(tensor).tobytes():
             raise InvariantError(f"export onnx: {tensor.name} ({form.name}) decodes to other bits than were written")
@@ -140,12 +175,10 @@ def _check_bits(model: Any, changed: Sequence[tuple[Any, Any]]) -> None:
 def _difference(model: nn.Module, sample: Sequence[Tensor], content: bytes) -> float:
     """The largest difference of an output, over the sample and over its first element alone."""
     session, largest = _session(content), 0.0
-    names = [one.name for one in session.get_inputs()]
     for inputs in (sample, [one[:1] if one.ndim else one for one in sample]):
         with resting(model), torch.no_grad():
             wanted = _tensors(model(*inputs))
-        given = dict(zip(names, (one.numpy() for one in inputs), strict=True))
-        for output, array in zip(wanted, session.run(None, given), strict=True):
+        for output, array in zip(wanted, session([one.numpy() for one in inputs]), strict=True):
             largest = max(largest, _apart(output, torch.from_numpy(array)))
     return largest
 
@@ -170,13 +203,8 @@ def _tensors(outputs: object) -> list[Tensor]:
     return [one for one in _pytree.tree_leaves(outputs) if isinstance(one, Tensor)]
 
 
-def _session(content: bytes) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+def _session(content: bytes) -> OnnxSession:
+    return OnnxSession(content, torch.get_num_threads())
 
 
 @contextlib.contextmanager

@@ -66,12 +66,13 @@ def execute(
     for text in entry.get("warnings", ()):  # of a result that is used again, too
         warn(run.folder, label, text)
     seconds = round(time.perf_counter() - started, 3)
-    numbers = {**_numbers(entry), "seconds": seconds, "cached": cached, "stage": label}
+    numbers = {**numbers_of(entry), "seconds": seconds, "cached": cached, "stage": label}
     _log(run, label, number, settings, numbers, entry)
-    return _reference(key, entry, numbers), cached
+    return reference_of(key, entry, numbers), cached
 
 
-def _reference(key: str, entry: Mapping[str, Any], numbers: Mapping[str, Any] | None = None) -> Reference:
+def reference_of(key: str, entry: Mapping[str, Any], numbers: Mapping[str, Any] | None = None) -> Reference:
+    """The reference to a stored result."""
     structure = {name: tuple(words) for name, words in entry["structure"].items()}
     return Reference(key, entry["object"], structure, tuple(entry["edits"]), numbers or {})
 
@@ -89,7 +90,7 @@ def _leased(
             return _store(run, key, label, bench, work(bench), started, warnings), False
 
 
-def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
+def numbers_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An entry's numbers; null is what JSON has for a result that was not a number."""
     numbers = entry["numbers"]
     return {**numbers, **{name: math.nan for name in ("val_metric", "val_loss") if numbers[name] is None}}
@@ -127,7 +128,7 @@ def _usable(run: Run, key: str, source: Reference | None) -> dict[str, Any] | No
     if entry["measured_by"] == measuring_code():
         return entry
     file = run.store.object_path(entry["object"]) if entry["encoded"] else None
-    reference = _reference(key, entry)
+    reference = reference_of(key, entry)
     state = None if file else run.state(reference)
     numbers = {**entry["numbers"], **measure(run, source, state, file, reference.structure, reference.edits)}
     return run.store.commit(key, {**entry, "numbers": numbers, "measured_by": measuring_code()})

@@ -41,7 +41,7 @@ def checked(tmp_path: Path) -> Callable[..., Run]:
     def check_case(name: str, **overrides: Any) -> Run:
         places = {"store": str(tmp_path / "store"), "runs": str(tmp_path / "runs"), "device": "cpu"}
         parsed = recipes.load({**yaml.safe_load((CASES / f"{name}.yaml").read_text()), **places}, overrides)
-        run = flow._run_of(parsed, 0, tmp_path, Tracker(str(tmp_path), "sqlite:///none.db", "cases"))
+        run = flow.run_of(parsed, 0, tmp_path, Tracker(str(tmp_path), "sqlite:///none.db", "cases"))
         trainings = flow._first_trainings(parsed, flow._start(run.model, parsed.train))
         check(run, [*trainings, *rounds.expand(parsed)], test=parsed.test)
         return run

@@ -18,9 +18,9 @@ import yaml
 from conftest import wait_for_epochs
 
 from deepcompression.errors import DivergedError, RecipeError
-from flows import __main__ as command
 from flows import process, watchdog
 from flows.compress import compress
+from flows.verbs import running
 
 ROOT = Path(__file__).resolve().parents[2]
 Tiny = Callable[..., dict[str, Any]]
@@ -69,7 +69,7 @@ def test_run_without_any_server(write: Callable[..., Path], tmp_path: Path) -> N
 
 def test_table_and_path_close_a_run(tiny_run: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """Without --json, stdout has the table of stages, both test results and the file's path."""
-    command._print(tiny_run["summary"], False)
+    running.tell(tiny_run["summary"], False)
     out = capsys.readouterr().out
     assert all(part in out for part in ("baseline", "share", "encode", "smaller", "errors in 360", "model.dcz"))
 

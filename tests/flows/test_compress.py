@@ -32,6 +32,7 @@ from deepcompression.errors import (
 from deepcompression.models.paper import digits_net
 from flows.compress import compress
 from flows.summary import spread_of
+from tasks.storage.store import write_json
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 Tiny = Callable[..., dict[str, Any]]
@@ -98,6 +99,21 @@ def test_an_export_lies_in_the_folder_and_in_mlflow(finished: dict[str, Any]) ->
     assert [found.path for found in client.list_artifacts(summary["mlflow_run_id"], "exports")] == [
         "exports/model.onnx"
     ]
+
+
+@pytest.mark.skipif(not find_spec("onnxruntime"), reason="needs the extra onnx")
+def test_a_finished_run_is_exported_again(finished: dict[str, Any]) -> None:
+    """Who wants a file for another runtime later needs no second run: same file, and summary and report have it."""
+    from flows.exports import export_run
+
+    folder = Path(finished["summary"]["folder"])
+    before = json.loads((folder / "summary.json").read_text())
+    (folder / "exports" / "model.onnx").unlink()
+    write_json(folder / "summary.json", {**before, "exports": []})
+    again = export_run(str(folder), ["onnx"], None)
+    assert again == before == json.loads((folder / "summary.json").read_text())
+    assert again["exports"][0]["bytes"] == (folder / "exports" / "model.onnx").stat().st_size
+    assert again["exports"][0]["correct"] == finished["summary"]["final"]["correct"]
 
 
 def test_what_stages_left_alone_is_told(finished: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,3 +58,18 @@ def test_edits_that_a_target_does_not_write_are_refused_by_the_keys_that_ask_for
 def test_targets_carry_edits_that_exist(target: str) -> None:
     """A kind that is misspelt would refuse what can be written, or let pass what cannot."""
     assert set(SINCE) >= export.target_of(target).CARRIES
+
+
+@pytest.mark.parametrize(
+    ("right", "integers", "passes"),
+    [(9_001, False, True), (9_002, False, False), (8_998, False, False), (9_010, True, True), (8_989, True, False)],
+)
+def test_an_export_that_recognises_less_than_the_file_is_refused(right: int, integers: bool, passes: bool) -> None:
+    """An export that gives other answers must not be delivered as the model: more than rounding may explain."""
+    judged = {"split": "test", "metric": 0.0, "correct": right, "total": 10_000}
+    final = {"correct": 9_000, "total": 10_000}
+    if passes:
+        exports._check_equal("onnx", judged, final, integers)
+        return
+    with pytest.raises(ExportError, match=rf"^export onnx: {right:,} of 10,000 of the test split are right"):
+        exports._check_equal("onnx", judged, final, integers)

@@ -10,8 +10,8 @@ import pytest
 import typer
 
 from deepcompression.errors import AimMissed
-from flows.__main__ import _print
 from flows.table import show
+from flows.verbs.running import tell as _print
 from tasks.report.words import sentence
 from tasks.storage.store import as_json
 from tasks.verdict import budget_aims, lost, missed, told, verdict_of, verdict_of_seeds

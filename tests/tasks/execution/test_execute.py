@@ -161,7 +161,7 @@ def test_what_measures_changed_measures_anew(run: Run, monkeypatch: pytest.Monke
 
 def test_a_metric_that_is_no_number_is_one_again() -> None:
     """JSON has null for it; whoever compares gets NaN, which wins over nothing."""
-    numbers = executing._numbers({"numbers": {"val_metric": None, "val_loss": 1.0, "density": 0.5}})
+    numbers = executing.numbers_of({"numbers": {"val_metric": None, "val_loss": 1.0, "density": 0.5}})
     assert numbers["val_metric"] != numbers["val_metric"] and numbers["val_loss"] == 1.0
 
 

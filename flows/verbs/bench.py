@@ -1,4 +1,4 @@
-"""``python -m flows bench``."""
+"""The verb bench."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What ``python -m flows`` can do: functions that typer makes commands of, one file a kind of work."""

@@ -1,0 +1,105 @@
+"""Verbs about runs that are over: compare, export."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from flows.process import begin, guarded, print_json
+from flows.verbs.options import Quiet, Runs, Uri, Verbose
+
+
+def compare(
+    run: Annotated[list[str] | None, typer.Argument(help="runs: folders, MLflow or Prefect ids")] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="the newest so many runs")] = None,
+    name: Annotated[str | None, typer.Option(help="with --last: runs of this recipe name only")] = None,
+    experiment: Annotated[str | None, typer.Option(help="the runs of an MLflow experiment")] = None,
+    form: Annotated[str, typer.Option("--format", help="table, html, csv, latex or json")] = "table",
+    layers: Annotated[
+        bool, typer.Option("--layers", help="which layers lose it: each op beside the dense net's; table, csv or json")
+    ] = False,
+    tracking_uri: Uri = None,
+    runs: Runs = "artifacts/runs",
+    verbose: Verbose = False,
+) -> None:
+    """Compare runs: what differs in their recipes beside what differs in size and quality.
+
+    The first run is what the others are compared with. Runs that differ in nothing but the seed become mean and spread.
+
+    \b
+    Examples:
+      python -m flows compare --last 5
+      python -m flows compare digits-20261121-083034-e980 digits-20261121-090000-11aa --format latex
+      python -m flows compare --last 1 --layers
+    """
+    with guarded(verbose, False):
+        from flows import history
+        from flows.compare import compare as module
+
+        uri = tracking_uri or history.default_uri()
+        found = history.several(run or [], last, name, experiment, uri, runs)
+        if layers:
+            from flows.compare import layers as side
+
+            form = history.one_of(form, side.FORMATS)
+            tables, left = side.layers_of(found)
+            print(side.render(tables, form), end="")
+            print(*(f"left out: {one}" for one in left), sep="\n", end="\n" if left else "", file=sys.stderr)
+            return
+        compared = module.compare([module.read(folder) for folder in found])
+        if form == "table":
+            module.show(compared)
+        else:
+            print(module.render(compared, history.one_of(form, module.FORMATS)), end="")
+
+
+def export(
+    run: Annotated[
+        str, typer.Argument(help="a finished run: its folder, an MLflow run id, or a Prefect id", show_default=False)
+    ],
+    to: Annotated[list[str], typer.Option(help="a format, such as onnx; repeatable", show_default=False)],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="where samples are mappings: what the model takes, in order; repeatable"),
+    ] = None,
+    tracking_uri: Uri = None,
+    runs: Runs = "artifacts/runs",
+    as_json: Annotated[bool, typer.Option("--json", help="print summary.json, alone, on stdout")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a finished run's file for other runtimes, and judge it there: bytes, accuracy, what differs.
+
+    A recipe's key export does the same at the end of the run.
+
+    \b
+    Example:
+      python -m flows export digits-20261121-083034-e980 --to onnx
+    """
+    with guarded(verbose, quiet):
+        from deepcompression.export import TARGETS
+        from flows import history
+        from flows.runs import finished
+
+        uri = tracking_uri or history.default_uri()
+        for one in to:
+            history.one_of(one, list(TARGETS))
+        done = finished(history.find(run, uri, runs))  # what is wrong with it is told at once, before any server starts
+        watchdog = begin(lambda summary: _tell(summary, as_json))
+        from flows.exports import export_run
+
+        result = export_run(str(done.folder), list(dict.fromkeys(to)), inputs)
+        if code := watchdog.report(result):
+            raise typer.Exit(code)
+
+
+def _tell(summary: dict[str, Any], as_json: bool) -> None:
+    from flows.exports import table
+    from tasks.console import say
+
+    if as_json:
+        print_json(summary)
+    else:
+        say(table(summary))
