@@ -120,12 +120,32 @@ def temporary() -> Iterator[None]:
     from prefect.context import refresh_global_settings_context
 
     server = temporary_prefect()
-    server.start()
-    atexit.register(server.stop)
-    os.environ["PREFECT_API_URL"] = server.health.removesuffix("/health")
-    refresh_global_settings_context()
-    yield
-    _wait(server)
+    with alone_on_fresh(os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL", "")):
+        server.start()
+        atexit.register(server.stop)
+        os.environ["PREFECT_API_URL"] = server.health.removesuffix("/health")
+        refresh_global_settings_context()
+        yield
+        _wait(server)
+
+
+@contextlib.contextmanager
+def alone_on_fresh(url: str) -> Iterator[None]:
+    """While it lasts, no other process is in such a block with a database that is not there yet: servers that make one
+    together die of each other's migration. With one that is there, it only waits until it has been made.
+
+    Args:
+        url: of the database; only SQLite is a file, and only where its folder exists.
+    """
+    from filelock import FileLock
+
+    database = Path(url.partition(":///")[2])
+    with contextlib.ExitStack() as held:
+        if url.startswith("sqlite") and database.parent.is_dir():
+            held.enter_context(FileLock(f"{database}.lock"))
+        if database.exists():
+            held.close()
+        yield
 
 
 def mlflow_server(data: Path, port: int, uri: str | None = None) -> Server:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
-from flows.servers import running_prefect
+from flows.servers import alone_on_fresh, running_prefect
 from tasks.machine.process import whoami
 
 URL = "http://127.0.0.1:4200/api"
@@ -43,3 +44,18 @@ def test_a_note_that_is_none_is_ignored(tmp_path: Path, content: bytes) -> None:
     """Whatever bytes stand there."""
     (tmp_path / "servers.json").write_bytes(content)
     assert running_prefect(tmp_path) is None
+
+
+def test_a_fresh_database_is_made_by_one_server_at_a_time(tmp_path: Path) -> None:
+    """Two runs at once in a new clone would die of each other's migration; one that is there is shared at once."""
+    database = tmp_path / "prefect.db"
+    url, other = f"sqlite+aiosqlite:///{database}", FileLock(f"{database}.lock", timeout=0)
+    with alone_on_fresh(url):
+        with pytest.raises(Timeout):
+            other.acquire()
+        database.touch()
+    with alone_on_fresh(url):
+        other.acquire()
+        other.release()
+    with alone_on_fresh("postgresql+asyncpg://host/prefect"), alone_on_fresh(f"sqlite:///{tmp_path}/none/prefect.db"):
+        pass
