@@ -33,7 +33,7 @@ from deepcompression.training.problem import Problem
 from deepcompression.training.randomness import seed_everything
 
 EDGE_BITS, EPOCHS, RATE = 8, 3, 0.01
-Hits = np.ndarray[Any, np.dtype[np.float64]]
+Hits = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def problem() -> Problem:
@@ -67,7 +67,7 @@ def right(model: nn.Module, device: str) -> Hits:
     model = model.to(device).eval()
     with torch.no_grad():
         found = torch.cat([model(some.to(device)).argmax(1).cpu() for some in images.split(500)])
-    return (found == targets).double().numpy()
+    return (found == targets).numpy()
 
 
 def ours(
@@ -156,13 +156,13 @@ def kept(path: Path, state: dict[str, Tensor], bits: int, way: str, task: Proble
     seconds, hits = time.perf_counter() - started, right(model, device)
     card = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU"
     row = {"accuracy": float(hits.mean()), "seconds": seconds, "device": card, "torch": torch.__version__, **more}
-    path.write_text(json.dumps({**row, "right": np.packbits(hits.astype(bool)).tobytes().hex()}))
-    return {**row, "right": np.packbits(hits.astype(bool)).tobytes().hex()}
+    path.write_text(json.dumps({**row, "right": np.packbits(hits).tobytes().hex()}))
+    return {**row, "right": np.packbits(hits).tobytes().hex()}
 
 
 def unpacked(text: str) -> Hits:
     """Whether each image was recognised, from its bits in hexadecimal digits."""
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:10_000].astype(np.float64)
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:10_000].astype(bool)
 
 
 if __name__ == "__main__":
