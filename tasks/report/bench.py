@@ -133,10 +133,10 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 
 def section_of(folder: Path) -> str:
-    """The section of a run's report; nothing where nothing was measured."""
+    """The section of a run's report; where nothing was measured, how to."""
     result = bench_of(folder)
     if result is None:
-        return ""
+        return str(template("bench.html.j2").render(bench=None, run=folder.name))
     said, layers = list(sentences(result)), layers_of(result["flops"])
     latency = inline_picture("latency", result)
     return str(template("bench.html.j2").render(bench=result, said=said, layers=layers, latency=latency))

@@ -43,12 +43,13 @@ def test_a_section_takes_the_place_of_the_last(tmp_path: Path) -> None:
     assert text.count("<h2") == 1 and "first" not in text and HOSTILE not in text and "&lt;script&gt;" in text
 
 
-def test_no_section_without_a_bench_and_none_in_an_old_report(tmp_path: Path) -> None:
+def test_a_report_says_how_to_measure_and_an_old_one_stays(tmp_path: Path) -> None:
     """A file that cannot be read is as none; a page without the place is left as it is."""
-    assert bench.section_of(tmp_path) == ""
+    told = bench.section_of(tmp_path)
+    assert f"Not measured yet: <code>python -m flows bench {tmp_path.name}</code>" in told and "<table" not in told
     for damage in ("{", "[1]", "3", "{}"):
         (tmp_path / "bench.json").write_text(damage)
-        assert bench.section_of(tmp_path) == ""
+        assert bench.section_of(tmp_path) == told
     page = tmp_path / "report.html"
     page.write_text("old")
     assert not bench.renew(page, tmp_path) and page.read_text() == "old"
