@@ -1,4 +1,4 @@
-"""Between ``.dcz`` files and torch; and two verbs for a training loop of your own, ``hold`` and ``bake``."""
+"""Between ``.dcz`` files and torch; inference from a file's codes; and two verbs for a training loop of your own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from deepcompression.formats.state_dict import encode, load, save
 from deepcompression.network.edits.apply import apply_all, check_values
 from deepcompression.network.edits.undo import whole_or_not
 from deepcompression.network.load import load_state
+from deepcompression.runtime.start import run
 from deepcompression.structure.hold import bake, hold
 
-__all__ = ["bake", "encode", "hold", "load", "load_into", "load_state", "save"]
+__all__ = ["bake", "encode", "hold", "load", "load_into", "load_state", "run", "save"]
 
 
 def load_into(model: nn.Module, path: str | Path) -> nn.Module:

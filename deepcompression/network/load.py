@@ -32,7 +32,30 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> 
         WeightsError: names what is missing, unexpected, of another shape, not dense, of a dtype that does not hold it,
             unlike under two names of one tensor, or left on the meta device, and what to do; the model is as it was.
     """
-    own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
+    own = own_tensors(model)
+    whole = fitting(own, state, where)
+    found = {name: tensor for name, tensor in whole.items() if tensor is not None}
+    check_tensors(own, found, where)
+    _give_memory(model, own, where)
+    model.load_state_dict(found)
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model's state_dict themselves, by name."""
+    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
+
+
+def fitting(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> dict[str, Tensor | None]:
+    """What ``state`` has for each of ``own``; only names and shapes are looked at.
+
+    Args:
+        own: tensors of a model.
+        state: tensors by name, of the meta device too.
+        where: their file, for messages.
+
+    Raises:
+        WeightsError: names what is missing, unexpected, or of another shape, and what to do.
+    """
     whole = {name: _tied(own, name, state) for name in own}
     missing = [name for name, tensor in whole.items() if tensor is None]
     unexpected = [name for name in state if name not in own]
@@ -48,15 +71,23 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> 
             if names
         ]
         raise WeightsError(f"{where}: does not fit the model; {'; '.join(parts)}{_hint(own, unexpected)}")
-    found = {name: tensor for name, tensor in whole.items() if tensor is not None}
+    return whole
+
+
+def check_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+    """Raise WeightsError where ``own`` cannot take the values of ``found``; tell of those that are rounded or unusable.
+
+    Args:
+        own: tensors of a model.
+        found: what they shall hold, of the same shapes.
+        where: their file, for messages.
+    """
     for name, tensor in found.items():
         if not is_dense(tensor):
             raise WeightsError(f"{where}: {name} is {kind_of(tensor)}; only dense ones with values can be loaded")
     _refuse_unlike(own, found, where)
     _refuse_casts(own, found, where)
     _tell_unusable(own, found, where)
-    _give_memory(model, own, where)
-    model.load_state_dict(found)
 
 
 def _tied(own: Mapping[str, Tensor], name: str, state: Mapping[str, Tensor]) -> Tensor | None:
