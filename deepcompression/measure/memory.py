@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PROC = Path("/proc/self")
+REHEARSALS = 2
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,16 @@ class Footprint:
 
 
 def footprint(load: Callable[[], Callable[[], object]], runs: int = 5) -> Footprint:
-    """What loading and running adds to this process; once before it is done for nothing.
+    """What loading and running adds to this process; twice before it is done for nothing.
 
-    What the first time brings into memory for good, a runtime's code and its pools, is so no part of the growth.
+    What the first times bring into memory for good, a runtime's code and its pools, is so no part of the growth.
 
     Args:
         load: returns what runs the model once.
         runs: how often it is run.
     """
-    load()()
+    for _ in range(REHEARSALS):
+        load()()
     _give_back()
     before = resident()
     _forget_peak()

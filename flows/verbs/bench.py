@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.process import guarded, print_json
+from flows.verbs.options import Json, Quiet, Runs, Uri, Verbose
 
 
 def bench(
@@ -29,13 +30,11 @@ def bench(
         list[str] | None,
         typer.Option("--input", help="where samples are mappings: what the model takes, in order; repeatable"),
     ] = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server (else MLFLOW_TRACKING_URI, or artifacts/mlflow.db)")
-    ] = None,
-    runs: Annotated[str, typer.Option(help="the folder that runs lie in")] = "artifacts/runs",
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON, alone, on stdout")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print results and errors only")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show tracebacks")] = False,
+    tracking_uri: Uri = None,
+    runs: Runs = "artifacts/runs",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure a finished run on this machine: latency, throughput, memory, energy and FLOPs, each way beside the dense.
 

@@ -22,11 +22,12 @@ from safetensors.torch import save_file
 from deepcompression.errors import DataError, RecipeError
 from flows import history, process
 from flows.bench import bench as module
-from flows.bench import verb, ways
+from flows.bench import ways
 from flows.bench.bench import Asked, bench
 from flows.bench.fresh import footprint_of
 from flows.bench.show import show
 from flows.runs import Finished, finished
+from flows.verbs import bench as verb
 from tasks.tracking.client import client_of
 
 FIGURES = {"median_ms", "p10_ms", "p99_ms", "iqr_ms", "cpu_ms", "per_second", "to_dense", "calls", "rounds"}
