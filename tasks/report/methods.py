@@ -13,12 +13,17 @@ FEW = 2  # numbers that a cell shows; of more, such as a codebook's, their count
 
 @dataclass(frozen=True)
 class Table:
-    """What one method of a stage says of one kind of things: ``rows`` of numbers and texts, under ``columns``."""
+    """What one method of a stage says of one kind of ``things``: ``rows`` of numbers and texts, under ``columns``."""
 
     stage: str
     method: str
+    things: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
+
+    def of_texts(self, column: int) -> bool:
+        """Whether a column has texts alone, which stand at its left."""
+        return all(isinstance(row[column], str | None) for row in self.rows)
 
 
 def methods_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -44,7 +49,7 @@ def method_tables(stages: Sequence[Mapping[str, Any]]) -> list[Table]:
     ]
 
 
-def _tables(report: Mapping[str, Any]) -> Iterator[tuple[list[str], list[list[Any]]]]:
+def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
     for key, value in report.items():
         rows: Sequence[Any] = value if isinstance(value, list) else []
         if isinstance(value, Mapping):
@@ -53,6 +58,7 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[list[str], list[list[An
         columns = list(dict.fromkeys(name for row in rows for name in row))
         if rows:
             yield (
+                key.replace("_", " "),
                 [name.replace("_", " ") for name in columns],
                 [[_cell(row.get(one)) for one in columns] for row in rows],
             )
@@ -61,7 +67,8 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[list[str], list[list[An
 def _cell(value: Any) -> Any:
     if not isinstance(value, list):
         return value
-    return f"{len(value)} values" if _long(value) else " to ".join(map(number, value))
+    between = ", " if value and isinstance(value[0], str) else " to "
+    return f"{len(value)} values" if _long(value) else between.join(map(number, value))
 
 
 def _short(value: Any) -> Any:

@@ -431,6 +431,8 @@ def test_page_works_in_a_browser(finished: dict[str, Any]) -> None:
         _check_sorting(page)
         page.set_viewport_size({"width": 390, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        if (figure := page.query_selector("#losses-table tbody td:nth-child(3)")) and (box := figure.bounding_box()):
+            assert box["x"] + box["width"] <= 390  # beside the op, without scrolling the table
         browser.close()
     assert troubles == []
 

@@ -109,8 +109,9 @@ def test_each_method_reports_for_itself(run: Run) -> None:
     assert [one["name"] for one in told["share-2"]["layers"]] == ["3.weight"]
     assert "centroids" not in told["share"]["layers"][0]  # thousands of numbers, of many bits
     tables = method_tables([{"stage": "t", "methods": entry["report"]["methods"]}])
-    assert [(one.method, one.columns[0], len(one.rows)) for one in tables] == [
-        ("prune", "name", 2), ("share", "name", 1), ("share-2", "name", 1), ("dropout", "dropout", 1),
+    assert [(one.method, one.things, one.columns[0], len(one.rows)) for one in tables] == [
+        ("prune", "layers", "name", 2), ("share", "layers", "name", 1), ("share-2", "layers", "name", 1),
+        ("dropout", "dropout", "dropout", 1),
     ]  # fmt: skip
     assert dict(zip(tables[1].columns, tables[1].rows[0], strict=True))["centroids"] in ("3 values", "4 values")
     assert {"prune/density", "share/bits", "share-2/bits"} <= set(entry["history"][-1])
