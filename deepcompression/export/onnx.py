@@ -1,7 +1,8 @@
 """A plain ``.onnx`` that stays small: pruned and shared weights lie in it as small integers.
 
-The exporter's own rewriting is left out: it would multiply a BatchNorm into the convolution before it, after which no
-two channels share values. Runtimes do that themselves when they load the file.
+Where the model rounds values to integers the file says so, and runtimes compute with integers (``onnx_integers``). The
+exporter's own rewriting is left out: it would multiply a BatchNorm into the convolution before it, after which no two
+channels share values. Runtimes do that themselves when they load the file.
 """
 
 from __future__ import annotations
@@ -12,19 +13,24 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from deepcompression._atomic import written
 from deepcompression.errors import ExportError, InvariantError, in_one_line
-from deepcompression.export.exported import Array, Exported, Held
-from deepcompression.network.edits.quantize_values import quantizers
+from deepcompression.export.exported import Exported, Held
+from deepcompression.export.onnx_run import OnnxSession
+from deepcompression.export.onnx_sites import marked, rounds
+from deepcompression.network.edits.quantize_values import OnGrid, quantizers
 from deepcompression.network.trace import resting
 
+if TYPE_CHECKING:
+    from deepcompression.export.onnx_agreement import Agreement
+
 FILE = "model.onnx"
-CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold"})
+CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold", "quantize_values"})
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 21  # the first one with integers of 4 bits
 ROUNDING = 1e-4  # of the largest output; sums in another order differ by about a hundredth of it
@@ -56,31 +62,15 @@ def export(model: nn.Module, sample: Sequence[Tensor], path: Path) -> Exported:
     traced = _traced(model, sample)
     with in_one_line("export onnx: PyTorch's exporter does not take the model", ExportError):
         graph, float_bytes = _translated(traced)
-        content, tensors = _compressed(graph)
-    difference = _difference(model, sample, content)
+    if rounds(model):
+        content, tensors, agreement = _on_integers(model, sample, graph)
+        difference, notes = agreement.largest, agreement.notes
+    else:
+        content, tensors = _compressed(_bare(_proto(graph)))
+        difference, notes = _difference(model, sample, content), ()
     with written(path, parents=True) as file:
         file.write(content)
-    return Exported(len(content), float_bytes, difference, tensors)
-
-
-class OnnxSession:
-    """A file in onnxruntime, on the CPU."""
-
-    fixed_batch: int | None = None
-
-    def __init__(self, content: bytes | str, threads: int) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        self.names = [one.name for one in self.session.get_inputs()]
-
-    def __call__(self, inputs: Sequence[Array]) -> list[Array]:
-        """See ``Session``."""
-        found: list[Array] = self.session.run(None, dict(zip(self.names, inputs, strict=True)))
-        return found
+    return Exported(len(content), float_bytes, difference, tensors, notes, integers=rounds(model))
 
 
 def load(path: Path, threads: int) -> OnnxSession:
@@ -112,19 +102,25 @@ def _several(sample: Sequence[Tensor]) -> list[Tensor]:
 def _traced(model: nn.Module, sample: Sequence[Tensor]) -> torch.export.ExportedProgram:
     for name, module in model.named_modules():
         for one in quantizers(module):
-            raise ExportError(
-                f"export onnx: {one.site} has quantized values, which this target does not write yet (module {name}, "
-                f"edit {one.kind}); export the model before they are quantized"
-            )
+            if not isinstance(one, OnGrid):
+                raise ExportError(
+                    f"export onnx: {one.site} has values that this target does not write (module {name}, edit "
+                    f"{one.kind}); export the model without that edit"
+                )
     batch = torch.export.Dim("batch")
     shapes = tuple({0: batch} if one.ndim else None for one in sample)
-    with resting(model), _silent(), in_one_line("export onnx: torch.export does not take the model", ExportError):
+    doing = in_one_line("export onnx: torch.export does not take the model", ExportError)
+    with resting(model), marked(model), _silent(), doing:
         return torch.export.export(model, tuple(_several(sample)), dynamic_shapes=shapes)
 
 
 def _translated(traced: torch.export.ExportedProgram) -> tuple[Any, int]:
-    """The graph with the model's own tensors, and the bytes of the file that PyTorch would write."""
+    """The graph with the model's own tensors and its marks, and the bytes of the file that PyTorch would write of the
+    float model.
+    """
     from onnxscript import optimizer
+
+    from deepcompression.export.onnx_graph import without_marks
 
     with _silent():
         program: Any = torch.onnx.export(
@@ -132,9 +128,42 @@ def _translated(traced: torch.export.ExportedProgram) -> tuple[Any, int]:
         )
         optimizer.fold_constants(program.model)
         optimizer.remove_unused_nodes(program.model)
-        graph = _bare(program.model_proto)
+        graph = program.model.clone()
+        without_marks(program.model)
         program.optimize()
         return graph, _bare(program.model_proto).ByteSize()
+
+
+def _proto(graph: Any) -> Any:
+    import onnx_ir
+
+    return onnx_ir.to_proto(graph)
+
+
+def _on_integers(model: nn.Module, sample: Sequence[Tensor], graph: Any) -> tuple[bytes, list[Held], Agreement]:
+    """The file, and how it agrees with the model."""
+    from deepcompression.export import onnx_agreement, onnx_integers, onnx_run
+
+    threads, arrays = torch.get_num_threads(), [one.numpy() for one in sample]
+    reference = _bare(_proto(onnx_integers.marks_as_they_are(graph)))
+    placed_graph, placed = onnx_integers.place(graph, lambda names: onnx_run.ranges(reference, names, arrays, threads))
+    content, tensors = _compressed(_bare(_proto(placed_graph)))
+    parts = _parts(sample)
+    wanted = [[one.numpy() for one in _outputs(model, part)] for part in parts]
+    inputs = [[one.numpy() for one in part] for part in parts]
+    return content, tensors, onnx_agreement.agreement(content, reference, placed, wanted, inputs, threads)
+
+
+def _parts(sample: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    """The sample, and its first element alone."""
+    return [sample, [one[:1] if one.ndim else one for one in sample]]
+
+
+def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    from torch.utils import _pytree
+
+    with resting(model), torch.no_grad():
+        return [one for one in _pytree.tree_leaves(model(*inputs)) if isinstance(one, Tensor)]
 
 
 def _bare(model: Any) -> Any:
@@ -175,10 +204,8 @@ def _check_bits(model: Any, changed: Sequence[tuple[Any, Any]]) -> None:
 def _difference(model: nn.Module, sample: Sequence[Tensor], content: bytes) -> float:
     """The largest difference of an output, over the sample and over its first element alone."""
     session, largest = _session(content), 0.0
-    for inputs in (sample, [one[:1] if one.ndim else one for one in sample]):
-        with resting(model), torch.no_grad():
-            wanted = _tensors(model(*inputs))
-        for output, array in zip(wanted, session([one.numpy() for one in inputs]), strict=True):
+    for inputs in _parts(sample):
+        for output, array in zip(_outputs(model, inputs), session([one.numpy() for one in inputs]), strict=True):
             largest = max(largest, _apart(output, torch.from_numpy(array)))
     return largest
 
@@ -195,12 +222,6 @@ def _apart(wanted: Tensor, got: Tensor) -> float:
             f"make {allowed:.3g}; nothing was written"
         )
     return difference
-
-
-def _tensors(outputs: object) -> list[Tensor]:
-    from torch.utils import _pytree
-
-    return [one for one in _pytree.tree_leaves(outputs) if isinstance(one, Tensor)]
 
 
 def _session(content: bytes) -> OnnxSession:

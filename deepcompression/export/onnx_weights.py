@@ -17,7 +17,14 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 LEAST_BYTES = 256  # the nodes of any form but the dense one take more
 MOST_VALUES = 1 << 16  # of a table
-FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+HELD = (
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+    TensorProto.BFLOAT16,
+    TensorProto.DOUBLE,
+    TensorProto.INT8,
+    TensorProto.UINT8,
+)
 Array = NDArray[Any]
 
 
@@ -71,7 +78,7 @@ def smallest(tensor: TensorProto) -> Form:
 
 def worth_a_look(tensor: TensorProto) -> bool:
     """Whether a tensor may become smaller at all."""
-    return tensor.data_type in FLOATING and tensor.ByteSize() > LEAST_BYTES
+    return tensor.data_type in HELD and tensor.ByteSize() > LEAST_BYTES
 
 
 def _forms(tensor: TensorProto) -> Iterator[Form]:

@@ -35,7 +35,7 @@ def _stage(**keys: Any) -> tuple[str, Stage]:
     return keys["stage"], settings_of(keys["stage"]).model_validate(keys)
 
 
-WEIGHTS, ACTIVATIONS = {"weights": {"bits": 4}}, {"activations": {"bits": 8}}
+WEIGHTS, SIGNS = {"weights": {"bits": 4}}, {"activations": {"kind": "sign"}}
 
 
 def test_edits_that_a_target_does_not_write_are_refused_by_the_keys_that_ask_for_them(
@@ -45,13 +45,13 @@ def test_edits_that_a_target_does_not_write_are_refused_by_the_keys_that_ask_for
     first = ("train", baseline.Settings(train=Training()))
     filters = _stage(stage="prune", granularity="filter", criterion="l1", density=0.5, remove=True)
     _checked(target, first, filters, _stage(stage="train", methods=[{"quantize": WEIGHTS}]), _stage(stage="slim"))
-    rounded = _stage(stage="train", methods=[{"prune": {"density": 0.5}}, {"quantize": {**WEIGHTS, **ACTIVATIONS}}])
-    with pytest.raises(ExportError, match=rf"^export {target}: stage train: quantize.activations makes the edit quan"):
-        _checked(target, first, filters, rounded)
-    site = {"sites": [":input[0]"], "range": "dynamic", "bits": 8, "scheme": "symmetric"}
-    files.save({"weight": torch.ones(2, 2)}, tmp_path / "a.dcz", edits=[{"kind": "quantize_values", **site}])
+    signs = _stage(stage="train", methods=[{"prune": {"density": 0.5}}, {"binarize": SIGNS}])
+    with pytest.raises(ExportError, match=rf"^export {target}: stage train: binarize.activations makes the edit bin"):
+        _checked(target, first, filters, signs)
+    site = {"sites": [":input[0]"], "values": "signs", "shape": []}
+    files.save({"weight": torch.ones(2, 2)}, tmp_path / "a.dcz", edits=[{"kind": "binary", **site}])
     begun = baseline.Settings.model_validate({"weights": {"path": str(tmp_path / "a.dcz")}})
-    with pytest.raises(ExportError, match=r"stage train: model.weights makes the edit quantize_values"):
+    with pytest.raises(ExportError, match=r"stage train: model.weights makes the edit binary"):
         _checked(target, ("train", begun))
 
 

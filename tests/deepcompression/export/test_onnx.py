@@ -79,12 +79,11 @@ def test_a_file_that_gives_other_weights_is_not_written(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_stops_an_export_is_told_in_one_line(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values that are quantized, a batch that is fixed, and packages that are missing: by check, before training."""
+    """Values that are signs, a batch that is fixed, and packages that are missing: by check, before training."""
     module = target_of(target)
     net = nn.Sequential(nn.Linear(4, 4))
-    site = {"sites": ["0:input[0]"], "range": "dynamic", "bits": 8, "scheme": "symmetric"}
-    apply(net, {"kind": "quantize_values", **site})
-    with pytest.raises(ExportError, match=r"^export onnx: 0:input\[0\] has quantized values"):
+    apply(net, {"kind": "binary", "sites": ["0:input[0]"], "values": "signs", "shape": []})
+    with pytest.raises(ExportError, match=r"^export onnx: 0:input\[0\] has values that this target does not write"):
         module.check(net, [torch.rand(2, 4)])
     with pytest.raises(ExportError, match=r"^export onnx: torch\.export does not take the model") as refused:
         module.check(nn.Sequential(nn.Unflatten(0, (2, 2))), [torch.rand(4, 4)])

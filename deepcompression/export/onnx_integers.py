@@ -1,0 +1,294 @@
+"""Where a graph is on integers, so that runtimes multiply integers: QuantizeLinear and DequantizeLinear.
+
+Runtimes put an integer kernel in the place of a convolution whose input and weight are dequantized, whose bias is
+int32, and whose output is quantized at once, ReLU aside. A model knows the grids of its layers' inputs. What lies
+between (both inputs of a sum, what is averaged) needs grids too: of 8 bits, by the ranges that samples have there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deepcompression.export import onnx_rounded as rounded
+from deepcompression.export.onnx_graph import Graph, is_mark, static_mark
+from deepcompression.export.onnx_layers import Integers, Layer, layers_of, normed, refined, with_bias
+from deepcompression.export.onnx_sites import Grid, grid_of
+
+PASSING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")  # keep what is on a grid
+Ranges = Mapping[str, tuple[float, float]]
+Observe = Callable[[Sequence[str]], Ranges]
+
+
+class Stands(NamedTuple):
+    """A rounded value's name in the new graph, and the value's as the model has it."""
+
+    rounded: str
+    value: str
+
+
+@dataclass
+class Placed:
+    """What was done: layers on integers, why others are not, those behind which a range was looked up; and what stands
+    for the value that a layer gives."""
+
+    integers: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+    observed: list[str] = field(default_factory=list)
+    stands: dict[str, Stands] = field(default_factory=dict)
+
+
+def marks_as_they_are(model: Any) -> Any:
+    """The model with each mark rounding where it is, and all else float: what PyTorch computes."""
+    graph = Graph(model.clone())
+    rounded.expand(graph)
+    return graph.finish()
+
+
+def place(model: Any, observe: Observe) -> tuple[Any, Placed]:
+    """The model on integers, in place.
+
+    Args:
+        model: of ``onnx_ir``, with marks.
+        observe: gives the least and the greatest of values, by name.
+    """
+    graph, placed = Graph(model), Placed()
+    _merge(graph)
+    _mark_inputs(graph)
+    layers, placed.left = layers_of(graph)
+    _share_sums(graph, layers)
+    _hoist(graph)
+    static = [one for one in layers if one.grid.static]
+    _mark_outputs(graph, static, observe, placed)
+    for layer in static:
+        _put(graph, layer, placed)
+    for layer in layers:
+        if not layer.grid.static:
+            _put_dynamic(graph, layer)
+            placed.integers.append(layer.name)
+    _keep_float(graph, placed)
+    rounded.absorb(graph)
+    rounded.expand(graph)
+    return graph.finish(), placed
+
+
+def _keep_float(graph: Graph, placed: Placed) -> None:
+    """Where onnxruntime sees DequantizeLinear before a layer it takes a float weight for one to be rounded to int8."""
+    for node in graph.nodes("Conv", "Gemm", "MatMul"):
+        mark = node.inputs[0].producer()
+        if node.name in placed.left and is_mark(mark) and grid_of(mark).static:
+            plain = graph.mark(mark.inputs[0], grid_of(mark), str(node.name))
+            plain.producer().meta[rounded.PLAIN] = True
+            node.replace_input_with(0, plain)
+            if not mark.outputs[0].uses() and not mark.outputs[0].is_graph_output():
+                graph.drop(mark)
+
+
+def _merge(graph: Graph) -> None:
+    """One mark where a value has several that say the same."""
+    first: dict[Any, Any] = {}
+    for node in graph.marks():
+        key = id(node.inputs[0]), grid_of(node)
+        if key in first:
+            graph.replace(node.outputs[0], first[key])
+            graph.drop(node)
+        else:
+            first[key] = node.outputs[0]
+
+
+def _share_sums(graph: Graph, layers: Sequence[Layer]) -> None:
+    """A sum takes what layers on integers beside it take: the rounded value."""
+    for layer in layers:
+        mark = layer.node.inputs[0].producer()
+        if static_mark(mark) and grid_of(mark).bits == 8 and not mark.inputs[0].is_graph_input():
+            sums = [one for one in graph.users(mark.inputs[0]) if _is_sum(graph, one)]
+            graph.replace(mark.inputs[0], mark.outputs[0], sums)
+
+
+def _hoist(graph: Graph) -> None:
+    """A mark behind a pool or a reshape is before it too."""
+    for node in graph.marks():
+        before, top = node.inputs[0].producer(), None
+        while _passes(before) and all(_same(user, node) for user in graph.users(before.outputs[0])):
+            if before.outputs[0].is_graph_output():
+                break
+            top, node, before = before, before, before.inputs[0].producer()
+        if top is not None and before is not None:
+            grid = grid_of(_first_mark(graph, top))
+            if grid.static:
+                top.replace_input_with(0, graph.mark(top.inputs[0], grid, top.inputs[0].name))
+    _merge(graph)
+
+
+def _is_sum(graph: Graph, node: Any) -> bool:
+    return node.domain == "" and node.op_type == "Add" and all(graph.constant(one) is None for one in node.inputs)
+
+
+def _passes(node: Any) -> bool:
+    return node is not None and node.domain == "" and node.op_type in PASSING
+
+
+def _same(user: Any, node: Any) -> bool:
+    return user is node or (is_mark(user) and is_mark(node) and grid_of(user) == grid_of(node))
+
+
+def _first_mark(graph: Graph, node: Any) -> Any:
+    """The mark behind nodes that pass a value on."""
+    while not is_mark(node):
+        node = graph.users(node.outputs[0])[0]
+    return node
+
+
+def _mark_inputs(graph: Graph) -> None:
+    """A layer behind a reshape of a rounded value has the mark at once before it."""
+    for node in graph.nodes("Conv", "Gemm", "MatMul"):
+        before = node.inputs[0].producer()
+        while _passes(before):
+            before = before.inputs[0].producer()
+        if is_mark(before) and before.outputs[0] is not node.inputs[0] and grid_of(before).static:
+            site = str(before.attributes["site"].value)
+            node.replace_input_with(0, graph.mark(node.inputs[0], grid_of(before), site))
+
+
+def _mark_outputs(graph: Graph, layers: Sequence[Layer], observe: Observe, placed: Placed) -> None:
+    """What a convolution gives is on a grid at once behind ReLU: the model's own, or one that is looked up."""
+    waiting = []
+    for layer in list(layers):
+        value = layer.end
+        marks = [user for user in graph.users(value) if static_mark(user)]
+        others = [user for user in graph.users(value) if not static_mark(user)]
+        wide = [one for one in marks if grid_of(one).bits == 8]
+        if any(is_mark(user) and grid_of(user).bits > 8 for user in others):
+            placed.left[layer.name] = "what it gives is rounded to more than 8 bits"
+        elif layer.node.op_type != "Conv":
+            continue
+        elif value.is_graph_output():
+            placed.left[layer.name] = "what it gives is an output of the model, which stays float"
+        elif len(marks) != 1 or others:
+            if wide:
+                _take(graph, value, max(wide, key=lambda one: grid_of(one).scale))
+            else:
+                waiting.append(layer)
+    ranges = observe([layer.end.name for layer in waiting]) if waiting else {}
+    for value in [layer.end for layer in waiting]:
+        users = graph.users(value)
+        marked = graph.mark(value, _grid(*ranges[value.name]), value.name)
+        graph.replace(value, marked, users)
+    for layer in layers:
+        for user in graph.users(layer.end):
+            if static_mark(user):
+                placed.stands[layer.name] = Stands(user.outputs[0].name, layer.end.name)
+    placed.observed = [layer.name for layer in waiting]
+
+
+def _take(graph: Graph, value: Any, mark: Any) -> None:
+    """All that take a value take it rounded."""
+    graph.replace(value, mark.outputs[0], [user for user in graph.users(value) if user is not mark])
+
+
+def _grid(least: float, most: float) -> Grid:
+    """The smallest grid of 8 bits that holds a range, and 0."""
+    least, most = min(least, 0.0), max(most, 0.0)
+    scale = float(np.float32((most - least) / 255)) or 1.0
+    return Grid("static", 0, 255, scale, int(np.clip(np.rint(-least / scale), 0, 255)))
+
+
+def _put(graph: Graph, layer: Layer, placed: Placed) -> None:
+    """Weights and bias as integers that are dequantized; the layer stays as it is where that cannot be."""
+    if layer.name in placed.left:
+        return
+    made = normed(graph, layer)
+    why = made if isinstance(made, str) else _put_integers(graph, made)
+    if why:
+        placed.left[layer.name] = why
+    else:
+        placed.integers.append(layer.name)
+
+
+def _put_integers(graph: Graph, layer: Layer) -> str:
+    step = layer.grid.scale
+    found = with_bias(refined(layer.integers), layer.bias, step) or with_bias(layer.integers, layer.bias, step)
+    if found is None:
+        return "its bias is too large for integers in the scale of its weights"
+    integers, bias = found
+    layer.node.replace_input_with(1, _dequantized(graph, integers, layer.name))
+    layer.node.resize_inputs(2 if bias is None else 3)
+    if bias is not None:
+        scales = (np.float32(step) * integers.scales.astype(np.float32)).astype(np.float32)
+        inputs = [
+            graph.store(bias, f"{layer.name}.bias"),
+            graph.store(scales, f"{layer.name}.bias:scale"),
+            graph.store(np.zeros(len(bias), np.int32), "zero"),
+        ]
+        layer.node.replace_input_with(
+            2, graph.add("DequantizeLinear", inputs, f"{layer.name}.bias:dq", attributes={"axis": 0})
+        )
+    return ""
+
+
+def _dequantized(graph: Graph, integers: Integers, name: str) -> Any:
+    """A zero point is there although it is 0: without one onnxruntime multiplies floats."""
+    codes, scales, zeros = _stored(graph, integers, name)
+    attributes = {"axis": integers.axis}
+    return graph.add("DequantizeLinear", [codes, scales, zeros], f"{name}.weight:dq", attributes=attributes)
+
+
+def _stored(graph: Graph, integers: Integers, name: str) -> tuple[Any, Any, Any]:
+    kind = np.uint8 if integers.zero else np.int8
+    codes = graph.store((integers.codes + integers.zero).astype(kind), f"{name}.weight")
+    scales = graph.store(integers.scales.astype(np.float32), f"{name}.weight:scale")
+    return codes, scales, graph.store(np.full(len(integers.scales), integers.zero, kind), "zero")
+
+
+def _put_dynamic(graph: Graph, layer: Layer) -> None:
+    """Input integers by the call's own range times weight integers; scales and the zero point's share come after."""
+    node, mark, name = layer.node, layer.node.inputs[0].producer(), layer.name
+    integers = layer.integers
+    if integers.axis == 0:  # of a Gemm; MatMulInteger takes (inputs, outputs)
+        integers = integers._replace(codes=np.ascontiguousarray(integers.codes.T), axis=1)
+    weight, scales, _ = _stored(graph, integers, name)
+    offset = [graph.store(np.uint8(integers.zero), "zero")] if integers.zero else []
+    if rounded.whole_range(layer.grid):
+        codes, scale, zero = _once(graph, mark, lambda: rounded.by_runtime(graph, mark.inputs[0], name))
+        total = graph.add("Cast", [_product(graph, codes, weight, zero, offset, name)], name, attributes={"to": 1})
+    else:
+        total, scale = _by_range(graph, layer, integers, mark, (weight, offset))
+    if layer.grid.range == "dynamic":
+        out = graph.add("Mul", [total, graph.add("Mul", [scale, scales], f"{name}:scale")], name)
+    else:  # not that product of scales, in which onnxruntime takes the input's for one number
+        out = graph.add("Mul", [graph.add("Mul", [total, scales], name), scale], name)
+    if layer.bias is not None and np.any(layer.bias):
+        out = graph.add("Add", [out, graph.store(layer.bias, f"{name}.bias")], name)
+    graph.replace(node.outputs[0], out)
+    graph.drop(node)
+    if not mark.outputs[0].uses() and not mark.outputs[0].is_graph_output():
+        graph.drop(mark)
+
+
+def _by_range(graph: Graph, layer: Layer, integers: Integers, mark: Any, held: tuple[Any, list[Any]]) -> Any:
+    grid, name = layer.grid, layer.name
+    moving = _once(graph, mark, lambda: rounded.by_range(graph, mark.inputs[0], grid, name))
+    shift = graph.store(np.float32(-grid.low), "number")
+    whole = graph.add("Add", [moving.integers, shift], name) if grid.low else moving.integers
+    codes = graph.add("Cast", [whole], f"{name}:codes", attributes={"to": 2})
+    zero = graph.store(np.uint8(-grid.low), "zero")
+    weight, offset = held
+    total = graph.add("Cast", [_product(graph, codes, weight, zero, offset, name)], name, attributes={"to": 1})
+    if moving.zero is not None:
+        sums = graph.store(integers.codes.sum(0).astype(np.float32), f"{name}:sums")
+        total = graph.add("Sub", [total, graph.add("Mul", [moving.zero, sums], name)], name)
+    return total, moving.scale
+
+
+def _once(graph: Graph, mark: Any, make: Callable[[], Any]) -> Any:
+    """What several layers take from one mark is computed once."""
+    if "moving" not in mark.meta:
+        mark.meta["moving"] = make()
+    return mark.meta["moving"]
+
+
+def _product(graph: Graph, codes: Any, weight: Any, zero: Any, offset: list[Any], name: str) -> Any:
+    return graph.add("MatMulInteger", [codes, weight, zero, *offset], f"{name}:product")

@@ -1,0 +1,82 @@
+"""A graph in onnxruntime: what it gives, what range its values have, and which layers it multiplies as floats."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepcompression.export.exported import Array
+
+FLOATS = (
+    *("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"),
+    *("MatMulNBits", "LSTM", "GRU", "RNN"),
+)
+
+
+class OnnxSession:
+    """A file in onnxruntime, on the CPU.
+
+    Args:
+        content: the file, or its path.
+        threads: of an op.
+        outputs: by name; all without.
+        options: further attributes of onnxruntime's ``SessionOptions``.
+    """
+
+    fixed_batch: int | None = None
+
+    def __init__(
+        self, content: bytes | str, threads: int, outputs: Sequence[str] | None = None, **options: Any
+    ) -> None:
+        import onnxruntime
+
+        given = onnxruntime.SessionOptions()
+        for name, value in {"log_severity_level": 3, "intra_op_num_threads": threads, **options}.items():
+            setattr(given, name, value)
+        self.session = onnxruntime.InferenceSession(content, given, providers=["CPUExecutionProvider"])
+        self.names = [one.name for one in self.session.get_inputs()]
+        self.outputs = None if outputs is None else list(outputs)
+
+    def __call__(self, inputs: Sequence[Array]) -> list[Array]:
+        """See ``Session``."""
+        found: list[Array] = self.session.run(self.outputs, dict(zip(self.names, inputs, strict=True)))
+        return found
+
+
+def values(model: Any, names: Sequence[str], threads: int) -> OnnxSession:
+    """A session that gives values from within a model (a ``ModelProto``, not changed)."""
+    import onnx
+
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    given = {one.name for one in watched.graph.output}
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in given)
+    return OnnxSession(watched.SerializeToString(), threads, names)
+
+
+def ranges(
+    model: Any, names: Sequence[str], sample: Sequence[Array], threads: int
+) -> Mapping[str, tuple[float, float]]:
+    """The least and the greatest of values on a sample, one element at a time, so that memory is that of one."""
+    session = values(model, names, threads)
+    found = dict.fromkeys(names, (np.inf, -np.inf))
+    for at in range(max((len(one) for one in sample if one.ndim), default=1)):
+        for name, value in zip(names, session([one[at : at + 1] if one.ndim else one for one in sample]), strict=True):
+            least, most = found[name]
+            found[name] = min(least, float(value.min())), max(most, float(value.max()))
+    return found
+
+
+def multiplied_as_floats(content: bytes, threads: int) -> list[str]:
+    """The names of the layers for which onnxruntime, on this machine, takes a kernel of floats."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "loaded.onnx"
+        OnnxSession(content, threads, optimized_model_filepath=str(path))
+        graph = onnx.load(path, load_external_data=False).graph
+    return [node.name for node in graph.node if node.op_type in FLOATS]
