@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,37 @@ def written(path: str | os.PathLike[str], *, parents: bool = False) -> Iterator[
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_written(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder that is filled beside ``path`` and renamed to it when the block ends without an error.
+
+    Args:
+        path: of the folder; missing ones above it are made. A folder that is there stays until the new one is whole.
+
+    Raises:
+        StorageError: disk full, no permission, ``path`` is a file; the message names it.
+    """
+    target = Path(path)
+    part = target.parent / f".{target.name[:40]}.{os.urandom(8).hex()}.part"
+    old = part.with_suffix(".old")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        part.mkdir()
+        yield part
+        if target.exists():
+            target.replace(old)
+        part.replace(target)
+    except OSError as error:
+        if old.exists() and not target.exists():
+            old.replace(target)
+        raise storage_error(target, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _refuse_devices(target: Path) -> None:

@@ -85,7 +85,8 @@ def export(
     numbers = {"bytes": made.bytes, "float_bytes": made.float_bytes, "max_difference": made.max_difference}
     metrics = {**numbers, **{name: judged[name] for name in ("metric", "correct") if judged.get(name) is not None}}
     run.tracker.metrics({f"export/{target}/{name}": value for name, value in metrics.items()})
-    run.tracker.artifact(file, "exports")
+    for one in [file] if file.is_file() else sorted(part for part in file.rglob("*") if part.is_file()):
+        run.tracker.artifact(one, one.parent.relative_to(run.folder).as_posix())
     say(f"{target}: {made.bytes:,} bytes (float {made.float_bytes:,}), {_told(judged, final)}")
     _check_equal(target, judged, final, made.integers)
     notes = [*made.notes, *([judged.pop("note")] if "note" in judged else [])]

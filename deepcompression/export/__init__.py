@@ -12,6 +12,7 @@ from typing import Any
 
 TARGETS: dict[str, str] = {
     "onnx": "deepcompression.export.onnx",
+    "c": "deepcompression.export.c",
 }
 
 

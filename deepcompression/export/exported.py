@@ -40,9 +40,10 @@ class Exported:
     """A file, and what was measured of it.
 
     Args:
-        bytes: of the file, or of all in the folder.
-        float_bytes: of the file that PyTorch's own exporter makes of the same model.
-        max_difference: the largest difference of an output in the target's runtime to PyTorch's.
+        bytes: of the file, or of all in the folder; of sources, of the data that go to the machine.
+        float_bytes: of the file that PyTorch's own exporter makes of the same model; of sources, of its parameters.
+        max_difference: the largest difference of an output in the target's runtime to PyTorch's; NaN where that is not
+            on this machine.
         tensors: those of the model's tensors that are large enough to be looked at.
         notes: what a user should know: which ops stayed float and why, what was left out.
         integers: whether it computes with integers, so that outputs differ by more than float rounding.
