@@ -6,7 +6,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,12 +100,20 @@ def _decoded(done: Finished, threads: int, inputs: Inputs) -> Ready:
 
 
 def _codes(done: Finished, threads: int, inputs: Inputs) -> Ready:
-    from deepcompression import torch as files
+    from deepcompression.torch import run
 
-    run: Any = getattr(files, "run", None)
-    if run is None:
-        raise NotImplementedError("this release does not run from the compressed form yet")
-    return _module(run(done.run.blank_model(), done.file).eval(), done.file.stat().st_size)
+    model = run(done.run.blank_model(), done.file, [one[:1] for one in inputs], threads=threads)
+    coded = [one for one in model.layers if one.from_codes]
+    dense = [one.name for one in model.layers if not one.from_codes]
+    note = f"{len(coded)} of {len(model.layers)} layers from codes{f'; dense: {_some(dense)}' if dense else ''}"
+    ready = _module(model, done.file.stat().st_size, note)
+    return replace(ready, weights=(ready.weights or 0) + sum(one.bytes for one in coded))
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _compiled(done: Finished, threads: int, inputs: Inputs) -> Ready:
