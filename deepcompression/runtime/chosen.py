@@ -137,6 +137,8 @@ class Chooser:
         if took is None:
             return self._make_dense(name, "there was no sample to measure it with")
         best = min(range(1, len(took)), key=lambda place: took[place])
+        if self.forms[name][best - 1].nbytes >= one.nbytes:
+            return self._make_dense(name, "its codes take no fewer bytes")
         if took[best] > took[0]:
             return self._make_dense(name, "dense is faster")
         one.why = "faster"

@@ -12,7 +12,7 @@ Floats = NDArray[np.float32]
 MOST_CODES = 256
 BITS = 16
 NEAR = 256  # columns of a block of a convolution, so that the inputs of a block stay in the nearest cache
-BEHIND = 64  # entries that may be read behind the last
+BEHIND = 16  # entries that may be read behind the last
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,13 @@ class Convolution:
         ]
         return spans[0], spans[1]
 
+    def checked(self, size: Sequence[int]) -> tuple[int, int]:
+        """As ``outputs``; InputError where nothing is left of such images."""
+        tall, broad = self.outputs(size)
+        if min(tall, broad) < 1:
+            raise InputError(f"images of {size[0]} x {size[1]} are too small for it")
+        return tall, broad
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -62,9 +69,7 @@ def geometry(layer: Convolution, batch: int, size: tuple[int, int]) -> Geometry:
     Raises:
         InputError: nothing is left of them.
     """
-    if min(layer.outputs(size)) < 1:
-        raise InputError(f"images of {size[0]} x {size[1]} are too small for it")
-    (down, right), (tall, broad) = layer.stride, layer.outputs(size)
+    (down, right), (tall, broad) = layer.stride, layer.checked(size)
     whole = [one + above + below for one, above, below in zip(size, layer.before, layer.after, strict=True)]
     height, width = -(-whole[0] // down), -(-whole[1] // right)
     row = (tall - 1) * width + broad

@@ -102,7 +102,7 @@ def _loaded(layer: nn.Module, ways: Sequence[Way] | str, asked: str) -> Loaded:
 def _ways(layer: nn.Module, weight: Tensor, own: Mapping[str, Tensor], name: str, where: str) -> Sequence[Way] | str:
     check_tensors({name: own[name]}, {name: weight}, where)
     matrix = np.ascontiguousarray(weight.to(torch.float32).numpy().reshape(len(weight), -1))
-    return ways_of(matrix, convolution_of(layer) is not None)
+    return ways_of(matrix, convolution_of(layer))
 
 
 def _check_devices(own: Mapping[str, Tensor], where: str) -> None:

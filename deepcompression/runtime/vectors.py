@@ -17,6 +17,7 @@ _codegen: Any = cpu_target.target_context.codegen()
 WIDE = "+avx512f" in _codegen.magic_tuple()[2]  # 16 floats at once, and a gather of as many
 LANES = 16 if WIDE else 8
 F32, BIT, I8, I16, I32, I64 = ir.FloatType(), *(ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+BITS_OF_LANES = ir.IntType(LANES)
 
 made: Any = intrinsic  # typed for callers that pass the typing context themselves
 for_range: Any = cgutils.for_range
@@ -29,6 +30,11 @@ _pointer_to: Any = types.CPointer
 def signature(returned: Any, arguments: int) -> Any:
     """Of a function of so many 64-bit integers: addresses and counts."""
     return returned(*[types.int64] * arguments)
+
+
+def vector(kind: Any, places: int) -> Any:
+    """A vector of a kind."""
+    return ir.VectorType(kind, places)
 
 
 def many(kind: Any) -> Any:
@@ -160,5 +166,6 @@ def _at(kind: Any, of: Any) -> Any:
     return made(typed)
 
 
-halves_at: Any = _at(I16, _pointer_to(types.uint16))  # what ``carray`` takes, of an address
+bytes_at: Any = _at(I8, _pointer_to(types.uint8))  # what ``carray`` takes, of an address
+halves_at: Any = _at(I16, _pointer_to(types.uint16))
 floats_at: Any = _at(F32, _pointer_to(types.float32))

@@ -35,12 +35,12 @@ def compressed(layer: Any, density: float, values: int | None, seed: int) -> Any
     return layer
 
 
-def outputs(layer: Any, value: Tensor, threads: int = 1) -> Tensor:
-    """Of the layer run from the codes of its file."""
+def outputs(layer: Any, value: Tensor, form: str = "", threads: int = 1) -> Tensor:
+    """Of the layer run from the codes of its file, in a form whose name begins so."""
     with TemporaryDirectory() as folder:
         bridge.save(layer.state_dict(), Path(folder, "layer.dcz"), coder="packed")
         running = bridge.run(nn.Sequential(copy.deepcopy(layer)), _renamed(folder), form="codes", threads=threads)
-    assert isinstance(running.model[0], Coded), running.report()
+    assert isinstance(running.model[0], Coded) and running.layers[0].form.startswith(form), running.report()
     with torch.inference_mode():
         return running(value)
 
@@ -80,7 +80,7 @@ def test_linear(rows: int, columns: int, batch: int, density: float, values: int
     """Any sizes, batch, density and number of values, more than a block's and a table's too; also of no weights."""
     torch.manual_seed(seed)
     layer = compressed(nn.Linear(columns, rows, bias), density, values, seed)
-    if int((layer.weight != 0).sum()) > layer.weight.numel() // 2:
+    if values is None and int((layer.weight != 0).sum()) > layer.weight.numel() // 2:
         return  # kept dense
     value = torch.randn(batch, columns)
     assert_near(outputs(layer, value), layer, value)
@@ -155,6 +155,76 @@ def test_two_threads_may_call_one_layer():
         found = list(pool.map(running, values))
     for one, value in zip(found, values, strict=True):
         assert_near(one, layer, value)
+
+
+KINDS = {
+    "signs": lambda weight: weight.sign() * weight.abs().mean(1, keepdim=True),
+    "integers of 8 bits": lambda weight: (weight * 127 / 3).round().clamp(-127, 127) * torch.tensor(0.037),
+    "integers of each row": lambda weight: (
+        (weight * 127 / 3).round().clamp(-127, 127) * (0.1 + torch.rand(len(weight), 1))
+    ),
+    "codes of 4 bits": lambda weight: torch.linspace(-1, 1, 16)[weight.mul(4).long().clamp(0, 15)].square(),
+    "codes of 8 bits, 30": lambda weight: torch.linspace(-1, 2, 30).exp()[weight.mul(9).add(15).long().clamp(0, 29)],
+    "codes of 8 bits, 60": lambda weight: torch.linspace(-1, 2, 60).exp()[weight.mul(15).add(30).long().clamp(0, 59)],
+    "codes of 8 bits, 200": lambda weight: torch.linspace(-1, 2, 200).exp()[
+        weight.mul(40).add(99).long().clamp(0, 199)
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 257), (70, 33), (9, 640)])
+def test_linear_without_zeros(kind: str, rows: int, columns: int):
+    """Binary, on a grid, of few values: none of them pruned; inputs one by one, and many that are decoded for."""
+    torch.manual_seed(rows)
+    layer = nn.Linear(columns, rows)
+    layer.weight.data = KINDS[kind](torch.randn(rows, columns)).contiguous()
+    for batch in (1, 3, 20):
+        value = torch.randn(batch, columns)
+        assert_near(outputs(layer, value, kind.partition(" of each")[0].partition(",")[0]), layer, value)
+
+
+LEVELS = st.sampled_from([(-1.0, 1.0), (0.0, 0.7), (2.0, 2.0), (-1.0, 3.0), (-1.0, 0.5, 1.0)])
+
+
+def signed(layer: Any) -> Any:
+    """A layer with a scale of each row, or minus it."""
+    weight = layer.weight.data
+    scale = 0.1 + weight.flatten(1).abs().mean(1).reshape(-1, *[1] * (weight.ndim - 1))
+    weight.copy_(torch.where(torch.rand(weight.shape) < 0.5, scale, -scale))
+    return layer
+
+
+def chosen_of(levels: tuple[float, ...], *shape: int) -> Tensor:
+    """Inputs that have these values."""
+    return torch.tensor(levels)[torch.randint(len(levels), shape)]
+
+
+@given(st.integers(1, 40), st.sampled_from([1, 15, 64, 200, 1030]), st.sampled_from([1, 7]), LEVELS, SEEDS)
+@settings(max_examples=25)
+def test_binary_linear(rows: int, columns: int, batch: int, levels: tuple[float, ...], seed: int):
+    """Signs times inputs of two values, whichever; of three, by floats."""
+    torch.manual_seed(seed)
+    layer, value = signed(nn.Linear(columns, rows)), chosen_of(levels, batch, columns)
+    assert_near(outputs(layer, value, "signs"), layer, value)
+
+
+@given(convolutions(), LEVELS, SEEDS)
+@settings(max_examples=40)
+def test_binary_convolutions(drawn: tuple[Any, Tensor], levels: tuple[float, ...], seed: int):
+    """The same with padding, whose zeros have no sign."""
+    torch.manual_seed(seed)
+    layer, value = signed(drawn[0]), chosen_of(levels, *drawn[1].shape)
+    if layer.groups == 1:
+        assert_near(outputs(layer, value, "signs"), layer, value)
+
+
+def test_what_is_no_number_stays_none_in_a_binary_layer():
+    """A NaN among signs is not taken for one of them."""
+    layer, value = signed(nn.Linear(200, 3)), chosen_of((-1.0, 1.0), 2, 200)
+    value[0, 150] = torch.nan
+    found = outputs(layer, value)
+    assert bool(found[0].isnan().all()) and bool(found[1].isfinite().all())
 
 
 def test_entries_give_the_matrix_back():
