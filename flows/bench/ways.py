@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 DENSE, DECODED, CODES, COMPILED = "dense", "decoded", "codes", "compiled"
 SHRUNK = ("Linear", "LSTM", "GRU", "LSTMCell", "GRUCell", "RNNCell")  # of what PyTorch makes int8 without calibration
 
+# Targets whose program is started for each call: what that takes is not the net's.
+STARTED = {
+    "c": "not timed: its program would be started anew for each call, which takes longer than the net; time it where "
+    "it is built in (README.md beside it)"
+}
+
 Inputs = Sequence["Tensor"]
 
 
@@ -169,15 +175,18 @@ def _as_stored(model: nn.Module, note: str) -> Ready:
 
 def _export(name: str) -> Callable[[Finished, int, Inputs], Ready]:
     def load(done: Finished, threads: int, inputs: Inputs) -> Ready:
-        path, module = _exported(done, name), target_of(name)
-        session = module.load(path, threads)
+        if name in STARTED:
+            raise NotImplementedError(STARTED[name])
+        path = _exported(done, name)
+        session = target_of(name).load(path, threads)
         if session is None:
             raise ExportError("its runtime cannot be on this machine")
 
         def call(inputs: Inputs) -> object:
             return session([one.numpy() for one in inputs])
 
-        return Ready(call, bytes_of(path), fixed_batch=session.fixed_batch)
+        said = {one["target"]: one.get("bytes") for one in done.summary.get("exports") or []}
+        return Ready(call, said.get(name) or bytes_of(path), fixed_batch=session.fixed_batch)
 
     return load
 

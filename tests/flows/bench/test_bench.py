@@ -59,7 +59,7 @@ class Four:
 
 @pytest.fixture
 def exported(done: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two files in the run's folder: one that runs, and one whose package is missing."""
+    """In the run's folder: a file that runs, one whose package is missing, and a program that would be started."""
 
     def fail(path: Path, threads: int) -> None:
         raise ImportError("No module named 'torchless'")
@@ -67,10 +67,12 @@ def exported(done: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     targets = {
         "four": SimpleNamespace(FILE="four.bin", load=lambda path, threads: Four()),
         "broken": SimpleNamespace(FILE="broken", load=fail),
+        "c": SimpleNamespace(FILE="c", load=fail),
     }
     monkeypatch.setattr(ways, "TARGETS", dict.fromkeys(targets, ""))
     monkeypatch.setattr(ways, "target_of", lambda name: targets[name])
-    (done.folder / "exports" / "broken").mkdir(parents=True)
+    for name in ("broken", "c"):
+        (done.folder / "exports" / name).mkdir(parents=True)
     (done.folder / "exports" / "four.bin").write_bytes(bytes(1234))
 
 
@@ -96,6 +98,7 @@ def test_every_way_beside_the_dense_net_and_what_a_run_then_has(
     assert "of 4 layers from codes" in rows["codes"]["note"] and rows["codes"]["difference"] < 1e-3
     assert "--compile" in rows["compiled"]["why"]
     assert rows["broken"]["why"] == "ImportError: No module named 'torchless'"
+    assert rows["c"]["why"].startswith("not timed: its program would be started anew for each call")
     assert rows["four"]["bytes"] == 1234 and list(rows["four"]["batches"]) == ["4"]
     assert result["flops"]["dense"]["macs"] == result["flops"]["dense"]["nonzero"] == result["flops"]["final"]["macs"]
     assert 0.2 < result["flops"]["final"]["nonzero"] / result["flops"]["final"]["macs"] < 0.4
