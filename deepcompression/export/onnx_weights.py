@@ -15,8 +15,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from deepcompression.export.onnx_layers import integers_of
+
 LEAST_BYTES = 256  # the nodes of any form but the dense one take more
 MOST_VALUES = 1 << 16  # of a table
+MOST_PAIRED = 64  # of a table whose values are in one byte with a distance
+SKIPS = 5  # symbols of such a byte, at least, that are the first value and long distances
+FEW, SLOW = 10, 1.15  # a form of more nodes takes longer to load: it must be smaller by so much
 HELD = (
     TensorProto.FLOAT,
     TensorProto.FLOAT16,
@@ -72,8 +77,10 @@ class Form:
 
 
 def smallest(tensor: TensorProto) -> Form:
-    """The form of a tensor that measures smallest; each gives back every value bit for bit."""
-    return min(_forms(tensor), key=lambda form: form.bytes)
+    """The form of a tensor that measures smallest, or is hardly larger and quicker to load; each gives back every value
+    bit for bit.
+    """
+    return min(_forms(tensor), key=lambda form: form.bytes * (SLOW if len(form.nodes) > FEW else 1))
 
 
 def worth_a_look(tensor: TensorProto) -> bool:
@@ -88,13 +95,18 @@ def _forms(tensor: TensorProto) -> Iterator[Form]:
     if (bits == bits.flat[0]).all():
         yield _constant(tensor, values)
         return
-    if table := _table(values, bits):
+    table = _table(values, bits)
+    if table:
         yield _codes(tensor, *table)
+    if tensor.data_type == TensorProto.FLOAT and values.ndim > 1 and (table is None or len(table[0]) > 16):
+        yield from _scaled(tensor, values)
     flat, where = values.reshape(-1), np.flatnonzero(bits)  # -0.0 is no zero: its bits are not
     if len(where) < values.size and values.size < 1 << 31:
         held = [None, _table(flat[where], bits.reshape(-1)[where])]
         for table in held if held[1] else held[:1]:
             yield from (_gaps(tensor, values.shape, where, flat[where], table, width) for width in (4, 8))
+        if held[1] and len(held[1][0]) <= MOST_PAIRED:
+            yield _pairs(tensor, values.shape, where, *held[1])
 
 
 def _constant(tensor: TensorProto, values: Array) -> Form:
@@ -108,6 +120,23 @@ def _codes(tensor: TensorProto, table: Array, codes: Array) -> Form:
     form = Form(tensor.name, f"codes of {_width(table)} bits")
     _gather(form, table, codes, last=True)
     return form
+
+
+def _scaled(tensor: TensorProto, values: Array) -> Iterator[Form]:
+    """Integers of 8 bits, in their own smallest form, times the scale of the tensor or of each first or last place."""
+    for axis in (0, values.ndim - 1):
+        if (found := integers_of(values, axis)) is not None:
+            kind = np.uint8 if found.zero else np.int8
+            codes = numpy_helper.from_array((found.codes + found.zero).astype(kind), f"{tensor.name}/integers")
+            inner = smallest(codes)
+            form = Form(tensor.name, f"integers, {inner.name}", [*inner.initializers], [*inner.nodes])
+            value = form.compute("Cast", codes.name, to=TensorProto.FLOAT)
+            if found.zero:
+                value = form.compute("Sub", value, form.store("zero", np.array(found.zero, np.float32)))
+            scales = found.along(found.scales.astype(np.float32))
+            form.compute("Mul", value, form.store("scales", scales), last=True)
+            yield form
+            return
 
 
 def _gaps(
@@ -128,7 +157,6 @@ def _gaps(
     skips = (gaps - 1) // longest
     steps = np.zeros(len(gaps) + int(skips.sum()), np.uint8)
     steps[np.cumsum(skips + 1) - 1] = gaps - skips * longest
-    count = int(np.prod(shape))
     step = form.compute("Cast", form.store_small("gaps", steps, width), to=TensorProto.INT32)
     axis, one = form.store("axis", np.array(0, np.int64)), form.store("one", np.array(1, np.int32))
     found = _gather(form, *table) if table else form.store("values", values)
@@ -137,19 +165,69 @@ def _gaps(
         step = form.compute("Where", there, step, form.store("longest", np.array(longest, np.int32)))
         place = form.compute("Sub", form.compute("CumSum", step, axis), one)
         # No Compress here: onnxruntime would run it, and all behind it, at every call instead of once.
-        place = form.compute("Where", there, place, form.store("beyond", np.array(count, np.int32)))
         number = form.compute("CumSum", form.compute("Cast", there, to=TensorProto.INT32), axis)
-        found = form.compute("Gather", found, form.compute("Sub", number, one))
+        # A step without a value writes the first one again, in its place: a place beyond the tensor's end, to be cut
+        # off afterwards, would cost a copy of the tensor.
+        none = form.store("none", np.array(0, np.int32))
+        number = form.compute("Where", there, form.compute("Sub", number, one), none)
+        found = form.compute("Gather", found, number)
+        place = form.compute("Where", there, place, form.store("first", where[:1].astype(np.int32)))
     else:
         place = form.compute("Sub", form.compute("CumSum", step, axis), one)
-    size = form.store("size", np.array([count], np.int64))
-    room = form.store("room", np.array([count + 1], np.int64)) if skips.any() else size
-    zeros = form.compute("ConstantOfShape", room, value=numpy_helper.from_array(np.zeros(1, values.dtype)))
-    flat = form.compute("ScatterElements", zeros, place, found, axis=0)
-    if skips.any():
-        flat = form.compute("Slice", flat, form.store("start", np.array([0], np.int64)), size)
-    form.compute("Reshape", flat, form.store("shape", np.array(shape, np.int64)), last=True)
+    _scatter(form, shape, place, found, values.dtype)
     return form
+
+
+def _pairs(tensor: TensorProto, shape: tuple[int, ...], where: Array, table: Array, codes: Array) -> Form:
+    """A byte for each value that is not zero: the distance to the one before it and which value it is. Symbols that
+    are left: the first value, and long distances to a zero between two.
+    """
+    form = Form(tensor.name, "distances and codes, a byte each")
+    longest = (256 - SKIPS) // len(table)
+    pairs = longest * len(table)
+    lengths = longest << np.arange(min(255 - pairs, 16))
+    steps = np.concatenate([np.repeat(np.arange(1, longest + 1), len(table)), lengths, where[:1]]).astype(np.int32)
+    values = np.concatenate([np.tile(table, longest), np.zeros(len(lengths), table.dtype), table[codes[:1]]])
+    symbols = np.append(
+        np.uint8(len(steps) - 1), _symbols(np.diff(where), codes[1:], longest, len(table), len(lengths))
+    )
+    symbol = form.compute("Cast", form.store("pairs", symbols), to=TensorProto.INT32)
+    step = form.compute("Gather", form.store("steps", steps), symbol)
+    place = form.compute("CumSum", step, form.store("axis", np.array(0, np.int64)))
+    found = form.compute("Gather", form.store("table", values), symbol)
+    _scatter(form, shape, place, found, values.dtype)
+    return form
+
+
+def _symbols(gaps: Array, codes: Array, longest: int, values: int, lengths: int) -> Array:
+    """The bytes of ``_pairs``: of a distance beyond the longest, its multiples of that first, as powers of two."""
+    skipped = (gaps - 1) // longest
+    bits = [(skipped >> bit) & 1 for bit in range(lengths - 1)] + [skipped >> (lengths - 1)]
+    many = np.sum(bits, axis=0, dtype=np.int64) + 1
+    symbols = np.zeros(int(many.sum()), np.uint8)
+    at = np.cumsum(many) - many
+    for bit, times in enumerate(bits):
+        rows = np.flatnonzero(times)
+        beyond = np.repeat(at[rows], times[rows]) + _counting(times[rows])
+        symbols[beyond] = longest * values + bit
+        at[rows] += times[rows]
+    symbols[at] = (gaps - skipped * longest - 1) * values + codes
+    return symbols
+
+
+def _counting(times: Array) -> Array:
+    """0, 1, ... as many as it says, one after the other."""
+    ends = np.cumsum(times)
+    counting: Array = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - times, times)
+    return counting
+
+
+def _scatter(form: Form, shape: tuple[int, ...], place: str, found: str, kind: Any) -> None:
+    """Values at their places among zeros are the tensor."""
+    size = form.store("size", np.array([int(np.prod(shape))], np.int64))
+    zeros = form.compute("ConstantOfShape", size, value=numpy_helper.from_array(np.zeros(1, kind)))
+    flat = form.compute("ScatterElements", zeros, place, found, axis=0)
+    form.compute("Reshape", flat, form.store("shape", np.array(shape, np.int64)), last=True)
 
 
 def _gather(form: Form, table: Array, codes: Array, last: bool = False) -> str:

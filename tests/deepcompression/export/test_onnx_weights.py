@@ -29,14 +29,21 @@ def far_apart() -> Any:
 
 
 CASES = {
-    "gaps of 4 bits, codes of 4 bits": sparse((50, 20, 5, 5), 0.1, 16),
+    "distances and codes, a byte each": np.sin(sparse((800, 500), 0.1, 16)),
     "gaps of 8 bits, codes of 4 bits": sparse((300, 100), 0.02, 4, "float64"),
-    "gaps of 4 bits, codes of 8 bits": sparse((60, 500), 0.1, 32, "float16"),
-    "gaps of 4 bits, values": np.where(RNG.random((300, 90)) < 0.1, RNG.normal(size=(300, 90)), 0).astype("f4"),
-    "gaps of 8 bits, values": far_apart(),
+    "gaps of 4 bits, codes of 4 bits": sparse((90, 30), 0.5, 16),
+    "gaps of 8 bits, codes of 8 bits": sparse((60, 500), 0.1, 100, "float16"),
+    "gaps of 4 bits, codes of 8 bits": sparse((60, 500), 0.3, 100),
+    "gaps of 8 bits, values": np.where(RNG.random((300, 90)) < 0.1, RNG.normal(size=(300, 90)), 0).astype("f4"),
+    "gaps of 4 bits, values": np.where(RNG.random((30, 90)) < 0.6, np.sin(np.arange(2700).reshape(30, 90)), 0).astype(
+        "f2"
+    ),
     "codes of 4 bits": sparse((30, 31), 0.99, 7),
     "codes of 8 bits": sparse((40, 50), 0.99, 40),
     "codes of 16 bits": sparse((500, 60), 0.99, 1000, "float64"),
+    "integers, dense": RNG.integers(-127, 128, (40, 9)).astype("f4") * RNG.random((40, 1), np.float32),
+    "integers, distances and codes, a byte each": sparse((300, 350), 0.1, 6) * RNG.random((300, 1), np.float32),
+    "integers, codes of 4 bits": RNG.integers(-7, 8, (80, 30)).astype("f4") * RNG.random(30, np.float32),
     "constant": np.zeros((7, 50), np.float32),
     "dense": RNG.normal(size=(20, 30)).astype("f4"),
 }
@@ -83,6 +90,15 @@ def check(array: Any, expected: str | None = None) -> None:
 def test_the_smallest_form_is_taken_and_decodes_bit_for_bit(expected: str) -> None:
     """Each kind of tensor gets the form that fits it; every form that it could have gives back every bit."""
     check(CASES[expected], expected)
+
+
+@pytest.mark.parametrize("values", [1, 63])
+def test_values_far_apart_survive(values: int) -> None:
+    """Distances up to millions are several symbols, of which none may come down on a value."""
+    array = np.zeros(1_200_000, np.float32)
+    array[[14, 15, 31, 20_000, 20_255, 20_511, 20_512, 1_100_000, 1_199_999]] = np.arange(9) % values + 1.5
+    array[20_511 : 20_511 + 3 * values] = np.arange(3 * values) % values + 1.5
+    check(array)
 
 
 @settings(max_examples=25, deadline=None)
