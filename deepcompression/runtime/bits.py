@@ -53,12 +53,28 @@ def _packed(build: Any, values: list[Any]) -> Any:
 
 @v.made  # type: ignore[untyped-decorator]
 def differing(typing: Any, one: Any, other: Any, words: Any) -> Any:
-    """Bits that are unlike in words at two addresses."""
+    """Bits that are unlike in words at two addresses.
+
+    Args:
+        typing: numba's.
+        one: an address.
+        other: an address.
+        words: of 64 bits.
+    """
     return v.signature(types.int64, 3), lambda context, build, signature, values: _differing(build, values)
 
 
 @v.made  # type: ignore[untyped-decorator]
 def packed(typing: Any, floats: Any, vectors: Any, low: Any, high: Any, bits: Any) -> Any:
-    """Bits of floats that are ``low`` or ``high``, some vectors of them; not 0 where one is neither."""
+    """Bits of floats that are ``low`` or ``high``, some vectors of them; not 0 where one is neither.
+
+    Args:
+        typing: numba's.
+        floats: an address.
+        vectors: of ``LANES`` floats.
+        low: a float.
+        high: a float.
+        bits: the address that is filled.
+    """
     kinds = types.int64, types.int64, types.float32, types.float32, types.int64
     return types.int64(*kinds), lambda context, build, signature, values: _packed(build, values)
