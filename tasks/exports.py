@@ -48,6 +48,12 @@ def check_export(
                     f"export {target}: stage {label}: {key} makes the edit {kind}, which this target does not write "
                     f"yet; leave {key} or the export out"
                 )
+        for kind, key in settings.ranges().items() if isinstance(settings, Stage) else ():
+            if kind not in getattr(module, "RANGES", [kind]):
+                raise ExportError(
+                    f"export {target}: stage {label}: {key}: {kind} is of values that are not known before, where this "
+                    f"target writes {', '.join(module.RANGES)} ones; leave {key} or the export out"
+                )
     module.check(run.blank_model(), _sample(run, inputs))
 
 

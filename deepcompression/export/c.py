@@ -30,6 +30,7 @@ from deepcompression.network.trace import resting
 
 FILE = "c"
 CARRIES = frozenset({"resize", "bypass", "fold", "quantize_values"})
+RANGES = ("static",)
 SOURCES = ("net.h", "net.c", "main.c", "README.md")
 OF_THE_MODEL = ("model.h", "model.c", "model_dcz.c")
 ROUNDING = 1e-4  # of the largest output

@@ -202,6 +202,8 @@ class _Walk:
                     raise ExportError("export c: it has several outputs; a chain, which ends in one, is written")
             elif node.name in self.shapes:
                 taken = [one for one in node.all_input_nodes if one.name in self.shapes]
+                if node.op == "get_attr":
+                    raise self._refused(node, "is read by forward itself; layers are written that are modules")
                 if taken != [current]:
                     raise self._refused(node, "joins tensors; only a chain is written, each layer on the one before")
                 self._step(node)
@@ -383,7 +385,7 @@ class _Walk:
         self.steps[-1].ops.append(op)
 
     def _refused(self, node: fx.Node, why: str) -> ExportError:
-        what = getattr(node.target, "__name__", str(node.target))
+        what = _name(getattr(node.target, "__name__", node.target))
         if node.op == "call_module":
             what = f"{_name(node.target) or 'the model'} ({type(self.modules[str(node.target)]).__name__})"
         return ExportError(f"export c: {what} {why}")

@@ -253,6 +253,10 @@ class Stage(Strict):
         made = [part.edits() for _, part in parts(self) if isinstance(part, MethodSettings)]
         return {kind: key for one in made for kind, key in one.items()}
 
+    def ranges(self) -> Mapping[str, str]:
+        """Ranges of the grids that it puts values on, other than static ones, each with the key that asks for it."""
+        return {}
+
     def follows(self, model: nn.Module, structure: Structure) -> None:
         """Raises StructureError, before anything trains, where it does not go with what earlier stages make true."""
         for _, part in parts(self):

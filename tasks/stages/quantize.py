@@ -90,6 +90,10 @@ class Settings(Stage):
         """Activations are rounded by what is put before layers."""
         return {**super().edits(), **({"quantize_values": "activations"} if self.activations else {})}
 
+    def ranges(self) -> Mapping[str, str]:
+        """What activations ask for."""
+        return {self.activations.range: "activations.range"} if self.activations else {}
+
     def follows(self, model: nn.Module, structure: Structure) -> None:
         """Grids fit the model, and what earlier stages make true of it."""
         if self.weights:

@@ -57,6 +57,18 @@ def test_edits_that_a_target_does_not_write_are_refused_by_the_keys_that_ask_for
         _checked(target, ("train", begun))
 
 
+def test_ranges_that_a_target_does_not_write_are_refused_by_their_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources for a microcontroller have the grids that are known: a dynamic one is told before anything trains."""
+    monkeypatch.setattr(exports, "_sample", lambda run, inputs: [])
+    for name in ("c", "onnx"):
+        monkeypatch.setattr(export.target_of(name), "check", lambda model, sample: None)
+    static, dynamic = (_stage(stage="quantize", activations={"range": one}) for one in ("static", "dynamic_row"))
+    _checked("c", static)
+    _checked("onnx", dynamic)
+    with pytest.raises(ExportError, match=r"^export c: stage quantize: activations.range: dynamic_row is of values"):
+        _checked("c", dynamic)
+
+
 def test_targets_carry_edits_that_exist(target: str) -> None:
     """A kind that is misspelt would refuse what can be written, or let pass what cannot."""
     assert set(SINCE) >= export.target_of(target).CARRIES

@@ -527,7 +527,7 @@ void net_set(uint32_t place, float value) {
 #if MODEL_INTEGER
     const net_layer *l = &model_layers[0];
     float steps = value / MODEL_INPUT_STEP;
-    steps = steps < MODEL_INPUT_LOW ? MODEL_INPUT_LOW : steps > MODEL_INPUT_HIGH ? MODEL_INPUT_HIGH : steps;
+    steps = !(steps > MODEL_INPUT_LOW) ? MODEL_INPUT_LOW : steps > MODEL_INPUT_HIGH ? MODEL_INPUT_HIGH : steps;
     maps[l->from + place] = (uint8_t)((int32_t)rintf(steps) + l->zero[0]);
 #else
     maps[model_layers[0].from + place] = value;
