@@ -91,7 +91,7 @@ class CSession:
             (where / name).write_bytes(_source(name))
         self.program = where / "run"
         units = ["main.c", "net.c", "model.c", "model_dcz.c"]
-        _run([*compiler, "-std=c99", "-O2", "-o", str(self.program), *units, "-lm"], where)
+        _run([*compiler, "-std=c99", "-O2", "-o", str(self.program), *units], where)
         self.inputs, self.outputs = (_shape(texts["model.h"], name) for name in ("INPUT", "OUTPUT"))
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:

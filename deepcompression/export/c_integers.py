@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcompression.codec import grids
-from deepcompression.export.c_chain import Clamp, Grid, Norm, Numbers, Op, Pool, Step
+from deepcompression.export.c_network import Clamp, Grid, Norm, Numbers, Op, Pool, Step
 
 MOST_WEIGHT = 127
 MOST_BITS = 16  # behind the point

@@ -12,8 +12,8 @@ import numpy as np
 
 from deepcompression.codec.dtypes import RawTensor
 from deepcompression.errors import ExportError
-from deepcompression.export.c_chain import Clamp, Grid, Network, Norm, Pool, Step
 from deepcompression.export.c_integers import Cut, Integers, Narrow, Rescale, integers_of
+from deepcompression.export.c_network import Clamp, Grid, Network, Norm, Pool, Step
 from deepcompression.export.c_text import TABLE_BYTES, Layer, Sizes, array, clean, header, source
 from deepcompression.export.c_weights import Blob, file_of, numbers, plain, smallest
 from deepcompression.formats.state_dict import to_raw
@@ -66,7 +66,7 @@ def plan(network: Network) -> Plan:
     ]
     defines = {
         **_defines(network, content, len(tensors)),
-        **_boundary(network, found),
+        **_boundary(found),
         "MODEL_INPUTS": math.prod(first),
     }
     told = [_told(network, sizes, found), ""]
@@ -104,12 +104,11 @@ def _defines(network: Network, content: bytes, tensors: int) -> Mapping[str, str
     }
 
 
-def _boundary(network: Network, found: Integers | str) -> Mapping[str, str | int | float]:
+def _boundary(found: Integers | str) -> Mapping[str, str | int | float]:
     """How samples become integers, and integers outputs."""
     if not isinstance(found, Integers):
-        return {"MODEL_ROUNDS": int(any(isinstance(op, Grid) for step in network.steps for op in step.ops))}
+        return {}
     return {
-        "MODEL_ROUNDS": 1,
         "MODEL_INPUT_STEP": found.grid.scale,
         "MODEL_INPUT_LOW": float(found.grid.low),
         "MODEL_INPUT_HIGH": float(found.grid.high),

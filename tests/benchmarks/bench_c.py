@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_c.py                                    random weights, of the recipes' densities
     python tests/benchmarks/bench_c.py --file RUN/model.dcz --net lenet_300_100 --shape 1 28 28     of a finished run
 
-Code is net.c by -Os: of this machine and, where there is clang, of a Cortex-M4 and a Cortex-M0. Times are medians of seven
+Code is net.c by -Os: of this machine and, where there is clang, of a Cortex-M4 and a Cortex-M0. Times are medians of 7
 interleaved rounds, of the program (one sample after the other) and of PyTorch's dense model (one thread, batch 1).
 """
 

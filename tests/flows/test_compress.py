@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from mlflow import MlflowClient
 
 import deepcompression
 from deepcompression import torch as files
+from deepcompression.data import digits
 from deepcompression.errors import (
     AimMissed,
     DivergedError,
@@ -114,6 +116,18 @@ def test_a_finished_run_is_exported_again(finished: dict[str, Any]) -> None:
     assert again == before == json.loads((folder / "summary.json").read_text())
     assert again["exports"][0]["bytes"] == (folder / "exports" / "model.onnx").stat().st_size
     assert again["exports"][0]["correct"] == finished["summary"]["final"]["correct"]
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler here")
+def test_the_program_in_c_sees_the_same_digits(finished: dict[str, Any], tmp_path: Path) -> None:
+    """Each of the 360 digits of the test split has the class that PyTorch gives it with the decoded file."""
+    from deepcompression.export import c
+
+    net, samples = files.load_into(digits_net(), finished["summary"]["file"]).eval(), digits().test[0]
+    made = c.export(net, [samples[:4]], tmp_path / "c")
+    session = c.load(tmp_path / "c", 1)
+    assert session is not None and made.bytes < 1.1 * finished["summary"]["file_bytes"] + 1000
+    assert session.classes(samples.numpy()) == net(samples).argmax(1).tolist() and len(samples) == 360
 
 
 def test_what_stages_left_alone_is_told(finished: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 /* Reads samples from standard input, MODEL_INPUTS float32 each (little-endian, row-major), one after the other, and
  * writes a line for each: the class, then all outputs.
  *
- *     cc -std=c99 -O2 -o run main.c net.c model.c model_dcz.c -lm
+ *     cc -std=c99 -O2 -o run main.c net.c model.c model_dcz.c
  *     ./run < samples.f32
  *     ./run model.dcz < samples.f32        reads the file in place of the array in model_dcz.c: the same bytes
  *     ./run --sizes                        bytes of RAM and of flash

@@ -3,10 +3,6 @@
  */
 #include "net.h"
 
-#if MODEL_ROUNDS
-#include <math.h>
-#endif
-
 enum { LONGEST = 13, FAST = 8, BLOCK = 16384, CHUNK = 1 << 20 }; /* LONGEST: of codes for at most 1,024 symbols */
 enum { DENSE, BITMAP, GAPS };
 enum { RAW, CODEBOOK, GRID };
@@ -338,6 +334,12 @@ static net_number next_value(reader *r) {
     return value;
 }
 
+/* To the nearest integer, ties to even, of magnitudes below 2^22: behind so large a number no fraction fits. */
+static float rounded(float value) {
+    volatile float large = value + 12582912.0f;
+    return large - 12582912.0f;
+}
+
 /* ---- Layers ------------------------------------------------------------------------------------------------------ */
 
 #if MODEL_INTEGER
@@ -450,12 +452,9 @@ static net_number changed(const net_op *op, uint32_t channel, net_number value) 
         return value + number_of(op->summands, channel);
     case NET_SCALE:
         return value * number_of(op->factors, channel) + number_of(op->summands, channel);
-#if MODEL_ROUNDS
     case NET_GRID:
         value /= op->step;
-        value = rintf(value < op->low ? op->low : value > op->high ? op->high : value);
-        return value * op->step;
-#endif
+        return rounded(value < op->low ? op->low : value > op->high ? op->high : value) * op->step;
 #endif
     default:
         (void)channel;
@@ -528,7 +527,7 @@ void net_set(uint32_t place, float value) {
     const net_layer *l = &model_layers[0];
     float steps = value / MODEL_INPUT_STEP;
     steps = !(steps > MODEL_INPUT_LOW) ? MODEL_INPUT_LOW : steps > MODEL_INPUT_HIGH ? MODEL_INPUT_HIGH : steps;
-    maps[l->from + place] = (uint8_t)((int32_t)rintf(steps) + l->zero[0]);
+    maps[l->from + place] = (uint8_t)((int32_t)rounded(steps) + l->zero[0]);
 #else
     maps[model_layers[0].from + place] = value;
 #endif

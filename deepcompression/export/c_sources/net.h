@@ -1,4 +1,4 @@
-/* net.h: a chain of layers whose weights stay compressed. C99 and no library but, where values are rounded, rintf().
+/* net.h: a chain of layers whose weights stay compressed. C99 and no library at all.
  *
  *     if (net_open(model_dcz, MODEL_BYTES) != 0) ...     not the file that model.h was made with
  *     for (uint32_t i = 0; i < MODEL_INPUTS; i++)
