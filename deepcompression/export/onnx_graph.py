@@ -54,7 +54,16 @@ class Graph:
         attributes: dict[str, Any] | None = None,
         domain: str = "",
     ) -> Any:
-        """A node at the end (``finish`` sorts); its outputs, or the one that it has."""
+        """A node at the end (``finish`` sorts); its outputs, or the one that it has.
+
+        Args:
+            operator: ONNX's word for it.
+            inputs: values, in its order.
+            name: that its outputs' names begin with.
+            outputs: how many it has.
+            attributes: by name.
+            domain: empty: ONNX's own.
+        """
         node = ir.node(operator, list(inputs), attributes or {}, domain=domain, num_outputs=outputs)
         for output in node.outputs:
             output.name = self._free(name)
@@ -62,7 +71,13 @@ class Graph:
         return node.outputs[0] if outputs == 1 else node.outputs
 
     def mark(self, value: Any, grid: Grid, name: str) -> Any:
-        """The value on a grid."""
+        """The value on a grid.
+
+        Args:
+            value: to be rounded.
+            grid: on which.
+            name: of the site.
+        """
         marked = self.add(MARK, [value], name, attributes={"site": name, **vars(grid)}, domain=DOMAIN)
         marked.shape, marked.type = value.shape, value.type
         return marked
@@ -77,7 +92,13 @@ class Graph:
         return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
     def replace(self, old: Any, new: Any, users: Iterable[Any] | None = None) -> None:
-        """Those nodes, or all and the graph's outputs too, take another value."""
+        """Those nodes, or all and the graph's outputs too, take another value.
+
+        Args:
+            old: the value.
+            new: what is taken in its place.
+            users: the nodes; None: all.
+        """
         some = None if users is None else {id(one) for one in users}
         for user, index in tuple(old.uses()):
             if some is None or id(user) in some:

@@ -214,6 +214,11 @@ def with_bias(integers: Integers, bias: Array | None, step: float) -> tuple[Inte
     """Scales in float32 and the bias in steps of the input's times the weight's, int32; None where that is too small.
 
     Channels of zeros have the scale that their bias needs.
+
+    Args:
+        integers: of the weight.
+        bias: a number for each place of the axis, or None.
+        step: the input's scale.
     """
     scales = integers.scales.copy()
     if bias is not None:

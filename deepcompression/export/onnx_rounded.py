@@ -113,7 +113,13 @@ def whole_range(grid: Grid) -> bool:
 
 
 def by_runtime(graph: Graph, value: Any, name: str) -> list[Any]:
-    """uint8 integers, scale, zero point, of the whole value's range."""
+    """uint8 integers, scale, zero point, of the whole value's range.
+
+    Args:
+        graph: gets the node.
+        value: to be rounded.
+        name: of the site.
+    """
     return list(graph.add("DynamicQuantizeLinear", [value], f"{name}:q", outputs=3))
 
 
@@ -121,6 +127,12 @@ def by_range(graph: Graph, value: Any, grid: Grid, name: str) -> Moving:
     """The integers of any other range, as ``range_of`` finds it: by reductions.
 
     Symmetric ones have no zero point. ``integers`` are from ``low`` to ``high``.
+
+    Args:
+        graph: gets the nodes.
+        value: to be rounded.
+        grid: with a range that moves.
+        name: of the site.
     """
     zero, one = (graph.store(np.float32(number), "number") for number in (0, 1))
     least, most = (_end(graph, operator, value, grid, name) for operator in ("ReduceMin", "ReduceMax"))

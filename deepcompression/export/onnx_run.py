@@ -48,7 +48,13 @@ class OnnxSession:
 
 
 def values(model: Any, names: Sequence[str], threads: int) -> OnnxSession:
-    """A session that gives values from within a model (a ``ModelProto``, not changed)."""
+    """A session that gives values from within a model.
+
+    Args:
+        model: a ``ModelProto``, not changed.
+        names: of the values, in the order of the answers.
+        threads: of an op.
+    """
     import onnx
 
     watched = onnx.ModelProto()
@@ -61,7 +67,14 @@ def values(model: Any, names: Sequence[str], threads: int) -> OnnxSession:
 def ranges(
     model: Any, names: Sequence[str], sample: Sequence[Array], threads: int
 ) -> Mapping[str, tuple[float, float]]:
-    """The least and the greatest of values on a sample, one element at a time, so that memory is that of one."""
+    """The least and the greatest of values on a sample, one element at a time, so that memory is that of one.
+
+    Args:
+        model: a ``ModelProto``, not changed.
+        names: of the values.
+        sample: the model's inputs, each (batch, ...).
+        threads: of an op.
+    """
     session = values(model, names, threads)
     found = dict.fromkeys(names, (np.inf, -np.inf))
     for at in range(max((len(one) for one in sample if one.ndim), default=1)):

@@ -15,16 +15,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deepcompression.export import onnx as target
 from deepcompression.export.exported import Array
 from deepcompression.formats.state_dict import save
-from deepcompression.models import lenet5, resnet20
+from deepcompression.models import lenet5
 from deepcompression.pruning.prune import prune
 from deepcompression.sharing.share import share
 
