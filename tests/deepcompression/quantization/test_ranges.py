@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deepcompression.network.edits import quantize_values
 from deepcompression.quantization.ranges import RANGES, misfit, range_named
 from deepcompression.quantization.ranges.range import First, Integers, Range
-from deepcompression.quantization.straight_through import Grid, on_grid
+from deepcompression.quantization.straight_through import PIECE, Grid, on_grid
 from deepcompression.quantization.trained_grid import TrainedGrid
 
 SIGNED, UNSIGNED = Integers.of_inputs(4, "symmetric", signed=True), Integers.of_inputs(4, "symmetric", signed=False)
@@ -57,6 +57,67 @@ def test_rounding_in_pieces_is_rounding(dtype: torch.dtype, shape: tuple[int, ..
     integers = steps.round().clamp(low, high)
     sums = torch.where(inside, integers - steps, integers) * slope
     assert scale.grad.double() == pytest.approx(float(sums.sum()), rel=1e-4, abs=1e-5 * float(sums.abs().sum()) + 1e-9)
+
+
+@pytest.mark.parametrize("bits", [2, 8, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_values_are_those_of_the_edit(dtype: torch.dtype, bits: int) -> None:
+    """What trains is what is deployed, bit for bit, also where it goes by pieces, and where a range learns or not."""
+    x = values((PIECE + 5,)).to(dtype)
+    for low, high in ((0, 2**bits - 1), (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)):
+        scale = torch.tensor(2.3 / high)
+        wanted = quantize_values.on_grid(x.float(), scale, 0, low, high).to(dtype)
+        for learned in (scale, scale.clone().requires_grad_()):
+            found = on_grid(x, Grid(learned, low, high, (low, high)))
+            assert torch.equal(found, wanted) and torch.equal(found.signbit(), wanted.signbit())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("word", ["lsq", "tqt", "pact", "learned"])
+def test_gradients_pass_where_the_quotient_is_inside(word: str, dtype: torch.dtype) -> None:
+    """To the last value at each end, though large values are not divided."""
+    integers = Integers(0, 15, moves=True) if word == "learned" else UNSIGNED
+    generator = torch.Generator().manual_seed(2)
+    for size in (0.1, 3.0, *torch.rand(6, generator=generator).tolist()):
+        grid = range_named(word)(first(-0.4 * size, size, scale=torch.tensor(size / 7)), integers).grid()
+        ends = torch.tensor(grid.inside, dtype=torch.float32) * grid.scale.detach()
+        bits = torch.arange(-40, 41, dtype=torch.int32) << (16 if dtype == torch.bfloat16 else 0)
+        near = (ends[ends != 0][:, None].view(torch.int32) + bits).view(torch.float32).flatten()
+        near = torch.cat([near, ends, -(2.0**-149) * torch.ones(1), torch.zeros(1)])
+        x = near.to(dtype).repeat(PIECE // near.numel() + 2).requires_grad_()
+        on_grid(x, grid).sum().backward()
+        quotient = x.detach().float() / grid.scale.detach()
+        inside = (quotient >= grid.inside[0]) & (quotient <= grid.inside[1])
+        assert torch.equal(x.grad, inside.to(dtype)) and 0 < int(inside.sum()) < inside.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("word", ["lsq", "tqt", "pact", "pact2", "learned"])
+def test_large_values_teach_what_their_parts_teach(word: str, moves: bool, dtype: torch.dtype) -> None:
+    """The slopes of what is learned, of large values and of as many small ones; each of 8 bits."""
+    if moves and not RANGES[word].asymmetric:
+        return
+    integers = Integers(0, 255, moves=True) if moves else Integers.of_inputs(8, "symmetric", signed=word != "pact")
+    x = values((3, PIECE // 2)).to(dtype)
+    outer = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    grid = range_named(word)(first(), integers).grid()
+    learned = [one.detach().requires_grad_(one.requires_grad) for one in (grid.scale, *(grid.ends or ()))]
+    grid = grid._replace(scale=learned[0], ends=(learned[1], learned[2]) if grid.ends else None)
+    wanted = [one for one in learned if one.requires_grad]
+    found = torch.autograd.grad(on_grid(x.requires_grad_(), grid), wanted, outer)
+    each = [torch.autograd.grad(on_grid(one, grid), wanted, by) for one, by in zip(x, outer, strict=True)]
+    for one, some in zip(found, zip(*each, strict=True), strict=True):
+        assert float(one) == pytest.approx(float(sum(some)), abs=1e-5 * float(outer.abs().sum()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_that_is_no_number_is_passed_on(dtype: torch.dtype) -> None:
+    """A training that went wrong is told of by its loss."""
+    x, scale = values((PIECE + 5,)).to(dtype).requires_grad_(), torch.tensor(float("nan"), requires_grad=True)
+    found = on_grid(x, Grid(scale, 0, 15, (0, 15)))
+    found.sum().backward()
+    assert bool(found.isnan().all()) and bool(scale.grad.isnan())
 
 
 def test_several_scales_are_as_many_tensors() -> None:
