@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx_ir as ir
 
 from deepcompression.export import onnx_rounded as rounded
 from deepcompression.export.onnx_graph import Graph, is_mark, static_mark
@@ -57,6 +58,7 @@ def place(model: Any, observe: Observe) -> tuple[Any, Placed]:
     """
     graph, placed = Graph(model), Placed()
     _merge(graph)
+    _fold_pads(graph)
     _mark_inputs(graph)
     layers, placed.left = layers_of(graph)
     _share_sums(graph, layers)
@@ -99,6 +101,31 @@ def _merge(graph: Graph) -> None:
             first[key] = node.outputs[0]
 
 
+def _fold_pads(graph: Graph) -> None:
+    """Zeros around what a convolution alone takes are its own: beside a Pad runtimes convert to floats and back."""
+    for node in graph.nodes("Pad"):
+        taker = graph.only_user(node.outputs[0])
+        if static_mark(taker, 16):
+            taker = graph.only_user(taker.outputs[0])
+        sizes = graph.constant(node.inputs[1])
+        if taker is None or taker.op_type != "Conv" or taker.domain or not _pads(graph, node) or len(node.inputs) > 3:
+            continue
+        if sizes is None or sizes.min() < 0 or _own_padding(taker):
+            continue
+        begin, end = np.split(sizes, 2)
+        own = list(taker.attributes["pads"].value) if "pads" in taker.attributes else [0] * 2 * (len(begin) - 2)
+        if not (begin[:2].any() or end[:2].any()):
+            found = [int(one) for one in np.add(own, [*begin[2:], *end[2:]])]
+            taker.attributes["pads"] = ir.AttrInt64s("pads", found)
+            graph.replace(node.outputs[0], node.inputs[0])
+            graph.drop(node)
+
+
+def _own_padding(node: Any) -> bool:
+    """Whether a convolution computes its padding itself."""
+    return "auto_pad" in node.attributes and node.attributes["auto_pad"].value not in ("NOTSET", b"NOTSET")
+
+
 def _share_sums(graph: Graph, layers: Sequence[Layer]) -> None:
     """A sum takes what layers on integers beside it take: the rounded value."""
     for layer in layers:
@@ -131,6 +158,16 @@ def _passes(node: Any) -> bool:
     return node is not None and node.domain == "" and node.op_type in PASSING
 
 
+def _pads(graph: Graph, node: Any) -> bool:
+    """Whether a node puts zeros around a value, which are on every grid."""
+    if node is None or node.domain or node.op_type != "Pad":
+        return False
+    mode = node.attributes["mode"].value if "mode" in node.attributes else "constant"
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    value = graph.constant(given)
+    return mode == "constant" and (given is None or (value is not None and not np.any(value)))
+
+
 def _same(user: Any, node: Any) -> bool:
     return user is node or (is_mark(user) and is_mark(node) and grid_of(user) == grid_of(node))
 
@@ -143,10 +180,10 @@ def _first_mark(graph: Graph, node: Any) -> Any:
 
 
 def _mark_inputs(graph: Graph) -> None:
-    """A layer behind a reshape of a rounded value has the mark at once before it."""
+    """A layer behind a reshape of a rounded value, or zeros around it, has the mark at once before it."""
     for node in graph.nodes("Conv", "Gemm", "MatMul"):
         before = node.inputs[0].producer()
-        while _passes(before):
+        while _passes(before) or _pads(graph, before):
             before = before.inputs[0].producer()
         if is_mark(before) and before.outputs[0] is not node.inputs[0] and grid_of(before).static:
             site = str(before.attributes["site"].value)
@@ -201,19 +238,16 @@ def _put(graph: Graph, layer: Layer, placed: Placed) -> None:
     if layer.name in placed.left:
         return
     made = normed(graph, layer)
-    why = made if isinstance(made, str) else _put_integers(graph, made)
-    if why:
-        placed.left[layer.name] = why
+    if isinstance(made, str):
+        placed.left[layer.name] = made
     else:
+        _put_integers(graph, made)
         placed.integers.append(layer.name)
 
 
-def _put_integers(graph: Graph, layer: Layer) -> str:
+def _put_integers(graph: Graph, layer: Layer) -> None:
     step = layer.grid.scale
-    found = with_bias(refined(layer.integers), layer.bias, step) or with_bias(layer.integers, layer.bias, step)
-    if found is None:
-        return "its bias is too large for integers in the scale of its weights"
-    integers, bias = found
+    integers, bias = with_bias(refined(layer.integers), layer.bias, step)
     layer.node.replace_input_with(1, _dequantized(graph, integers, layer.name))
     layer.node.resize_inputs(2 if bias is None else 3)
     if bias is not None:
@@ -226,7 +260,6 @@ def _put_integers(graph: Graph, layer: Layer) -> str:
         layer.node.replace_input_with(
             2, graph.add("DequantizeLinear", inputs, f"{layer.name}.bias:dq", attributes={"axis": 0})
         )
-    return ""
 
 
 def _dequantized(graph: Graph, integers: Integers, name: str) -> Any:

@@ -17,6 +17,7 @@ from deepcompression.export.onnx_sites import Grid, grid_of
 LAYERS = ("Conv", "Gemm", "MatMul")
 OTHERS = ("ConvTranspose", "LSTM", "GRU", "RNN")
 AFTER = ("BatchNormalization", "Relu", "Clip")
+TINY = float(np.finfo(np.float32).tiny)
 SMALL = 16  # values of a table of 4 bits
 UNKNOWN = "its weights are on no grid of at most 8 bits for the tensor or its output channels"
 
@@ -210,23 +211,27 @@ def refined(integers: Integers) -> Integers:
     return integers._replace(codes=codes, scales=integers.scales / factor)
 
 
-def with_bias(integers: Integers, bias: Array | None, step: float) -> tuple[Integers, NDArray[np.int32] | None] | None:
-    """Scales in float32 and the bias in steps of the input's times the weight's, int32; None where that is too small.
+def with_bias(integers: Integers, bias: Array | None, step: float) -> tuple[Integers, NDArray[np.int32] | None]:
+    """Scales in float32 and the bias in steps of the input's times the weight's, int32.
 
-    Channels of zeros have the scale that their bias needs.
+    Channels of zeros have the scale that their bias needs. So do those beside whose bias their weights are nothing, as
+    of channels that died in training: they are rounded anew, by less than 2^-22 of the bias a weight.
 
     Args:
         integers: of the weight.
         bias: a number for each place of the axis, or None.
         step: the input's scale.
     """
-    scales = integers.scales.copy()
-    if bias is not None:
-        empty = ~np.moveaxis(integers.codes, integers.axis, 0).reshape(len(scales), -1).any(1)
-        scales[empty] = np.maximum(np.abs(bias[empty]), 1e-12) / (step * 2.0**30)
-    small = np.maximum(scales, np.finfo(np.float32).tiny).astype(np.float32)
-    made = integers._replace(scales=small.astype(np.float64))
     if bias is None or not np.any(bias):
-        return made, None
-    steps = np.rint(np.float64(bias) / np.float64(np.float32(step) * small))
-    return (made, steps.astype(np.int32)) if np.abs(steps).max() < 2**31 else None
+        scales = np.maximum(integers.scales, TINY).astype(np.float32)
+        return integers._replace(scales=scales.astype(np.float64)), None
+    empty = ~np.moveaxis(integers.codes, integers.axis, 0).reshape(len(integers.scales), -1).any(1)
+    least = np.abs(np.float64(bias)) / (step * 2.0**30)
+    changed = empty | (integers.scales < least)
+    scales = np.maximum(np.where(changed, least, integers.scales), TINY).astype(np.float32)
+    factor = np.where(changed, integers.scales / scales, 1.0)
+    made = integers._replace(
+        codes=np.rint(integers.codes * integers.along(factor)).astype(np.int32), scales=scales.astype(np.float64)
+    )
+    steps = np.rint(np.float64(bias) / (np.float64(np.float32(step)) * scales))
+    return made, steps.astype(np.int32)

@@ -33,18 +33,20 @@ FLOATS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
 
 class Net(nn.Module):
-    """What needs care: BatchNorm, depthwise, ReLU6, a sum, a pool before the next layer, a layer used twice."""
+    """What needs care: BatchNorm, depthwise, zeros around a value, ReLU6, a sum, a pool before the next layer, a layer
+    used twice.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.norm = nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16)
-        self.depth, self.depth_norm = nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False), nn.BatchNorm2d(16)
+        self.depth, self.depth_norm = nn.Conv2d(16, 16, 3, groups=16, bias=False), nn.BatchNorm2d(16)
         self.point, self.pool = nn.Conv2d(16, 16, 1), nn.MaxPool2d(2)
         self.head = nn.Linear(16 * 16, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         found = nn.functional.relu6(self.norm(self.first(images)))
-        inner = nn.functional.relu6(self.depth_norm(self.depth(found)))
+        inner = nn.functional.relu6(self.depth_norm(self.depth(nn.functional.pad(found, (1, 1, 1, 1)))))
         found = torch.relu(found + self.point(inner))
         found = self.pool(torch.relu(self.point(found)))
         logits: Tensor = self.head(found.flatten(1))
@@ -108,7 +110,9 @@ def test_no_layer_of_a_residual_net_multiplies_floats(tmp_path: Path) -> None:
     model = quantized(net(), IMAGES)
     before = model(IMAGES)
     made, run = exported(model, IMAGES, tmp_path)
-    assert run["QLinearConv"] == 4 and run["QGemm"] == 1 and run["QLinearAdd"] == 1 and not FLOATS & run.keys()
+    assert (
+        run["QLinearConv"] == 4 and run["QGemm"] == 1 and run["QLinearAdd"] == 1 and not {"Pad", *FLOATS} & run.keys()
+    )
     assert made.integers and made.max_difference < 0.05 * float(before.detach().abs().max())
     assert made.notes[1] == "5 layers multiply integers"
     assert made.notes[2].endswith("no grid for them: what comes out of point") and torch.equal(before, model(IMAGES))
@@ -120,16 +124,16 @@ def test_no_layer_of_a_residual_net_multiplies_floats(tmp_path: Path) -> None:
 
 def test_integers_of_other_widths_are_what_the_model_has(tmp_path: Path) -> None:
     """Runtimes have 8 bits: a grid of 3 must not become one of 8, nor its layers float; one of 12 bits stays one."""
-    sample = torch.rand(4, 20) - 0.2
+    sample = torch.rand(4, 20, generator=torch.Generator().manual_seed(0)) - 0.2
     how = [(12, "static", "asymmetric"), (3, "static", "symmetric"), (3, "static", "asymmetric")]
     made, run = exported(quantized(mlp(), sample, *how), sample, tmp_path)
-    assert run["QGemm"] == 2 and [name for name in run if name in FLOATS] == ["Gemm"] and made.max_difference < 1e-4
+    assert run["QGemm"] == 2 and [name for name in run if name in FLOATS] == ["Gemm"] and made.max_difference < 0.02
     assert "float: 0: its input is rounded to 12 bits, and integer kernels take 8" in made.notes
 
 
 def test_ranges_of_each_call_are_found_in_the_graph(tmp_path: Path) -> None:
     """A range that is one number a row must not be taken for one of the whole batch."""
-    sample = torch.randn(6, 20) * torch.logspace(-1, 1, 6)[:, None]
+    sample = torch.randn(6, 20, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 1, 6)[:, None]
     kinds, schemes = ("dynamic", "dynamic_row", "dynamic_token"), ("asymmetric", "symmetric")
     how = [(8, kind, scheme) for kind, scheme in itertools.product(kinds, schemes)]
     made, run = exported(quantized(mlp(6), sample, *how), sample, tmp_path)
@@ -183,10 +187,21 @@ def test_a_bias_is_rounded_finely_where_weights_are_few_or_zero() -> None:
     assert integers is not None
     bias = np.array([0.013, -0.2, 0.7])
     made = with_bias(refined(integers), bias, 0.05)
-    assert made is not None and made[1] is not None
+    assert made[1] is not None
     assert np.allclose(made[1] * np.float64(np.float32(0.05)) * made[0].scales, bias, atol=0.05 * 2 / 64)
     assert np.array_equal((made[0].codes * made[0].scales[:, None])[:2], weight[:2]) and not made[0].codes[2].any()
-    assert with_bias(integers, np.array([1e9, 0, 0]), 0.05) is None
+
+
+def test_a_channel_that_died_has_a_scale_by_its_bias() -> None:
+    """Its weights are nothing beside a bias that int32 could not hold in their scale; the channel beside it is kept."""
+    weight = np.float32([[3, -1, 2], [3, -1, 2]]) * np.float32([[1e-20], [0.1]])
+    integers = integers_of(weight, 0)
+    assert integers is not None
+    made, steps = with_bias(integers, np.array([2.5, -1.0]), 0.05)
+    assert steps is not None and np.allclose(steps * 0.05 * made.scales, [2.5, -1.0], rtol=1e-6)
+    assert np.allclose(made.codes * made.scales[:, None], weight, atol=1e-7) and np.array_equal(
+        made.codes[1], [3, -1, 2]
+    )
 
 
 def test_nothing_is_rounded_that_layers_on_integers_do_not_need() -> None:
