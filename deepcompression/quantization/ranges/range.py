@@ -143,7 +143,7 @@ class _Scaled(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> Any:
         (start,) = ctx.saved_tensors
-        return outer * (ctx.gain / start), None, None
+        return outer.mul(ctx.gain).div_(start), None, None
 
 
 def or_one(values: Tensor) -> Tensor:
