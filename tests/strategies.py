@@ -80,8 +80,8 @@ def layers(draw: st.DrawFn) -> RawTensor:
     """A matrix as quantizers and pruners leave it: on a grid or a codebook, of the tensor, of rows or of groups; sparse
     or not; with dead rows and columns or not."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    rows, groups = draw(st.sampled_from([(1, 3), (6, 1), (5, 2), (40, 1), (12, 4)]))
-    size = draw(st.sampled_from([32, 64, 100, 160]))
+    rows, groups = draw(st.sampled_from([(1, 3), (6, 1), (5, 2), (24, 1), (8, 4)]))
+    size = draw(st.sampled_from([32, 64, 100]))
     dtype = draw(st.sampled_from(["float32", "float16", "bfloat16", "float64", "int64", "uint64", "int16"]))
     shared = draw(st.sampled_from(["tensor", "row", "group"]))
     each = {"tensor": rows * groups, "row": groups, "group": 1}[shared]
