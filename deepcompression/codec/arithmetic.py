@@ -112,9 +112,10 @@ def decode_part(cursor: Cursor, data: memoryview, rows: int, model: Model) -> Sy
 def _run(decoding: bool, data: NDArray[np.uint8], size: int, symbols: Symbols, model: Model) -> int:
     """`run` compiled where that pays, else on plain lists, which Python reads faster than arrays."""
     columns, rows = model.columns, len(symbols) // model.columns
-    stored = np.zeros(columns, np.int64)
+    flagged = columns if model.flags else 0  # columns may be a million
+    stored = np.zeros(flagged, np.int64)
     last = np.full(columns, model.k >> 1, np.int64)
-    shares = (1 << 32) // (np.arange(columns, dtype=np.int64) + (1 << (model.prior >> 4)))
+    shares = (1 << 32) // (np.arange(flagged, dtype=np.int64) + (1 << (model.prior >> 4)))
     tables = [fresh_cells(model.k), stored, last, shares, LOG, RATE]
     # An encoder tries a hundred settings: compiled code repays its import sooner.
     worth = (1 << 11, 1 << 18) if decoding else (1 << 6, 1 << 12)

@@ -36,7 +36,7 @@ def run(
         k: codes are below it; 1 means flags alone.
         prior: a | b << 4, and `context`: n | v << 2, as in FORMAT.md.
         cells: P << 10 | count, as `fresh_cells` makes them; changed.
-        stored: (columns,) zeros; changed.
+        stored: (columns,) zeros; changed. Without flags it may be empty, as shares.
         last: (columns,) of k // 2; changed.
         shares: (columns,) 2**32 // (j + 2**b).
         log, rate: LOG and RATE.

@@ -143,6 +143,8 @@ def encode_blobs(
         # Equal tensors have equal blobs, and the other way round.
         known = seen.setdefault((raw.dtype, raw.bits.shape, hashlib.sha256(blob).digest()), place)
         if known == place:
+            if len(blob) > _IN_MEMORY and isinstance(out, tempfile.SpooledTemporaryFile):
+                out.rollover()  # first: it would copy the blob, and look at the size then
             out.write(blob)
             stored = len(blob), zlib.crc32(blob), head.version_of(blob)
             entries.append(Entry(name, raw.dtype, raw.bits.shape, None, 0, *stored))

@@ -44,20 +44,24 @@ def promising(values: Bits, stored: str, how: Writing) -> bool:
     return share < 0.98 and share < 0.997 * len(arrays.deflate(start)) / start.nbytes
 
 
-def parted(parts: list[Bits], number: int, how: Writing) -> Piece:
+def parted(parts: list[Bits], kind: int, how: Writing) -> Piece:
     """The values of each chunk as planes.
 
     Args:
         parts: bits of the stored values of each chunk.
-        number: of the type that they are stored as, in the file.
+        kind: the number of the type that they are stored as, in the file.
         how: they are written.
     """
-    turned = mapped(planes.rotated, parts, how.threads)
-    head, chunks = bytes([number]), [b""] * len(parts)
-    for place in range(parts[0].itemsize):
-        plane, coded = _smallest([planes.plane_of(part, place) for part in turned], how)
+    head, chunks = bytes([kind]), [b""] * len(parts)
+    for number in range(parts[0].itemsize):
+
+        def plane_of(part: Bits, number: int = number) -> Bytes:
+            return planes.plane_of(planes.rotated(part), number)  # anew each time, or the tensor is here twice
+
+        plane, coded = _smallest(mapped(plane_of, parts, how.threads), how)
         head += plane.header()
-        chunks = [before + code for before, code in zip(chunks, coded, strict=True)]
+        for place, code in enumerate(coded):
+            chunks[place] += code  # one by one: never all of them twice
     return Piece(chunks, PLANES << 2, head)
 
 
