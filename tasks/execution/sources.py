@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import sys
@@ -18,6 +19,7 @@ from tasks.root import CODE
 
 LIBRARY = "deepcompression"
 TASKS = "tasks"
+PARSES = 100  # tries of one text
 STANDARD = Path(sysconfig.get_paths()["stdlib"])
 # What imports a module by its name as a text; and what runs files, or all modules that it finds.
 BY_NAME = frozenset(("import_module", "__import__", "run_module", "locate"))
@@ -187,11 +189,19 @@ class _Read:
     computed: bool = False
 
 
+def _parsed(text: bytes) -> ast.Module:
+    """Python 3.11 counts how deep it is in one number for all threads, and gives up where another parses meanwhile."""
+    for _ in range(PARSES - 1):
+        with contextlib.suppress(SystemError):
+            return ast.parse(text)
+    return ast.parse(text)
+
+
 @lru_cache(maxsize=1000)  # stages share most of what they import
 def _read(text: bytes, package: str) -> _Read:
     """All imports of Python source, at its top or inside a function; relative ones resolved."""
     try:
-        tree = ast.parse(text)
+        tree = _parsed(text)
     except (SyntaxError, ValueError):  # not Python: importing it will tell
         return _Read()
     pairs: list[tuple[str, str]] = []

@@ -37,8 +37,8 @@ def test_pruned_and_quantized_in_one_training(tiny: Callable[..., dict[str, Any]
     trained = summary["stages"][2]["methods"]
     assert [one["method"] for one in trained] == ["prune", "quantize"] and trained[0]["layers"] and trained[1]["grids"]
     page = (Path(summary["folder"]) / "report.html").read_text()
-    assert "<h3>train: prune</h3>" in page and "<h3>train: quantize</h3>" in page
-    assert "<h3>allocate: hawq</h3>" in page and (Path(summary["folder"]) / "figures" / "allocation.svg").is_file()
+    assert "<h3>train: prune, " in page and "<h3>train: quantize, " in page
+    assert "<h3>allocate: hawq, " in page and (Path(summary["folder"]) / "figures" / "allocation.svg").is_file()
     found = {one["name"]: one["bits"] for one in trained[1]["grids"]}
     assert set(found.values()) == {3, 4} and found["fc2.weight"] == 4
     logged = MlflowClient(summary["tracking_uri"]).get_run(summary["mlflow_run_id"]).data.metrics

@@ -209,3 +209,16 @@ def test_what_a_table_names_is_code(project: Path) -> None:
     code_digest.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"deepcompression\.gone"):
         code_digest("tasks.mine")
+
+
+def test_a_thread_that_parses_meanwhile_disturbs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 ends one of two parses at a time with a SystemError, which ended whole runs."""
+    parse, tries = sources.ast.parse, iter([SystemError("AST constructor recursion depth mismatch")] * 2)
+
+    def disturbed(text: bytes) -> object:
+        for error in tries:
+            raise error
+        return parse(text)
+
+    monkeypatch.setattr(sources.ast, "parse", disturbed)
+    assert sources._read(b"import one.two  # disturbed", "").pairs
