@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -16,7 +17,7 @@ class Possible:
     """What may stand at each place of values of one type."""
 
     def __init__(self, root: type[BaseModel], values: Any) -> None:
-        self._root: Node = root.model_json_schema()
+        self._root = _schema_of(root)
         self._values = values
 
     def keys(self, path: Sequence[Any]) -> set[str]:
@@ -72,6 +73,11 @@ class Possible:
                 yield from self._alternatives(one)
         elif node.get("type") != "null":
             yield node
+
+
+@cache
+def _schema_of(root: type[BaseModel]) -> Node:
+    return root.model_json_schema()
 
 
 def _words(node: Node) -> list[Any]:
