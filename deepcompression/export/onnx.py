@@ -120,13 +120,14 @@ def _translated(traced: torch.export.ExportedProgram) -> tuple[Any, int]:
     """
     from onnxscript import optimizer
 
-    from deepcompression.export.onnx_graph import without_marks
+    from deepcompression.export.onnx_graph import plain_shapes, without_marks
 
     with _silent():
         program: Any = torch.onnx.export(
             traced, dynamo=True, opset_version=OPSET, external_data=False, optimize=False, verbose=False
         )
         optimizer.fold_constants(program.model)
+        plain_shapes(program.model)
         optimizer.remove_unused_nodes(program.model)
         graph = program.model.clone()
         without_marks(program.model)

@@ -108,7 +108,7 @@ def _notes(content: bytes, placed: Placed, threads: int) -> list[str]:
     notes += [f"float: {', '.join(names)}: {why}" for why, names in reasons.items()]
     if placed.observed:
         notes.append(
-            f"rounded to 8 bits by their range on the export's samples, as the model has no grid for them: what comes "
-            f"out of {', '.join(placed.observed[:SHOWN])}{', ...' if len(placed.observed) > SHOWN else ''}"
+            f"rounded to 8 bits by their range on the export's samples, as the model has no grid for them: values "
+            f"{', '.join(placed.observed[:SHOWN])}{', ...' if len(placed.observed) > SHOWN else ''}"
         )
     return notes

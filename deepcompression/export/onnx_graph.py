@@ -134,6 +134,26 @@ class Graph:
         return f"{name}.{self._number}"
 
 
+def plain_shapes(model: Any) -> None:
+    """What is reshaped to the batch's size and known sizes is reshaped to -1 and these: nothing is computed for it."""
+    graph = Graph(model)
+    for node in graph.nodes("Reshape"):
+        parts = node.inputs[1].producer()
+        if parts is None or parts.op_type != "Concat" or parts.domain:
+            continue
+        known = [graph.constant(one) for one in parts.inputs]
+        open_ = [one for one, array in zip(parts.inputs, known, strict=True) if array is None]
+        sizes = [size for array in known if array is not None for size in array]
+        if len(open_) == 1 and _single(open_[0]) and all(size > 0 for size in sizes):
+            shape = np.concatenate([np.array([-1]) if array is None else array for array in known])
+            node.replace_input_with(1, graph.store(shape.astype(np.int64), "shape"))
+
+
+def _single(value: Any) -> bool:
+    """Whether a value has one element."""
+    return value.shape is not None and list(value.shape) == [1]
+
+
 def is_mark(node: Any) -> bool:
     """Whether a node marks a rounded value."""
     return node is not None and node.domain == DOMAIN and node.op_type == MARK

@@ -2,7 +2,7 @@
 
 Runtimes put an integer kernel in the place of a convolution whose input and weight are dequantized, whose bias is
 int32, and whose output is quantized at once, ReLU aside. A model knows the grids of its layers' inputs. What lies
-between (both inputs of a sum, what is averaged) needs grids too: of 8 bits, by the ranges that samples have there.
+between (a sum and both its inputs, what is averaged) needs grids too: of 8 bits, by the ranges that samples have there.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import onnx_ir as ir
 
 from deepcompression.export import onnx_rounded as rounded
 from deepcompression.export.onnx_graph import Graph, is_mark, static_mark
-from deepcompression.export.onnx_layers import Integers, Layer, layers_of, normed, refined, with_bias
+from deepcompression.export.onnx_layers import Integers, Layer, after, layers_of, normed, refined, scope, with_bias
 from deepcompression.export.onnx_sites import Grid, grid_of
 
 PASSING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")  # keep what is on a grid
+CUT = 0.25  # of a grid's range
 Ranges = Mapping[str, tuple[float, float]]
 Observe = Callable[[Sequence[str]], Ranges]
 
@@ -61,7 +62,7 @@ def place(model: Any, observe: Observe) -> tuple[Any, Placed]:
     _fold_pads(graph)
     _mark_inputs(graph)
     layers, placed.left = layers_of(graph)
-    _share_sums(graph, layers)
+    placed.observed = _share_sums(graph, layers, observe)
     _hoist(graph)
     static = [one for one in layers if one.grid.static]
     _mark_outputs(graph, static, observe, placed)
@@ -105,8 +106,9 @@ def _fold_pads(graph: Graph) -> None:
     """Zeros around what a convolution alone takes are its own: beside a Pad runtimes convert to floats and back."""
     for node in graph.nodes("Pad"):
         taker = graph.only_user(node.outputs[0])
-        if static_mark(taker, 16):
-            taker = graph.only_user(taker.outputs[0])
+        mark = taker if static_mark(taker, 16) else None
+        if mark is not None:
+            taker = graph.only_user(mark.outputs[0])
         sizes = graph.constant(node.inputs[1])
         if taker is None or taker.op_type != "Conv" or taker.domain or not _pads(graph, node) or len(node.inputs) > 3:
             continue
@@ -119,6 +121,8 @@ def _fold_pads(graph: Graph) -> None:
             taker.attributes["pads"] = ir.AttrInt64s("pads", found)
             graph.replace(node.outputs[0], node.inputs[0])
             graph.drop(node)
+            if mark is not None:  # its value is another one now
+                mark.outputs[0].name += ":inside"
 
 
 def _own_padding(node: Any) -> bool:
@@ -126,13 +130,33 @@ def _own_padding(node: Any) -> bool:
     return "auto_pad" in node.attributes and node.attributes["auto_pad"].value not in ("NOTSET", b"NOTSET")
 
 
-def _share_sums(graph: Graph, layers: Sequence[Layer]) -> None:
-    """A sum takes what layers on integers beside it take: the rounded value."""
+def _share_sums(graph: Graph, layers: Sequence[Layer], observe: Observe) -> list[str]:
+    """A sum takes what layers on integers beside it take: the value on their grid, or on one that holds more of it, of
+    which this is the list.
+    """
+    wider = []
+    sums: dict[Any, tuple[str, list[Any]]] = {}
     for layer in layers:
         mark = layer.node.inputs[0].producer()
         if static_mark(mark) and grid_of(mark).bits == 8 and not mark.inputs[0].is_graph_input():
-            sums = [one for one in graph.users(mark.inputs[0]) if _is_sum(graph, one)]
-            graph.replace(mark.inputs[0], mark.outputs[0], sums)
+            takers = [one for one in graph.users(mark.inputs[0]) if _is_sum(graph, one)]
+            if takers:
+                sums[mark] = layer.name, takers
+    ranges = observe([mark.inputs[0].name for mark in sums]) if sums else {}
+    for mark, (name, takers) in sums.items():
+        value = mark.inputs[0]
+        if _fits(grid_of(mark), *ranges[value.name]):
+            graph.replace(value, mark.outputs[0], takers)
+        else:
+            graph.replace(value, graph.mark(value, _grid(*ranges[value.name]), value.name), [mark, *takers])
+            wider.append(f"before {name}")
+    return wider
+
+
+def _fits(grid: Grid, least: float, most: float) -> bool:
+    """Whether what a grid cuts off of a range is little: calibration cuts for the layer behind, not for a sum."""
+    low, high = ((end - grid.zero) * grid.scale for end in (grid.low, grid.high))
+    return max(most - high, low - least) <= CUT * (high - low)
 
 
 def _hoist(graph: Graph) -> None:
@@ -209,16 +233,35 @@ def _mark_outputs(graph: Graph, layers: Sequence[Layer], observe: Observe, place
                 _take(graph, value, max(wide, key=lambda one: grid_of(one).scale))
             else:
                 waiting.append(layer)
-    ranges = observe([layer.end.name for layer in waiting]) if waiting else {}
-    for value in [layer.end for layer in waiting]:
-        users = graph.users(value)
-        marked = graph.mark(value, _grid(*ranges[value.name]), value.name)
-        graph.replace(value, marked, users)
+    sums = _sums(graph) if layers else {}
+    ranges = observe([*(layer.end.name for layer in waiting), *(end.name for end in sums)]) if waiting or sums else {}
+    for layer in waiting:
+        _round(graph, layer.end, ranges)
+    placed.observed += [f"behind {layer.name}" for layer in waiting]
+    for end, node in sums.items():
+        if all(static_mark(one.producer()) and grid_of(one.producer()).bits == 8 for one in node.inputs):
+            _round(graph, end, ranges)
+            placed.observed.append(f"behind the sum in {scope(node) or 'the model'}")
     for layer in layers:
         for user in graph.users(layer.end):
             if static_mark(user):
                 placed.stands[layer.name] = Stands(user.outputs[0].name, layer.end.name)
-    placed.observed = [layer.name for layer in waiting]
+
+
+def _sums(graph: Graph) -> dict[Any, Any]:
+    """The sums behind which, ReLU aside, nothing is rounded, by the value that is there."""
+    found = {}
+    for node in graph.nodes("Add"):
+        end = [node, *after(graph, node)][-1].outputs[0]
+        if _is_sum(graph, node) and not end.is_graph_output() and not any(map(is_mark, graph.users(end))):
+            found[end] = node
+    return found
+
+
+def _round(graph: Graph, value: Any, ranges: Ranges) -> None:
+    """A value on the grid of its range, for all that take it."""
+    users = graph.users(value)
+    graph.replace(value, graph.mark(value, _grid(*ranges[value.name]), value.name), users)
 
 
 def _take(graph: Graph, value: Any, mark: Any) -> None:

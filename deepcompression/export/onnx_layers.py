@@ -71,12 +71,12 @@ def named_nodes(graph: Graph) -> None:
     """Each layer's node has the name of the module that it comes from, and its number where that has several."""
     names: dict[str, int] = {}
     for node in graph.nodes(*LAYERS, *OTHERS):
-        name = _scope(node) or str(node.outputs[0].name)
+        name = scope(node) or str(node.outputs[0].name)
         names[name] = names.get(name, 0) + 1
         node.name = name if names[name] == 1 else f"{name} ({names[name]})"
 
 
-def _scope(node: Any) -> str:
+def scope(node: Any) -> str:
     """The innermost module in which PyTorch's exporter saw the call."""
     try:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
@@ -106,7 +106,7 @@ def _layer(graph: Graph, node: Any, name: str) -> Layer | str:
     integers = integers_of(weight, _axis(node, weight))
     if integers is None:
         return UNKNOWN
-    return Layer(node, name, grid, integers, array, _after(graph, node))
+    return Layer(node, name, grid, integers, array, after(graph, node))
 
 
 def _unfit(node: Any, grid: Grid) -> str:
@@ -160,8 +160,8 @@ def _zero(codes: NDArray[np.int32], scales: int) -> int | None:
     return -low if scales == 1 and high - low <= 255 else None
 
 
-def _after(graph: Graph, node: Any) -> list[Any]:
-    """What takes the layer's output and nothing else does; a BatchNorm only at once behind it."""
+def after(graph: Graph, node: Any) -> list[Any]:
+    """BatchNorm, ReLU and Clip that alone take what a node gives; a BatchNorm only at once behind it."""
     found: list[Any] = []
     value = node.outputs[0]
     while (user := graph.only_user(value)) is not None and user.domain == "" and user.op_type in AFTER:

@@ -121,10 +121,10 @@ def compressed(place: Path) -> None:
     for name, model, shape in (("LeNet-5", lenet5(), (1, 28, 28)), ("5M", wide, (784,))):
         laplace(model)
         sample = [torch.rand(2, *shape)]
-        count = float_file(model, sample, place / "float.onnx")
         weights = [key for key in model.state_dict() if key.endswith("weight")]
         pruned = prune(model.state_dict(), dict.fromkeys(weights, 0.1))
         model.load_state_dict(share(pruned.state, dict.fromkeys(weights, 4)).state)
+        count = float_file(model, sample, place / "float.onnx")
         dcz = save(model.state_dict(), place / "model.dcz", coder="huffman")
         made = target.export(model, sample, place / "small.onnx")
         print(
