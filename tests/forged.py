@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deepcompression.codec import apart, arithmetic, encoder, head, huffman, parting, streams, tiling
+from deepcompression.codec import (
+    apart,
+    arithmetic,
+    encoder,
+    group_books,
+    head,
+    huffman,
+    parting,
+    streams,
+    tiling,
+    zeros,
+)
 from deepcompression.codec.bitstream import varint, width
 from deepcompression.codec.dtypes import DTYPES
 from deepcompression.codec.index import MAGIC
@@ -85,13 +96,15 @@ def wild(random: Random, chunk: int | None = None) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder, "_smaller", smaller)
-        for module in (encoder, apart, parting, tiling):
+        for module in (encoder, apart, parting, tiling, zeros):
             patch.setattr(module, "min", least, raising=False)
-        patch.setattr(parting, "promising", lambda _, stored, how: DTYPES[stored].floating and random.random() < 0.5)
+        patch.setattr(parting, "promising", lambda *given: DTYPES[given[1]].floating and random.random() < 0.5)
         patch.setattr(tiling, "_LEAST", 1)
         patch.setattr(encoder, "_FINE", 3)
         patch.setattr(encoder, "_low_bits", lambda k: range(1, width(k)))
         patch.setattr(tiling, "_GAIN", 2.0)
+        patch.setattr(group_books, "_FEWEST_IN_ALL", 1)
+        patch.setattr(group_books, "_WORTH", 9.0)
         patch.setattr(streams, "plan", plan)
         if chunk is not None:
             small_chunks(patch.setattr, chunk)

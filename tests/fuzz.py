@@ -111,6 +111,9 @@ def _values(random: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> 
         axes: list[np.ndarray | float] = [random.random((shape[0], 1)), random.random((1, shape[1])), 0.125]
         integers = np.where(random.random(shape) < random.choice([0.0, 0.1]), -0.0, random.integers(-7, 8, shape))
         bits = (integers * axes[random.integers(3)]).astype(dtype).view(kind)
+    elif how == 4 and len(shape) == 2 and shape[0]:  # a codebook for each row, or two
+        books = bits[:, :3].repeat(random.integers(1, 3), axis=0)[: shape[0]]
+        bits = np.take_along_axis(books, random.integers(0, 3, shape), axis=1)
     bits = np.where(random.random(shape) < random.choice([0.05, 0.3, 1.0]), bits, 0).astype(kind)
     if len(shape) == 2 and shape[0] and random.random() < 0.3:  # by whole blocks, or 2 of 4
         kept = random.random((shape[0], shape[1] // 4, 1)) < 0.3

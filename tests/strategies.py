@@ -77,14 +77,14 @@ def on_grid(integers: np.ndarray, scales: np.ndarray, dtype: str) -> RawTensor:
 
 @st.composite
 def layers(draw: st.DrawFn) -> RawTensor:
-    """A matrix as quantizers and pruners leave it: on a grid or a codebook, of the tensor, of rows or of groups; sparse
-    or not; with dead rows and columns or not."""
+    """A matrix as quantizers and pruners leave it: on a grid or a codebook, of the tensor, of two rows, of rows or of
+    groups; sparse or not; with dead rows and columns or not."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     rows, groups = draw(st.sampled_from([(1, 3), (6, 1), (5, 2), (24, 1), (8, 4)]))
     size = draw(st.sampled_from([32, 64, 100]))
     dtype = draw(st.sampled_from(["float32", "float16", "bfloat16", "float64", "int64", "uint64", "int16"]))
-    shared = draw(st.sampled_from(["tensor", "row", "group"]))
-    each = {"tensor": rows * groups, "row": groups, "group": 1}[shared]
+    shared = draw(st.sampled_from(["tensor", "rows", "row", "group"]))
+    each = {"tensor": rows * groups, "rows": groups * (2 - rows % 2), "row": groups, "group": 1}[shared]
     shape = rows * groups // each, each * size
     if DTYPES[dtype].floating and draw(st.booleans()):
         lowest, highest = draw(st.sampled_from([(-8, 7), (-7, 7), (0, 15), (1, 15), (-127, 127), (-3, -1), (200, 455)]))

@@ -14,10 +14,10 @@ from deepcompression._parallel import mapped
 from deepcompression.codec import arithmetic, arrays, streams
 from deepcompression.codec.arithmetic import Model
 from deepcompression.codec.bitstream import width
-from deepcompression.codec.codebooks import histogram
 from deepcompression.codec.dtypes import Bits, Writing
 from deepcompression.codec.head import ADAPTIVE, version_of
 from deepcompression.codec.huffman import Symbols
+from deepcompression.codec.shared import histogram
 from deepcompression.codec.streams import Stream
 
 SAMPLE = 1 << 18

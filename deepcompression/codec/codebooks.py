@@ -3,94 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcompression._parallel import mapped
-from deepcompression.codec import grids, grouping
+from deepcompression.codec import grids, group_books, grouping
 from deepcompression.codec.book import ALL, GRID_DTYPES, MOST_DISTINCT, MOST_INTEGER, Book, Groups
-from deepcompression.codec.dtypes import Bits, Writing, order
-from deepcompression.codec.grouping import Candidate
+from deepcompression.codec.dtypes import DTYPES, Bits, Writing, narrow, order
+from deepcompression.codec.grouping import Spared
 from deepcompression.codec.huffman import Symbols
+from deepcompression.codec.sampling import Samples
+from deepcompression.codec.shared import Shared, histogram, symbols_of
 
-_MOST_GROUPED = 1 << 10
 _LARGE = 1 << 16  # elements, from which a layout is not tried only to be sure
 _MANY = 1 << 12  # elements, from which a grid may be nearly empty
-_GROUPS = (32, 64, 128, 256)  # that may have a codebook each
+_SAMPLED = 1 << 14  # elements that tell how wide all are
 _SLICE = 1 << 20
+_OWN = 0.6  # share of the values that a group has, above which groups seem to share them
+_SHARED = 4  # bits of a codebook for each element, from which its values are hardly shared
 _TRIES = 3  # groups of other sizes than the cheapest
 _MOST_SPARED = 16  # bits an element, by a grid in place of values as they are
-
-
-@dataclass(frozen=True, eq=False)
-class Shared:
-    """A tensor as symbols (n,): 0 for the bit pattern +0.0, else the code in `book`, plus 1."""
-
-    symbols: Symbols
-    book: Book
-    dtype: str
-
-    def least(self, threads: int) -> float:
-        """Bytes that no layout goes below: an ideal order-0 code of the stored values, and the book as it stands."""
-        counts = histogram(self.symbols, self.book.k + 1, threads)[1:]
-        used = counts[counts > 0].astype(np.float64)
-        ideal = float((used * np.log2(used.sum() / used)).sum()) / 8 if used.size else 0.0
-        return ideal * (1 - 1e-6) + len(self.book.write(self.dtype))
-
-    def dense(self, some_zero: bool) -> tuple[Symbols, Book]:
-        """The code of each symbol (groups or 1, k + 1) where zeros are codes too, and the book that has them.
-
-        Without zeros the book stays as it is, and the code of symbol 0 means nothing.
-        """
-        if self.book.values is None:
-            return self._dense_grid(some_zero)
-        if some_zero:
-            return self._with_zero(self.book.values)
-        return symbols_of(np.maximum(np.arange(self.book.k + 1) - 1, 0)[None], self.book.k), self.book
-
-    def _dense_grid(self, some_zero: bool) -> tuple[Symbols, Book]:
-        if self.book.negative_zero:  # what is above -0.0 makes room for the integer 0
-            codes = np.arange(self.book.k)
-            codes += codes > -self.book.lowest
-            whole = replace(self.book, k=self.book.k + 1, skips_zero=False)
-            return symbols_of(np.append(1 - self.book.lowest, codes)[None], whole.k), whole
-        integers = self.book.integers(np.arange(self.book.k))
-        lowest, highest = int(integers[0]), int(integers[-1])
-        if some_zero:
-            lowest, highest = min(lowest, 0), max(highest, 0)
-        whole = Book(highest - lowest + 1, None, self.book.groups, self.book.scales, lowest)
-        table = np.concatenate([np.zeros(1, np.int32), integers]) - lowest
-        return symbols_of(table[None], whole.k), whole
-
-    def _with_zero(self, values: Bits) -> tuple[Symbols, Book]:
-        """The codebook with zero at its place among the others, group by group."""
-        whole = np.concatenate([np.zeros((len(values), 1), values.dtype), values], axis=1)
-        by_key = np.argsort(order(whole, self.dtype), axis=1, kind="stable")
-        k = whole.shape[1]
-        book = Book(k, np.take_along_axis(whole, by_key, axis=1), self.book.groups)
-        return symbols_of(np.argsort(by_key, axis=1), k), book
-
-
-def histogram(symbols: Symbols, k: int, threads: int) -> NDArray[np.int64]:
-    """How often each symbol below `k` occurs (k,); in slices, since numpy counts 8 bytes wide.
-
-    Args:
-        symbols: (n,).
-        k: they are below it.
-        threads: at most so many.
-    """
-    parts = mapped(lambda i: np.bincount(symbols[i : i + _SLICE], minlength=k), range(0, len(symbols), _SLICE), threads)
-    total: NDArray[np.int64] = np.sum(parts, axis=0) if parts else np.zeros(k, np.int64)
-    return total
-
-
-def symbols_of(numbers: NDArray[Any], k: int) -> Symbols:
-    """`numbers` below `k` in the narrowest unsigned type."""
-    return numbers.astype(np.uint8 if k <= 256 else np.uint16 if k <= 65_536 else np.uint32)
 
 
 def find(flat: Bits, how: Writing) -> list[Shared]:
@@ -101,11 +35,27 @@ def find(flat: Bits, how: Writing) -> list[Shared]:
     whole = _codebook(flat, how)
     if whole is not None and whole.book.k <= 2:
         return [whole]
+    samples = _samples(flat, whole, how)
     on_grid = _as_grid(whole) if whole is not None and gridded else None
-    in_groups = _grids_of_groups(flat, how, whole, on_grid) if gridded else []
-    if whole is None or whole.book.k > 256:
-        in_groups += _books_of_groups(flat, how, in_groups)
-    return in_groups + _of_all(whole, on_grid)
+    on_grids = _grids_of_groups(flat, samples, how, whole, on_grid) if gridded else []
+    books = _books_of_groups(samples, how, whole, on_grids)
+    return on_grids + books + _of_all(whole, on_grid)
+
+
+def _samples(flat: Bits, whole: Shared | None, how: Writing) -> Samples:
+    """What a few groups have, and what it takes where the whole has one codebook, or none."""
+    if whole is None:
+        return Samples(flat, np.array(_narrowed(flat[:_SAMPLED], how.dtype)))
+    counts = histogram(whole.symbols, whole.book.k + 1, how.threads)
+    stored = int(counts[1:].sum())
+    return Samples(
+        whole.symbols, 8 * len(whole.book.write(how.dtype)) / stored - np.log2(np.maximum(counts, 1) / stored)
+    )
+
+
+def _narrowed(values: Bits, dtype: str) -> float:
+    """Bits of each of `values` in a codebook."""
+    return 8.0 * DTYPES[narrow(values, dtype)[0]].itemsize
 
 
 def _of_all(whole: Shared | None, on_grid: Shared | None) -> list[Shared]:
@@ -164,14 +114,18 @@ def _as_grid(shared: Shared) -> Shared | None:
     found = grids.recognise(values, shared.dtype)
     if found is None or int(np.abs(found[1]).max()) >= MOST_INTEGER:
         return None
-    # A grid that is nearly empty would cost more in its code than the codebook that it spares.
     width, k = int(np.ptp(found[1])), shared.book.k
     many = len(shared.symbols) >= _MANY
-    if width > 4 * k + 16 and not (many and len(shared.symbols) * math.log2(width / k) < 8 * k * values.itemsize):
+    if _nearly_empty(width, k) and not (many and len(shared.symbols) * math.log2(width / k) < 8 * k * values.itemsize):
         return None
     codes, book = _grid_codes(found[1][0], found[0], ALL, None if negative is None else negative[0])
     table = np.concatenate([np.zeros(1, codes.dtype), codes])
     return Shared(table[shared.symbols], book, shared.dtype)
+
+
+def _nearly_empty(width: int, used: int) -> bool:
+    """Whether a grid of so many integers costs more in its code than the codebook of `used` values that it spares."""
+    return width > 4 * used + 16
 
 
 def _without_negative(bits: Bits) -> tuple[Bits, NDArray[np.bool_] | None]:
@@ -208,42 +162,47 @@ def _grid_codes(
     return symbols, Book(k, None, groups, scales, lowest, skips_zero=True, negative_zero=negative is not None)
 
 
-def _grids_of_groups(flat: Bits, how: Writing, whole: Shared | None, on_grid: Shared | None) -> list[Shared]:
+def _grids_of_groups(
+    flat: Bits, samples: Samples, how: Writing, whole: Shared | None, on_grid: Shared | None
+) -> list[Shared]:
     """A grid for each group, of the groups that are the cheapest so."""
     plain, negative = _without_negative(flat)
-    spared = float(_MOST_SPARED)
-    if whole is not None:  # its codes, and its part of the codebook
-        spared = min(spared, math.log2(whole.book.k) + 8 * flat.itemsize * whole.book.k / np.count_nonzero(plain))
-    for candidate in grouping.candidates(plain, how.shape, how.dtype, spared)[:_TRIES]:
-        if _gains(candidate, whole, on_grid):
+    scale = None if on_grid is None else on_grid.book.scales
+    for candidate in grouping.candidates(plain, how.shape, how.dtype, _spared(samples, whole))[:_TRIES]:
+        # Where the whole is on a grid, its groups are too.
+        if scale is None or candidate.scale >= 2 * float(scale[0]):
             found = _on_grids(flat, plain, negative, candidate.groups, how.dtype)
-            if found:
+            if found and (whole is None or not _nearly_empty(found[0].book.k, whole.book.k)):
                 return found
     return []
 
 
-def _gains(candidate: Candidate, whole: Shared | None, on_grid: Shared | None) -> bool:
-    """Whether scales of groups may be worth their bytes beside what the whole tensor shares."""
-    if on_grid is not None:  # whose groups are on grids too
-        assert on_grid.book.scales is not None
-        return candidate.scale >= 2 * float(on_grid.book.scales[0])
-    if whole is None or whole.book.k > 256:
-        return True
-    rows = grouping.beginnings(whole.symbols, candidate.groups)
-    values = max(1, *(int(np.count_nonzero(np.unique(row))) for row in rows))
-    stored = np.count_nonzero(whole.symbols) / whole.symbols.size
-    spared = candidate.groups.size * stored * math.log2(whole.book.k / values)
-    return bool(2 * values <= whole.book.k and spared > grouping.SCALE_BITS)
+def _spared(samples: Samples, whole: Shared | None) -> Spared:
+    """What grids of groups may spare."""
+    if whole is None or whole.book.values is None:
+        return Spared(_MOST_SPARED)
+    book = whole.book.k * _narrowed(whole.book.values[0], whole.dtype) / np.count_nonzero(samples.flat)
+
+    def by(groups: Groups) -> float:
+        runs = samples.runs(groups)
+        # Groups on grids of their own have values of their own.
+        return samples.whole(groups) - runs.alone() if runs.most <= _OWN * runs.distinct else 0.0
+
+    return Spared(min(_MOST_SPARED, math.log2(whole.book.k) + book), by if book < _SHARED else None)
 
 
-def _books_of_groups(flat: Bits, how: Writing, on_grids: list[Shared]) -> list[Shared]:
-    """A codebook for each row, part of it or channel, the first that fits: larger ones than those on narrow grids."""
-    narrow = [way.book.groups.size for way in on_grids if way.book.k < _MOST_GROUPED]
-    for groups in _grouped(how.shape):
-        if max([15, *narrow]) < groups.size < flat.size and _share(flat, groups):
-            shared = _group_codebooks(groups.gathered(flat), groups, how.dtype)
-            if shared is not None:
-                return [shared]
+def _books_of_groups(samples: Samples, how: Writing, whole: Shared | None, on_grids: list[Shared]) -> list[Shared]:
+    """A codebook for each group, of the groups that take the fewest bytes so, where others seem to take more."""
+    stored = int(np.count_nonzero(samples.flat))
+    others = min((8 * way.least(how.threads) / stored for way in on_grids), default=math.inf)
+    values = None if whole is None else whole.book.values
+    each = _narrowed(samples.flat[:_SAMPLED] if values is None else values.reshape(-1), how.dtype)
+    for groups in group_books.candidates(samples, how.shape, each, others):
+        made = group_books.made(samples.flat, groups, how.dtype if values is None else "uint32")  # symbols ascend
+        if made is not None:
+            symbols, books = made
+            books = books if values is None else values[0][books - 1]
+            return [Shared(symbols, Book(books.shape[1], books, groups), how.dtype)]
     return []
 
 
@@ -258,52 +217,3 @@ def _on_grids(flat: Bits, plain: Bits, negative: NDArray[np.bool_] | None, group
         pairs = np.stack([grids.product(book.integers(np.full(1, code)), found[0], dtype) for code in (0, 1)], axis=1)
         made.append(Shared(symbols, Book(2, pairs, groups), dtype))
     return made
-
-
-def _grouped(shape: tuple[int, ...]) -> Iterator[Groups]:
-    """Groups that checkpoints have: rows, parts of them, channels of the second and the last axis, parts of these."""
-    row = math.prod(shape[1:])
-    if len(shape) > 1:
-        yield Groups(row)
-    else:
-        row = math.prod(shape)
-    yield from (Groups(size) for size in reversed(_GROUPS) if size < row and row % size == 0)
-    for axis in sorted({1, len(shape) - 1}) if len(shape) > 1 else ():
-        run, channels, rounds = math.prod(shape[axis + 1 :]), shape[axis], math.prod(shape[:axis])
-        if channels > 1 and rounds > 1:
-            yield Groups(run, channels, rounds)
-            parts = (size // run for size in reversed(_GROUPS) if size % run == 0)
-            yield from (Groups(run, channels, part) for part in parts if 1 < part < rounds and rounds % part == 0)
-
-
-def _share(flat: Bits, groups: Groups) -> bool:
-    """Whether each of a few groups may share values, by its beginning."""
-    ordered = np.sort(grouping.beginnings(flat, groups), axis=1)
-    distinct = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1)
-    return bool((distinct <= min(groups.size // 4, 256, ordered.shape[1] // 2)).all())
-
-
-def _group_codebooks(rows: Bits, groups: Groups, dtype: str) -> Shared | None:
-    """A codebook for each of `rows` (groups, g), if each has few enough distinct values to repay one."""
-    size = rows.shape[1]
-    most = min(size // 4, 256)
-    sample = np.sort(order(rows[:: max(1, len(rows) // 64)], dtype), axis=1)
-    if int((np.diff(sample, axis=1) != 0).sum(axis=1).max()) >= most:
-        return None
-    symbols = np.zeros(rows.shape, np.uint16)
-    books: list[Bits] = []
-    for i, row in enumerate(rows):
-        _, first, places = np.unique(order(row, dtype), return_index=True, return_inverse=True)
-        values = row[first]
-        if len(values) > most:
-            return None
-        nonzero = values != 0
-        table = np.where(nonzero, np.cumsum(nonzero), 0)
-        symbols[i] = table[places]
-        books.append(values[nonzero])
-    k = max(1, *(len(book) for book in books))
-    values = np.stack(
-        [np.append(book, np.full(k - len(book), book[-1] if len(book) else 1, book.dtype)) for book in books]
-    )
-    book = Book(k, values, groups)
-    return Shared(symbols_of(groups.scattered(symbols), k + 1), book, dtype)

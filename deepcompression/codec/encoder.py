@@ -12,20 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcompression._parallel import mapped
-from deepcompression.codec import apart, arithmetic, codebooks, parting, positions, streams, tiling
+from deepcompression.codec import apart, arithmetic, codebooks, parting, streams
 from deepcompression.codec import head as heads
 from deepcompression.codec.apart import SAMPLE, Piece, Written, cut, deflater, fitted, plain, plan_codes
 from deepcompression.codec.arithmetic import Model
 from deepcompression.codec.bitstream import pack, varint, width
 from deepcompression.codec.book import Book
-from deepcompression.codec.codebooks import Shared
 from deepcompression.codec.dtypes import DTYPES, Bits, Writing, narrow
 from deepcompression.codec.head import ADAPTIVE, write_head
 from deepcompression.codec.huffman import Symbols
 from deepcompression.codec.masks import Masks
 from deepcompression.codec.positions import DENSE, FLAGS, Places
+from deepcompression.codec.shared import Shared, histogram
 from deepcompression.codec.streams import Stream
 from deepcompression.codec.tiles import Tiles
+from deepcompression.codec.zeros import Tiled, Zeros
 
 _SMALL = 1 << 16
 _FINE = 1 << 10  # codes, from which low bits may be noise
@@ -46,13 +47,14 @@ def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, th
     if flat.size == 0:
         return b""
     how = Writing(dtype, shape, settled(coder, flat.size), threads)
+    zeros = Zeros(flat != 0, how)
     best: Written | None = None
     for way in codebooks.find(flat, how):
         # Contexts may gain on order 0: by half is more than any was seen to.
         if best is None or way.least(threads) < best.size * (2 if how.coder == "adaptive" else 1):
-            best = _smaller(best, _encode_shared(way, how))
+            best = _smaller(best, _encode_shared(way, zeros, how))
     if best is None or best.size > flat.nbytes // 4 or flat.size <= _SMALL:
-        best = _smaller(best, _encode_raw(flat, how))
+        best = _smaller(best, _encode_raw(flat, zeros, how, best.size if best else flat.nbytes))
     lengths = b"".join(varint(len(chunk)) for chunk in best.chunks) if len(best.chunks) > 1 else b""
     return b"".join([best.head, lengths, *best.chunks])
 
@@ -75,13 +77,13 @@ def _smaller(one: Written | None, other: Written | None) -> Any:
     return other if other.price < one.price else one
 
 
-def _encode_shared(way: Shared, how: Writing) -> Written | None:
+def _encode_shared(way: Shared, zeros: Zeros, how: Writing) -> Written | None:
     """Values as codes of a book, in the smallest of all layouts."""
-    masks = _masks(way.symbols, how.columns) if how.coder != "packed" else None
+    masks = zeros.masks if how.coder != "packed" else None
     best = None
     for mask in (None, masks) if masks else (None,):
         left = replace(way, symbols=mask.of(way.symbols)) if mask else way
-        best = _smaller(best, _streams(left, mask, how))
+        best = _smaller(best, _streams(left, mask, zeros, how))
         if how.coder == "adaptive":
             view = how.columns if mask is None else int(mask.columns_kept.sum())
             views = _views(left.symbols, view, way.book.k) if mask is None and not left.symbols.all() else [view]
@@ -89,8 +91,8 @@ def _encode_shared(way: Shared, how: Writing) -> Written | None:
                 best = _smaller(best, _arithmetic(left, mask, view, how))
     if how.coder != "packed" and way.book.k >= _FINE:
         best = _smaller(best, _lowered(way, how))
-    for tiles in tiling.find(way.symbols, how):
-        best = _smaller(best, _tiled(way, tiles, how))
+    for tiled in zeros.tiled:
+        best = _smaller(best, _tiled(way, tiled, how))
     return best
 
 
@@ -107,7 +109,7 @@ def _lowered(way: Shared, how: Writing) -> Written | None:
     best = None
     for low in _low_bits(book.k):
         high = cut((codes >> codes.dtype.type(low)).astype(np.uint16), heads.CHUNK)
-        counts = codebooks.histogram(np.concatenate(high), ((book.k - 1) >> low) + 1, how.threads)
+        counts = histogram(np.concatenate(high), ((book.k - 1) >> low) + 1, how.threads)
         _, stream = plan_codes(high, counts, len(counts), how, sparse=False)
         tails = [pack(part & codes.dtype.type((1 << low) - 1), low) for part in cut(codes, heads.CHUNK)]
         head = write_head(how.dtype, DENSE, None, 0, book, low) + stream.header()
@@ -117,8 +119,9 @@ def _lowered(way: Shared, how: Writing) -> Written | None:
     return best
 
 
-def _tiled(way: Shared, tiles: Tiles, how: Writing) -> Written:
+def _tiled(way: Shared, tiled: Tiled, how: Writing) -> Written:
     """Values as codes, and where they are by tiles."""
+    tiles = tiled.tiles
     flags = tiles.arranged(way.symbols) != 0
     if tiles.most:
         symbols, book = way.symbols, way.book
@@ -127,9 +130,8 @@ def _tiled(way: Shared, tiles: Tiles, how: Writing) -> Written:
         stored = np.repeat(flags.reshape(-1, tiles.size).any(axis=1), tiles.size)
         dense, book = _dense(way, bool((stored > flags).any()))
         codes = tiles.arranged(dense)[stored]
-    where, kept = tiling.positions_of(flags, tiles, how)
-    what = apart.codes(np.split(codes, kept), book.k, how)
-    return apart.joined(lambda form: write_head(how.dtype, form, tiles, 0, book), where, what)
+    what = apart.codes(np.split(codes, tiled.ends), book.k, how)
+    return apart.joined(lambda form: write_head(how.dtype, form, tiles, 0, book), tiled.positions, what)
 
 
 def _views(symbols: NDArray[Any], columns: int, k: int) -> list[int]:
@@ -148,20 +150,10 @@ def _views(symbols: NDArray[Any], columns: int, k: int) -> list[int]:
     return [columns] if best == columns or size(columns) <= size(best) else [columns, best]
 
 
-def _masks(symbols: Symbols, columns: int) -> Masks | None:
-    """What is left where all rows and columns of zeros are dropped; None where nothing is to drop, or all."""
-    matrix = symbols.reshape(-1, columns)
-    if 1 in matrix.shape:  # a mask would be its flags, not better coded
-        return None
-    rows: NDArray[np.bool_] = np.asarray(matrix.any(axis=1))
-    across: NDArray[np.bool_] = np.asarray(matrix.any(axis=0))
-    return None if (rows.all() and across.all()) or not rows.any() else Masks(columns, rows, across)
-
-
-def _streams(way: Shared, mask: Masks | None, how: Writing) -> Written | None:
+def _streams(way: Shared, mask: Masks | None, zeros: Zeros, how: Writing) -> Written | None:
     """The smallest of dense, bitmap and gaps, each with the best streams of codes; `way` is what `mask` leaves."""
     parts = cut(way.symbols, heads.CHUNK)
-    counts = codebooks.histogram(way.symbols, way.book.k + 1, how.threads)
+    counts = histogram(way.symbols, way.book.k + 1, how.threads)
     options: list[tuple[int, Callable[[], Written]]] = []
     # Codebooks of groups take in zero group by group, which masks tear apart.
     torn = mask is not None and bool(way.book.groups) and way.book.values is not None
@@ -170,7 +162,7 @@ def _streams(way: Shared, mask: Masks | None, how: Writing) -> Written | None:
     if counts[0]:
         cost, stream = plan_codes(parts, counts[1:], way.book.k, how)
         head = 2 + len(write_head(how.dtype, 0, mask, 0, way.book)) + cost
-        for size, places in positions.plans(parts, how):
+        for size, places in zeros.plans(mask):
             begin = write_head(how.dtype, places.kind, mask, 0, way.book)
             options.append((head + size, _sparse_writer(begin, parts, places, stream, how.threads)))
     return min(options, key=lambda option: option[0])[1]()
@@ -181,7 +173,7 @@ def _dense_option(
 ) -> tuple[int, Callable[[], Written]]:
     codes, book = _dense(way, bool(counts[0]))
     parts = cut(codes, heads.CHUNK)
-    total = codebooks.histogram(codes, book.k, how.threads)
+    total = histogram(codes, book.k, how.threads)
     cost, stream = plan_codes(parts, total, book.k, how, sparse=False)
     head = write_head(how.dtype, DENSE, mask, 0, book) + stream.header()
 
@@ -233,60 +225,66 @@ def _arithmetic(way: Shared, mask: Masks | None, columns: int, how: Writing) -> 
     return Written(head, [made for made in chunks if made is not None])
 
 
-def _encode_raw(flat: Bits, how: Writing) -> Written | None:
-    """Values as they are, in the narrowest type, deflated or as planes where that is smaller; all, or no zeros."""
+def _encode_raw(flat: Bits, zeros: Zeros, how: Writing, most: int) -> Written:
+    """Values as they are, in the narrowest type, deflated or as planes where that is smaller; all, or no zeros.
+
+    As planes only where that may be smaller than `most` bytes.
+    """
     stored, small = narrow(flat, how.dtype)
     number = 0 if stored == how.dtype else DTYPES[stored].number
     parts = cut(small, heads.CHUNK)
-    as_planes = parting.promising(small, stored, how)
-    best = _parted(parts, number, None, how) if as_planes else None
-    if best is None or best.size > small.nbytes:
-        best = _smaller(best, _raw(parts, DENSE, number, b"", None, how))
-    zeros = small.size - int(np.count_nonzero(small))
-    if zeros * small.itemsize < best.size * _WORTH:  # all that leaving them out can save
+    best: Written = _raw(Piece([b""] * len(parts)), _values(parts, stored, number, how, most), how)
+    left_out = small.size - int(np.count_nonzero(zeros.stored))
+    if left_out * small.itemsize < best.size * _WORTH:  # all that leaving them out can save
         return best
-    as_planes = parting.promising(small[small != 0], stored, how)
-    for _, places in positions.plans(parts, how):
-        if as_planes:
-            best = _smaller(best, _parted(parts, number, places, how))
-        else:
-            best = _smaller(best, _raw(parts, places.kind, number, places.header(), places.write, how))
-    for tiles in tiling.find(small, how):
-        best = _smaller(best, _tiled_raw(small, stored, number, tiles, how))
+    values = _values([part[part != 0] for part in parts], stored, number, how, most - zeros.places.size)
+    best = _smaller(best, _raw(zeros.places, values, how))
+    for tiled in zeros.tiled:
+        best = _smaller(best, _tiled_raw(small, stored, number, tiled, how, most))
     if how.coder == "adaptive":
         best = _smaller(best, _raw_flags(small, number, how))
     return best
 
 
-def _parted(parts: list[Bits], number: int, places: Places | None, how: Writing) -> Written:
-    """Values as planes; all, or those at `places`."""
-    if places is None:
-        where, kept = Piece([b""] * len(parts)), parts
-    else:
-        kept = [part[part != 0] for part in parts]
-        where = Piece(mapped(places.write, parts, how.threads), places.kind, middle=places.header())
-    return apart.joined(
-        lambda form: write_head(how.dtype, form, None, 0, None), where, parting.parted(kept, number, how)
-    )
+def _raw(where: Piece, what: Piece, how: Writing, columns: int = 0, tiles: Tiles | None = None) -> Written:
+    return apart.joined(lambda form: write_head(how.dtype, form, tiles, columns, None), where, what)
 
 
-def _tiled_raw(small: Bits, stored: str, number: int, tiles: Tiles, how: Writing) -> Written:
-    """Values as they are or as planes, and where they are by tiles."""
+def _values(parts: list[Bits], stored: str, number: int, how: Writing, most: int) -> Piece:
+    """The values of each chunk as planes, where that may be smaller than `most` bytes, or as they are."""
+    if parting.promising(parts, stored, how, most):
+        planes = parting.parted(parts, number, how)
+        if planes.size <= sum(part.nbytes for part in parts):
+            return planes
+    return _as_they_are(parts, number, how)
+
+
+def _as_they_are(parts: list[Bits], number: int, how: Writing) -> Piece:
+    """The values of each chunk, deflated where that is smaller."""
+    deflate = None if how.coder == "packed" else deflater(next((part for part in parts if part.any()), parts[0]))
+    if deflate is not None:
+        chunks = mapped(deflate, parts, how.threads)
+        if sum(map(len, chunks)) < sum(part.nbytes for part in parts):
+            return Piece(chunks, 0, bytes([number | 128]))
+    return Piece([plain(part) for part in parts], 0, bytes([number]))
+
+
+def _tiled_raw(small: Bits, stored: str, number: int, tiled: Tiled, how: Writing, most: int) -> Written:
+    """Values as they are or, where that may be smaller than `most` bytes, as planes, and where they are by tiles."""
+    tiles = tiled.tiles
     flags = tiles.arranged(small) != 0
-    where, ends = tiling.positions_of(flags, tiles, how)
     kept = flags if tiles.most else np.repeat(flags.reshape(-1, tiles.size).any(axis=1), tiles.size)
-    values = tiles.arranged(small)[kept]
-    parts = np.split(values, ends)
+    parts = np.split(tiles.arranged(small)[kept], tiled.ends)
     what = Piece([plain(part) for part in parts], 0, bytes([number]))
-    if parting.promising(values, stored, how):
+    if parting.promising(parts, stored, how, most - tiled.positions.size):
         what = min(what, parting.parted(parts, number, how), key=lambda piece: piece.size)
-    return apart.joined(lambda form: write_head(how.dtype, form, tiles, 0, None), where, what)
+    return _raw(tiled.positions, what, how, tiles=tiles)
 
 
 def _raw_flags(small: Bits, number: int, how: Writing) -> Written | None:
-    columns = how.columns
-    present = (small[: max(columns, SAMPLE)] != 0).astype(np.uint8)
-    columns = _views(present, columns, 1)[-1]
+    """Values as they are, and where they are in arithmetic code."""
+    present = (small[: max(how.columns, SAMPLE)] != 0).astype(np.uint8)
+    columns = _views(present, how.columns, 1)[-1]
     if columns > arithmetic.MOST_COLUMNS:
         return None
     model = fitted(present, Model(columns, 1, True))
@@ -297,34 +295,5 @@ def _raw_flags(small: Bits, number: int, how: Writing) -> Written | None:
         return varint(len(code)) + code
 
     parts = cut(small, arithmetic.rows_a_chunk(columns) * columns)
-    ending = bytes([model.prior, model.context])
-    return _raw(parts, FLAGS, number, ending, flags, how, varint(columns))
-
-
-def _raw(
-    parts: list[Bits],
-    kind: int,
-    number: int,
-    ending: bytes,
-    where: Callable[[Bits], bytes] | None,
-    how: Writing,
-    columns: bytes = b"",
-) -> Written:
-    """Values of the type `number` as they are: each chunk its positions, from `where`, and the values stored."""
-
-    def stored(part: Bits) -> Bits:
-        return part if where is None else part[part != 0]
-
-    def chunk(part: Bits) -> tuple[int, bytes]:
-        """How much deflating gains, and the chunk."""
-        kept = stored(part)
-        code = plain(kept) if deflate is None else deflate(kept)
-        return kept.nbytes - len(code), code if where is None else where(part) + code
-
-    deflate = None if how.coder == "packed" else deflater(stored(next((p for p in parts if p.any()), parts[0])))
-    chunks = mapped(chunk, parts, how.threads)
-    if deflate is not None and sum(gain for gain, _ in chunks) <= 0:
-        deflate = None
-        chunks = mapped(chunk, parts, how.threads)
-    head = bytes([kind]) + columns + bytes([number | (128 if deflate else 0)]) + ending
-    return Written(head, [code for _, code in chunks])
+    where = Piece(mapped(flags, parts, how.threads), FLAGS, last=bytes([model.prior, model.context]))
+    return _raw(where, _as_they_are([part[part != 0] for part in parts], number, how), how, columns)

@@ -7,7 +7,7 @@ shortest are on no grid, no group is; else the scale that longer ones have tells
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +20,21 @@ from deepcompression.codec.dtypes import Bits
 _FEWEST = 8  # elements of a group on a grid of its own
 _FEWEST_LAID = 256  # elements of a vector that is worth a look: biases are none
 SCALE_BITS = 32
+_FEWER = 0.75  # of the distinct elements of several groups, that their distinct integers are at most
 _TRIED, _TRIED_LENGTH = 4, 1024  # groups of a channel that are looked at first, and elements of each
 _LOOKED, _FULLEST = 64, 8  # channels looked at, and those of them, with the fewest zeros, that are tried
+
+
+class Spared(NamedTuple):
+    """Bits of a stored element that groups on a grid each may spare: at most; and, if that is known, by groups."""
+
+    most: float
+    by: Callable[[Groups], float] | None = None
+
+    def repays(self, groups: Groups, stored: float) -> bool:
+        """Whether that may be more than their scales, where a share `stored` is not zero."""
+        worth = groups.size * stored
+        return worth * self.most >= SCALE_BITS and (self.by is None or worth * self.by(groups) > SCALE_BITS)
 
 
 class Candidate(NamedTuple):
@@ -33,30 +46,33 @@ class Candidate(NamedTuple):
     scale: float
 
 
-def candidates(plain: Bits, shape: tuple[int, ...], dtype: str, spared: float) -> list[Candidate]:
+def candidates(plain: Bits, shape: tuple[int, ...], dtype: str, spared: Spared) -> list[Candidate]:
     """Groups of which a few are on a grid each, the cheapest first.
 
     Args:
         plain: (n,) elements, none of them -0.0.
         shape: of the tensor.
         dtype: of `grids.LIMITS`.
-        spared: bits that an element may spare at most, zeros aside.
+        spared: what they may be worth.
     """
     if len(shape) < 2 and plain.size < _FEWEST_LAID:
         return []
     stored = np.count_nonzero(plain) / plain.size
     found: dict[Groups, Candidate] = {}
-    for channel in _channels(shape):
-        sizes = [part for part in _parts(channel) if part.size >= max(_FEWEST, SCALE_BITS / (stored * spared))]
+    for channel in channels(shape):
+        sizes = [part for part in parts(channel) if part.size >= _FEWEST and spared.repays(part, stored)]
         if sizes:
-            for candidate in _of_channel(_fullest(plain, channel, sizes[-1].size), sizes, stored, dtype):
+            for candidate in _of_channel(
+                _fullest(plain, channel, sizes[-1].size), sizes, stored, dtype, spared.by is not None
+            ):
                 if candidate.groups.size < plain.size:
                     found.setdefault(candidate.groups, candidate)
     return sorted(found.values(), key=lambda candidate: (candidate.cost, -candidate.groups.size))
 
 
-def _of_channel(begun: Bits, parts: list[Groups], stored: float, dtype: str) -> Iterator[Candidate]:
-    """Those of `parts`, the largest first, that the beginnings `begun` (g, e) of channels may be."""
+def _of_channel(begun: Bits, parts: list[Groups], stored: float, dtype: str, shared: bool) -> Iterator[Candidate]:
+    """Those of `parts`, the largest first, that the beginnings `begun` (g, e) of channels may be; where their
+    values are `shared`, those that have fewer integers."""
     shortest = begun[:, : parts[-1].size]
     if len(parts) > 1 and not (_likely(shortest[:2], dtype) and _likely(shortest, dtype)):
         return
@@ -64,10 +80,15 @@ def _of_channel(begun: Bits, parts: list[Groups], stored: float, dtype: str) -> 
     for part in reversed(parts):
         some = begun[begun[:, : part.size].any(axis=1), : part.size]  # zeros are on any grid
         found = grids.recognise(some, dtype) if len(some) else None
-        if found is not None and grids.credible(found[1], dtype):
+        if found is not None and grids.credible(found[1], dtype) and not (shared and _as_many(found[1], some)):
             scale = float(np.log2(found[0]).mean())
             finest = scale if finest is None else finest
             yield Candidate(SCALE_BITS / part.size + stored * (finest - scale), part, float(np.median(found[0])))
+
+
+def _as_many(integers: NDArray[np.int32], elements: Bits) -> bool:
+    """Whether groups on grids have hardly fewer integers than elements: short significands are on fine grids too."""
+    return np.unique(integers).size > _FEWER * np.unique(elements).size
 
 
 def _likely(rows: Bits, dtype: str) -> bool:
@@ -76,7 +97,7 @@ def _likely(rows: Bits, dtype: str) -> bool:
     return found is not None and (grids.SIGNIFICAND[dtype] < 24 or grids.credible(found[1], dtype))
 
 
-def _channels(shape: tuple[int, ...]) -> Iterator[Groups]:
+def channels(shape: tuple[int, ...]) -> Iterator[Groups]:
     """The channels of the first, the second and the last axis, whole."""
     yield Groups(math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape))
     for axis in sorted({1, len(shape) - 1}) if len(shape) > 1 else ():
@@ -85,14 +106,14 @@ def _channels(shape: tuple[int, ...]) -> Iterator[Groups]:
             yield Groups(run, channels, rounds)
 
 
-def _parts(channel: Groups) -> list[Groups]:
+def parts(channel: Groups) -> list[Groups]:
     """A channel, and the groups that divide it, the largest first: of elements that are one behind the other in it."""
     if channel.channels == 1:
-        return [Groups(size) for size in _divisors(channel.run)]
-    return [Groups(channel.run, channel.channels, rounds) for rounds in _divisors(channel.rounds) if rounds > 1]
+        return [Groups(size) for size in divisors(channel.run)]
+    return [Groups(channel.run, channel.channels, rounds) for rounds in divisors(channel.rounds) if rounds > 1]
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
     """Those of a number, the largest first."""
     small = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
     return sorted({*small, *(number // one for one in small)}, reverse=True)

@@ -11,13 +11,14 @@ from deepcompression._parallel import mapped
 from deepcompression.codec import arrays, planes, streams
 from deepcompression.codec.apart import Piece, in_rows_of_one, plan_codes
 from deepcompression.codec.bitstream import varint
-from deepcompression.codec.codebooks import histogram
 from deepcompression.codec.dtypes import DTYPES, Bits, Writing
 from deepcompression.codec.head import PLANES
 from deepcompression.codec.planes import ARITHMETIC, DEFLATED, STREAM, Bytes, Plane
+from deepcompression.codec.shared import histogram
 
 _LEAST = 1 << 12  # values, below which files of version 1 do as well
 _LOOKED_AT, _DEFLATED = 1 << 16, 1 << 14  # values of a sample
+_CONTEXTS = 1.25  # times as many bytes as another way's may become fewer by contexts
 _NOISE = 0.995  # of its bytes is the entropy of a plane that is stored as it is
 
 
@@ -27,20 +28,24 @@ def entropy(counts: NDArray[np.int64]) -> float:
     return float((used * np.log2(used.sum() / used)).sum()) / 8 if used.size else 0.0
 
 
-def promising(values: Bits, stored: str, how: Writing) -> bool:
+def promising(parts: list[Bits], stored: str, how: Writing, most: int) -> bool:
     """Whether planes may be smaller than the values, or the same deflated: by the entropy of a sample.
 
     Args:
-        values: bits (v,) of type `stored`.
+        parts: bits of the stored values of each chunk.
         stored: the type that they are stored as.
         how: they are written.
+        most: bytes that the tensor takes otherwise.
     """
-    if how.coder == "packed" or not DTYPES[stored].floating or values.size < _LEAST:
+    total = sum(map(len, parts))
+    if how.coder == "packed" or not DTYPES[stored].floating or total < _LEAST:
         return False
-    sample = planes.rotated(values[:: max(1, values.size // _LOOKED_AT)])
+    sample = planes.rotated(np.concatenate([part[:: max(1, total // _LOOKED_AT)] for part in parts]))
     counts = [np.bincount(planes.plane_of(sample, plane), minlength=256) for plane in range(sample.itemsize)]
     share = sum(map(entropy, counts)) / sample.nbytes
-    start = values[:_DEFLATED]
+    if share * total * sample.itemsize > _CONTEXTS * most:
+        return False
+    start = max(parts, key=len)[:_DEFLATED]
     return share < 0.98 and share < 0.997 * len(arrays.deflate(start)) / start.nbytes
 
 

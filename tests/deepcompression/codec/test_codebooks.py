@@ -15,6 +15,7 @@ from deepcompression.codec.book import ALL, Book, Groups, read_book
 from deepcompression.codec.dtypes import DTYPES, RawTensor, Writing, unsigned
 from deepcompression.codec.encoder import encode_tensor
 from deepcompression.codec.file import decode, encode
+from deepcompression.codec.shared import Shared
 from deepcompression.errors import MalformedFile
 
 
@@ -22,7 +23,7 @@ def bits(*numbers: float) -> np.ndarray:
     return np.array(numbers, np.float32).view(np.uint32)
 
 
-def rebuilt(way: codebooks.Shared) -> np.ndarray:
+def rebuilt(way: Shared) -> np.ndarray:
     """The elements that symbols and a book stand for."""
     stored = np.flatnonzero(way.symbols)
     groups = way.book.groups.of(stored) if way.book.groups else None
@@ -365,3 +366,56 @@ def test_fine_grids_of_short_groups(shape: tuple[int, ...], group: int | None) -
     flat = quantized(shape, 16, group).reshape(-1).view(np.uint32)
     size = len(encode_tensor(flat, "float32", shape, "huffman"))
     assert size <= flat.size * 2 * 1.01 + 4 * flat.size // (group or shape[1]) + 300
+
+
+def with_codebooks(shape: tuple[int, ...], group: int, k: int, axis: int = 0, density: float = 1.0) -> np.ndarray:
+    """Each `group` consecutive elements of `shape`, `axis` first, have `k` float16 values of their own, or are zero."""
+    random = np.random.default_rng(0)
+    moved = np.moveaxis(np.empty(shape, np.float32), axis, 0)
+    books = random.normal(size=(moved.size // group, k)).astype(np.float16).astype(np.float32)
+    rows = np.take_along_axis(books, random.integers(0, k, (len(books), group)), axis=1)
+    rows[random.random(rows.shape) >= density] = 0
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(moved.shape), 0, axis))
+
+
+@pytest.mark.parametrize(
+    ("shape", "group", "k", "axis"),
+    [
+        ((64, 144), 144, 4, 0),  # 256 values in all
+        ((32, 144), 4 * 144, 4, 0),  # several rows
+        ((32, 144), 8 * 144, 16, 0),
+        ((16, 150), 75, 4, 0),  # half a row
+        ((8, 576), 288, 4, 0),
+        ((40, 800), 800, 256, 0),  # nearly a third of the values is the codebook
+        ((16, 32, 3, 3), 144, 4, 1),
+        ((48, 64), 48, 4, 1),
+        ((2_048,), 256, 4, 0),
+        ((64, 128), 128, 2, 0),
+    ],
+)
+def test_codebooks_of_groups_cost_what_codes_and_values_do(
+    shape: tuple[int, ...], group: int, k: int, axis: int
+) -> None:
+    """A codebook for a row, several, part of one or a channel is found, however many values all have together."""
+    weight = with_codebooks(shape, group, k, axis)
+    file = encode({"w": weight})
+    assert len(file) <= 1.02 * (weight.size * np.log2(k) / 8 + 2 * k * weight.size // group) + 100
+    assert np.array_equal(decode(file)["w"].bits, weight.view(np.uint32))
+
+
+def test_sparse_codebooks_of_groups() -> None:
+    """Where most weights are zero the positions take most, but no value of a group is looked up among those of all."""
+    weight = with_codebooks((64, 288), 4 * 288, 4, density=0.15)
+    size = len(encode_tensor(weight.reshape(-1).view(np.uint32), "float32", weight.shape, "huffman"))
+    positions, codes = 0.61 * weight.size / 8, 2 * np.count_nonzero(weight) / 8
+    assert size <= 1.05 * (positions + codes + 2 * 4 * 16) + 64
+
+
+@pytest.mark.parametrize("k", [16, 200])
+def test_no_codebooks_of_groups_where_all_share_one(k: int) -> None:
+    """Rows that differ in how often they have a value, not in the values, keep one codebook, and no grids by chance."""
+    random = np.random.default_rng(0)
+    book = np.append(0, random.normal(size=k)).astype(np.float16).astype(np.float32)
+    weight = book[np.minimum(random.geometric(random.uniform(4 / k, 8 / k, (64, 1)), (64, 576)) - 1, k)]
+    found = codebooks.find(weight.reshape(-1).view(np.uint32), Writing("float32", weight.shape))
+    assert [way.book.groups for way in found] == [ALL]

@@ -1,0 +1,76 @@
+"""Where a tensor has zeros, and how that is written: found once, for all ways in which its values may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcompression._parallel import mapped
+from deepcompression.codec import head as heads
+from deepcompression.codec import positions, tiling
+from deepcompression.codec.apart import Piece, cut
+from deepcompression.codec.dtypes import Writing
+from deepcompression.codec.masks import Masks
+from deepcompression.codec.positions import Places
+from deepcompression.codec.tiles import Tiles
+
+Plans = list[tuple[int, Places]]
+
+
+class Tiled(NamedTuple):
+    """Positions by tiles, and where the values of each chunk but the first begin."""
+
+    tiles: Tiles
+    positions: Piece
+    ends: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Zeros:
+    """Which elements (n,) of a tensor are stored; all others have all bits zero."""
+
+    stored: NDArray[np.bool_]
+    how: Writing
+
+    @cached_property
+    def masks(self) -> Masks | None:
+        """What is left where all rows and columns of zeros are dropped; None where nothing is to drop, or all."""
+        matrix = self.stored.reshape(-1, self.how.columns)
+        if 1 in matrix.shape:  # a mask would be its flags, not better coded
+            return None
+        rows: NDArray[np.bool_] = np.asarray(matrix.any(axis=1))
+        across: NDArray[np.bool_] = np.asarray(matrix.any(axis=0))
+        return None if (rows.all() and across.all()) or not rows.any() else Masks(self.how.columns, rows, across)
+
+    def plans(self, mask: Masks | None) -> Plans:
+        """The bitmap and the gaps of what `mask` leaves, `masks` or None, each with its bytes."""
+        return self._plans if mask is None else self._masked_plans
+
+    @cached_property
+    def places(self) -> Piece:
+        """The bitmap or the gaps of all chunks, whichever are smaller."""
+        parts = cut(self.stored, heads.CHUNK)
+        made = [
+            Piece(mapped(places.write, parts, self.how.threads), places.kind, middle=places.header())
+            for _, places in self._plans
+        ]
+        return min(made, key=lambda piece: piece.size)
+
+    @cached_property
+    def _plans(self) -> Plans:
+        return positions.plans(cut(self.stored, heads.CHUNK), self.how)
+
+    @cached_property
+    def _masked_plans(self) -> Plans:
+        assert self.masks is not None
+        return positions.plans(cut(self.masks.of(self.stored), heads.CHUNK), self.how)
+
+    @cached_property
+    def tiled(self) -> list[Tiled]:
+        """The positions by the tiles that zeros may lie in."""
+        found = tiling.find(self.stored, self.how)
+        return [Tiled(tiles, *tiling.positions_of(tiles.arranged(self.stored), tiles, self.how)) for tiles in found]
