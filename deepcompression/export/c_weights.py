@@ -12,9 +12,9 @@ import numpy as np
 from deepcompression.codec import apart, codebooks, head, index, positions, streams
 from deepcompression.codec.bitstream import varint
 from deepcompression.codec.book import Book
-from deepcompression.codec.codebooks import Shared
 from deepcompression.codec.dtypes import DTYPES, Bits, RawTensor, Writing, narrow, unsigned
 from deepcompression.codec.positions import BITMAP, DENSE, Places
+from deepcompression.codec.shared import Shared
 from deepcompression.codec.streams import Stream
 
 MOST_SYMBOLS = 1 << 10  # of a Huffman code, whose table lies in memory
