@@ -22,7 +22,7 @@ from tasks.secrets import sealed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SAMPLES = 16  # on which outputs are compared
+SAMPLES = 16  # on which outputs are compared, and which decide what ranges a target has to find itself
 
 
 def check_export(
@@ -146,5 +146,5 @@ def _told(judged: Mapping[str, Any], final: Mapping[str, Any]) -> str:
 def _sample(run: Run, inputs: Sequence[str] | None) -> list[Tensor]:
     import torch
 
-    example = example_of(run, inputs, key="export.inputs", count=SAMPLES)
+    example = example_of(run, inputs, key="export.inputs", count=SAMPLES, training=True)
     return [torch.from_numpy(one) for one in (example.values() if isinstance(example, dict) else [example])]

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression._atomic import folder_written
-from deepcompression.errors import ExportError, InvariantError, one_line
+from deepcompression.errors import ExportError, one_line
 from deepcompression.export.c_chain import chain_of
 from deepcompression.export.c_plan import Plan, check_sizes, plan
 from deepcompression.export.c_text import is_data
 from deepcompression.export.exported import Array, Exported, Held
+from deepcompression.export.ran import difference
 from deepcompression.network.trace import resting
 
 FILE = "c"
@@ -66,12 +67,12 @@ def export(model: nn.Module, sample: Sequence[Tensor], path: Path) -> Exported:
             (folder / name).write_bytes(_source(name))
         (folder / "dcz.c").write_bytes(resources.files("deepcompression.codec").joinpath("c/dcz.c").read_bytes())
         session = load(folder, 1)
-        difference = float("nan") if session is None else _difference(model, sample[0], session, not made.floats)
+        apart = float("nan") if session is None else _difference(model, sample[0], session, not made.floats)
         notes = _notes(made, None if session is None else _code_bytes(folder))
     dense = sum(one.numel() * one.element_size() for one in model.parameters())
     held = [Held(name, blob.form, len(blob.bytes), made.dense[name]) for name, blob in made.blobs.items()]
     total = len(made.files["model.dcz"]) + made.tables
-    return Exported(total, dense, difference, held, notes, integers=not made.floats)
+    return Exported(total, dense, apart, held, notes, integers=not made.floats)
 
 
 class CSession:
@@ -176,18 +177,8 @@ def _notes(made: Plan, code: int | None) -> list[str]:
 
 def _difference(model: nn.Module, batch: Tensor, session: CSession, integers: bool) -> float:
     with resting(model), torch.no_grad():
-        wanted = _only(model(batch)).double()
-    got = torch.from_numpy(session([batch.numpy()])[0]).double()
-    if wanted.shape != got.shape:
-        raise InvariantError(f"export c: an output is {tuple(got.shape)} instead of {tuple(wanted.shape)}")
-    difference = float((got - wanted).abs().max())
-    allowed = (GRID_ROUNDING if integers else ROUNDING) * max(1.0, float(wanted.abs().max()))
-    if not difference <= allowed:  # nor NaN
-        raise InvariantError(
-            f"export c: an output of the program differs from PyTorch's by {difference:.3g}, where rounding may make "
-            f"{allowed:.3g}; nothing was written"
-        )
-    return difference
+        wanted = _only(model(batch))
+    return difference("c", wanted, session([batch.numpy()])[0], GRID_ROUNDING if integers else ROUNDING)
 
 
 def _only(outputs: object) -> Tensor:

@@ -23,6 +23,7 @@ from deepcompression.errors import ExportError, InvariantError, in_one_line
 from deepcompression.export.exported import Exported, Held
 from deepcompression.export.onnx_run import OnnxSession
 from deepcompression.export.onnx_sites import marked, rounds
+from deepcompression.export.ran import difference
 from deepcompression.network.edits.quantize_values import OnGrid, quantizers
 from deepcompression.network.trace import resting
 
@@ -64,13 +65,13 @@ def export(model: nn.Module, sample: Sequence[Tensor], path: Path) -> Exported:
         graph, float_bytes = _translated(traced)
     if rounds(model):
         content, tensors, agreement = _on_integers(model, sample, graph)
-        difference, notes = agreement.largest, agreement.notes
+        apart, notes = agreement.largest, agreement.notes
     else:
         content, tensors = _compressed(_bare(_proto(graph)))
-        difference, notes = _difference(model, sample, content), ()
+        apart, notes = _difference(model, sample, content), ()
     with written(path, parents=True) as file:
         file.write(content)
-    return Exported(len(content), float_bytes, difference, tensors, notes, integers=rounds(model))
+    return Exported(len(content), float_bytes, apart, tensors, notes, integers=rounds(model))
 
 
 def load(path: Path, threads: int) -> OnnxSession:
@@ -207,22 +208,8 @@ def _difference(model: nn.Module, sample: Sequence[Tensor], content: bytes) -> f
     session, largest = _session(content), 0.0
     for inputs in _parts(sample):
         for output, array in zip(_outputs(model, inputs), session([one.numpy() for one in inputs]), strict=True):
-            largest = max(largest, _apart(output, torch.from_numpy(array)))
+            largest = max(largest, difference("onnx", output, array, ROUNDING))
     return largest
-
-
-def _apart(wanted: Tensor, got: Tensor) -> float:
-    if wanted.shape != got.shape:
-        raise InvariantError(f"export onnx: an output is {tuple(got.shape)} instead of {tuple(wanted.shape)}")
-    wanted, got = wanted.double(), got.double()
-    difference = float((got - wanted).abs().max()) if wanted.numel() else 0.0
-    allowed = ROUNDING * max(1.0, float(wanted.abs().max())) if wanted.numel() else 0.0
-    if not difference <= allowed:  # nor NaN
-        raise InvariantError(
-            f"export onnx: an output in onnxruntime differs from PyTorch's by {difference:.3g}, where rounding may "
-            f"make {allowed:.3g}; nothing was written"
-        )
-    return difference
 
 
 def _session(content: bytes) -> OnnxSession:

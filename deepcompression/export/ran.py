@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from deepcompression.errors import ExportError
+from deepcompression.errors import ExportError, InvariantError
 from deepcompression.export.exported import Array, Session
 from deepcompression.network.trace import resting
 
@@ -62,3 +62,29 @@ def _of(array: Array, start: int, size: int) -> Array:
     """So many elements; the last one stands for those that are missing."""
     some = array[start : start + size]
     return np.concatenate([some, np.repeat(some[-1:], size - len(some), axis=0)]) if len(some) < size else some
+
+
+def difference(target: str, wanted: Tensor, got: Array, rounding: float) -> float:
+    """The largest difference of an output in a runtime to PyTorch's; 0 where it has no elements.
+
+    Args:
+        target: its word, for the error.
+        wanted: PyTorch's, any shape.
+        got: the runtime's.
+        rounding: what may differ, as a part of the largest magnitude, 1 at the least.
+
+    Raises:
+        InvariantError: another shape, more than that, or NaN.
+    """
+    if tuple(wanted.shape) != got.shape:
+        raise InvariantError(f"export {target}: an output is {got.shape} instead of {tuple(wanted.shape)}")
+    if not wanted.numel():
+        return 0.0
+    apart = float((torch.from_numpy(got).double() - wanted.double()).abs().max())
+    allowed = rounding * max(1.0, float(wanted.double().abs().max()))
+    if not apart <= allowed:  # nor NaN
+        raise InvariantError(
+            f"export {target}: an output in its own runtime differs from PyTorch's by {apart:.3g}, where rounding may "
+            f"make {allowed:.3g}; nothing was written"
+        )
+    return apart

@@ -87,3 +87,13 @@ def test_an_export_that_recognises_less_than_the_file_is_refused(right: int, int
         return
     with pytest.raises(ExportError, match=rf"^export onnx: {right:,} of 10,000 of the test split are right"):
         exports._check_equal("onnx", judged, final, integers)
+
+
+def test_what_decides_ranges_is_drawn_from_all_of_the_training_split() -> None:
+    """Validation judges what a range decides; and a split sorted by class would give samples of one class."""
+    train = [torch.arange(1000.0)[:, None], torch.zeros(1000)]
+    problem = SimpleNamespace(train=train, validation=[torch.full((20, 1), -1.0), torch.zeros(20)])
+    run: Any = SimpleNamespace(ready=lambda: None, problem=lambda: problem, stage_seed=lambda label: 3)
+    (sample,) = exports._sample(run, None)
+    assert sample.shape == (exports.SAMPLES, 1)
+    assert 0 <= sample.min() < 250 and 750 < sample.max() < 1000
