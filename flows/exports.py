@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from prefect import flow
 from rich.markup import escape
 
@@ -46,11 +47,13 @@ def _exported(done: Finished, targets: Sequence[str], inputs: list[str] | None) 
     for one in asked:
         check_export(done.run, one.to, one.inputs)
     rows, failed = exports_of(done.run, asked, str(done.file), done.summary["final"])
-    kept = [one for one in done.summary.get("exports") or [] if one["target"] not in targets]
-    summary = {**done.summary, "exports": [*kept, *rows]}
-    write_json(done.folder / "summary.json", summary)
-    done.run.tracker.artifact(done.folder / "summary.json")
-    renew(done.run, summary, read(done.folder).recipe)
+    with FileLock(done.folder / ".exports.lock"):  # another process may have exported meanwhile
+        entry = read(done.folder)
+        kept = [one for one in entry.summary.get("exports") or [] if one["target"] not in targets]
+        summary = {**entry.summary, "exports": [*kept, *rows]}
+        write_json(done.folder / "summary.json", summary)
+        done.run.tracker.artifact(done.folder / "summary.json")
+        renew(done.run, summary, entry.recipe)
     if failed is not None:
         raise failed
     return summary

@@ -104,18 +104,29 @@ def test_an_export_lies_in_the_folder_and_in_mlflow(finished: dict[str, Any]) ->
 
 
 @pytest.mark.skipif(not find_spec("onnxruntime"), reason="needs the extra onnx")
-def test_a_finished_run_is_exported_again(finished: dict[str, Any]) -> None:
-    """Who wants a file for another runtime later needs no second run: same file, and summary and report have it."""
-    from flows.exports import export_run
+def test_a_finished_run_is_exported_again(finished: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who wants a file for another runtime later needs no second run: same file, and summary and report have it,
+    beside what another process exported meanwhile.
+    """
+    from flows import exports
 
     folder = Path(finished["summary"]["folder"])
     before = json.loads((folder / "summary.json").read_text())
     (folder / "exports" / "model.onnx").unlink()
     write_json(folder / "summary.json", {**before, "exports": []})
-    again = export_run(str(folder), ["onnx"], None)
-    assert again == before == json.loads((folder / "summary.json").read_text())
-    assert again["exports"][0]["bytes"] == (folder / "exports" / "model.onnx").stat().st_size
-    assert again["exports"][0]["correct"] == finished["summary"]["final"]["correct"]
+    meanwhile, export = {"target": "c", "error": "not this one"}, exports.exports_of
+
+    def exported(*given: Any) -> Any:
+        write_json(folder / "summary.json", {**before, "exports": [meanwhile]})
+        return export(*given)
+
+    monkeypatch.setattr(exports, "exports_of", exported)
+    again = exports.export_run(str(folder), ["onnx"], None)
+    assert again == json.loads((folder / "summary.json").read_text())
+    assert again == {**before, "exports": [meanwhile, *before["exports"]]}
+    assert again["exports"][1]["bytes"] == (folder / "exports" / "model.onnx").stat().st_size
+    assert again["exports"][1]["correct"] == finished["summary"]["final"]["correct"]
+    write_json(folder / "summary.json", before)
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler here")

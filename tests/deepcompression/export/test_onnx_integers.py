@@ -153,10 +153,10 @@ def test_layers_left_float_are_named_and_keep_their_weights(tmp_path: Path) -> N
 
 def test_a_file_of_another_model_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounding explains a part of a difference, not all of it; the layer where it begins is named."""
-    from deepcompression.export import onnx_integers
+    from deepcompression.export import onnx_kernels
 
     doubled = lambda integers: refined(integers)._replace(scales=2 * refined(integers).scales)  # noqa: E731
-    monkeypatch.setattr(onnx_integers, "refined", doubled)
+    monkeypatch.setattr(onnx_kernels, "refined", doubled)
     sample = torch.rand(8, 20)
     with pytest.raises(InvariantError, match=r"of their size from PyTorch's, .*; more than 5% at 2 .*nothing was writ"):
         target_of("onnx").export(quantized(mlp(), sample), [sample], tmp_path / "model.onnx")

@@ -29,6 +29,7 @@ from flows.bench.leave import leave
 from flows.bench.show import show
 from flows.runs import Finished, finished
 from flows.verbs import bench as verb
+from tasks.console import console
 from tasks.tracking.client import client_of
 
 FIGURES = {"median_ms", "p10_ms", "p99_ms", "iqr_ms", "cpu_ms", "per_second", "to_dense", "calls", "rounds"}
@@ -83,6 +84,7 @@ def test_every_way_beside_the_dense_net_and_what_a_run_then_has(
     told = {"resident": 3_000, "running": 4_000, "peak": 5_000, "process": 6_000}
     monkeypatch.setattr(module, "footprint_of", lambda *asked: told)
     monkeypatch.setattr(process, "_settings", lambda verbose: None)
+    monkeypatch.setattr(console, "quiet", console.quiet)  # as it was, afterwards
     verb.bench(run=str(done.folder), batch=[4, 1, 4], rounds=2, watts=15.0, quiet=True, as_json=True)
     result = json.loads(capsys.readouterr().out)
     leave(done, result)  # again: it takes the place of the first
