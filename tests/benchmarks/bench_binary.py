@@ -4,11 +4,16 @@
 
 It trains the float net, binarizes it as conf/mnist-binary.yaml does (--ends leaves first and last layer float), writes
 the file, loads that into a new model and reads the test split once. --validation leaves both out: for choosing.
+
+    python tests/benchmarks/bench_binary.py --brevitas --lr 0.02 [--data fashion_mnist]    (rivals.txt installed)
+
+trains Brevitas' own net of this shape (LFC, 1 bit) by their loss and optimizer, with the same data, epochs and batches.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -36,6 +41,9 @@ def main() -> None:
     torch.manual_seed(given.seed)
     splits = split_validation(getattr(data, given.data)(given.root), 5000)
     problem = Problem(splits.train, splits.validation, batch_size=given.batch_size, augment=shift(1, given.fraction))
+    if given.brevitas:
+        print(json.dumps({**vars(given), **theirs(problem, splits.test, given)}))
+        return
     compute, model, started = Compute(), binary_mlp(dropout=given.dropout), time.perf_counter()
     dense = train(model, problem, plan(given.dense_epochs, 1e-3, "cosine", given.seed, compute)).fit
     phases = Phases(given.phases[0], given.phases[1], given.phases[2])
@@ -57,6 +65,36 @@ def delivered(model: Any, edits: Any, test: Any, problem: Problem, compute: Comp
     told["dense_bytes"] = 4 * sum(one.numel() for one in binary_mlp().parameters())
     loaded = compute.place(bridge.load_into(binary_mlp(), given.file))
     return {**told, "test": evaluate(loaded, test, problem.step, problem.metric, compute).metric}
+
+
+def hinge_step(model: Any, batch: Any) -> Any:
+    """The loss of Brevitas' example: squared hinge of targets -1 and 1."""
+    samples, targets = batch
+    logits = model(samples)
+    signs = 2 * torch.nn.functional.one_hot(targets, 10).to(logits.dtype) - 1
+    return torch.relu(1 - signs * logits).square().mean(), logits, targets
+
+
+def theirs(problem: Problem, test: Any, given: Any) -> dict[str, Any]:
+    """Brevitas' net, trained by their loss and Adam, weights clipped, the rate falling by a cosine."""
+    from brevitas_examples.bnn_pynq.models.FC import FC
+
+    class Clipped(FC):  # type: ignore[misc]
+        def forward(self, images: Any) -> Any:
+            if self.training:
+                with torch.no_grad():
+                    self.clip_weights(-1, 1)
+            return super().forward(images)
+
+    model, started = Clipped(10, 1, 1, 1, 1, [1024, 1024, 1024]), time.perf_counter()
+    problem = dataclasses.replace(problem, step=hinge_step)
+    optimizer = {"factory": "torch.optim:Adam", "kwargs": {"lr": given.lr}}
+    made = train(model, problem, Plan(given.epochs, optimizer, "cosine", seed=given.seed)).fit
+    told = {"validation": made.best_metric, "best_epoch": made.best_epoch}
+    told["seconds"] = round(time.perf_counter() - started)
+    if not given.validation:
+        told["test"] = evaluate(model, test, problem.step, problem.metric, Compute()).metric
+    return told
 
 
 def plan(epochs: int, lr: float, schedule: Any, seed: int, compute: Compute) -> Plan:
@@ -84,6 +122,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--coder", default="adaptive")
     parser.add_argument("--ends", action="store_true")
     parser.add_argument("--validation", action="store_true")
+    parser.add_argument("--brevitas", action="store_true")
     return parser.parse_args()
 
 
