@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,14 +50,14 @@ def difference(run: Run, label: str, baseline: Reference, others: Sequence[Refer
 def _compared(run: Run, baseline: Reference, others: Sequence[Reference]) -> Iterator[tuple[str, Difference]]:
     """Rows by stage; stages that left all weights as they were have none."""
     from deepcompression.measure.difference import differences
-    from deepcompression.training.batches import Batches
+    from deepcompression.training.batches import some
     from deepcompression.training.problem import stepped
 
     problem, compute, before = run.problem(), run.compute(), baseline.object
     dense = compute.place(run.model_with(baseline))
     for one in others:
         if one.object != before:
-            batches = islice(Batches(problem.validation, BATCH, compute), SAMPLES // BATCH)
+            batches = some(problem.validation, SAMPLES, BATCH, compute)
             other = compute.place(run.model_with(one))
             for row in differences(dense, other, batches, lambda model, batch: stepped(problem.step, model, batch)[1]):
                 yield str(one.numbers["stage"]), row

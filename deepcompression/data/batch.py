@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,6 +139,72 @@ def count_of(outputs: Any, targets: Any, expected: int | None) -> int | None:
     if len(first) > 1:
         first &= by_outputs
     return first.pop() if len(first) == 1 else expected
+
+
+def cut(batch: Any, count: int, size: int | None = None) -> tuple[Any, int]:
+    """The first ``count`` samples of a batch, and how many there are then; all of one that cannot be cut.
+
+    Along the first dimension of its tensors, and of lists that are as long; what is of another length, or comes in a
+    container of another library, leaves open where a sample ends.
+
+    Args:
+        batch: as a loader gives it.
+        count: of samples.
+        size: of the batch, where the split tells; else as ``samples_in``.
+    """
+    total = size or samples_in(batch)
+    if total <= count:
+        return batch, total
+    try:
+        return _cut(batch, count, total), count
+    except _Whole:
+        return batch, total
+
+
+def samples_in(batch: Any) -> int:
+    """How many samples a batch has, by the length of its tensors and lists, the greatest where they are unlike."""
+    return max((length for length in _leaves(batch) if length is not None), default=1)
+
+
+class _Whole(Exception):
+    """A part of a batch cannot be cut."""
+
+
+def _leaves(value: Any) -> Iterator[int | None]:
+    """The lengths of all that may count samples."""
+    if isinstance(value, Tensor | np.ndarray):
+        yield len(value) if value.ndim else None
+    elif isinstance(value, PackedSequence):
+        yield int(value.batch_sizes[0])
+    elif isinstance(value, list) and not _holds(value):
+        yield len(value)
+    else:
+        for one in parts(value) or []:
+            yield from _leaves(one)
+
+
+def _holds(value: Sequence[Any]) -> bool:
+    """Whether parts are tensors, or containers."""
+    return any(isinstance(one, Tensor | np.ndarray) or parts(one) is not None for one in value)
+
+
+def _cut(value: Any, count: int, total: int) -> Any:
+    if value is None or isinstance(value, str | bytes | int | float):
+        return value
+    if isinstance(value, Tensor | np.ndarray):
+        return value if not value.ndim else _sliced(value, count, total)
+    if isinstance(value, list) and not _holds(value):
+        return _sliced(value, count, total)
+    inside = parts(value)
+    if inside is None or (_moves(value) and not isinstance(value, Mapping)):
+        raise _Whole
+    return rebuilt(value, [_cut(one, count, total) for one in inside])
+
+
+def _sliced(value: Any, count: int, total: int) -> Any:
+    if len(value) != total:
+        raise _Whole
+    return value[:count]
 
 
 def _second(value: Any) -> set[int]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
+from deepcompression.data.batch import samples_in
 from deepcompression.errors import DataError, StructureError
 from deepcompression.network.edits.quantize_values import Site, levels, on_grid, read_site
 from deepcompression.network.names import join
@@ -41,7 +41,7 @@ class Plan:
 
     ``scheme``: symmetric or asymmetric; where no value is below 0 integers are from 0 on, for either. ``range``:
     static, dynamic, dynamic_row or dynamic_token. ``observer``: one of ``OBSERVERS``, or auto: of each value the one
-    whose grid changes the outputs of its layers least, on samples that are kept apart. ``samples``: about how many.
+    whose grid changes the outputs of its layers least, on samples that are kept apart. ``samples``: how many.
     """
 
     scheme: str = "asymmetric"
@@ -160,7 +160,7 @@ def _refuse_few(batches: int, apart: bool, wanting: str = WANTING) -> None:
     if apart and batches < FEWEST:
         raise StructureError(
             f"{wanting}: observer: auto keeps a quarter of the batches apart, and there is one batch; name an observer "
-            "such as mse, or let data.factory return more samples, or a DataLoader with smaller batches"
+            "such as mse, ask for more samples than a batch of the DataLoader has, or let data.factory return more"
         )
 
 
@@ -203,7 +203,7 @@ class _Passes:
         with kept([]):  # a pass that draws an order draws the same
             for number, batch in enumerate(self.context.batches(WANTING, self.plan.samples)):
                 digests.append(content(batch))
-                self.samples += _count(batch)
+                self.samples += samples_in(batch)
                 if held_out is None or held_out == (number % APART == 1):
                     yield batch
                     self.done += 1
@@ -312,9 +312,3 @@ def _dynamic(model: nn.Module, sites: Mapping[Site, int], passes: _Passes) -> li
             raise _unseen(site, missed, passes.samples)
     plan = passes.plan
     return [Calibrated((str(site),), bits, plan.scheme, plan.range) for site, bits in sites.items()]
-
-
-def _count(batch: Any) -> int:
-    """How many samples a batch has, by its first tensor."""
-    found = [len(one) for one in _pytree.tree_leaves(batch) if isinstance(one, Tensor) and one.ndim]
-    return found[0] if found else 1

@@ -63,7 +63,7 @@ class Activations:
         range: a word of ``ranges.RANGES``.
         scheme: of what is below 0 too: ``symmetric``: from -2^(bits-1) to 2^(bits-1) - 1; ``asymmetric``: 2^bits
             integers around a 0 that moves, for the ranges minmax and learned.
-        samples: about how many of the training split the first ranges are made from.
+        samples: how many of the training split the first ranges are made from.
         penalty: times the squares of pact's levels is added to the loss.
     """
 

@@ -66,7 +66,7 @@ def measured(
         model: in which the sites are.
         context: whose samples are looked at.
         sites: and the bits of each.
-        samples: about how many.
+        samples: how many.
         who: wants them, for messages.
         otherwise: what can be done about a site that is no good, for messages.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
-from deepcompression.data.batch import described, moved
+from deepcompression.data.batch import cut, described, moved
 from deepcompression.data.splits import Columns, Stream, as_split, columns_of
 from deepcompression.errors import DataError, DeepCompressionError, FactoryError, in_one_line, told
 from deepcompression.training.device import Compute
@@ -194,6 +194,32 @@ class Batches:
             time.perf_counter() - started,
         )
         return number
+
+
+def some(split: Any, count: int, batch_size: int, compute: Compute) -> Iterator[Any]:
+    """Batches with the first ``count`` samples of a split, the last one cut; fewer where there are no more.
+
+    Where a batch of the user's own making cannot be cut, and so more samples come, a warning says so.
+
+    Args:
+        split: one of the forms of ``splits.as_split``.
+        count: of samples.
+        batch_size: where the split is no DataLoader.
+        compute: device and memory format.
+    """
+    batches = Batches(split, min(batch_size, count), compute)
+    left = count
+    for batch, size in zip(batches, batches.sizes(), strict=False):
+        first, came = cut(batch, left, size)
+        if came > left:
+            log.warning(
+                "data: %s samples come instead of %s: a batch is %s, and where a sample of it ends cannot be told",
+                f"{count - left + came:,}", f"{count:,}", described(batch),
+            )  # fmt: skip
+        yield first
+        left -= came
+        if left <= 0:
+            return
 
 
 def _of_data(loader: Any) -> AbstractContextManager[None]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from torch import nn
 
 from deepcompression.data.splits import drawn
 from deepcompression.structure.constraints import Structure
-from deepcompression.training.batches import Batches
+from deepcompression.training.batches import some
 from deepcompression.training.device import Compute
 from deepcompression.training.method import Context
 from deepcompression.training.problem import Problem, stepped
@@ -35,15 +34,11 @@ def context_of(
         teacher: what methods learn from; put into eval mode.
     """
 
-    def some(split: Any, count: int) -> Iterable[Any]:
-        batches = Batches(split, min(problem.batch_size, count), compute)
-        return islice(batches, max(1, count // problem.batch_size))
-
     def first(count: int) -> Iterable[Any]:
-        return some(problem.train, count)
+        return some(problem.train, count, problem.batch_size, compute)
 
     def from_all(count: int) -> Iterable[Any]:
-        return some(drawn(problem.train, count, seed), count)
+        return some(drawn(problem.train, count, seed), count, problem.batch_size, compute)
 
     def forward(one: nn.Module, batch: Any) -> Any:
         return stepped(problem.step, one, batch)[1]

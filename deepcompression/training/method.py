@@ -28,10 +28,10 @@ Claim = tuple[str, str]
 class Context:
     """What a method may use when it is attached.
 
-    ``samples(n)`` gives batches with about n samples of the training split, in its own order and not augmented; None
-    where there are none. ``drawn(n)`` gives as many from all of the split; None where that is not known. ``forward``
-    gives a model's outputs for a batch, ``teacher`` the teacher's. ``structure`` is
-    what was true of the tensors before, ``claimed`` what all methods claim.
+    ``samples(n)`` gives batches with n samples of the training split, in its own order and not augmented: fewer where
+    there are no more, more where a batch cannot be cut; None where there are none. ``drawn(n)`` gives as many from all
+    of the split; None where that is not known. ``forward`` gives a model's outputs for a batch, ``teacher`` the
+    teacher's. ``structure`` is what was true of the tensors before, ``claimed`` what all methods claim.
     """
 
     samples: Samples | None = None
@@ -48,7 +48,7 @@ class Context:
 
         Args:
             wanting: who needs them, for the message.
-            count: about how many samples.
+            count: of samples.
             drawn: from all of the split instead, where that is known: the first of one that is sorted are of one class.
 
         Raises:

@@ -168,7 +168,7 @@ def _context(run: Run, samples: int, seed: int = 0) -> Context:
     from deepcompression.data.splits import drawn
     from deepcompression.training.context import context_of
 
-    problem = run.problem(max(1, samples // _batches(samples)))
+    problem = run.problem(math.ceil(samples / _batches(samples)))
     problem = replace(problem, train=drawn(problem.train, samples, seed))
     context = context_of(problem, run.compute(), seed)
 

@@ -30,7 +30,7 @@ class Activations:
         kind: ``sign``: -1 or 1; ``dorefa``: 2^bits values from 0 to 1; ``scaled_threshold``: a learned scale above a
             learned threshold of each channel, else 0.
         bits: as of weights, by the names of the layers' weights.
-        samples: about how many of the training split are looked at, whether anything would be left of them.
+        samples: how many of the training split are looked at, whether anything would be left of them.
     """
 
     kind: str = "sign"

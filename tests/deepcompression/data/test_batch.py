@@ -15,11 +15,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
 from trainings import fit
 
-from deepcompression.data.batch import copied, count_of, moved, parts
+from deepcompression.data.batch import copied, count_of, cut, moved, parts, samples_in
 from deepcompression.data.images import shift
 from deepcompression.distillation.logits import Distillation
 from deepcompression.errors import DataError, FactoryError
-from deepcompression.training.batches import Batches
+from deepcompression.training.batches import Batches, some
 from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import evaluate
 from deepcompression.training.problem import Accuracy, Problem, cross_entropy_step, stepped
@@ -351,3 +351,65 @@ def test_an_error_of_a_data_set_or_augmentation_is_one_line_that_names_it():
     batches = Batches((X, Y), 4, CPU, torch.Generator(), augment=lambda batch, generator: batch["x"])
     with pytest.raises(FactoryError, match=r"^augment: TypeError: .*the batch is \(float32 \(4, 4\), int64 \(4,\)\)"):
         next(iter(batches))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (X, Y),
+        [X, Y],
+        {"x": X, "y": Y, "none": None, "scale": torch.tensor(2.0)},
+        Pair(X.numpy(), Y),
+        Record(X, [str(one) for one in Y.tolist()]),
+        (X, (Y, {"again": X})),
+    ],
+)
+def test_a_batch_is_cut_to_its_first_samples(batch: Any) -> None:
+    """All that counts samples is cut alike, whatever holds it, and keeps its type."""
+    assert samples_in(batch) == 70
+    done, count = cut(batch, 20)
+    assert (samples_in(done), count, type(done)) == (20, 20, type(batch))
+    first = parts(done)
+    assert first and torch.equal(torch.as_tensor(first[0]), X[:20])
+    assert cut(batch, 70)[0] is batch
+
+
+@pytest.mark.parametrize("batch", [(torch.zeros(30, 70), Y), pack_sequence([X, X[:3]]), (X, Y, torch.zeros(9))])
+def test_a_batch_whose_samples_have_no_end_is_left_whole(batch: Any) -> None:
+    """Time that comes first, or a graph's nodes, is not cut for samples."""
+    done, count = cut(batch, 1)
+    assert done is batch and count == samples_in(batch)
+
+
+def _dicts(rows: list[Any]) -> dict[str, Tensor]:
+    return {"x": torch.stack([x for x, _ in rows]), "y": torch.stack([y for _, y in rows])}
+
+
+@pytest.mark.parametrize("size", [1, 30, 64, 70])
+@pytest.mark.parametrize("count", [1, 31, 64, 70])
+def test_so_many_samples_come_as_were_asked_for(size: int, count: int) -> None:
+    """Samples are counted, not batches, whoever cuts these."""
+    data = TensorDataset(X, Y)
+    splits = [
+        (X, Y),
+        data,
+        DataLoader(data, size),
+        DataLoader(data, size, collate_fn=_dicts),
+        DataLoader(_Stream(), size),
+    ]
+    for split in splits:
+        assert sum(samples_in(batch) for batch in some(split, count, size, CPU)) == count
+
+
+class _Stream(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(zip(X, Y, strict=True))
+
+
+def test_more_samples_than_asked_for_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is silent where a batch cannot be cut."""
+    packed = DataLoader(TensorDataset(X), 70, collate_fn=lambda rows: pack_sequence([row[0][:, None] for row in rows]))
+    assert len(list(some(packed, 8, 8, CPU))) == 1
+    assert caplog.messages == [
+        "data: 70 samples come instead of 8: a batch is PackedSequence, and where a sample of it ends cannot be told"
+    ]
