@@ -81,6 +81,21 @@ def on_grids(layers: dict[str, nn.Module], bits: int = 8, scheme: str = "asymmet
     return net.eval()
 
 
+def on_integers() -> dict[str, nn.Module]:
+    """Layers that compute with integers alone once their values are on grids."""
+    return {
+        "conv": nn.Conv2d(2, 6, 3, padding=1),
+        "norm": nn.BatchNorm2d(6),
+        "relu": nn.ReLU(),
+        "pool": nn.MaxPool2d(2),
+        "deep": nn.Conv2d(6, 8, 3, groups=2),
+        "relu6": nn.ReLU6(),
+        "mean": nn.AdaptiveAvgPool2d(1),
+        "flat": nn.Flatten(),
+        "head": nn.Linear(8, 4),
+    }
+
+
 @torch.no_grad()
 def difference(net: nn.Module, session: Any, batch: Tensor) -> float:
     wanted = net(batch)
@@ -152,18 +167,37 @@ def test_a_chain_with_everything_gives_pytorchs_outputs(written: Path, everythin
         session([np.zeros((1, 3, 12, 12), np.float32)])
 
 
+@pytest.fixture(scope="module")
+def integers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a net that computes with integers."""
+    path = tmp_path_factory.mktemp("exports") / "c"
+    assert c.export(on_grids(on_integers()), [torch.randn(4, 2, 8, 8)], path).integers
+    return path
+
+
 @NEEDED
-@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize(
+    ("compiler", "kind", "inputs"),
+    [
+        *((COMPILERS[0], kind, size) for kind, size in (("written", 3 * 12 * 11), ("integers", 2 * 8 * 8))),
+        *((COMPILERS[-1], kind, size) for kind, size in (("forms", 100), ("integers", 2 * 8 * 8))),
+    ]
+    if COMPILERS
+    else [],
+)
 def test_what_is_written_is_strict_c99_and_sound(
-    compiler: str, written: Path, forms: tuple[Path, Exported], tmp_path: Path
+    compiler: str, kind: str, inputs: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """No warning is allowed, no byte out of place is read; the file in place of the array gives the same lines."""
-    folder, inputs = (written, 3 * 12 * 11) if compiler == COMPILERS[0] else (forms[0], 100)
-    program = tmp_path / "run"
+    """On floats and on integers, far beyond a grid's range too: no warning is allowed, no byte out of place is read,
+    nothing overflows; the file in place of the array gives the same lines.
+    """
+    found = request.getfixturevalue(kind)
+    folder, program = found if isinstance(found, Path) else found[0], tmp_path / "run"
     build = [compiler, *STRICT, *SANITIZED, "-o", str(program), *UNITS]
     done = subprocess.run(build, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    samples = np.random.default_rng(0).normal(size=(3, inputs)).astype("<f4").tobytes()
+    drawn = np.random.default_rng(0).normal(size=(3, inputs)) * np.array([[1], [1], [1e6]])
+    samples = drawn.astype("<f4").tobytes()
 
     def lines(*arguments: str, given: bytes = samples, code: int = 0) -> str:
         ran = subprocess.run([program, *arguments], cwd=folder, input=given, capture_output=True, check=False)
@@ -215,18 +249,7 @@ def test_a_pruned_lenet_300_100_takes_few_bytes(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
 def test_layers_on_grids_compute_with_integers(scheme: str, tmp_path: Path) -> None:
     """Weights and inputs of 8 bits: no float in a layer, and outputs within the rounding of a grid's step."""
-    layers = {
-        "conv": nn.Conv2d(2, 6, 3, padding=1),
-        "norm": nn.BatchNorm2d(6),
-        "relu": nn.ReLU(),
-        "pool": nn.MaxPool2d(2),
-        "deep": nn.Conv2d(6, 8, 3, groups=2),
-        "relu6": nn.ReLU6(),
-        "mean": nn.AdaptiveAvgPool2d(1),
-        "flat": nn.Flatten(),
-        "head": nn.Linear(8, 4),
-    }
-    net, path = on_grids(layers, scheme=scheme), tmp_path / "c"
+    net, path = on_grids(on_integers(), scheme=scheme), tmp_path / "c"
     made = c.export(net, [torch.randn(8, 2, 8, 8)], path)
     assert made.integers and made.notes[2] == "computes in integers; no float in a layer"
     session = c.load(path, 1)
