@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -27,6 +28,7 @@ SINCE = {
 }
 # Of a kind, what later versions added: (kind, key, value).
 ADDED = {("quantize_values", "range", value): "0.3.0" for value in ("dynamic_row", "dynamic_token")}
+_INSIDE = re.compile(r":(layer|hidden)\[[0-9]+\]")  # sites since 0.3.0
 RESERVED = ("threshold", "dictionary")
 Edit = dict[str, Any]
 
@@ -115,7 +117,10 @@ def _stamped(place: int, edit: Mapping[str, Any]) -> Edit:
 def _since(edit: Mapping[str, Any]) -> str | None:
     """The first version that makes this edit."""
     later = [since for (kind, key, value), since in ADDED.items() if edit["kind"] == kind and edit.get(key) == value]
-    return later[0] if later else SINCE.get(edit["kind"])
+    sites = edit.get("sites")
+    if isinstance(sites, list | tuple) and any(isinstance(one, str) and _INSIDE.search(one) for one in sites):
+        later.append("0.3.0")
+    return max(later) if later else SINCE.get(edit["kind"])
 
 
 def _plain(value: object) -> object:

@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcompression.errors import ExportError, in_one_line
 from deepcompression.export.c_network import NONE, ONE, Clamp, Grid, Network, Norm, Op, Pair, Pool, Shape, Step
-from deepcompression.network.edits.quantize_values import OnGrid, levels
+from deepcompression.network.edits.integers import levels
+from deepcompression.network.edits.quantize_values import OnGrid
 from deepcompression.network.nodes import DROPOUT_CALLS, RESTING
 from deepcompression.network.trace import resting
 

@@ -24,7 +24,7 @@ from deepcompression.export.exported import Exported, Held
 from deepcompression.export.onnx_run import OnnxSession
 from deepcompression.export.onnx_sites import marked, rounds
 from deepcompression.export.ran import difference
-from deepcompression.network.edits.quantize_values import OnGrid, quantizers
+from deepcompression.network.edits.quantize_values import INSIDE, OnGrid, quantizers
 from deepcompression.network.trace import resting
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _several(sample: Sequence[Tensor]) -> list[Tensor]:
 def _traced(model: nn.Module, sample: Sequence[Tensor]) -> torch.export.ExportedProgram:
     for name, module in model.named_modules():
         for one in quantizers(module):
-            if not isinstance(one, OnGrid):
+            if not isinstance(one, OnGrid) or one.site.side in INSIDE:
                 raise ExportError(
                     f"export onnx: {one.site} has values that this target does not write (module {name}, edit "
                     f"{one.kind}); export the model without that edit"

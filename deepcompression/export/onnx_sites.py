@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression.errors import ExportError
-from deepcompression.network.edits.quantize_values import After, Before, OnGrid, Quantizer, levels, quantizers
+from deepcompression.network.edits.integers import levels
+from deepcompression.network.edits.quantize_values import After, Before, OnGrid, Quantizer, quantizers
 
 DOMAIN = "deepcompression"
 MARK = "Grid"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deepcompression.errors import StructureError
-from deepcompression.network.edits.quantize_values import Quantizer, quantizers
+from deepcompression.network.edits.quantize_values import INSIDE, Quantizer, quantizers
 from deepcompression.network.trace import resting
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -158,6 +158,8 @@ def _comparing(compressed: nn.Module, ops: dict[str, _Op]) -> Iterator[None]:
         for name, module in compressed.named_modules():
             if name in ops and not ops[name].why:
                 for one in quantizers(module):
+                    if one.site.side in INSIDE:
+                        continue  # of a range that holds whatever comes
                     stack.callback(_watch_ends(module, one, ops[name]).remove)
                 stack.callback(module.register_forward_hook(watch(name)).remove)
         yield

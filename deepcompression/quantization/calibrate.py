@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from deepcompression.data.batch import samples_in
 from deepcompression.errors import DataError, StructureError
-from deepcompression.network.edits.quantize_values import Site, levels, on_grid, read_site
+from deepcompression.network.edits.integers import levels, on_grid
+from deepcompression.network.edits.quantize_values import Site, read_site
 from deepcompression.network.names import join
 from deepcompression.network.trace import resting
 from deepcompression.quantization.observers import OBSERVERS, bounds

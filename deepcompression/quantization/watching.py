@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from deepcompression.network.edits.quantize_values import Site
+from deepcompression.network.edits.quantize_values import INSIDE, Site
 from deepcompression.network.trace import resting
 
 T = TypeVar("T")
@@ -30,7 +31,9 @@ def watched(model: nn.Module, sites: Iterable[Site], see: See, missed: dict[Site
 
     def watch(site: Site) -> Any:
         def hook(_: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-            value = inputs[site.number] if len(inputs) > site.number else None
+            place = 0 if site.side in INSIDE else site.number  # what is inside comes by with the input
+            value = inputs[place] if len(inputs) > place else None
+            value = value.data if isinstance(value, PackedSequence) else value
             if isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
                 see(site, value)
             elif missed is not None:

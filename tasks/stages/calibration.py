@@ -92,7 +92,7 @@ class Activations(Strict):
         """The inputs that are meant; StructureError where one that is named cannot be quantized."""
         from deepcompression.quantization.inputs import inputs_of
 
-        return [str(site) for site in inputs_of(model, self.bits).sites]
+        return [str(site) for site in inputs_of(model, self.bits, self.range).sites]
 
 
 def refuse_few(run: Run, activations: Activations | None) -> None:
@@ -114,7 +114,7 @@ def on_grids(bench: Bench, before: Product, product: Product, activations: Activ
 
     assert product.state is not None
     model, plan = _model(bench, before), activations.plan()
-    inputs = inputs_of(model, activations.bits)
+    inputs = inputs_of(model, activations.bits, activations.range)
     with counted(bench.label, "activations: batches", _batches(plan.samples)) as tell:
         found = calibrate(model, _context(bench.run, plan.samples, bench.seed), inputs.sites, plan, tell)
     shown = {"method": "activations", "sites": _rows(found.found), "left": inputs.left}

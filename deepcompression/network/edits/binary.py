@@ -106,8 +106,11 @@ def apply(model: nn.Module, record: Record) -> None:
         EditError: no such module, a module that is never called as one, no known values, or an impossible shape.
     """
     tensors = _tensors(record)
-    hooks = {"input": InputBinarizer, "output": OutputBinarizer}
-    install(model, record, [hooks[site.side](site, record["values"]) for site in sites_of(record)], tensors)
+    hooks, sites = {"input": InputBinarizer, "output": OutputBinarizer}, sites_of(record)
+    for site in sites:
+        if site.side not in hooks:
+            raise misfit(record, f"a site is module:input[i] or module:output[i], not {site}"[:200])
+    install(model, record, [hooks[site.side](site, record["values"]) for site in sites], tensors)
 
 
 def check_values(model: nn.Module, record: Record, state: Mapping[str, Tensor]) -> None:

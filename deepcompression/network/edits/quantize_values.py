@@ -1,6 +1,8 @@
 """``{"kind": "quantize_values", "sites": [...], "range": ..., "bits": ..., "scheme": ...}``: values on a grid.
 
 A site is ``module:input[i]`` or ``module:output[i]``; the sites of one record carry the same value and share one grid.
+Of a recurrent module ``module:layer[i]`` is what goes into its layer i, from 1 on, and ``module:hidden[i]`` the hidden
+state that each step multiplies, numbered as in the module's second output; their ranges are by the values of a call.
 ``range`` is ``static`` (scale and zero point are tensors of the state_dict, below the module's own name, such as
 ``conv1.input_0_scale``), ``dynamic`` (by the values of each call), ``dynamic_row`` (of each sample of the first
 dimension) or ``dynamic_token`` (of each vector along the last). ``scheme`` is ``symmetric`` (integers from
@@ -12,23 +14,28 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from deepcompression.errors import EditError
+from deepcompression.network.edits import recurrent
+from deepcompression.network.edits.integers import levels, on_grid, range_of
 from deepcompression.network.edits.record import Record, add_tensor, check_keys, misfit, module_of, text, whole
 from deepcompression.network.names import join
 
 RANGES = ("static", "dynamic", "dynamic_row", "dynamic_token")
 SCHEMES = ("symmetric", "asymmetric")
 MOST_BITS = 16
-_SITE = re.compile(r"(.*):(input|output)\[(0|[1-9][0-9]{0,3})\]")
+INSIDE = (recurrent.LAYER, recurrent.HIDDEN)  # sides of a recurrent module's own
+_SITE = re.compile(r"(.*):(input|output|layer|hidden)\[(0|[1-9][0-9]{0,3})\]")
 
 
 class Site(NamedTuple):
-    """An input or output of a module: ``side`` and number."""
+    """An input or output of a module, or what a recurrent one computes inside: ``side`` and number."""
 
     module: str
     side: str
@@ -43,59 +50,9 @@ class Site(NamedTuple):
 
 
 def read_site(site: str) -> Site | None:
-    """``module:input[i]`` or ``module:output[i]``; None where it is neither."""
+    """``module:input[i]``, or another side of the module; None where it is none."""
     found = _SITE.fullmatch(site)
     return Site(found[1], found[2], int(found[3])) if found else None
-
-
-def levels(bits: int, scheme: str) -> tuple[int, int]:
-    """The lowest and the highest integer of a grid."""
-    return (0, 2**bits - 1) if scheme == "asymmetric" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-
-
-def on_grid(value: Tensor, scale: Tensor, zero_point: Any, low: int, high: int) -> Tensor:
-    """``value`` rounded (ties to even) to ``scale`` times an integer, and cut to the grid's ends; 0 stays 0.
-
-    Gradients pass the rounding as if it were none; beyond the ends they reach the scale alone. With a scale that is
-    trained this is LSQ's gradient (Esser et al. 2019, arXiv 1902.08153, section 2.1).
-
-    Args:
-        value: floats, any shape.
-        scale: one, or one that broadcasts.
-        zero_point: integers, likewise.
-        low: the least integer of the grid.
-        high: its greatest.
-    """
-    steps = (value / scale).clamp(low - zero_point, high - zero_point)
-    return (steps + (steps.round() - steps).detach()) * scale
-
-
-def range_of(value: Tensor, bits: int, scheme: str, kind: str = "dynamic") -> tuple[Tensor, Tensor]:
-    """Scale (float32) and zero point (int32) of the smallest grid that holds all of ``value``, and 0.
-
-    Args:
-        value: floats, of one site.
-        bits: of an integer.
-        scheme: symmetric or asymmetric.
-        kind: of range: dynamic; or dynamic_row or dynamic_token, whose grids have the value's dimensions, of size 1
-            where they span them.
-    """
-    low, high = levels(bits, scheme)
-    flat = value.detach().float()
-    over, kept = _spanned(flat, kind), kind != "dynamic"
-    least, most = flat.amin(over, keepdim=kept).clamp(max=0), flat.amax(over, keepdim=kept).clamp(min=0)
-    wide = (most - least) / (high - low) if scheme == "asymmetric" else torch.maximum(most, -least) / high
-    scale = torch.where(wide > 0, wide, torch.ones_like(wide))
-    zero = (-least / scale).round() if scheme == "asymmetric" else torch.zeros_like(scale)
-    return scale, zero.clamp(low, high).to(torch.int32)
-
-
-def _spanned(value: Tensor, kind: str) -> list[int]:
-    """The dimensions that one grid spans; all of them where there are fewer than two."""
-    every = list(range(value.ndim))
-    if value.ndim < 2 or kind == "dynamic":
-        return every
-    return every[1:] if kind == "dynamic_row" else every[-1:]
 
 
 @dataclass(frozen=True)
@@ -113,8 +70,10 @@ class Quantizer:
         """How many of the values lie beyond the ends of what they can become; and how many there are."""
         raise NotImplementedError
 
-    def rounded(self, module: nn.Module, value: object) -> Tensor:
+    def rounded(self, module: nn.Module, value: object) -> Any:
         """The value as it is used; EditError where it is none."""
+        if isinstance(value, PackedSequence):
+            return value._replace(data=self.rounded(module, value.data))
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise EditError(f"edit {self.kind}: {self.site} is no floating-point tensor, but {_kind(value)}")
         return self.changed(module, value) if value.numel() else value
@@ -193,6 +152,25 @@ class OutputQuantizer(After, OnGrid):
     """After a forward."""
 
 
+@dataclass(frozen=True)
+class InsideQuantizer(OnGrid):
+    """In a forward of a recurrent module, which asks for it."""
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Nothing yet."""
+
+
+def _step_by_step(module: nn.RNNBase | nn.RNNCellBase, input: Any, hx: Any = None) -> Any:
+    """The forward of a recurrent module that has sites inside."""
+    found = {(one.site.side, one.site.number): one for one in quantizers(module)}
+
+    def rounded(side: str, number: int, value: Tensor) -> Tensor:
+        one = found.get((side, number))
+        return value if one is None else one.changed(module, value)
+
+    return recurrent.forward(module, input, hx, rounded)
+
+
 def apply(model: nn.Module, record: Record) -> None:
     """Register hooks, and the tensors that they read, at each site.
 
@@ -208,7 +186,10 @@ def apply(model: nn.Module, record: Record) -> None:
             raise misfit(record, f"{key} is one of {', '.join(known)}, not {record[key]!r}{since}"[:200])
     if not 2 <= whole(record, "bits", record["bits"]) <= MOST_BITS:
         raise misfit(record, f"bits are from 2 to {MOST_BITS}, not {record['bits']}")
-    hooks = {"input": InputQuantizer, "output": OutputQuantizer}
+    inside = [site for site in sites if site.side in INSIDE]
+    if inside and record["range"] == "static":
+        raise misfit(record, f"range of {inside[0]} is static; what a recurrent layer computes has a dynamic one")
+    hooks = {"input": InputQuantizer, "output": OutputQuantizer, **dict.fromkeys(INSIDE, InsideQuantizer)}
     made = [hooks[site.side](site, record["range"], record["bits"], record["scheme"]) for site in sites]
     install(model, record, made, _tensors(record))
 
@@ -234,7 +215,9 @@ def install(model: nn.Module, record: Record, hooks: Sequence[Quantizer], tensor
         for what, value in tensors.items():
             add_tensor(module, record, hook.site.module, hook.site.tensor(what), value)
         called: Any = hook
-        (module.register_forward_pre_hook if hook.site.side == "input" else module.register_forward_hook)(called)
+        (module.register_forward_hook if hook.site.side == "output" else module.register_forward_pre_hook)(called)
+        if hook.site.side in INSIDE:
+            module.forward = MethodType(_step_by_step, module)
 
 
 def check_values(model: nn.Module, record: Record, state: Mapping[str, Tensor]) -> None:
@@ -284,7 +267,7 @@ def sites_of(record: Record) -> list[Site]:
     found = [read_site(site) if isinstance(site, str) else None for site in given]
     for site, one in zip(given, found, strict=True):
         if one is None:
-            raise misfit(record, f"a site is module:input[i] or module:output[i], not {site!r}"[:200])
+            raise misfit(record, f"a site is module:input[i] or module:output[i], layer or hidden, not {site!r}"[:200])
     return [one for one in found if one is not None]
 
 
@@ -299,6 +282,8 @@ def _tensors(record: Record) -> dict[str, Tensor]:
 def uncalled(model: nn.Module, site: Site) -> str:
     """Why hooks of a module would never be called, as far as that is known; else empty."""
     module, parent = (model.get_submodule(name) for name in (site.module, site.module.rpartition(".")[0]))
+    if site.side in INSIDE and (why := _no_such(module, site)):
+        return why
     if isinstance(module, torch.jit.ScriptModule):
         return "it is in a TorchScript module"
     if isinstance(parent, nn.MultiheadAttention) and module is not parent:
@@ -306,6 +291,15 @@ def uncalled(model: nn.Module, site: Site) -> str:
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         return f"a {type(module).__name__} is never called"
     return ""
+
+
+def _no_such(module: nn.Module, site: Site) -> str:
+    """Why a module has no such layer, or hidden state; else empty."""
+    if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return f"a {type(module).__name__} is no recurrent layer"
+    layers, ways = (module.num_layers, 1 + module.bidirectional) if isinstance(module, nn.RNNBase) else (1, 1)
+    known = range(1, layers) if site.side == recurrent.LAYER else range(layers * ways)
+    return "" if site.number in known else f"it has {layers} layers of {ways} directions"
 
 
 def _kind(value: object) -> str:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from deepcompression.network.edits import binary
-from deepcompression.network.edits.quantize_values import Site, on_grid
+from deepcompression.network.edits.integers import on_grid
+from deepcompression.network.edits.quantize_values import Site
 from deepcompression.quantization.binary.inputs import BinaryInput
 from deepcompression.quantization.sites import Seen
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from deepcompression.network.edits.quantize_values import levels
+from deepcompression.network.edits.integers import levels
 from deepcompression.quantization.straight_through import Grid, on_grid
 
 TINY = 1e-20  # what a size is at least

@@ -16,7 +16,8 @@ from deepcompression.errors import InvariantError
 from deepcompression.export import target_of
 from deepcompression.export.exported import Exported
 from deepcompression.network.edits.apply import apply
-from deepcompression.network.edits.quantize_values import Site, range_of
+from deepcompression.network.edits.integers import range_of
+from deepcompression.network.edits.quantize_values import Site
 from deepcompression.quantization import linear
 from deepcompression.quantization.inputs import inputs_of
 from deepcompression.quantization.watching import watched

@@ -24,7 +24,7 @@ from deepcompression.errors import EditError, InputError, WeightsError
 from deepcompression.network.channels import channel_groups
 from deepcompression.network.edits.apply import KINDS, apply, apply_all, check, check_values
 from deepcompression.network.edits.fold import foldable
-from deepcompression.network.edits.quantize_values import levels, on_grid, range_of
+from deepcompression.network.edits.integers import levels, on_grid, range_of
 from deepcompression.network.edits.resize import cut_state, record_of
 from deepcompression.network.load import load_state
 from deepcompression.network.names import prunable
@@ -242,7 +242,10 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({**SIZES, "modules": {"": {"training": 1}}}, "'training' may not be changed; of a Sequential no attribute may"),
     ({**SIZES, "modules": {"0": {"out_features": -1}}}, "0: out_features is a whole number above 0, not -1"),
     ({**QUANTIZE, "sites": []}, "edit quantize_values: sites are a list of at least one"),
-    ({**QUANTIZE, "sites": ["0"]}, r"edit quantize_values: a site is module:input\[i\] or module:output\[i\], not '0'"),
+    (
+        {**QUANTIZE, "sites": ["0"]},
+        r"edit quantize_values: a site is module:input\[i\] or module:output\[i\], layer or hidden, not '0'",
+    ),
     ({**QUANTIZE, "sites": ["9:input[0]"]}, "edit quantize_values: the model has no module '9'"),
     (
         {**QUANTIZE, "sites": ["0:input[0]"], "range": "wide"},

@@ -60,7 +60,7 @@ def _first(batch: Any) -> Tensor:
 
 
 def calibrated(model: nn.Module, given: Context, bits: Any = 8, **plan: Any) -> Calibration:
-    return calibrate(model, given, inputs_of(model, bits).sites, Plan(**plan))
+    return calibrate(model, given, inputs_of(model, bits, plan.get("range", "static")).sites, Plan(**plan))
 
 
 def quantized(found: Calibration, dense: nn.Module, blank: nn.Module) -> nn.Module:
@@ -150,7 +150,7 @@ def test_dynamic_ranges_look_at_no_values(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["static", "dynamic", "dynamic_token"])
 @pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell])
 def test_recurrent_layers_when_they_are_named(make: Any, kind: str) -> None:
-    """Their input is a site; alone it is left, and the table says why; inner weights are refused by name."""
+    """Their input is a site; alone it is left, and the table says why; static, inner weights are refused by name."""
     torch.manual_seed(0)
     cell = issubclass(make, nn.RNNCellBase)
     model, blank = (nn.Sequential(OrderedDict(r=make(4, 4), l=nn.Linear(4, 2)))[:1] for _ in range(2))
@@ -196,13 +196,18 @@ def test_ops_whose_input_cannot_be_quantized() -> None:
 def test_sites_by_which_no_value_comes(kind: str) -> None:
     """By keyword, of another type, or never: named, in one line."""
 
+    class Numbers(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight[x]
+
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.key, self.rest, self.lstm = nn.Linear(4, 4), nn.Linear(4, 4), nn.LSTM(4, 4)
+            self.key, self.rest, self.numbers = nn.Linear(4, 4), nn.Linear(4, 4), Numbers(4, 4)
 
         def forward(self, x: Tensor) -> Any:
-            return self.lstm(nn.utils.rnn.pack_padded_sequence(self.key(input=x)[:, None], [len(x)]))
+            self.key(input=x)
+            return self.numbers((x > 0).long().argmax(1))
 
     for bits, words in (
         ({"key": 8}, r"activations: key:input\[0\] cannot be quantized: its input comes by keyword \(input=\)"),
@@ -210,7 +215,7 @@ def test_sites_by_which_no_value_comes(kind: str) -> None:
             {"rest": 8},
             r"rest:input\[0\] cannot be quantized: no value came by it in 64 samples: the forward",
         ),
-        ({"lstm.weight_ih_l0": 8}, r"lstm:input\[0\] cannot be quantized: a PackedSequence comes by it"),
+        ({"numbers": 8}, r"numbers:input\[0\] cannot be quantized: a tensor of torch.int64 comes by it"),
     ):
         with pytest.raises(StructureError, match=words):
             calibrated(Odd(), context(samples()), bits, range=kind)

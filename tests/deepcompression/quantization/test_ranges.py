@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepcompression.network.edits import quantize_values
+from deepcompression.network.edits import integers as exactly
 from deepcompression.quantization.ranges import RANGES, misfit, range_named
 from deepcompression.quantization.ranges.range import First, Integers, Range
 from deepcompression.quantization.straight_through import PIECE, Grid, on_grid
@@ -47,7 +47,7 @@ def test_rounding_in_pieces_is_rounding(dtype: torch.dtype, shape: tuple[int, ..
     one, scale = x.clone().requires_grad_(), torch.tensor(0.37, requires_grad=True)
     found = on_grid(one, Grid(scale, low, high, (low, high)))
     exact = x.to(torch.promote_types(dtype, torch.float32))
-    wanted = quantize_values.on_grid(exact, scale.detach(), 0, low, high).to(dtype)
+    wanted = exactly.on_grid(exact, scale.detach(), 0, low, high).to(dtype)
     assert torch.equal(found, wanted) and torch.equal(found.signbit(), wanted.signbit())
     assert found.dtype == dtype and found.stride() == x.stride()
     (found * outer).sum().backward()
@@ -66,7 +66,7 @@ def test_large_values_are_those_of_the_edit(dtype: torch.dtype, bits: int) -> No
     x = values((PIECE + 5,)).to(dtype)
     for low, high in ((0, 2**bits - 1), (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)):
         scale = torch.tensor(2.3 / high)
-        wanted = quantize_values.on_grid(x.float(), scale, 0, low, high).to(dtype)
+        wanted = exactly.on_grid(x.float(), scale, 0, low, high).to(dtype)
         for learned in (scale, scale.clone().requires_grad_()):
             found = on_grid(x, Grid(learned, low, high, (low, high)))
             assert torch.equal(found, wanted) and torch.equal(found.signbit(), wanted.signbit())

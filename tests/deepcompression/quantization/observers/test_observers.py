@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepcompression.network.edits.quantize_values import levels, on_grid
+from deepcompression.network.edits.integers import levels, on_grid
 from deepcompression.quantization.observers import OBSERVERS, bounds
 from deepcompression.quantization.observers.histogram import Histogram
 from deepcompression.quantization.observers.ranges import Grids, Wanted, grid, grids
