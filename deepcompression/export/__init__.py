@@ -14,6 +14,8 @@ from typing import Any
 TARGETS: dict[str, str] = {
     "onnx": "deepcompression.export.onnx",
     "c": "deepcompression.export.c",
+    "pt2": "deepcompression.export.pt2",
+    "litert": "deepcompression.export.litert",
 }
 
 

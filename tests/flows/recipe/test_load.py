@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deepcompression.errors import RecipeError
+from deepcompression.export import TARGETS
 from flows.recipe import load as recipes
 from flows.recipe import merge, rounds
 from flows.recipe.schema import Recipe
@@ -56,7 +57,7 @@ def test_an_export_is_a_target_of_the_list() -> None:
     """A target's name is short for its keys; what is no target, or stands twice, is told before anything trains."""
     loaded = recipes.load(_mapping(export=["onnx"]))
     assert loaded.export == recipes.load(_mapping(export=[{"to": "onnx"}])).export and loaded.export[0].to == "onnx"
-    assert "expected onnx, c, or a mapping with to, got 'tflite'" in _message(_mapping(export=["tflite"]))
+    assert f"expected {', '.join(TARGETS)}, or a mapping with to, got 'tflite'" in _message(_mapping(export=["tflite"]))
     assert "onnx" in _message(_mapping(export=["onnx", {"to": "onnx"}]))
 
 
