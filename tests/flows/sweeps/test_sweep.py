@@ -20,8 +20,9 @@ import yaml
 from conftest import free_port
 
 from deepcompression.errors import AimMissed, RecipeError, RunError
+from flows.recipe.schema import Recipe
+from flows.sweeps import study, workers
 from flows.sweeps import sweep as sweeps
-from flows.sweeps import workers
 from flows.sweeps.study import Trial
 from flows.sweeps.sweep import load, sweep
 from tasks.storage.lease import leases
@@ -117,11 +118,15 @@ def _inside(drawn: dict[str, Any]) -> bool:
     return 0.1 <= drawn["stages.prune.density"] <= 0.5 and drawn["stages.share.bits"] in (2, 3, 4, 5)
 
 
-def test_random_draws_from_ranges(plan: Callable[..., dict[str, Any]], prefect_server: str) -> None:
-    """So many trials as asked, all different and inside their ranges."""
-    result = sweep(plan(parameters=RANGES, method="random", trials=2, workers=1))
-    drawn = [one["parameters"] for one in result["trials"]]
-    assert len(drawn) == 2 and drawn[0] != drawn[1] and all(map(_inside, drawn))
+@pytest.mark.parametrize("method", ["random", "tpe"])
+def test_what_is_drawn_lies_inside_its_ranges(plan: Callable[..., dict[str, Any]], tmp_path: Path, method: str) -> None:
+    """Points are all different, inside their ranges, and the same again from the same seed."""
+    asked = load(plan(parameters=RANGES, method=method, trials=3))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    studies = [study.open_study(asked, tmp_path / name, Recipe.model_validate(asked.recipe)) for name in ("a", "b")]
+    drawn, again = ([one.ask(study.distributions(asked)).params for _ in range(3)] for one in studies)
+    assert drawn == again and len({str(one) for one in drawn}) == 3 and all(map(_inside, drawn))
 
 
 def test_tpe_draws_from_ranges_and_asked_for_more_only_the_missing_trials_run(
