@@ -97,9 +97,9 @@ def hessian_traces(
                 drawn(len(rows), rows)
     sums = np.asarray(rows, np.float64).reshape(len(rows), len(chosen)) / np.maximum(list(alive.values()), 1)
     made = [
-        Trace(name, alive[name], *_estimate(name, column), len(rows))
-        for name, column in zip(chosen, sums.T, strict=True)
+        Trace(name, alive[name], *_estimate(column), len(rows)) for name, column in zip(chosen, sums.T, strict=True)
     ]
+    _warn_below(made, sums)
     rough = [one.name for one in made if one.error > spread.tolerance * one.mean]
     if rough:
         log.warning(
@@ -141,14 +141,20 @@ def _settled(rows: Sequence[Sequence[float]], spread: Spread) -> bool:
     return bool((error <= spread.tolerance * found.mean(axis=0)).all())
 
 
-def _estimate(name: str, column: Floats) -> tuple[float, float]:
+def _estimate(column: Floats) -> tuple[float, float]:
     mean = math.fsum(column) / len(column)
     error = float(column.std(ddof=1)) / math.sqrt(len(column)) if len(column) > 1 else math.inf
-    if mean < 0:
-        log.warning(
-            "hawq: the Hessian trace of %s is estimated below 0 and counts as 0, with an error of %.2g", name, error
-        )
     return max(mean, 0.0), error
+
+
+def _warn_below(made: Sequence[Trace], sums: Floats) -> None:
+    """One warning for all that are estimated below 0."""
+    below = [one for one, column in zip(made, sums.T, strict=True) if math.fsum(column) < 0]
+    if below:
+        log.warning(
+            "hawq: Hessian traces estimated below 0 count as 0: %s, with an error of %.2g at most",
+            _named([one.name for one in below]), max(one.error for one in below),
+        )  # fmt: skip
 
 
 def _named(names: Sequence[str], most: int = 3) -> str:

@@ -6,6 +6,7 @@ Memory is that of one forward and a histogram a value, however many samples ther
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -20,10 +21,12 @@ from deepcompression.network.edits.integers import levels, on_grid
 from deepcompression.network.edits.quantize_values import Site, read_site
 from deepcompression.network.names import join
 from deepcompression.network.trace import resting
+from deepcompression.quantization import products
 from deepcompression.quantization.observers import OBSERVERS, bounds
 from deepcompression.quantization.observers.histogram import Histogram
 from deepcompression.quantization.observers.ranges import Wanted, grid
 from deepcompression.quantization.output_errors import output_errors
+from deepcompression.quantization.products import counted
 from deepcompression.quantization.watching import Carried, watched
 from deepcompression.training.digest import content
 from deepcompression.training.method import Context
@@ -89,11 +92,14 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Grids of values; how many samples they are from, and a digest of these, where they can be digested."""
+    """Grids of values; how many samples they are from, and a digest of these, where they can be digested; what of the
+    forward stays float, a sentence each.
+    """
 
     found: list[Calibrated]
     samples: int
     digest: str | None
+    floating: Sequence[str] = ()
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that the edits bring into the state_dict, with their values; on one grid one tensor."""
@@ -133,11 +139,11 @@ def calibrate(
     passes = _Passes(context, plan, tell)
     with resting(context.compute.place(model)), torch.no_grad():
         if plan.range != "static":
-            return Calibration(_dynamic(model, sites, passes), 0, None)
+            return Calibration(_dynamic(model, sites, passes), 0, None, products.told(passes.products))
         values = _observed(model, sites, passes)
         errors = _compared(model, values, passes) if plan.observer == AUTO else [{} for _ in values]
     found = [_calibrated(value, error) for value, error in zip(values, errors, strict=True)]
-    return Calibration(found, passes.samples, passes.digest)
+    return Calibration(found, passes.samples, passes.digest, products.told(passes.products))
 
 
 def refuse_few(context: Context, plan: Plan, wanting: str = WANTING) -> None:
@@ -189,9 +195,16 @@ class _Passes:
 
     def __init__(self, context: Context, plan: Plan, tell: Tell | None) -> None:
         self.context, self.plan, self.tell = context, plan, tell
-        self.samples, self.done = 0, 0
+        self.samples, self.done, self.ran = 0, 0, False
         self.digest: str | None = None
         self.known = False  # whether there has been a pass
+        self.products: products.Products = {}
+
+    def forward(self, model: nn.Module, batch: Any) -> None:
+        """Runs the model; the first time, what its functions multiply is counted."""
+        with counted(model, self.products) if not self.ran else nullcontext():
+            self.context.forward(model, batch)
+        self.ran = True
 
     def batches(self, held_out: bool | None) -> Iterator[Any]:
         """The batches that are kept apart, or the others; None: all.
@@ -229,7 +242,7 @@ def _observed(model: nn.Module, sites: Mapping[Site, int], passes: _Passes) -> l
         carried = Carried()  # of the first batch; its values are let go with it
         watching = [some[0] for some, _ in groups] or sites
         with watched(model, watching, _adding(histograms, None if groups else carried), missed):
-            passes.context.forward(model, batch)
+            passes.forward(model, batch)
         groups = groups or carried.together(sites)
     for some, _ in groups:
         if not histograms[some[0]].number:
@@ -305,7 +318,7 @@ def _dynamic(model: nn.Module, sites: Mapping[Site, int], passes: _Passes) -> li
     missed: dict[Site, str] = {}
     for batch in passes.batches(None):
         with watched(model, [*waiting], lambda site, _: waiting.discard(site), missed):
-            passes.context.forward(model, batch)
+            passes.forward(model, batch)
         if not waiting:
             break
     for site in sites:

@@ -19,7 +19,9 @@ from deepcompression.network.edits.quantize_values import Site
 from deepcompression.network.parametrized import SOURCE
 from deepcompression.network.parametrized import VALUES as AFTER_MASK
 from deepcompression.network.state import density
+from deepcompression.quantization import products
 from deepcompression.quantization.inputs import Inputs, inputs_of
+from deepcompression.quantization.products import Products
 from deepcompression.quantization.ranges import misfit
 from deepcompression.quantization.ranges.range import Range
 from deepcompression.quantization.sites import measured
@@ -111,6 +113,7 @@ class QuantizedTraining(Method):
     _inputs: list[TrainedInputs] = field(default_factory=list, init=False, repr=False)
     _ranges: list[Range] = field(default_factory=list, init=False, repr=False)
     _steps: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _products: Products = field(default_factory=dict, init=False, repr=False)
     _left: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _frozen: FrozenNorms | None = field(default=None, init=False, repr=False)
 
@@ -247,6 +250,7 @@ class QuantizedTraining(Method):
         wanted = self._of_inputs.range if self._of_inputs else ""
         other = [one for one in self._inputs if one.word != wanted]
         told = [f"{one.sites[0]}: values below 0 come by, so {one.word} stands in for {wanted}" for one in other]
+        told += [f"activations: {one}" for one in products.told(self._products)]
         return [*told, *(f"{name}: its input is left as it is: {why}" for name, why in self._left.items())]
 
     def _told(self, name: str, weight: Tensor) -> QuantizedWeights:
@@ -282,15 +286,19 @@ class QuantizedTraining(Method):
         how = self._of_inputs
         if how is None or not sites:
             return []
-        groups = measured(model, context, sites, how.samples)
+        groups = measured(model, context, sites, how.samples, products=self._products)
         return [TrainedInputs(one.sites, one.bits, one.seen, how.range, how.scheme) for one in groups]
 
     def _hold(self, model: nn.Module, bits: Mapping[str, int], kept: Mapping[str, Tensor | None]) -> None:
         """Puts grids over the tensors that a scale can be made from."""
         how, self._bits = self._of_weights, {}
+        empty = [name for name in bits if not bool(held_state(model, [name])[name].any())] if how is not None else []
+        if empty:
+            log.warning(
+                "%s is zero throughout: there is no step to quantize it with, and it trains freely", " and ".join(empty)
+            )
         for name, width in bits.items() if how is not None else ():
-            if not bool(held_state(model, [name])[name].any()):
-                log.warning("%s is zero throughout: there is no step to quantize it with, and it trains freely", name)
+            if name in empty:
                 continue
             self._bits[name] = width
             make = partial(

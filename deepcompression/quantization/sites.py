@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from deepcompression.errors import StructureError
 from deepcompression.network.edits.quantize_values import Site
 from deepcompression.network.trace import resting
+from deepcompression.quantization.products import Products, counted
 from deepcompression.quantization.watching import Carried, watched
 from deepcompression.training.method import Context
 
@@ -59,6 +61,7 @@ def measured(
     samples: int,
     who: str = WHO,
     otherwise: str = OTHERWISE,
+    products: Products | None = None,
 ) -> list[Group]:
     """Sites by the value that they carry, each with what came by.
 
@@ -69,6 +72,7 @@ def measured(
         samples: how many.
         who: wants them, for messages.
         otherwise: what can be done about a site that is no good, for messages.
+        products: gets what functions of the forward multiply.
 
     Raises:
         StructureError: there are no samples, the forward never comes by a site, or with no value, or with one that is
@@ -89,7 +93,8 @@ def measured(
 
     with resting(context.compute.place(model)), torch.no_grad():
         for number, batch in enumerate(batches):
-            with watched(model, sites, see if number else see_first):
+            counting = nullcontext() if number or products is None else counted(model, products)
+            with watched(model, sites, see if number else see_first), counting:
                 context.forward(model, batch)
     for site in sites:
         if site not in seen:

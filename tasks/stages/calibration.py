@@ -118,6 +118,7 @@ def on_grids(bench: Bench, before: Product, product: Product, activations: Activ
     with counted(bench.label, "activations: batches", _batches(plan.samples)) as tell:
         found = calibrate(model, _context(bench.run, plan.samples, bench.seed), inputs.sites, plan, tell)
     shown = {"method": "activations", "sites": _rows(found.found), "left": inputs.left}
+    floating = [f"activations: {one}" for one in found.floating]
     report = {
         "sites": found.found,
         "calibration": {"samples": found.samples, "digest": found.digest},
@@ -128,7 +129,12 @@ def on_grids(bench: Bench, before: Product, product: Product, activations: Activ
         state={**product.state, **found.state()},
         edits=[*product.edits, *(one.record() for one in found.found)],
         report={**product.report, **report},
-        notes=[*product.notes, *_told(found, plan), *(f"{name}: {why}" for name, why in inputs.left.items())],
+        notes=[
+            *product.notes,
+            *_told(found, plan),
+            *floating,
+            *(f"{name}: {why}" for name, why in inputs.left.items()),
+        ],
     )
 
 

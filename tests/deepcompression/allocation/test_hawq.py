@@ -118,7 +118,16 @@ def test_what_is_below_zero_counts_as_zero_and_is_told(caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING):
         (found,) = hessian_traces(Quadratic(-torch.eye(3)), ["weight"], [(lambda m: m(), 1)])
     assert found.mean == 0 and found.loss(4.0) == 4 * found.error == 0  # no draw differs from another here
-    assert "trace of weight is estimated below 0" in caplog.text
+    assert caplog.messages == ["hawq: Hessian traces estimated below 0 count as 0: weight, with an error of 0 at most"]
+
+
+def test_many_traces_below_zero_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """One line for all, however many tensors there are."""
+    model = nn.ModuleList(Quadratic(-torch.eye(3)) for _ in range(5))
+    with caplog.at_level(logging.WARNING):
+        hessian_traces(model, [f"{i}.weight" for i in range(5)], [(lambda m: sum(one() for one in m), 1)])
+    (line,) = [one for one in caplog.messages if "below 0" in one]
+    assert "count as 0: 0.weight, 1.weight, 2.weight and 2 more, with an error of" in line
 
 
 def test_a_loss_that_is_not_curved_has_no_trace() -> None:

@@ -269,3 +269,42 @@ def test_memory_does_not_grow_with_samples() -> None:
             seen.add(batch)
         sizes.append(seen.counts.numel())
     assert sizes[0] == sizes[1]
+
+
+class Attending(nn.Module):
+    """Products of all kinds beside those of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rest = nn.Linear(4, 4), nn.GRU(4, 4)
+        self.own = nn.Parameter(torch.ones(4, 4))
+        self.head = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.inner = nn.Sequential(Times(), Times())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.rest(self.first(x))[0]
+        x = x @ x.transpose(-1, -2) @ x + torch.einsum("ij,jk->ik", x, self.own) + nn.functional.linear(x, self.own)
+        x = self.head(x[None], x[None], x[None])[0][0]
+        return self.inner(nn.functional.scaled_dot_product_attention(x[None], x[None], x[None])[0])
+
+
+class Times(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.matmul(x.T).softmax(1).mm(x)
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_what_functions_multiply_is_said_to_stay_float(kind: str) -> None:
+    """Nothing is silent: each function, how often and where; a layer's own product, once on a grid, is not among it."""
+    model = Attending()
+    found = calibrated(model, context(samples()), {"first": 8}, range=kind)
+    assert [one.split(":")[0] for one in found.floating] == [
+        "matmul stays float, 4 calls a forward in the model's own forward, inner.0, inner.1",
+        "einsum stays float, 1 call a forward in the model's own forward",
+        "linear stays float, 1 call a forward in the model's own forward",
+        "multi_head_attention_forward stays float, 1 call a forward in head",
+        "scaled_dot_product_attention stays float, 1 call a forward in the model's own forward",
+        "mm stays float, 2 calls a forward in inner.0, inner.1",
+    ]
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    assert not calibrated(net(), context(samples()), range=kind).floating
