@@ -13,6 +13,7 @@ from typing import Any
 
 TARGETS: dict[str, str] = {
     "onnx": "deepcompression.export.onnx",
+    "openvino": "deepcompression.export.openvino",
     "c": "deepcompression.export.c",
     "pt2": "deepcompression.export.pt2",
     "litert": "deepcompression.export.litert",

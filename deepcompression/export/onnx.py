@@ -13,26 +13,25 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deepcompression._atomic import written
 from deepcompression.errors import ExportError, InvariantError, in_one_line
-from deepcompression.export.exported import Exported, Held
-from deepcompression.export.onnx_run import OnnxSession
+from deepcompression.export.exported import Array, Exported, Held, Session
+from deepcompression.export.onnx_run import OnnxSession, Runtime, onnxruntime
 from deepcompression.export.onnx_sites import marked, rounds
 from deepcompression.export.ran import difference
 from deepcompression.network.edits.quantize_values import INSIDE, OnGrid, quantizers
 from deepcompression.network.trace import resting
 
-if TYPE_CHECKING:
-    from deepcompression.export.onnx_agreement import Agreement
-
 FILE = "model.onnx"
 CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold", "quantize_values"})
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+INSTALL = "pip install 'deep-compression[onnx]'"
 OPSET = 21  # the first one with integers of 4 bits
 ROUNDING = 1e-4  # of the largest output; sums in another order differ by about a hundredth of it
 
@@ -41,8 +40,8 @@ def check(model: nn.Module, sample: Sequence[Tensor]) -> None:
     """Raise ExportError where ``export`` could not write this model: a package is missing, or its forward cannot be
     followed with a batch of any size.
     """
-    _check_packages()
-    _traced(model, sample)
+    check_packages("onnx", PACKAGES, INSTALL)
+    traced(model, sample, "onnx")
 
 
 def export(model: nn.Module, sample: Sequence[Tensor], path: Path) -> Exported:
@@ -58,17 +57,31 @@ def export(model: nn.Module, sample: Sequence[Tensor], path: Path) -> Exported:
         InvariantError: the file gives another tensor, or outputs beyond rounding.
         StorageError: ``path`` cannot be written.
     """
-    _check_packages()
+    check_packages("onnx", PACKAGES, INSTALL)
+    return write(model, sample, path, onnxruntime(torch.get_num_threads()))
+
+
+def write(model: nn.Module, sample: Sequence[Tensor], path: Path, runtime: Runtime) -> Exported:
+    """Writes a file for a runtime, in which its weights and outputs are compared before.
+
+    Args:
+        model: on the CPU.
+        sample: what its forward takes by position, each (batch, ...).
+        path: what is there stays where something goes wrong.
+        runtime: in which it is compared.
+
+    Raises:
+        ExportError, InvariantError, StorageError: as ``export``.
+    """
     sample = _several(sample)
-    traced = _traced(model, sample)
-    with in_one_line("export onnx: PyTorch's exporter does not take the model", ExportError):
-        graph, float_bytes = _translated(traced)
+    program = traced(model, sample, runtime.target)
+    with in_one_line(f"export {runtime.target}: PyTorch's exporter does not take the model", ExportError):
+        graph, float_bytes = _translated(program)
     if rounds(model):
-        content, tensors, agreement = _on_integers(model, sample, graph)
-        apart, notes = agreement.largest, agreement.notes
+        content, tensors, apart, notes = _on_integers(model, sample, graph, runtime)
     else:
-        content, tensors = _compressed(_bare(_proto(graph)))
-        apart, notes = _difference(model, sample, content), ()
+        content, tensors = _compressed(_bare(_proto(graph)), runtime)
+        apart, notes = _difference(model, sample, content, runtime), ()
     with written(path, parents=True) as file:
         file.write(content)
     return Exported(len(content), float_bytes, apart, tensors, notes, integers=rounds(model))
@@ -84,15 +97,22 @@ def load(path: Path, threads: int) -> OnnxSession:
     Raises:
         ExportError: onnxruntime is missing, or does not open the file.
     """
-    _check_packages()
+    check_packages("onnx", PACKAGES, INSTALL)
     with in_one_line(f"export onnx: onnxruntime does not open {path}", ExportError):
         return OnnxSession(str(path), threads)
 
 
-def _check_packages() -> None:
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+def check_packages(target: str, packages: Sequence[str], install: str) -> None:
+    """Raise ExportError where a target's packages are missing: which, and what installs them.
+
+    Args:
+        target: its word.
+        packages: as they are imported.
+        install: the command.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ExportError(f"export onnx: needs {', '.join(missing)}: pip install 'deep-compression[onnx]'")
+        raise ExportError(f"export {target}: needs {', '.join(missing)}: {install}")
 
 
 def _several(sample: Sequence[Tensor]) -> list[Tensor]:
@@ -100,18 +120,28 @@ def _several(sample: Sequence[Tensor]) -> list[Tensor]:
     return [torch.cat([one, one]) if one.ndim and len(one) == 1 else one for one in sample]
 
 
-def _traced(model: nn.Module, sample: Sequence[Tensor]) -> torch.export.ExportedProgram:
+def traced(model: nn.Module, sample: Sequence[Tensor], target: str) -> torch.export.ExportedProgram:
+    """What PyTorch follows of a forward, with a batch of any size and marks where values are rounded.
+
+    Args:
+        model: on the CPU.
+        sample: what its forward takes by position, each (batch, ...).
+        target: its word, for errors.
+
+    Raises:
+        ExportError: it cannot be followed, or rounds values in a way that is not written.
+    """
     for name, module in model.named_modules():
         for one in quantizers(module):
             if not isinstance(one, OnGrid) or one.site.side in INSIDE:
                 raise ExportError(
-                    f"export onnx: {one.site} has values that this target does not write (module {name}, edit "
+                    f"export {target}: {one.site} has values that this target does not write (module {name}, edit "
                     f"{one.kind}); export the model without that edit"
                 )
     batch = torch.export.Dim("batch")
     shapes = tuple({0: batch} if one.ndim else None for one in sample)
-    doing = in_one_line("export onnx: torch.export does not take the model", ExportError)
-    with resting(model), marked(model), _silent(), doing:
+    doing = in_one_line(f"export {target}: torch.export does not take the model", ExportError)
+    with resting(model), marked(model, target), _silent(), doing:
         return torch.export.export(model, tuple(_several(sample)), dynamic_shapes=shapes)
 
 
@@ -142,23 +172,39 @@ def _proto(graph: Any) -> Any:
     return onnx_ir.to_proto(graph)
 
 
-def _on_integers(model: nn.Module, sample: Sequence[Tensor], graph: Any) -> tuple[bytes, list[Held], Agreement]:
-    """The file, and how it agrees with the model."""
+def _on_integers(
+    model: nn.Module, sample: Sequence[Tensor], graph: Any, runtime: Runtime
+) -> tuple[bytes, list[Held], float, Sequence[str]]:
+    """The file, its tensors, the largest difference of an output, notes."""
     from deepcompression.export import onnx_agreement, onnx_integers, onnx_run
 
     threads, arrays = torch.get_num_threads(), [one.numpy() for one in sample]
     reference = _bare(_proto(onnx_integers.marks_as_they_are(graph)))
     placed_graph, placed = onnx_integers.place(graph, lambda names: onnx_run.ranges(reference, names, arrays, threads))
-    content, tensors = _compressed(_bare(_proto(placed_graph)))
-    parts = _parts(sample)
-    wanted = [[one.numpy() for one in _outputs(model, part)] for part in parts]
-    inputs = [[one.numpy() for one in part] for part in parts]
-    return content, tensors, onnx_agreement.agreement(content, reference, placed, wanted, inputs, threads)
+    content, tensors = _compressed(_bare(_proto(placed_graph)), runtime)
+    pairs = [(wanted.numpy(), got) for wanted, got in _pairs(model, sample, runtime.open(content))]
+    inputs = [one.numpy() for one in _calls(sample, runtime.batch)[0]]
+    found = onnx_agreement.agreement(runtime, content, (reference, placed), pairs, inputs)
+    return content, tensors, found.largest, found.notes
 
 
-def _parts(sample: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-    """The sample, and its first element alone."""
-    return [sample, [one[:1] if one.ndim else one for one in sample]]
+def _calls(sample: Sequence[Tensor], batch: int | None) -> list[Sequence[Tensor]]:
+    """The sample and its first element alone; each element, where a file takes one."""
+    count = max((len(one) for one in sample if one.ndim), default=1)
+    singles: list[Sequence[Tensor]] = [[one[at : at + 1] if one.ndim else one for one in sample] for at in range(count)]
+    return singles if batch else [sample, singles[0]]
+
+
+def _pairs(model: nn.Module, sample: Sequence[Tensor], session: Session) -> list[tuple[Tensor, Array]]:
+    """Outputs: PyTorch's and the session's; of single elements those of all together."""
+    found = []
+    for inputs in _calls(sample, session.fixed_batch):
+        given = session([one.numpy() for one in inputs])
+        found.append(list(zip(_outputs(model, inputs), given, strict=True)))
+    if session.fixed_batch is None:
+        return [pair for some in found for pair in some]
+    together = zip(*found, strict=True)  # one tuple an output: its pair for each element
+    return [(torch.stack([one for one, _ in pairs]), np.stack([got for _, got in pairs])) for pairs in together]
 
 
 def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -177,8 +223,8 @@ def _bare(model: Any) -> Any:
     return model
 
 
-def _compressed(model: Any) -> tuple[bytes, list[Held]]:
-    """The file, each tensor in its smallest form, which onnxruntime was seen to decode bit for bit."""
+def _compressed(model: Any, runtime: Runtime) -> tuple[bytes, list[Held]]:
+    """The file, each tensor in its smallest form, which the runtime was seen to decode bit for bit."""
     import onnx
 
     from deepcompression.export import onnx_weights
@@ -188,32 +234,49 @@ def _compressed(model: Any) -> tuple[bytes, list[Held]]:
     held = [Held(one.name, form.name, form.bytes, one.ByteSize()) for one, form in zip(tensors, forms, strict=True)]
     changed = [(one, form) for one, form in zip(tensors, forms, strict=True) if form.nodes]
     if changed:
-        _check_bits(onnx_weights.alone(model, [form for _, form in changed], [one for one, _ in changed]), changed)
+        alone = onnx_weights.alone(model, [form for _, form in changed], [one for one, _ in changed])
+        _check_bits(runtime, alone, changed)
         onnx_weights.put(model, [form for _, form in changed])
+    if runtime.batch:
+        fixed(model, runtime.batch)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(), held
 
 
-def _check_bits(model: Any, changed: Sequence[tuple[Any, Any]]) -> None:
+def _check_bits(runtime: Runtime, model: Any, changed: Sequence[tuple[Any, Any]]) -> None:
     from onnx import numpy_helper
 
-    decoded = _session(model.SerializeToString())([])
+    decoded = runtime.open(model.SerializeToString())([])
     for (tensor, form), values in zip(changed, decoded, strict=True):
         if values.tobytes() != numpy_helper.to_array(tensor).tobytes():
-            raise InvariantError(f"export onnx: {tensor.name} ({form.name}) decodes to other bits than were written")
+            raise InvariantError(
+                f"export {runtime.target}: {tensor.name} ({form.name}) decodes to other bits than were written"
+            )
 
 
-def _difference(model: nn.Module, sample: Sequence[Tensor], content: bytes) -> float:
-    """The largest difference of an output, over the sample and over its first element alone."""
-    session, largest = _session(content), 0.0
-    for inputs in _parts(sample):
-        for output, array in zip(_outputs(model, inputs), session([one.numpy() for one in inputs]), strict=True):
-            largest = max(largest, difference("onnx", output, array, ROUNDING))
-    return largest
+def fixed(model: Any, batch: int) -> None:
+    """Inputs of a file have this many samples, and outputs as many, in place.
+
+    Args:
+        model: a ``ModelProto`` whose batch has any size.
+        batch: how many.
+    """
+    inputs, outputs = (
+        [size for value in values for size in value.type.tensor_type.shape.dim if size.dim_param]
+        for values in (model.graph.input, model.graph.output)
+    )
+    names = {size.dim_param for size in inputs}  # of the one size that is open
+    for size in (*inputs, *outputs):
+        if size.dim_param in names:
+            size.dim_value = batch
+        else:
+            size.Clear()
 
 
-def _session(content: bytes) -> OnnxSession:
-    return OnnxSession(content, torch.get_num_threads())
+def _difference(model: nn.Module, sample: Sequence[Tensor], content: bytes, runtime: Runtime) -> float:
+    """The largest difference of an output."""
+    pairs = _pairs(model, sample, runtime.open(content))
+    return max((difference(runtime.target, wanted, got, ROUNDING) for wanted, got in pairs), default=0.0)
 
 
 @contextlib.contextmanager

@@ -12,12 +12,12 @@ import numpy as np
 from deepcompression.errors import InvariantError
 from deepcompression.export.exported import Array
 from deepcompression.export.onnx_integers import Placed
-from deepcompression.export.onnx_run import OnnxSession, multiplied_as_floats, values
+from deepcompression.export.onnx_run import Runtime, onnxruntime, values
 
 APART = 0.05  # of an output's or a layer's size, in the root mean square: what is more is told layer by layer
 BROKEN = 0.5  # what is more is another model
 SHOWN = 5  # layers, those that are furthest apart
-UNNAMED = "onnxruntime has no integer kernel for it as it stands"
+UNNAMED = "{} has no integer kernel for it as it stands"
 
 
 @dataclass(frozen=True)
@@ -29,46 +29,43 @@ class Agreement:
 
 
 def agreement(
+    runtime: Runtime,
     content: bytes,
-    reference: Any,
-    placed: Placed,
-    wanted: Sequence[Sequence[Array]],
-    samples: Sequence[Sequence[Array]],
-    threads: int,
+    whole: tuple[Any, Placed],
+    pairs: Sequence[tuple[Array, Array]],
+    sample: Sequence[Array],
 ) -> Agreement:
     """Compares, and says what was rounded and what was not.
 
     Args:
+        runtime: of the file.
         content: the file.
-        reference: the graph that computes what PyTorch does.
-        placed: what was put on integers.
-        wanted: PyTorch's outputs, for each of the samples.
-        samples: inputs.
-        threads: of an op.
+        whole: the graph that computes what PyTorch does; what was put on integers.
+        pairs: outputs: PyTorch's and the file's.
+        sample: inputs of a call.
 
     Raises:
         InvariantError: the outputs are those of another model.
     """
-    session = OnnxSession(content, threads)
     apart, largest = 0.0, 0.0
-    for inputs, outputs in zip(samples, wanted, strict=True):
-        for output, array in zip(outputs, session(inputs), strict=True):
-            _check_shape(output, array)
-            apart = max(apart, _apart(output, array))
-            largest = max(largest, float(np.abs(np.float64(output) - array).max(initial=0)))
-    layers = _layers(content, reference, placed, samples[0], threads) if apart > APART else {}
+    for output, array in pairs:
+        _check_shape(runtime.target, output, array)
+        apart = max(apart, _apart(output, array))
+        largest = max(largest, float(np.abs(np.float64(output) - array).max(initial=0)))
+    reference, placed = whole
+    layers = _layers(runtime, content, reference, placed, sample) if apart > APART else {}
     if not apart <= BROKEN:
         raise InvariantError(
-            f"export onnx: outputs in onnxruntime are {apart:.0%} of their size from PyTorch's, where rounding may "
-            f"make {BROKEN:.0%}{_worst(layers)}; nothing was written"
+            f"export {runtime.target}: outputs in {runtime.name} are {apart:.0%} of their size from PyTorch's, where "
+            f"rounding may make {BROKEN:.0%}{_worst(layers)}; nothing was written"
         )
     how = f"integer kernels round elsewhere: outputs are {apart:.2%} of their size from PyTorch's (bound {BROKEN:.0%})"
-    return Agreement(largest, (f"{how}{_worst(layers)}", *_notes(content, placed, threads)))
+    return Agreement(largest, (f"{how}{_worst(layers)}", *_notes(runtime, content, placed)))
 
 
-def _check_shape(wanted: Array, got: Array) -> None:
+def _check_shape(target: str, wanted: Array, got: Array) -> None:
     if wanted.shape != got.shape:
-        raise InvariantError(f"export onnx: an output is {got.shape} instead of {wanted.shape}")
+        raise InvariantError(f"export {target}: an output is {got.shape} instead of {wanted.shape}")
 
 
 def _apart(wanted: Array, got: Array) -> float:
@@ -78,7 +75,9 @@ def _apart(wanted: Array, got: Array) -> float:
     return float(np.sqrt(gap / size)) if size else float(gap > 0)
 
 
-def _layers(content: bytes, reference: Any, placed: Placed, sample: Sequence[Array], threads: int) -> dict[str, float]:
+def _layers(
+    runtime: Runtime, content: bytes, reference: Any, placed: Placed, sample: Sequence[Array]
+) -> dict[str, float]:
     """How far each value that was put on integers is from the model's."""
     import onnx
 
@@ -89,8 +88,8 @@ def _layers(content: bytes, reference: Any, placed: Placed, sample: Sequence[Arr
     if not pairs:
         return {}
     same = [one.rounded if one.rounded in known else one.value for one in pairs.values()]
-    got = values(model, [one.rounded for one in pairs.values()], threads)(sample)
-    wanted = values(reference, same, threads)(sample)
+    got = values(model, [one.rounded for one in pairs.values()], runtime.open)(sample)
+    wanted = values(reference, same, onnxruntime(1).open)(sample)
     return {name: _apart(right, left) for name, left, right in zip(pairs, got, wanted, strict=True)}
 
 
@@ -99,10 +98,10 @@ def _worst(layers: Mapping[str, float]) -> str:
     return f"; more than {APART:.0%} at " + ", ".join(f"{name} {apart:.1%}" for apart, name in worst) if worst else ""
 
 
-def _notes(content: bytes, placed: Placed, threads: int) -> list[str]:
-    floats, reasons = set(multiplied_as_floats(content, threads)), defaultdict(list)
+def _notes(runtime: Runtime, content: bytes, placed: Placed) -> list[str]:
+    floats, reasons = set(runtime.floats(content)), defaultdict(list)
     for name in (*(one for one in placed.integers if one in floats), *placed.left):
-        reasons[placed.left.get(name, UNNAMED)].append(name)
+        reasons[placed.left.get(name, UNNAMED.format(runtime.name))].append(name)
     integers = [one for one in placed.integers if one not in floats]
     notes = [f"{len(integers)} layers multiply integers"] if integers else []
     notes += [f"float: {', '.join(names)}: {why}" for why, names in reasons.items()]

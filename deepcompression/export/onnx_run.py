@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deepcompression.export.exported import Array
+from deepcompression.export.exported import Array, Session
 
 FLOATS = (
     *("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"),
     *("MatMulNBits", "LSTM", "GRU", "RNN"),
 )
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What opens a ``.onnx``.
+
+    Args:
+        target: the export's word, for errors.
+        name: for people.
+        open: a session of a file's content.
+        floats: the names of the layers that it multiplies as floats, on this machine.
+        batch: how many samples files have; None: any number.
+    """
+
+    target: str
+    name: str
+    open: Callable[[bytes], Session]
+    floats: Callable[[bytes], Collection[str]]
+    batch: int | None = None
+
+
+def onnxruntime(threads: int) -> Runtime:
+    """As the target ``onnx`` has it.
+
+    Args:
+        threads: of an op.
+    """
+    return Runtime(
+        target="onnx",
+        name="onnxruntime",
+        open=lambda content: OnnxSession(content, threads),
+        floats=lambda content: multiplied_as_floats(content, threads),
+    )
 
 
 class OnnxSession:
@@ -23,15 +57,12 @@ class OnnxSession:
     Args:
         content: the file, or its path.
         threads: of an op.
-        outputs: by name; all without.
         options: further attributes of onnxruntime's ``SessionOptions``.
     """
 
     fixed_batch: int | None = None
 
-    def __init__(
-        self, content: bytes | str, threads: int, outputs: Sequence[str] | None = None, **options: Any
-    ) -> None:
+    def __init__(self, content: bytes | str, threads: int, **options: Any) -> None:
         import onnxruntime
 
         given = onnxruntime.SessionOptions()
@@ -39,29 +70,37 @@ class OnnxSession:
             setattr(given, name, value)
         self.session = onnxruntime.InferenceSession(content, given, providers=["CPUExecutionProvider"])
         self.names = [one.name for one in self.session.get_inputs()]
-        self.outputs = None if outputs is None else list(outputs)
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         """See ``Session``."""
-        found: list[Array] = self.session.run(self.outputs, dict(zip(self.names, inputs, strict=True)))
+        found: list[Array] = self.session.run(None, dict(zip(self.names, inputs, strict=True)))
         return found
 
 
-def values(model: Any, names: Sequence[str], threads: int) -> OnnxSession:
-    """A session that gives values from within a model.
+def values(
+    model: Any, names: Sequence[str], opened: Callable[[bytes], Session]
+) -> Callable[[Sequence[Array]], list[Array]]:
+    """What gives values from within a model.
 
     Args:
         model: a ``ModelProto``, not changed.
         names: of the values, in the order of the answers.
-        threads: of an op.
+        opened: a session of a file's content.
     """
     import onnx
 
+    different = list(dict.fromkeys(names))
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
-    given = {one.name for one in watched.graph.output}
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in given)
-    return OnnxSession(watched.SerializeToString(), threads, names)
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in different)
+    session = opened(watched.SerializeToString())
+
+    def found(inputs: Sequence[Array]) -> list[Array]:
+        given = dict(zip(different, session(inputs), strict=True))
+        return [given[name] for name in names]
+
+    return found
 
 
 def ranges(
@@ -75,7 +114,7 @@ def ranges(
         sample: the model's inputs, each (batch, ...).
         threads: of an op.
     """
-    session = values(model, names, threads)
+    session = values(model, names, onnxruntime(threads).open)
     found = dict.fromkeys(names, (np.inf, -np.inf))
     for at in range(max((len(one) for one in sample if one.ndim), default=1)):
         for name, value in zip(names, session([one[at : at + 1] if one.ndim else one for one in sample]), strict=True):

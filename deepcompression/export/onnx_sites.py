@@ -48,11 +48,12 @@ class Grid:
 
 class _Marking(Quantizer):
     grid: Grid
+    target: str
 
     def changed(self, module: nn.Module, value: Tensor) -> Tensor:
         """The value, marked."""
         if value.dtype != torch.float32:
-            raise ExportError(f"export onnx: {self.site} is rounded as {value.dtype}, expected torch.float32")
+            raise ExportError(f"export {self.target}: {self.site} is rounded as {value.dtype}, expected torch.float32")
         told = {"site": str(self.site), **vars(self.grid)}
         marked: Tensor = torch.onnx.ops.symbolic(
             f"{DOMAIN}::{MARK}", (value,), told, dtype=value.dtype, shape=value.shape
@@ -63,24 +64,31 @@ class _Marking(Quantizer):
 @dataclass(frozen=True)
 class _MarkedInput(_Marking, Before):
     grid: Grid
+    target: str
     kind = "quantize_values"
 
 
 @dataclass(frozen=True)
 class _MarkedOutput(_Marking, After):
     grid: Grid
+    target: str
     kind = "quantize_values"
 
 
 @contextlib.contextmanager
-def marked(model: nn.Module) -> Iterator[None]:
-    """The model's hooks mark values instead of rounding them, while the block runs."""
+def marked(model: nn.Module, target: str) -> Iterator[None]:
+    """The model's hooks mark values instead of rounding them, while the block runs.
+
+    Args:
+        model: with its hooks.
+        target: its word, for errors.
+    """
     held: list[tuple[Any, int, OnGrid]] = []
     for module in model.modules():
         hooks: list[Any] = [module._forward_pre_hooks, module._forward_hooks]
         for some in hooks:
             held.extend((some, key, hook) for key, hook in some.items() if isinstance(hook, OnGrid))
-            some.update({key: _mark(module, hook) for key, hook in some.items() if isinstance(hook, OnGrid)})
+            some.update({key: _mark(module, hook, target) for key, hook in some.items() if isinstance(hook, OnGrid)})
     try:
         yield
     finally:
@@ -93,13 +101,13 @@ def rounds(model: nn.Module) -> bool:
     return any(quantizers(module) for module in model.modules())
 
 
-def _mark(module: nn.Module, hook: OnGrid) -> Quantizer:
+def _mark(module: nn.Module, hook: OnGrid, target: str) -> Quantizer:
     low, high = levels(hook.bits, hook.scheme)
     grid = Grid(hook.range, low, high)
     if hook.range == "static":
         scale, zero = (getattr(module, hook.site.tensor(what), 0) for what in ("scale", "zero_point"))
         grid = Grid("static", low, high, float(scale), int(zero))
-    return (_MarkedInput if isinstance(hook, Before) else _MarkedOutput)(hook.site, grid)
+    return (_MarkedInput if isinstance(hook, Before) else _MarkedOutput)(hook.site, grid, target)
 
 
 def grid_of(node: Any) -> Grid:
