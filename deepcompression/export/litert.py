@@ -20,6 +20,7 @@ from deepcompression._atomic import written
 from deepcompression.errors import ExportError, in_one_line
 from deepcompression.export.exported import Array, Exported, Held
 from deepcompression.export.litert_environment import check_environment, converted
+from deepcompression.export.litert_sparse import Sparse, sparse
 from deepcompression.export.litert_task import float_program, on_grids, task_of
 from deepcompression.export.pt2 import compared, program_of, save
 
@@ -64,13 +65,26 @@ def export(model: nn.Module, sample: Sequence[Tensor], path: Path) -> Exported:
         arrays: dict[str, Any] = task_of(model, sample)
         np.savez(folder / "task.npz", **arrays)
         told = converted(folder, path.with_name("litert.log"))
-        content = (folder / "model.tflite").read_bytes()
+        with in_one_line("export litert: the worker's file cannot be read", ExportError):
+            content, changed = sparse((folder / "model.tflite").read_bytes())
+        (folder / "small.tflite").write_bytes(content)
         rounding = GRID_ROUNDING if told["integers"] else ROUNDING
-        apart = compared("litert", model, sample, load(folder / "model.tflite", torch.get_num_threads()), rounding)
+        apart = compared("litert", model, sample, load(folder / "small.tflite", torch.get_num_threads()), rounding)
     with written(path, parents=True) as file:
         file.write(content)
-    held = [Held(**one) for one in told["held"]]
-    return Exported(len(content), told["float_bytes"], apart, held, _notes(told), integers=bool(told["integers"]))
+    held, notes = _held(told, changed), _notes(told, bool(changed))
+    return Exported(len(content), told["float_bytes"], apart, held, notes, integers=bool(told["integers"]))
+
+
+def _held(told: Mapping[str, Any], changed: Sequence[Sparse]) -> list[Held]:
+    """How each layer's weight lies in the file."""
+    forms = {one.name: one for one in changed}
+    found = []
+    for one in told["held"]:
+        now = forms.get(one["weight"])
+        form, size = (now.form, now.bytes) if now else (one["form"], one["bytes"])
+        found.append(Held(one["tensor"], form, size, one["dense_bytes"]))
+    return found
 
 
 class LiteRTSession:
@@ -126,7 +140,7 @@ def _check_runtime() -> None:
         raise ExportError("export litert: needs ai-edge-litert: pip install 'deep-compression[litert]'")
 
 
-def _notes(told: Mapping[str, Any]) -> list[str]:
+def _notes(told: Mapping[str, Any], are_sparse: bool) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for name, why in told["left"].items():
         reasons.setdefault(why, []).append(name)
@@ -134,4 +148,6 @@ def _notes(told: Mapping[str, Any]) -> list[str]:
     notes += [f"float: {', '.join(names)}: {why}" for why, names in reasons.items()]
     if told["observed"]:
         notes.append(f"{len(told['observed'])} values rounded to 8 bits by their range on the export's samples")
+    if are_sparse:
+        notes.append("pruned weights of float layers are sparse tensors, made dense when the file is loaded")
     return [*notes, f"converted by litert-torch {told['versions'].get('litert-torch')}; takes a batch of one"]

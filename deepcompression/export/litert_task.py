@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from deepcompression.codec import grids
 from deepcompression.export.exported import Array
 from deepcompression.export.pt2 import first, program_of
-from deepcompression.network.edits.quantize_values import After, Before, OnGrid, Quantizer, levels, quantizers
+from deepcompression.network.edits.integers import levels
+from deepcompression.network.edits.quantize_values import After, Before, OnGrid, Quantizer, quantizers
 from deepcompression.network.trace import resting
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)

@@ -44,6 +44,7 @@ def main(folder: Path) -> None:
         content = _on_integers(graph, layers, task, told)
     elif any(one.codes is not None for one in layers):
         content = _weights_alone(graph, layers, told)
+    told["held"] = [_held(graph, one) for one in layers]
     (folder / "model.tflite").write_bytes(content)
     told["versions"] = {name: version(name) for name in ("litert-torch", "ai-edge-quantizer", "torch")}
     (folder / "done.json").write_text(json.dumps(told), encoding="utf-8")
@@ -282,16 +283,16 @@ def _quantized(
             made.add_weight_only_config(where, kind, 8)
         else:
             made.update_quantization_recipe(where, kind, algorithm_key=AlgorithmName.NO_QUANTIZE)
-        told["held"].append(_held(graph, one))
     return bytes(made.quantize(statistics, enable_progress_report=False).quantized_model)
 
 
 def _held(graph: Graph, layer: Layer) -> dict[str, Any]:
-    dense = graph.constants[layer.weight].nbytes
-    if layer.codes is None:
-        return {"tensor": layer.name, "form": "float32", "bytes": dense, "dense_bytes": dense}
-    size = layer.codes.size + 12 * len(layer.scales if layer.scales is not None else ())
-    return {"tensor": layer.name, "form": "int8 and a scale a channel", "bytes": size, "dense_bytes": dense}
+    """How a layer's weight lies in the file, and what it is called there."""
+    weight = graph.constants[layer.weight]
+    told = {"tensor": layer.name, "weight": graph.names[layer.weight], "dense_bytes": weight.nbytes}
+    if layer.codes is None or layer.scales is None:
+        return {**told, "form": str(weight.dtype), "bytes": weight.nbytes}
+    return {**told, "form": "int8", "bytes": layer.codes.size + 12 * len(layer.scales)}
 
 
 def _key(weight: Array) -> bytes:

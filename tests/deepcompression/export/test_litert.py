@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression.errors import ExportError
-from deepcompression.export import litert, litert_environment, litert_worker
+from deepcompression.export import litert, litert_environment, litert_sparse, litert_worker
 from deepcompression.export.litert_task import float_program, on_grids, task_of
 from deepcompression.network.edits.apply import apply
 
@@ -147,7 +147,7 @@ def test_a_worker_does_not_outlive_whoever_waits_for_it(environment: Path, tmp_p
 def test_what_litert_does_not_open_is_not_kept(environment: Path, tmp_path: Path) -> None:
     """A file that no runtime takes must not lie in the folder of exports."""
     python(environment, f"echo '{TOLD}' > $3/done.json; echo nothing > $3/model.tflite")
-    with pytest.raises(ExportError, match="LiteRT does not open"):
+    with pytest.raises(ExportError, match="cannot be read"):
         litert.export(nn.Linear(3, 2), [torch.rand(2, 3)], tmp_path / "made" / "model.tflite")
     assert list((tmp_path / "made").iterdir()) == []
 
@@ -197,6 +197,53 @@ def test_values_are_found_by_what_they_are() -> None:
     assert grid == {7: litert_worker.Grid(0.5, -3)} and grid[7].ends == (-62.5, 65.0)
     sites["site_0"][1] += 0.1
     assert litert_worker._sites(seen, sites) == {}
+
+
+def _as_float(values: np.ndarray) -> bytes:
+    """A ``.tflite`` with one matrix of weights."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model, graph = schema.ModelT(), schema.SubGraphT()
+    model.version, model.subgraphs, model.buffers = 3, [graph], [schema.BufferT() for _ in range(2)]
+    model.buffers[1].data = np.frombuffer(values.tobytes(), np.uint8)
+    graph.tensors = [schema.TensorT() for _ in range(3)]
+    shapes = [(1, values.shape[1]), values.shape, (1, values.shape[0])]
+    for place, (one, shape) in enumerate(zip(graph.tensors, shapes, strict=True)):
+        one.shape, one.name, one.buffer = np.array(shape, np.int32), b"xwy"[place : place + 1], int(place == 1)
+    graph.inputs, graph.outputs = np.array([0], np.int32), np.array([2], np.int32)
+    layer, code = schema.OperatorT(), schema.OperatorCodeT()
+    layer.inputs, layer.outputs = np.array([0, 1, -1], np.int32), np.array([2], np.int32)
+    layer.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
+    layer.builtinOptions = schema.FullyConnectedOptionsT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.FULLY_CONNECTED
+    code.version, graph.operators, model.operatorCodes = 1, [layer], [code]
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+@pytest.mark.skipif(not find_spec("ai_edge_litert"), reason="ai-edge-litert is not installed")
+@pytest.mark.parametrize("shape", [(7, 40), (300, 700)])
+def test_pruned_weights_are_sparse_and_compute_the_same(shape: tuple[int, int]) -> None:
+    """Also an empty row, -0.0, and more values than 16 bits count; what is dense stays as it is."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    random = np.random.default_rng(0)
+    dense = random.normal(size=shape).astype(np.float32)
+    pruned = np.where(random.random(shape) < 0.4, dense, 0).astype(np.float32)
+    pruned[2], pruned[3, 5] = 0, -0.0
+    assert litert_sparse.sparse(_as_float(dense)) == (_as_float(dense), [])
+    small, (told,) = litert_sparse.sparse(_as_float(pruned))
+    assert (told.name, told.form) == ("w", "sparse float32") and len(small) < told.bytes + 1500 < pruned.nbytes
+    answers = []
+    for content in (_as_float(pruned), small):
+        session = Interpreter(model_content=content, num_threads=1)
+        session.allocate_tensors()
+        session.set_tensor(0, np.linspace(-1, 1, shape[1], dtype=np.float32)[None])
+        session.invoke()
+        answers.append(session.get_tensor(2).tobytes())
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.slow
