@@ -235,7 +235,8 @@ def test_pruned_weights_are_sparse_and_compute_the_same(shape: tuple[int, int]) 
     pruned[2], pruned[3, 5] = 0, -0.0
     assert litert_sparse.sparse(_as_float(dense)) == (_as_float(dense), [])
     small, (told,) = litert_sparse.sparse(_as_float(pruned))
-    assert (told.name, told.form) == ("w", "sparse float32") and len(small) < told.bytes + 1500 < pruned.nbytes
+    assert (told.name, told.form) == ("w", "sparse float32") and told.bytes < 0.8 * pruned.nbytes
+    assert len(small) < told.bytes + 1500
     answers = []
     for content in (_as_float(pruned), small):
         session = Interpreter(model_content=content, num_threads=1)
