@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deepcompression.codec.dtypes import RawTensor
     from deepcompression.codec.file import File, inspect, load, save, verify
+    from deepcompression.datafree.compress import compress_state
 
 __version__ = "0.3.0"
-__all__ = ["File", "RawTensor", "__version__", "inspect", "load", "save", "verify"]
+__all__ = ["File", "RawTensor", "__version__", "compress_state", "inspect", "load", "save", "verify"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the codec on first use, so that `import deepcompression` stays quick."""
     if name in {"File", "RawTensor", "inspect", "load", "save", "verify"}:
         return getattr(import_module("deepcompression.codec.file"), name)
+    if name == "compress_state":
+        return import_module("deepcompression.datafree.compress").compress_state
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -38,7 +38,7 @@ def written(path: str | os.PathLike[str], *, parents: bool = False) -> Iterator[
     try:
         if parents:
             target.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_devices(target)
+        _raise_for_devices(target)
         with part.open("xb") as file:
             yield file
             file.flush()
@@ -49,6 +49,14 @@ def written(path: str | os.PathLike[str], *, parents: bool = False) -> Iterator[
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def refuse_devices(path: str | os.PathLike[str]) -> None:
+    """Raises StorageError where ``written`` could not put a file in place of what ``path`` is, before any work."""
+    try:
+        _raise_for_devices(Path(path))
+    except OSError as error:
+        raise storage_error(path, error) from error
 
 
 @contextlib.contextmanager
@@ -82,7 +90,7 @@ def folder_written(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _refuse_devices(target: Path) -> None:
+def _raise_for_devices(target: Path) -> None:
     """Raise where ``target`` is there and nothing that a new file may replace: /dev/null stays what it is."""
     with contextlib.suppress(FileNotFoundError):
         kind = target.lstat().st_mode

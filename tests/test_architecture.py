@@ -21,7 +21,7 @@ LAYERS = (
     ("structure",),
     ("training",),
     ("pruning", "sharing", "quantization", "distillation"),  # methods do not know each other
-    ("allocation", "runtime"),
+    ("allocation", "runtime", "datafree"),
     ("torch",),
     ("measure", "export", "cli"),
 )

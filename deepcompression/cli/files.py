@@ -14,6 +14,7 @@ from deepcompression.codec.index import Entry
 from deepcompression.codec.reader import available_memory
 from deepcompression.errors import InputError, RunError, StorageError, TooLarge
 from deepcompression.formats.safetensors import TensorFile, write_each
+from deepcompression.formats.shards import Shards, is_sharded
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,7 @@ class Weights(NamedTuple):
 
 
 def read(path: Path, key: str | None = None, merge_masks: bool = False) -> Weights:
-    """The tensors of a file; of .safetensors each is read when it is asked for.
+    """The tensors of a file, or of a checkpoint in several; of .safetensors each is read when it is asked for.
 
     Args:
         key: where in a torch checkpoint the state_dict lies.
@@ -58,10 +59,13 @@ def read(path: Path, key: str | None = None, merge_masks: bool = False) -> Weigh
         RunError: torch is needed and not installed.
         TooLarge: a torch checkpoint's expanded tensors take more than half of the memory.
     """
+    if is_sharded(path):
+        _no_torch_options(key, merge_masks)
+        shards = Shards(path)
+        return Weights(shards, shards.nbytes, *_keepable(shards))
     check_name(path, "IN")
     if path.suffix.lower() == SAFETENSORS:
-        if key is not None or merge_masks:
-            raise InputError("--key and --merge-masks are for torch checkpoints")
+        _no_torch_options(key, merge_masks)
         file = TensorFile(path)
         return Weights(file, file.nbytes, *_keepable(file))
     _need_torch(path)
@@ -79,7 +83,23 @@ def read(path: Path, key: str | None = None, merge_masks: bool = False) -> Weigh
     return Weights(raws, sum(raw.bits.nbytes for raw in raws.values()), {}, [])
 
 
-def _keepable(file: TensorFile) -> tuple[dict[str, str], list[edits.Edit]]:
+def _no_torch_options(key: str | None, merge_masks: bool) -> None:
+    if key is not None or merge_masks:
+        raise InputError("--key and --merge-masks are for torch checkpoints")
+
+
+def same_source(path: Path, tensors: Mapping[str, RawTensor]) -> str:
+    """A text that is another one when a file that was read was written since, or is another one."""
+    stats = [(one.resolve(), one.stat()) for one in getattr(tensors, "paths", [path])]
+    return "; ".join(f"{one} {stat.st_size} {stat.st_mtime_ns}" for one, stat in stats)
+
+
+def size_of(path: Path, tensors: Mapping[str, RawTensor]) -> int:
+    """Bytes of the files that were read."""
+    return sum(one.stat().st_size for one in getattr(tensors, "paths", [path]))
+
+
+def _keepable(file: TensorFile | Shards) -> tuple[dict[str, str], list[edits.Edit]]:
     """A file's metadata, and the edits in it; without the former, and with a note, where a .dcz file has no room."""
     try:
         texts, changes = edits.from_text(file.metadata)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deepcompression.cli.compress import compress
 from deepcompression.cli.terminal import Bar, compiled, note
 from deepcompression.errors import DeepCompressionError, InputError
 
@@ -27,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.command()(compress)
 
 Source = Annotated[Path, typer.Argument(metavar="IN", show_default=False)]
 File = Annotated[Path, typer.Argument(metavar="IN.dcz", show_default=False)]
@@ -62,6 +65,7 @@ def about(
       dcz encode model.safetensors --coder all --dry-run   compare the coders
       dcz encode model.safetensors model.dcz               lossless
       dcz encode checkpoint.pt model.dcz --key state_dict
+      dcz compress model.safetensors small.dcz --bits 5    pruned or shared first
       dcz verify model.dcz                                 check every byte
       dcz inspect model.dcz                                where the bytes went
       dcz inspect model.dcz --baselines                    beside gzip and zstd
@@ -102,9 +106,9 @@ def encode(
 ) -> None:
     """Write the tensors of IN as .dcz: lossless, names, types, metadata and edits kept.
 
-    IN is .safetensors (read one tensor at a time) or a torch checkpoint (.pt, .pth, .bin, .ckpt), which needs torch;
-    a pickle with code in it is refused, unrun. Of a checkpoint the tensors at --key are kept, nothing beside them
-    (optimizer, epoch, versions of modules).
+    IN is .safetensors (read one tensor at a time), several of them (model.safetensors.index.json, or their folder), or
+    a torch checkpoint (.pt, .pth, .bin, .ckpt), which needs torch; a pickle with code in it is refused, unrun. Of a
+    checkpoint the tensors at --key are kept, nothing beside them (optimizer, epoch, versions of modules).
 
     \b
     Examples:
@@ -122,7 +126,7 @@ def encode(
     if target is not None and files.is_weights(target):
         raise InputError(f"{target}: would be overwritten by a .dcz file; encode IN OUT.dcz wants IN first")
     tensors, size, metadata, edits = files.read(source, key, merge_masks)
-    before = source.stat().st_size
+    before = files.size_of(source, tensors)
     if coder == "all":
         from deepcompression.cli.show import compare_coders, print_coders
 

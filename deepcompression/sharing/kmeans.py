@@ -85,6 +85,21 @@ def kmeans1d(values: ArrayLike, k: int, *, init: Init = "linear", seed: int = 0,
     return codebook(flat, means, grid)
 
 
+def means_of(points: Points, k: int, iterations: int = OPTIMAL_ITERATIONS) -> Floats:
+    """At most ``k`` centroids, ascending, of values that were counted: as ``kmeans1d`` with ``optimal`` finds them.
+
+    Args:
+        points: the distinct values, or what stands for several.
+        k: number of centroids.
+        iterations: at most so many.
+    """
+    if len(points.keys) <= k:
+        return points.keys
+    gaps = np.diff(points.keys, prepend=-np.inf, append=np.inf)
+    start = _optimal(points, k, 1, np.minimum(gaps[1:], gaps[:-1]))  # one value far away is not wide
+    return _lloyd(points, points, middles(start), k, iterations)
+
+
 class Points:
     """Distinct points (m,), ascending, each standing for some values: their count, mean and sum."""
 
@@ -200,26 +215,26 @@ def started(points: Points, values: Values, k: int, init: Init, seed: int, times
         generator = np.random.default_rng(seed)
         drawn = generator.choice(len(values), min(k, len(values)), replace=False, shuffle=False)
         return np.unique(values[drawn]).astype(np.float64)
-    return _optimal(points, k, times)
+    return _optimal(points, k, times, np.gradient(points.keys))
 
 
-def _optimal(points: Points, k: int, times: int) -> Floats:
+def _optimal(points: Points, k: int, times: int, widths: Floats) -> Floats:
     if k > OPTIMAL_MOST:
-        return _coarsened(points, k).keys
-    coarse = _coarsened(points, max(2048, 8 * k))
+        return _coarsened(points, k, widths).keys
+    coarse = _coarsened(points, max(2048, 8 * k), widths)
     centre = points.before[1, -1] / points.before[0, -1]
     starts = best_groups(coarse.counts, coarse.sums - centre * coarse.counts, k, times)
     return np.add.reduceat(coarse.sums, starts) / np.add.reduceat(coarse.counts, starts)
 
 
-def _coarsened(points: Points, count: int) -> Points:
+def _coarsened(points: Points, count: int, widths: Floats) -> Points:
     """Neighbours merged into at most ``count`` points, dense where the best centroids are: as density^(1/3).
 
     (Panter and Dite 1951.) A point of width w and count c has density c / w, so its share is c^(1/3) w^(2/3).
     """
     if len(points.keys) <= count:
         return points
-    share = np.cumsum(np.cbrt(points.counts * np.gradient(points.keys) ** 2))
+    share = np.cumsum(np.cbrt(points.counts * widths**2))
     group = np.minimum(share / share[-1] * count, count - 1).astype(np.int64)
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     return Points(np.add.reduceat(points.counts, starts), np.add.reduceat(points.sums, starts))
@@ -280,7 +295,7 @@ def filled(points: Points, borders: Floats, k: int) -> Floats:
     return filled
 
 
-def _limits(centroids: Values) -> Values:
+def limits_of(centroids: Values) -> Values:
     """The highest float32 (k,) in each cluster: not above the middle to the next centroid; last infinity."""
     infinity = np.float32(np.inf)
     middle = middles(centroids.astype(np.float64))
@@ -297,7 +312,7 @@ def codebook(values: Values, means: Floats, grid: _Grid | None = None) -> Codebo
         grid: into which the values were counted, if they were.
     """
     centroids = np.unique(means.astype(np.float32))
-    limits, exact = _limits(centroids), centroids.astype(np.float64)
+    limits, exact = limits_of(centroids), centroids.astype(np.float64)
     codes: Codes = np.empty(len(values), np.uint8 if len(centroids) <= 256 else np.uint16)
     used, error = np.zeros(len(centroids), np.int64), 0.0
     # Limits in lower bins are passed for certain; those in a value's own bin, mostly one at most, are

@@ -23,7 +23,8 @@ def modules_after(code: str) -> set[str]:
 
 def test_public_names() -> None:
     """The surface is these names and no more; each is there and documented."""
-    assert deepcompression.__all__ == ["File", "RawTensor", "__version__", "inspect", "load", "save", "verify"]
+    names = ["File", "RawTensor", "__version__", "compress_state", "inspect", "load", "save", "verify"]
+    assert deepcompression.__all__ == names
     for name in set(deepcompression.__all__) - {"__version__"}:
         assert inspect.getdoc(getattr(deepcompression, name))
     assert set(deepcompression.__all__) <= set(dir(deepcompression))

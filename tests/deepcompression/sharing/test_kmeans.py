@@ -136,7 +136,7 @@ def test_a_value_in_the_middle_takes_the_lower_centroid():
     assert book.codes.tolist() == [0, 0, 0, 0, 1, 1, 1]
     one = np.float32(1)
     middle = np.array([one, np.nextafter(one, np.float32(2))], np.float32)
-    assert kmeans._limits(middle).tolist() == [1.0, np.inf]
+    assert kmeans.limits_of(middle).tolist() == [1.0, np.inf]
 
 
 @pytest.mark.parametrize("init", INITS)

@@ -1,0 +1,136 @@
+"""`dcz compress`: prune and share a checkpoint without data or training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deepcompression.cli.terminal import Bar, note, plain
+from deepcompression.errors import InputError
+
+if TYPE_CHECKING:
+    from deepcompression.datafree.compress import Compressed
+
+_NAMED = 3  # tensors of a line of the table
+
+
+def compress(
+    source: Annotated[Path, typer.Argument(metavar="IN", show_default=False)],
+    target: Annotated[Path | None, typer.Argument(metavar="OUT.dcz", show_default=False)] = None,
+    density: Annotated[
+        float | None, typer.Option(metavar="D", help="Prune to this share of the weights, such as 0.2, by magnitude.")
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(metavar="B", help="Share: weights take 2^B values, found by k-means. Without --density it is 6."),
+    ] = None,
+    per: Annotated[
+        str, typer.Option(metavar="tensor|row|group:N", help="What has a codebook: N are elements of a row.")
+    ] = "tensor",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Store tensors of such names as they are; may be repeated."),
+    ] = None,
+    spare: Annotated[
+        bool, typer.Option("--spare/--no-spare", help="Whether the layers that lose most are spared.")
+    ] = True,
+    coder: Annotated[str, typer.Option(metavar="packed|huffman|adaptive|auto", help="As of dcz encode.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be done.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done to each tensor, as JSON alone.")] = False,
+    key: Annotated[
+        str | None, typer.Option(help="Where in a torch checkpoint the state_dict lies, such as state_dict.")
+    ] = None,
+    merge_masks: Annotated[
+        bool, typer.Option("--merge-masks", help="Make one pruned weight of each pair weight_orig, weight_mask.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="At most so many; default: one a core. The bytes do not depend on it.")
+    ] = None,
+) -> None:
+    """Prune and share the tensors of IN, without data or training, and write them as .dcz. Types are kept.
+
+    IN is .safetensors, a folder of them, the index of a sharded checkpoint (model.safetensors.index.json), or a torch
+    checkpoint. Tensors are read, made and written one at a time. A killed command leaves those that it finished
+    in OUT.dcz.unfinished, and the same command goes on from there.
+
+    \b
+    What is not treated as asked is listed, with the reason:
+      kept bit for bit   vectors (biases, normalisation), small tensors,
+                         integers, NaN or infinite values, --keep PATTERN
+      spared             depthwise kernels, first and last layers: not pruned,
+                         and 2 bits more, up to 8; embeddings: not pruned;
+                         --no-spare treats them as all others
+
+    \b
+    Examples:
+      dcz compress model.safetensors small.dcz              6 bits, nothing pruned
+      dcz compress model.safetensors small.dcz --bits 5
+      dcz compress folder small.dcz --density 0.2 --bits 4
+      dcz compress model.pt small.dcz --keep 'lm_head.*' --dry-run
+      dcz decode small.dcz again.safetensors
+    """
+    from deepcompression.cli import files
+    from deepcompression.datafree.compress import compress_state, plan_of
+
+    if target is None and not dry_run:
+        raise InputError("compress IN OUT.dcz: OUT.dcz is missing (--dry-run needs none)")
+    if target is not None and files.is_weights(target):
+        raise InputError(f"{target}: would be overwritten by a .dcz file; compress IN OUT.dcz wants IN first")
+    weights = files.read(source, key, merge_masks)
+    settings: dict[str, Any] = {"density": density, "bits": bits, "per": per, "keep": keep or (), "spare": spare}
+    if target is None or dry_run:
+        _print(plan_of(weights.tensors, **settings), as_json)
+        return
+    try:
+        with Bar("compressing", weights.nbytes) as bar:
+            done = compress_state(
+                weights.tensors,
+                target,
+                **settings,
+                coder=coder,
+                metadata=weights.metadata,
+                edits=weights.edits,
+                source=files.same_source(source, weights.tensors),
+                threads=threads,
+                progress=bar,
+            )
+    except KeyboardInterrupt:
+        note(f"interrupted; what is finished is kept in {target}.unfinished, and the same command goes on from there")
+        raise typer.Exit(130) from None
+    _print(done, as_json)
+    if not as_json:
+        _say(source, target, files.size_of(source, weights.tensors))
+
+
+def _say(source: Path, target: Path, before: int) -> None:
+    after = target.stat().st_size
+    typer.echo(f"{target}: {after:,} bytes, {before / max(after, 1):.2f}x smaller than {source} ({before:,} bytes)")
+
+
+def _print(done: Sequence[Compressed], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([one._asdict() for one in done], indent=2))
+        return
+    groups: dict[tuple[str, str], list[Compressed]] = {}
+    for one in done:
+        groups.setdefault((one.treatment, one.why), []).append(one)
+    for (treatment, why), members in groups.items():
+        typer.echo(f"{treatment}{f' ({why})' if why else ''}: {_members(members)}")
+
+
+def _members(members: Sequence[Compressed]) -> str:
+    names = ", ".join(plain(one.name) for one in members[:_NAMED])
+    more = f" and {len(members) - _NAMED:,} more" if len(members) > _NAMED else ""
+    before = sum(one.nbytes for one in members)
+    stored = [one.stored for one in members if one.stored is not None]
+    after = f" -> {sum(stored):,}" if stored else ""
+    return f"{names}{more}; {before:,}{after} bytes{_error(members)}"
+
+
+def _error(members: Iterable[Compressed]) -> str:
+    errors = [one.error for one in members if one.error is not None]
+    return f", off by {100 * sum(errors) / len(errors):.2g} % of the weights' size" if errors else ""

@@ -1,0 +1,1 @@
+"""Checkpoints pruned and shared tensor by tensor, without data, training or torch."""
