@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepcompression.cli.terminal import Bar, note, plain
+from deepcompression.cli.app import app
+from deepcompression.cli.terminal import Bar, Stopped, plain
 from deepcompression.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,38 +19,45 @@ if TYPE_CHECKING:
 _NAMED = 3  # tensors of a line of the table
 
 
+Source = Annotated[Path, typer.Argument(metavar="IN", show_default=False)]
+Target = Annotated[Path | None, typer.Argument(metavar="OUT.dcz", show_default=False)]
+Density = Annotated[
+    float | None, typer.Option(metavar="D", help="Prune to this share of the weights, such as 0.2, by magnitude.")
+]
+Bits = Annotated[
+    int | None,
+    typer.Option(metavar="B", help="Share: weights take 2^B values, found by k-means. Without --density it is 6."),
+]
+Per = Annotated[str, typer.Option(metavar="tensor|row|group:N", help="What has a codebook: N are elements of a row.")]
+Keep = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Store tensors of such names as they are; may be repeated.")
+]
+Spare = Annotated[bool, typer.Option("--spare/--no-spare", help="Whether the layers that lose most are spared.")]
+Coder = Annotated[str, typer.Option(metavar="packed|huffman|adaptive|auto", help="As of dcz encode.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be done.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what was done to each tensor, as JSON alone.")]
+Key = Annotated[str | None, typer.Option(help="Where in a torch checkpoint the state_dict lies, such as state_dict.")]
+Merge = Annotated[bool, typer.Option("--merge-masks", help="Make one weight of each pair weight_orig, weight_mask.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="At most so many; default: one a core. The bytes do not depend on it.")
+]
+
+
+@app.command()
 def compress(
-    source: Annotated[Path, typer.Argument(metavar="IN", show_default=False)],
-    target: Annotated[Path | None, typer.Argument(metavar="OUT.dcz", show_default=False)] = None,
-    density: Annotated[
-        float | None, typer.Option(metavar="D", help="Prune to this share of the weights, such as 0.2, by magnitude.")
-    ] = None,
-    bits: Annotated[
-        int | None,
-        typer.Option(metavar="B", help="Share: weights take 2^B values, found by k-means. Without --density it is 6."),
-    ] = None,
-    per: Annotated[
-        str, typer.Option(metavar="tensor|row|group:N", help="What has a codebook: N are elements of a row.")
-    ] = "tensor",
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Store tensors of such names as they are; may be repeated."),
-    ] = None,
-    spare: Annotated[
-        bool, typer.Option("--spare/--no-spare", help="Whether the layers that lose most are spared.")
-    ] = True,
-    coder: Annotated[str, typer.Option(metavar="packed|huffman|adaptive|auto", help="As of dcz encode.")] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be done.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done to each tensor, as JSON alone.")] = False,
-    key: Annotated[
-        str | None, typer.Option(help="Where in a torch checkpoint the state_dict lies, such as state_dict.")
-    ] = None,
-    merge_masks: Annotated[
-        bool, typer.Option("--merge-masks", help="Make one pruned weight of each pair weight_orig, weight_mask.")
-    ] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="At most so many; default: one a core. The bytes do not depend on it.")
-    ] = None,
+    source: Source,
+    target: Target = None,
+    density: Density = None,
+    bits: Bits = None,
+    per: Per = "tensor",
+    keep: Keep = None,
+    spare: Spare = True,
+    coder: Coder = "auto",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    key: Key = None,
+    merge_masks: Merge = False,
+    threads: Threads = None,
 ) -> None:
     """Prune and share the tensors of IN, without data or training, and write them as .dcz. Types are kept.
 
@@ -99,8 +107,8 @@ def compress(
                 progress=bar,
             )
     except KeyboardInterrupt:
-        note(f"interrupted; what is finished is kept in {target}.unfinished, and the same command goes on from there")
-        raise typer.Exit(130) from None
+        where = f"{target}.unfinished"
+        raise Stopped(f"what is finished is kept in {where}, and the same command goes on from there") from None
     _print(done, as_json)
     if not as_json:
         _say(source, target, files.size_of(source, weights.tensors))

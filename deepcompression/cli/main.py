@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepcompression.cli.compress import compress
-from deepcompression.cli.terminal import Bar, compiled, note
+from deepcompression.cli import compress as _compress  # noqa: F401, its verb is added by this
+from deepcompression.cli.app import app
+from deepcompression.cli.terminal import Bar, Stopped, compiled, note
 from deepcompression.errors import DeepCompressionError, InputError
 
 if TYPE_CHECKING:
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
 
 SLOW_ZSTD = 200_000_000
 _UsageError: Any = typer.BadParameter.__base__  # click's; typer has it from click, or brings its own
-
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-app.command()(compress)
 
 Source = Annotated[Path, typer.Argument(metavar="IN", show_default=False)]
 File = Annotated[Path, typer.Argument(metavar="IN.dcz", show_default=False)]
@@ -275,18 +266,21 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    left = "nothing was left behind"
     try:
         code = app(prog_name="dcz", standalone_mode=False) or 0
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
+    except Stopped as stop:
+        code, left = 130, str(stop)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
         code = _explained(error)
     if code == 130:
-        note("interrupted; nothing was left behind")
+        note(f"interrupted; {left}")
     seconds, kept = compiled()
     if seconds >= 0.5 and code == 0:
         note(f"the fast path was compiled in {seconds:.1f} s{' and kept for next time' if kept else ''}")

@@ -17,6 +17,10 @@ WIDE = 110  # columns that a bar needs with everything beside it
 MOST_OF_A_NOTE = 2_000
 
 
+class Stopped(Exception):
+    """Ctrl-C ended work that left something behind: says what."""
+
+
 class Bar:
     """Progress in bytes on stderr, gone when done; only on a terminal, and only from the third second of work on.
 

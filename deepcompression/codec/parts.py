@@ -104,7 +104,11 @@ def join_parts(parts: Mapping[str, Part], path: Path, coder: str, records: Mappi
 
 
 def joined_size(parts: Mapping[str, Part], coder: str, records: Mapping[int, bytes]) -> int:
-    """Bytes of the file that `join_parts` would write."""
+    """Bytes of the file that `join_parts` would write.
+
+    Args:
+        parts: as all others, of `join_parts`.
+    """
     entries = [Entry(name, p.dtype, p.shape, None, 0, p.size, p.crc, p.version) for name, p in parts.items()]
     distinct = {(part.dtype, part.shape, part.digest): part.size for part in parts.values()}
     return len(format.write_header(entries, coder, records)) + sum(distinct.values())

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deepcompression import _numba
 from deepcompression._parallel import cores
 from deepcompression.codec import encoder
 from deepcompression.codec.dtypes import DTYPES, RawTensor, raw_of
@@ -97,6 +98,7 @@ def compress_state(
     wanted = asked(density, bits, per_of(per), keep, spare)
     extensions = records(metadata, edits)
     plan = alike(tensors, planned(about_of(tensors), wanted))
+    _numba.kernels(sum(math.prod(shape) for _, shape in about_of(tensors).values()))  # one tensor may be too small
     with kept_beside(Path(path), source or os.urandom(16).hex()) as kept:
         work = Work(tensors, kept, coder, threads or cores(), progress)
         parts = {name: work.part(name, treatment) for name, treatment in plan.items()}

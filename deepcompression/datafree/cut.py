@@ -96,7 +96,13 @@ def gone(part: Bits, cut: Cut, seen: int) -> Flags:
 
 
 def seen_before(flat: Bits, cut: Cut, threads: int) -> list[int]:
-    """For each slice of `flat` (n,) how many elements of the cut's magnitude come before it; 0 where all stay."""
+    """For each slice of `flat` how many elements of the cut's magnitude come before it; 0 where all stay.
+
+    Args:
+        flat: (n,) elements.
+        cut: where to cut.
+        threads: at most so many.
+    """
     pieces = range(0, flat.size, SLICE)
     if cut.ties == cut.equal:
         return [0] * len(pieces)

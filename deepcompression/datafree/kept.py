@@ -28,14 +28,19 @@ class Kept:
 
     def path(self, key: str) -> Path:
         """The file of the tensor that `key` says all about."""
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.part"
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.tensor"
 
     def find(self, key: str) -> Part | None:
         """The part of this key, if it was finished."""
         return read_part(self.path(key))
 
     def add(self, key: str, blob: bytes, dtype: str, shape: tuple[int, ...], about: Mapping[str, Any]) -> Part:
-        """Keeps a finished tensor."""
+        """Keeps a finished tensor.
+
+        Args:
+            key: all that it was made of and how.
+            blob: as all others, of `write_part`.
+        """
         return write_part(blob, dtype, shape, self.path(key), about)
 
 
@@ -64,12 +69,14 @@ def kept_beside(path: Path, source: str) -> Iterator[Kept]:
 
 
 def _begin(folder: Path, source: str) -> None:
+    for half in folder.glob(".*.part"):  # what a killed process was writing
+        half.unlink()
     about = folder / _ABOUT
     told = json.dumps({"source": source})
     with contextlib.suppress(OSError):
         if about.read_text(encoding="utf-8") == told:
             return
-    for part in folder.glob("*.part"):
+    for part in folder.glob("*.tensor"):
         part.unlink()
     with written(about) as file:
         file.write(told.encode())
