@@ -24,7 +24,7 @@ from flows.folders import new_folder, store_of
 from flows.overdue import skip_missed
 from flows.recipe import load as recipes
 from flows.recipe import rounds
-from flows.recipe.schema import Export, Recipe
+from flows.recipe.schema import Recipe
 from flows.recipe.stored import as_logged, as_stored
 from flows.runs import run_of
 from flows.summary import SUMMARY_VERSION, leave, spread_of, summary_of
@@ -33,9 +33,11 @@ from tasks.difference import difference
 from tasks.execution.allocated import with_found
 from tasks.execution.check import check
 from tasks.execution.example import example_of
-from tasks.execution.run import Run
+from tasks.execution.run import Reference, Run
 from tasks.execution.settings import Model, Strict, Training
 from tasks.execution.stage import task_of
+from tasks.execution.warned import kept
+from tasks.export_settings import Export
 from tasks.exports import check_export, export
 from tasks.machine.revision import git_revision
 from tasks.registry.promote import promote
@@ -193,7 +195,7 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         if parsed.promote:
             example_of(run, parsed.promote.inputs)  # what would stop a promotion is told before anything trains
         for one in parsed.export:
-            check_export(run, one.to, one.inputs, planned)
+            check_export(run, one, planned)
         if parsed.teacher:
             taught = replace(run, model=run.teacher)
             first = _start(taught.model, parsed.teacher.train)
@@ -211,8 +213,8 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path), parsed.test)
         _call(difference, run, "difference", references[0], references[1:-1])
         summary = {**summary_of(run, references, verified, path), **({"budget": outcome} if outcome else {})}
-        exported, failed = exports_of(run, parsed.export, str(path), summary["final"])
-        summary |= {"exports": exported} if parsed.export else {}
+        exported, failed = exports_of(run, parsed.export, str(path), summary["final"], references[0])
+        summary |= {"exports": exported, "warnings": kept(run.folder)} if parsed.export else {}
         if parsed.promote:
             gates = parsed.promote.model_dump(mode="json")
             aims = budget_aims(outcome)
@@ -230,7 +232,7 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
 
 
 def exports_of(
-    run: Run, exports: Sequence[Export], path: str, final: Mapping[str, Any]
+    run: Run, exports: Sequence[Export], path: str, final: Mapping[str, Any], dense: Reference | None
 ) -> tuple[list[dict[str, Any]], ExportError | InvariantError | None]:
     """What each target gave, or why not; and the first that failed, to be raised when the run has left its results.
 
@@ -239,12 +241,13 @@ def exports_of(
         exports: the targets.
         path: its ``.dcz``.
         final: what verify found of that.
+        dense: the dense net, which each is timed beside; None where the store has it no more.
     """
     rows: list[dict[str, Any]] = []
     failed = None
     for one in exports:
         try:
-            rows.append(_call(export, run, f"export-{one.to}", one.to, one.inputs, path, final))
+            rows.append(_call(export, run, f"export-{one.to}", one, path, final, dense))
         except (ExportError, InvariantError) as error:
             rows.append({"target": one.to, "error": str(error)})
             failed = failed or error

@@ -124,7 +124,7 @@ def leave(
         numbers |= {f"test_{key}": compared[key] for key in ("difference", "p_value", "broken", "mended")}
         numbers |= {f"test_difference_{key}": compared[key] for key in ("low", "high")}
     run.tracker.metrics({key: value for key, value in numbers.items() if math.isfinite(value)})
-    run.tracker.tags({"mlflow.note.content": sentence(summary), **_warnings_tag(summary)})
+    run.tracker.tags({"mlflow.note.content": sentence(summary), **warnings_tag(summary)})
     for path in (file, folder / "summary.json", folder / "report.html"):
         run.tracker.artifact(path)
     run.tracker.artifact(folder / "figures" / "bytes.svg", "figures")
@@ -135,7 +135,7 @@ def leave(
         say(f"[yellow]Prefect:[/] its server does not take the run's artifacts ({reason})")
 
 
-def _warnings_tag(summary: Mapping[str, Any]) -> dict[str, str]:
+def warnings_tag(summary: Mapping[str, Any]) -> dict[str, str]:
     """As much of all warnings as MLflow takes in a tag."""
     text = "; ".join(f"{one['stage']}: {one['text']}" for one in summary["warnings"])
     return {"warnings": text[:4900]} if text else {}

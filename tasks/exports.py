@@ -12,35 +12,38 @@ from pydantic import BaseModel
 
 from deepcompression.errors import ExportError, FactoryError, one_line
 from deepcompression.export import target_of
+from tasks.agreement import check_agreement
 from tasks.console import say
 from tasks.execution.example import example_of
-from tasks.execution.run import Run
+from tasks.execution.run import Reference, Run
 from tasks.execution.settings import Stage
 from tasks.execution.stage import TASK
+from tasks.execution.warned import warned
+from tasks.export_settings import Export
+from tasks.latency import THREADS, beside_dense
 from tasks.secrets import sealed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SAMPLES = 16  # on which outputs are compared, and which decide what ranges a target has to find itself
+FOR_ENDS = 64  # the same where outputs are integers: what is beyond their range is cut off
 
 
-def check_export(
-    run: Run, target: str, inputs: Sequence[str] | None, stages: Sequence[tuple[str, BaseModel]] = ()
-) -> None:
+def check_export(run: Run, asked: Export, stages: Sequence[tuple[str, BaseModel]] = ()) -> None:
     """Tells before anything trains what would stop an export: a package that is missing, a model that it cannot take,
     an edit that a stage will make of it.
 
     Args:
         run: the run.
-        target: one of ``deepcompression.export.TARGETS``.
-        inputs: where samples are mappings: what the model takes, in its arguments' order.
+        asked: the target, and what is said of it.
         stages: labels and their keys of the recipe, the baseline's among them.
 
     Raises:
         ExportError, DataError: in one line.
     """
-    module = target_of(target)
+    target, module = asked.to, target_of(asked.to)
+    _check_options(asked, module, stages)
     for label, settings in stages:
         for kind, key in settings.edits().items() if isinstance(settings, Stage) else ():
             if kind not in module.CARRIES:
@@ -54,50 +57,75 @@ def check_export(
                     f"export {target}: stage {label}: {key}: {kind} is of values that are not known before, where this "
                     f"target writes {', '.join(module.RANGES)} ones; leave {key} or the export out"
                 )
-    module.check(run.blank_model(), _sample(run, inputs))
+    module.check(run.blank_model(), _sample(run, asked), **asked.options())
+
+
+def _check_options(asked: Export, module: Any, stages: Sequence[tuple[str, BaseModel]]) -> None:
+    for name, value in asked.options().items():
+        if value not in getattr(module, "OPTIONS", {}).get(name, ()):
+            raise ExportError(f"export {asked.to}: {name}: {value} is not of this target; leave {name} out")
+    rounding = [one for _, one in stages if isinstance(one, Stage) and "quantize_values" in one.edits()]
+    if asked.io == "integer" and stages and not rounding:
+        raise ExportError(
+            f"export {asked.to}: io: integer: no stage rounds what the model takes, so that there are no integers to "
+            "give; add activations to a stage quantize, or leave io out"
+        )
 
 
 @task(name="export", **TASK)
 @sealed
 def export(
-    run: Run, label: str, target: str, inputs: Sequence[str] | None, path: str, final: Mapping[str, Any]
+    run: Run, label: str, asked: Export, path: str, final: Mapping[str, Any], dense: Reference | None
 ) -> dict[str, Any]:
     """Writes a run's ``.dcz`` for another runtime, into the run's folder, and judges it there as the file was judged.
 
     Args:
         run: the run.
         label: the task's name.
-        target: one of ``deepcompression.export.TARGETS``.
-        inputs: where samples are mappings: what the model takes, in its arguments' order.
+        asked: the target, and what is said of it.
         path: the run's ``.dcz``.
-        final: what verify found of that file: the ``split``, ``metric``, ``correct`` of ``total``.
+        final: what verify found of that file: ``split``, ``metric``, ``loss``, ``correct`` of ``total``.
+        dense: the dense net, which it is timed beside; None where the store has it no more.
 
     Returns:
         What the summary has of it: ``target``, ``file``, ``bytes``, ``float_bytes``, ``max_difference``, ``split``,
-        ``metric``, ``correct``, ``notes``, ``tensors``.
+        ``metric``, ``loss``, ``correct``, ``total``, ``latency_ms``, ``dense_latency_ms``, ``times_as_fast``,
+        ``latency_how``, ``notes``, ``warnings``, ``tensors``, and its options. What could not be found out is not
+        there; ``latency_how`` then says why.
 
     Raises:
         ExportError: the target cannot take the model, or recognises what the decoded file does not, or less.
         InvariantError: its outputs are not those of the decoded file.
     """
+    with warned(run.folder, label) as warnings:
+        row = _exported(run, asked, path, final, dense)
+    return {**row, "warnings": list(warnings)}
+
+
+def _exported(run: Run, asked: Export, path: str, final: Mapping[str, Any], dense: Reference | None) -> dict[str, Any]:
     from deepcompression.torch import load_into
 
     run.ready()
-    module = target_of(target)
+    target, module = asked.to, target_of(asked.to)
     file = Path(run.folder) / "exports" / module.FILE
-    model, sample = load_into(run.blank_model(), path), _sample(run, inputs)
-    made = module.export(model, sample, file)
+    model, sample = load_into(run.blank_model(), path), _sample(run, asked)
+    made = module.export(model, sample, file, **asked.options())
     judged = _judged(run, target, file, model, sample, str(final["split"]))
+    timed = _timed(run, target, file, dense, sample)
     numbers = {"bytes": made.bytes, "float_bytes": made.float_bytes, "max_difference": made.max_difference}
-    metrics = {**numbers, **{name: judged[name] for name in ("metric", "correct") if judged.get(name) is not None}}
+    logged = ("metric", "loss", "correct", "latency_ms", "times_as_fast")
+    metrics = {**numbers, **{name: one for name in logged if (one := {**judged, **timed}.get(name)) is not None}}
     run.tracker.metrics({f"export/{target}/{name}": value for name, value in metrics.items()})
     for one in [file] if file.is_file() else sorted(part for part in file.rglob("*") if part.is_file()):
         run.tracker.artifact(one, one.parent.relative_to(run.folder).as_posix())
-    say(f"{target}: {made.bytes:,} bytes (float {made.float_bytes:,}), {_told(judged, final)}")
-    _check_equal(target, judged, final, made.integers)
+    say(f"{target}: {made.bytes:,} bytes (float {made.float_bytes:,}), {_told(judged, final)}{_speed(timed)}")
+    check_agreement(target, judged, final, integers=made.integers)
     notes = [*made.notes, *([judged.pop("note")] if "note" in judged else [])]
     tensors = [asdict(one) for one in made.tensors]
-    return {"target": target, "file": str(file), **numbers, **judged, "notes": notes, "tensors": tensors}
+    return {
+        **{"target": target, "file": str(file), **asked.options()},
+        **{**numbers, **judged, **timed, "notes": notes, "tensors": tensors},
+    }
 
 
 def _judged(run: Run, target: str, file: Path, model: nn.Module, sample: list[Tensor], split: str) -> dict[str, Any]:
@@ -118,21 +146,21 @@ def _judged(run: Run, target: str, file: Path, model: nn.Module, sample: list[Te
         found = evaluate(ran, samples, problem.step, problem.metric, Compute("cpu"))
     except (FactoryError, ExportError) as error:  # of a step that asks more of the model than to be called
         return {"note": f"not judged by the recipe's metric: {one_line(error)}"}
-    return {"split": split, "metric": found.metric, "correct": found.correct, "total": found.total}
+    judged = {name: getattr(found, name) for name in ("metric", "loss", "correct", "total")}
+    return {"split": split, **judged}
 
 
-def _check_equal(target: str, judged: Mapping[str, Any], final: Mapping[str, Any], integers: bool) -> None:
-    """Of scores that are right or wrong, as many must be right; rounding may decide between equal outputs."""
-    correct, total = judged.get("correct"), judged.get("total")
-    if correct is None or final.get("correct") is None or total != final["total"]:
-        return
-    allowed = max(1, total // (1000 if integers else 10_000))
-    if abs(correct - final["correct"]) > allowed:
-        raise ExportError(
-            f"export {target}: {correct:,} of {total:,} of the {judged['split']} split are right in its own runtime, "
-            f"{final['correct']:,} with the decoded file, where {allowed} may differ; the file was kept, and is not "
-            "the model"
-        )
+def _timed(run: Run, target: str, file: Path, dense: Reference | None, sample: list[Tensor]) -> dict[str, Any]:
+    """Its latency, or why there is none."""
+    module = target_of(target)
+    if why := getattr(module, "UNTIMED", ""):
+        return {"latency_how": why}
+    if dense is None:
+        return {"latency_how": "not timed: the dense net's weights are not in the store any more"}
+    session = module.load(file, THREADS)
+    if session is None:
+        return {"latency_how": "not timed: its runtime is not on this machine"}
+    return beside_dense(session, run.model_with(dense), sample)
 
 
 def _told(judged: Mapping[str, Any], final: Mapping[str, Any]) -> str:
@@ -143,8 +171,19 @@ def _told(judged: Mapping[str, Any], final: Mapping[str, Any]) -> str:
     return f"{judged['correct']:,} of {judged['total']:,} right (decoded file {final['correct']:,})"
 
 
-def _sample(run: Run, inputs: Sequence[str] | None) -> list[Tensor]:
+def _speed(timed: Mapping[str, Any]) -> str:
+    """What was timed, in words: with how it was."""
+    if "latency_ms" not in timed:
+        return ""
+    return (
+        f"; {timed['latency_ms']:.3g} ms, {timed['times_as_fast']:.2f} times as fast as the dense net "
+        f"({timed['latency_how'].partition(' in turns')[0]})"
+    )
+
+
+def _sample(run: Run, asked: Export) -> list[Tensor]:
     import torch
 
-    example = example_of(run, inputs, key="export.inputs", count=SAMPLES, training=True)
+    count = FOR_ENDS if asked.io == "integer" else SAMPLES
+    example = example_of(run, asked.inputs, key="export.inputs", count=count, training=True)
     return [torch.from_numpy(one) for one in (example.values() if isinstance(example, dict) else [example])]

@@ -1,7 +1,7 @@
 """The list of targets: behind each word that ``export:`` may say the module that writes such a file.
 
 Such a module has ``FILE``, the name of what it writes, ``CARRIES``, the kinds of edits that it writes a model with
-(and ``RANGES``, those of grids, where it does not write all),
+(and ``RANGES``, those of grids, where it does not write all; ``UNTIMED``, why a call is not timed, where it is not),
 ``check(model, sample)``, ``export(model, sample, path) -> Exported`` and ``load(path, threads) -> Session | None``,
 which gives None where the target's own runtime cannot be on this machine. This imports none.
 """

@@ -32,6 +32,10 @@ from deepcompression.network.trace import resting
 FILE = "c"
 CARRIES = frozenset({"resize", "bypass", "fold", "quantize_values"})
 RANGES = ("static",)
+UNTIMED = (
+    "not timed: its program would be started anew for each call, which takes longer than the net; time it where it is "
+    "built in (README.md beside it)"
+)
 SOURCES = ("net.h", "net.c", "main.c", "README.md")
 OF_THE_MODEL = ("model.h", "model.c", "model_dcz.c")
 ROUNDING = 1e-4  # of the largest output

@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from deepcompression.network.edits.quantize_values import INSIDE, OnGrid, quanti
 from deepcompression.network.trace import resting
 
 FILE = "model.onnx"
+OPTIONS = {"io": ("float", "integer")}
 CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold", "quantize_values"})
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INSTALL = "pip install 'deep-compression[onnx]'"
@@ -36,7 +38,7 @@ OPSET = 21  # the first one with integers of 4 bits
 ROUNDING = 1e-4  # of the largest output; sums in another order differ by about a hundredth of it
 
 
-def check(model: nn.Module, sample: Sequence[Tensor]) -> None:
+def check(model: nn.Module, sample: Sequence[Tensor], io: str = "float") -> None:
     """Raise ExportError where ``export`` could not write this model: a package is missing, or its forward cannot be
     followed with a batch of any size.
     """
@@ -44,21 +46,27 @@ def check(model: nn.Module, sample: Sequence[Tensor]) -> None:
     traced(model, sample, "onnx")
 
 
-def export(model: nn.Module, sample: Sequence[Tensor], path: Path) -> Exported:
-    """Writes ``model`` in eval mode to ``path``: opset 21, a batch of any size, float inputs and outputs, one file.
+def export(model: nn.Module, sample: Sequence[Tensor], path: Path, io: str = "float") -> Exported:
+    """Writes ``model`` in eval mode to ``path``: opset 21, a batch of any size, one file.
 
     Args:
         model: on the CPU.
         sample: what its forward takes by position, each (batch, ...); its outputs are compared.
         path: what is there stays where something goes wrong.
+        io: of inputs and outputs: ``float``, or ``integer``: uint8, of a model that rounds what it takes.
 
     Raises:
-        ExportError: a package is missing, or the model cannot be written.
+        ExportError: a package is missing, or the model cannot be written, or not with integers in and out.
         InvariantError: the file gives another tensor, or outputs beyond rounding.
         StorageError: ``path`` cannot be written.
     """
     check_packages("onnx", PACKAGES, INSTALL)
-    return write(model, sample, path, onnxruntime(torch.get_num_threads()))
+    if io == "integer" and not rounds(model):
+        raise ExportError(
+            "export onnx: io: integer: the model rounds nothing that it takes, so that there are no integers to give; "
+            "quantize its activations, or leave io out"
+        )
+    return write(model, sample, path, replace(onnxruntime(torch.get_num_threads()), ends=io == "integer"))
 
 
 def write(model: nn.Module, sample: Sequence[Tensor], path: Path, runtime: Runtime) -> Exported:
@@ -176,12 +184,15 @@ def _on_integers(
     model: nn.Module, sample: Sequence[Tensor], graph: Any, runtime: Runtime
 ) -> tuple[bytes, list[Held], float, Sequence[str]]:
     """The file, its tensors, the largest difference of an output, notes."""
-    from deepcompression.export import onnx_agreement, onnx_integers, onnx_run
+    from deepcompression.export import onnx_agreement, onnx_ends, onnx_integers, onnx_run
 
     threads, arrays = torch.get_num_threads(), [one.numpy() for one in sample]
     reference = _bare(_proto(onnx_integers.marks_as_they_are(graph)))
-    placed_graph, placed = onnx_integers.place(graph, lambda names: onnx_run.ranges(reference, names, arrays, threads))
-    content, tensors = _compressed(_bare(_proto(placed_graph)), runtime)
+    observe = lambda names: onnx_run.ranges(reference, names, arrays, threads)  # noqa: E731
+    placed_graph, placed = onnx_integers.place(graph, observe, ends=runtime.ends)
+    proto = _bare(_proto(placed_graph))
+    onnx_ends.tell(proto, placed.ends)
+    content, tensors = _compressed(proto, runtime)
     pairs = [(wanted.numpy(), got) for wanted, got in _pairs(model, sample, runtime.open(content))]
     inputs = [one.numpy() for one in _calls(sample, runtime.batch)[0]]
     found = onnx_agreement.agreement(runtime, content, (reference, placed), pairs, inputs)

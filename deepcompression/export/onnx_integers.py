@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deepcompression.export import onnx_rounded as rounded
+from deepcompression.export.onnx_ends import End
 from deepcompression.export.onnx_graph import Graph, is_mark, static_mark
 from deepcompression.export.onnx_kernels import put_dynamic, put_static
 from deepcompression.export.onnx_layers import Layer, after, layers_of, normed, scope
@@ -36,12 +37,13 @@ class Stands(NamedTuple):
 @dataclass
 class Placed:
     """What was done: layers on integers, why others are not, those behind which a range was looked up; and what stands
-    for the value that a layer gives."""
+    for the value that a layer gives; grids of inputs and outputs that are integers, by name."""
 
     integers: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
     observed: list[str] = field(default_factory=list)
     stands: dict[str, Stands] = field(default_factory=dict)
+    ends: dict[str, End] = field(default_factory=dict)
 
 
 def marks_as_they_are(model: Any) -> Any:
@@ -51,14 +53,20 @@ def marks_as_they_are(model: Any) -> Any:
     return graph.finish()
 
 
-def place(model: Any, observe: Observe) -> tuple[Any, Placed]:
+def place(model: Any, observe: Observe, *, ends: bool = False) -> tuple[Any, Placed]:
     """The model on integers, in place.
 
     Args:
         model: of ``onnx_ir``, with marks.
         observe: gives the least and the greatest of values, by name.
+        ends: whether it takes and gives integers too.
+
+    Raises:
+        ExportError: an input is not rounded, of a model that is to take integers.
     """
     graph, placed = Graph(model), Placed()
+    if ends:
+        _round_outputs(graph, observe)
     _merge(graph)
     _fold_pads(graph)
     _mark_inputs(graph)
@@ -76,7 +84,26 @@ def place(model: Any, observe: Observe) -> tuple[Any, Placed]:
     _keep_float(graph, placed)
     rounded.absorb(graph)
     rounded.expand(graph)
-    return graph.finish(), placed
+    made = graph.finish()
+    if ends:
+        placed.ends = rounded.on_integers(graph)
+        made = graph.finish()
+    return made, placed
+
+
+def _round_outputs(graph: Graph, observe: Observe) -> None:
+    """Outputs that are floats are on grids of the ranges that they have on samples."""
+    waiting = [one for one in graph.graph.outputs if one.dtype == ir.DataType.FLOAT and not _rounded(one)]
+    ranges = observe([str(one.name) for one in waiting]) if waiting else {}
+    for value in waiting:
+        name = str(value.name)
+        marked = graph.mark(value, _grid(*ranges[name]), name)
+        place = [one is value for one in graph.graph.outputs].index(True)
+        graph.graph.outputs[place] = graph.renamed(marked, value)
+
+
+def _rounded(value: Any) -> bool:
+    return static_mark(value.producer())
 
 
 def _keep_float(graph: Graph, placed: Placed) -> None:

@@ -9,7 +9,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx_ir as ir
 
+from deepcompression.errors import ExportError
+from deepcompression.export.onnx_ends import End
 from deepcompression.export.onnx_graph import Graph
 from deepcompression.export.onnx_sites import Grid, grid_of
 
@@ -161,3 +164,62 @@ def _end(graph: Graph, operator: str, value: Any, grid: Grid, name: str) -> Any:
         over = over[-1:]
     axes = graph.store(np.array(over, np.int64), "axes")
     return graph.add(operator, [value, axes], name, attributes={"keepdims": int(grid.range != "dynamic")})
+
+
+def on_integers(graph: Graph) -> dict[str, End]:
+    """Inputs and outputs that are floats become uint8, in place; gives their grids by name.
+
+    Args:
+        graph: with QuantizeLinear and DequantizeLinear, each output behind one of these.
+
+    Raises:
+        ExportError: an input is taken as float too, or rounded to more than 8 bits, or by the range of each call.
+    """
+    return {
+        **{str(value.name): _input(graph, value) for value in graph.graph.inputs if _float(value)},
+        **{str(value.name): _output(graph, place) for place, value in enumerate(graph.graph.outputs) if _float(value)},
+    }
+
+
+def _float(value: Any) -> bool:
+    return bool(value.dtype == ir.DataType.FLOAT)
+
+
+def _input(graph: Graph, value: Any) -> End:
+    takers = [node for node in graph.users(value) if node.op_type != "Shape"]
+    ends = {_of(graph, node) if node.op_type == "QuantizeLinear" and not node.domain else None for node in takers}
+    end = ends.pop() if len(ends) == 1 else None
+    if end is None:
+        raise ExportError(
+            f"export onnx: io: integer: input {value.name} is not always rounded to 8 bits by a static range, so that "
+            "there are no integers to give; quantize what the first layer takes (activations), or leave io out"
+        )
+    for node in takers:
+        graph.replace(node.outputs[0], value)
+        graph.drop(node)
+    value.type = ir.TensorType(ir.DataType.UINT8)
+    return end
+
+
+def _output(graph: Graph, place: int) -> End:
+    value = graph.graph.outputs[place]
+    node = value.producer()
+    end = _of(graph, node) if node is not None and node.op_type == "DequantizeLinear" else None
+    if end is None:
+        raise ExportError(
+            f"export onnx: io: integer: output {value.name} is rounded to no 8 bits with one scale; leave io out"
+        )
+    integers = graph.renamed(node.inputs[0], value)
+    integers.type = ir.TensorType(ir.DataType.UINT8)
+    graph.graph.outputs[place] = integers
+    if not value.uses():
+        graph.drop(node)
+    return end
+
+
+def _of(graph: Graph, node: Any) -> End | None:
+    """What a node rounds by, or undoes; None of what is no uint8 with one scale."""
+    scale, zero = (graph.constant(one) for one in node.inputs[1:3])
+    if scale is None or zero is None or scale.size != 1 or zero.dtype != np.uint8:
+        return None
+    return End(float(scale.reshape(())), int(zero.reshape(())))

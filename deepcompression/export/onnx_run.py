@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from deepcompression.export.exported import Array, Session
+from deepcompression.export.onnx_ends import told
 
 FLOATS = (
     *("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"),
@@ -28,6 +29,7 @@ class Runtime:
         open: a session of a file's content.
         floats: the names of the layers that it multiplies as floats, on this machine.
         batch: how many samples files have; None: any number.
+        ends: whether files take and give integers.
     """
 
     target: str
@@ -35,6 +37,7 @@ class Runtime:
     open: Callable[[bytes], Session]
     floats: Callable[[bytes], Collection[str]]
     batch: int | None = None
+    ends: bool = False
 
 
 def onnxruntime(threads: int) -> Runtime:
@@ -52,7 +55,7 @@ def onnxruntime(threads: int) -> Runtime:
 
 
 class OnnxSession:
-    """A file in onnxruntime, on the CPU.
+    """A file in onnxruntime, on the CPU. One that takes and gives integers takes and gives floats here.
 
     Args:
         content: the file, or its path.
@@ -70,11 +73,21 @@ class OnnxSession:
             setattr(given, name, value)
         self.session = onnxruntime.InferenceSession(content, given, providers=["CPUExecutionProvider"])
         self.names = [one.name for one in self.session.get_inputs()]
+        self.outputs = [one.name for one in self.session.get_outputs()]
+        types = {one.name: one.type for one in (*self.session.get_inputs(), *self.session.get_outputs())}
+        self.ends = told(self.session.get_modelmeta().custom_metadata_map, types)
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         """See ``Session``."""
-        found: list[Array] = self.session.run(None, dict(zip(self.names, inputs, strict=True)))
-        return found
+        given = zip(self.names, inputs, strict=True)
+        found = self.session.run(None, {name: self._integers(name, one) for name, one in given})
+        pairs = zip(self.outputs, found, strict=True)
+        return [self.ends[name].values(one) if name in self.ends else one for name, one in pairs]
+
+    def _integers(self, name: str, values: Array) -> Array:
+        """What an input of integers takes in the place of floats."""
+        rounded = name in self.ends and values.dtype != np.uint8
+        return self.ends[name].integers(values) if rounded else values
 
 
 def values(

@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 DENSE, DECODED, CODES, COMPILED = "dense", "decoded", "codes", "compiled"
 SHRUNK = ("Linear", "LSTM", "GRU", "LSTMCell", "GRUCell", "RNNCell")  # of what PyTorch makes int8 without calibration
 
-# Targets whose program is started for each call: what that takes is not the net's.
-STARTED = {
-    "c": "not timed: its program would be started anew for each call, which takes longer than the net; time it where "
-    "it is built in (README.md beside it)"
-}
-
 Inputs = Sequence["Tensor"]
 
 
@@ -175,8 +169,8 @@ def _as_stored(model: nn.Module, note: str) -> Ready:
 
 def _export(name: str) -> Callable[[Finished, int, Inputs], Ready]:
     def load(done: Finished, threads: int, inputs: Inputs) -> Ready:
-        if name in STARTED:
-            raise NotImplementedError(STARTED[name])
+        if why := getattr(target_of(name), "UNTIMED", ""):
+            raise NotImplementedError(why)
         path = _exported(done, name)
         session = target_of(name).load(path, threads)
         if session is None:

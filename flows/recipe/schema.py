@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from deepcompression.export import TARGETS
 from tasks.execution.allocated import asks
 from tasks.execution.settings import Coder, Data, Distil, Factory, Hold, Model, Name, Rate, Strict, Teacher, Training
+from tasks.export_settings import Export, Target
 from tasks.stages import STAGES, name_of, settings_of
 
 
@@ -100,18 +100,6 @@ class Promote(Strict):
         if inputs and len(set(inputs)) < len(inputs):
             raise ValueError("expected each input once")
         return inputs
-
-
-Target = Literal[tuple(TARGETS)]  # type: ignore[valid-type]
-
-
-class Export(Strict):
-    """A file for another runtime, made of the decoded one."""
-
-    to: Target = Field(description="the format")
-    inputs: list[str] | None = Field(
-        None, min_length=1, description="where samples are mappings: what the model takes, in its arguments' order"
-    )
 
 
 def _as_export(value: Any) -> Any:

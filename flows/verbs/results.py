@@ -64,6 +64,9 @@ def export(
         list[str] | None,
         typer.Option("--input", help="where samples are mappings: what the model takes, in order; repeatable"),
     ] = None,
+    io: Annotated[
+        str | None, typer.Option(help="of inputs and outputs: float, or integer (target onnx, of a model that rounds)")
+    ] = None,
     tracking_uri: Uri = None,
     runs: Runs = "artifacts/runs",
     as_json: Annotated[bool, typer.Option("--json", help="print summary.json, alone, on stdout")] = False,
@@ -75,8 +78,9 @@ def export(
     A recipe's key export does the same at the end of the run.
 
     \b
-    Example:
+    Examples:
       python -m flows export digits-20261121-083034-e980 --to onnx
+      python -m flows export digits-int8-20261121-090000-11aa --to onnx --io integer
     """
     with guarded(verbose, quiet):
         from deepcompression.export import TARGETS
@@ -86,11 +90,12 @@ def export(
         uri = tracking_uri or history.default_uri()
         for one in to:
             history.one_of(one, list(TARGETS))
+        _ = io and history.one_of(io, ["float", "integer"])
         done = finished(history.find(run, uri, runs))  # what is wrong with it is told at once, before any server starts
         watchdog = begin(lambda summary: _tell(summary, as_json))
         from flows.exports import export_run
 
-        result = export_run(str(done.folder), list(dict.fromkeys(to)), inputs)
+        result = export_run(str(done.folder), list(dict.fromkeys(to)), inputs, io)
         if code := watchdog.report(result):
             raise typer.Exit(code)
 

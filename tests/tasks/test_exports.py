@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,22 +15,24 @@ from deepcompression import export
 from deepcompression import torch as files
 from deepcompression.codec.edits import SINCE
 from deepcompression.errors import ExportError
-from tasks import exports
+from tasks import exports, latency
+from tasks.agreement import check_agreement
 from tasks.execution.settings import Stage, Training
+from tasks.export_settings import Export
 from tasks.stages import baseline, settings_of
 
 
 @pytest.fixture(params=export.TARGETS)
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each target, which takes any model as it is."""
-    monkeypatch.setattr(exports, "_sample", lambda run, inputs: [])
-    monkeypatch.setattr(export.target_of(request.param), "check", lambda model, sample: None)
+    monkeypatch.setattr(exports, "_sample", lambda run, asked: [])
+    monkeypatch.setattr(export.target_of(request.param), "check", lambda model, sample, **options: None)
     return str(request.param)
 
 
 def _checked(target: str, *stages: tuple[str, Stage]) -> None:
     run: Any = SimpleNamespace(blank_model=lambda: None)
-    exports.check_export(run, target, None, stages)
+    exports.check_export(run, Export(to=target), stages)
 
 
 def _stage(**keys: Any) -> tuple[str, Stage]:
@@ -59,9 +63,9 @@ def test_edits_that_a_target_does_not_write_are_refused_by_the_keys_that_ask_for
 
 def test_ranges_that_a_target_does_not_write_are_refused_by_their_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sources for a microcontroller have the grids that are known: a dynamic one is told before anything trains."""
-    monkeypatch.setattr(exports, "_sample", lambda run, inputs: [])
+    monkeypatch.setattr(exports, "_sample", lambda run, asked: [])
     for name in ("c", "onnx"):
-        monkeypatch.setattr(export.target_of(name), "check", lambda model, sample: None)
+        monkeypatch.setattr(export.target_of(name), "check", lambda model, sample, **options: None)
     static, dynamic = (_stage(stage="quantize", activations={"range": one}) for one in ("static", "dynamic_row"))
     _checked("c", static)
     _checked("onnx", dynamic)
@@ -69,24 +73,86 @@ def test_ranges_that_a_target_does_not_write_are_refused_by_their_key(monkeypatc
         _checked("c", dynamic)
 
 
+def test_integers_in_and_out_are_refused_where_nothing_is_rounded(target: str) -> None:
+    """Before anything trains: of a target that has floats, and of a recipe that leaves no grid to give integers on."""
+    static, share = _stage(stage="quantize", activations={"bits": 8}), _stage(stage="share", bits=4)
+    run: Any = SimpleNamespace(blank_model=lambda: None)
+    asked = Export(to=target, io="integer")
+    if target != "onnx":
+        with pytest.raises(ExportError, match=rf"^export {target}: io: integer is not of this target; leave io out$"):
+            exports.check_export(run, asked, [static])
+        return
+    exports.check_export(run, asked, [static])
+    with pytest.raises(ExportError, match=r"^export onnx: io: integer: no stage rounds what the model takes"):
+        exports.check_export(run, asked, [share])
+
+
 def test_targets_carry_edits_that_exist(target: str) -> None:
     """A kind that is misspelt would refuse what can be written, or let pass what cannot."""
     assert set(SINCE) >= export.target_of(target).CARRIES
 
 
+FINAL = {"split": "test", "metric": 0.9, "loss": 0.3, "correct": 9_000, "total": 10_000}
+
+
 @pytest.mark.parametrize(
     ("right", "integers", "passes"),
-    [(9_001, False, True), (9_002, False, False), (8_998, False, False), (9_010, True, True), (8_989, True, False)],
+    [(9_001, False, True), (9_002, False, False), (8_998, False, False), (8_800, True, True), (8_799, True, False)],
 )
 def test_an_export_that_recognises_less_than_the_file_is_refused(right: int, integers: bool, passes: bool) -> None:
     """An export that gives other answers must not be delivered as the model: more than rounding may explain."""
-    judged = {"split": "test", "metric": 0.0, "correct": right, "total": 10_000}
-    final = {"correct": 9_000, "total": 10_000}
+    judged = {**FINAL, "correct": right}
     if passes:
-        exports._check_equal("onnx", judged, final, integers)
+        check_agreement("onnx", judged, FINAL, integers=integers)
         return
     with pytest.raises(ExportError, match=rf"^export onnx: {right:,} of 10,000 of the test split are right"):
-        exports._check_equal("onnx", judged, final, integers)
+        check_agreement("onnx", judged, FINAL, integers=integers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "integers", "words"),
+    [
+        ({"correct": 9_010}, True, ""),
+        ({"correct": 8_989}, True, "8,989 of 10,000 .* 9,000 with the decoded file: 0.11 points, where 0.1 or one"),
+        ({"loss": 0.3002}, False, ""),
+        ({"loss": 0.3004}, False, "the loss on the test split is 0.3004 in .* 0.3 with the decoded file: 0.13 % apart"),
+        ({"loss": 0.314}, True, ""),
+        ({"loss": 0.25}, True, "17 % apart, where rounding makes up to 5 %"),
+        ({"correct": None, "metric": 0.92}, True, "the metric on the test split is 0.92 .*: 2.2 % apart"),
+        ({"correct": None, "metric": 0.9001}, False, ""),
+        ({"metric": 0.1}, False, ""),  # of samples that are counted the count says it
+    ],
+)
+def test_results_further_from_the_files_than_rounding_makes_them_are_warned_of(
+    changes: dict[str, Any], integers: bool, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Counts, means and losses: what integers change must not pass in silence, nor what is no count unseen."""
+    check_agreement("onnx", {**FINAL, **changes}, FINAL, integers=integers)
+    assert bool(caplog.messages) == bool(words) and re.search(words, " ".join(caplog.messages))
+
+
+def test_an_export_whose_metric_is_no_number_is_refused() -> None:
+    """NaN compares as nothing does."""
+    with pytest.raises(ExportError, match=r"its metric on the test split is nan in its own runtime, 0\.9 with"):
+        check_agreement("onnx", {**FINAL, "metric": float("nan"), "correct": None}, FINAL, integers=True)
+
+
+def test_an_export_is_timed_beside_the_dense_net() -> None:
+    """On one thread, in turns, with as many samples as it takes; the machine's threads are as before."""
+    seen, threads = [], torch.get_num_threads()
+
+    def session(arrays: Any) -> list[Any]:
+        seen.append((arrays[0].shape, torch.get_num_threads()))
+        time.sleep(0.004)
+        return []
+
+    session.fixed_batch = 3  # type: ignore[attr-defined]
+    started = time.perf_counter()
+    found = latency.beside_dense(session, torch.nn.Linear(4, 2), [torch.rand(2, 4)])  # type: ignore[arg-type]
+    assert time.perf_counter() - started < 3 and set(seen) == {((3, 4), 1)} and torch.get_num_threads() == threads
+    assert found["latency_ms"] >= 4 and found["times_as_fast"] < 0.5 and found["dense_latency_ms"] < 4
+    assert found["latency_how"] == "median, batch 3, 1 thread, 7 rounds in turns with the dense net"
+    assert latency._rounds([0.3, 0.3]) == 3 and latency._rounds([0.125, 0.125]) == 4
 
 
 def test_what_decides_ranges_is_drawn_from_all_of_the_training_split() -> None:
@@ -94,6 +160,6 @@ def test_what_decides_ranges_is_drawn_from_all_of_the_training_split() -> None:
     train = [torch.arange(1000.0)[:, None], torch.zeros(1000)]
     problem = SimpleNamespace(train=train, validation=[torch.full((20, 1), -1.0), torch.zeros(20)])
     run: Any = SimpleNamespace(ready=lambda: None, problem=lambda: problem, stage_seed=lambda label: 3)
-    (sample,) = exports._sample(run, None)
+    (sample,) = exports._sample(run, Export(to="onnx"))
     assert sample.shape == (exports.SAMPLES, 1)
     assert 0 <= sample.min() < 250 and 750 < sample.max() < 1000

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepcompression.errors import InvariantError
+from deepcompression.errors import ExportError, InvariantError
 from deepcompression.export import target_of
 from deepcompression.export.exported import Exported
 from deepcompression.network.edits.apply import apply
@@ -26,6 +26,7 @@ onnx = pytest.importorskip("onnx")
 for package in ("onnxscript", "onnxruntime"):
     pytest.importorskip(package)
 
+from deepcompression.export import onnx_agreement  # noqa: E402
 from deepcompression.export.onnx_integers import place  # noqa: E402  what it needs may be missing
 from deepcompression.export.onnx_layers import integers_of, refined, with_bias  # noqa: E402
 from deepcompression.export.onnx_run import OnnxSession  # noqa: E402
@@ -104,13 +105,20 @@ def exported(model: nn.Module, sample: Tensor, path: Path) -> tuple[Exported, co
 IMAGES = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def test_no_layer_of_a_residual_net_multiplies_floats(tmp_path: Path) -> None:
+def test_no_layer_of_a_residual_net_multiplies_floats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """One layer left float costs more than it looks: its neighbours convert there and back. Its hooks stay as they
-    were.
+    were; what rounding makes beyond a bound is warned of.
     """
+    monkeypatch.setattr(onnx_agreement, "APART", 0.005)
     model = quantized(net(), IMAGES)
     before = model(IMAGES)
     made, run = exported(model, IMAGES, tmp_path)
+    assert any(
+        "export onnx: outputs on integers are 1.0 % of their size from PyTorch's; more" in one
+        for one in caplog.messages
+    )
     assert (
         run["QLinearConv"] == 4 and run["QGemm"] == 1 and run["QLinearAdd"] == 2 and not {"Pad", *FLOATS} & run.keys()
     )
@@ -150,6 +158,45 @@ def test_layers_left_float_are_named_and_keep_their_weights(tmp_path: Path) -> N
     made, run = exported(model, IMAGES, tmp_path)
     assert run["Conv"] == 1 and run["QLinearConv"] == 3
     assert any(one.startswith("float: depth: its weights are on no grid of at most 8 bits") for one in made.notes)
+
+
+def test_integers_go_in_and_come_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    """As a microcontroller gives them: nothing is converted at either end, the file tells scales and zero points, and
+    opened here it takes and gives floats as all exports do.
+    """
+    model, path = quantized(net(), IMAGES), tmp_path / "model.onnx"
+    made = target_of("onnx").export(model, [IMAGES], path, io="integer")
+    graph = onnx.load(path)
+    ends = [*graph.graph.input, *graph.graph.output]
+    assert [one.type.tensor_type.elem_type for one in ends] == [onnx.TensorProto.UINT8] * 2
+    told = {one.key: float(one.value) for one in graph.metadata_props}
+    OnnxSession(str(path), 1, optimized_model_filepath=str(tmp_path / "loaded.onnx"))
+    loaded = [node.op_type for node in onnx.load(tmp_path / "loaded.onnx").graph.node]
+    assert loaded[:2] == ["Transpose", "QLinearConv"] and loaded[-1] == "QGemm" and not FLOATS & {*loaded}
+    assert any(one.startswith("takes uint8 from 0 to 255: images = round(value / ") for one in made.notes)
+    session, wanted = target_of("onnx").load(path, 1), model(IMAGES).detach().numpy()
+    largest = np.abs(wanted).max()
+    assert np.abs(session([IMAGES.numpy()])[0] - wanted).max() == pytest.approx(made.max_difference, abs=1e-6)
+    assert made.max_difference < 0.05 * largest
+    codes = np.clip(np.rint(IMAGES.numpy() / told["images.scale"]) + told["images.zero_point"], 0, 255)
+    (raw,) = session.session.run(None, {"images": codes.astype(np.uint8)})
+    values = (raw.astype("f4") - told["linear.zero_point"]) * told["linear.scale"]
+    assert raw.dtype == np.uint8 and np.abs(values - wanted).max() < 0.05 * largest
+
+
+def test_integers_are_not_asked_of_an_input_that_stays_float(tmp_path: Path) -> None:
+    """In one line: a model that rounds nothing, or not what it takes, or to more than 8 bits."""
+    sample = torch.rand(4, 20, generator=torch.Generator().manual_seed(0))
+    within = nn.Sequential(nn.Tanh(), *quantized(mlp(), sample))
+    for model, words in (
+        (mlp(), "the model rounds nothing that it takes"),
+        (within, "input .* is not always rounded to 8 bits by a static range"),
+        (quantized(mlp(), sample, (12, "static", "asymmetric")), "is not always rounded to 8 bits"),
+        (quantized(mlp(), sample, (8, "dynamic", "asymmetric")), "is not always rounded to 8 bits"),
+    ):
+        with pytest.raises(ExportError, match=rf"^export onnx: io: integer: .*{words}"):
+            target_of("onnx").export(model, [sample], tmp_path / "model.onnx", io="integer")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_of_another_model_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

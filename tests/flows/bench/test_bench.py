@@ -20,6 +20,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from deepcompression.errors import DataError, RecipeError
+from deepcompression.export import c
 from flows import history, process
 from flows.bench import bench as module
 from flows.bench import ways
@@ -68,7 +69,7 @@ def exported(done: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     targets = {
         "four": SimpleNamespace(FILE="four.bin", load=lambda path, threads: Four()),
         "broken": SimpleNamespace(FILE="broken", load=fail),
-        "c": SimpleNamespace(FILE="c", load=fail),
+        "c": SimpleNamespace(FILE="c", load=fail, UNTIMED=c.UNTIMED),
     }
     monkeypatch.setattr(ways, "TARGETS", dict.fromkeys(targets, ""))
     monkeypatch.setattr(ways, "target_of", lambda name: targets[name])

@@ -59,6 +59,9 @@ def test_an_export_is_a_target_of_the_list() -> None:
     assert loaded.export == recipes.load(_mapping(export=[{"to": "onnx"}])).export and loaded.export[0].to == "onnx"
     assert f"expected {', '.join(TARGETS)}, or a mapping with to, got 'tflite'" in _message(_mapping(export=["tflite"]))
     assert "onnx" in _message(_mapping(export=["onnx", {"to": "onnx"}]))
+    assert loaded.export[0].options() == {}
+    assert recipes.load(_mapping(export=[{"to": "onnx", "io": "integer"}])).export[0].options() == {"io": "integer"}
+    assert "export.0.io: expected float, or integer" in _message(_mapping(export=[{"to": "onnx", "io": "int4"}]))
 
 
 def test_overrides_by_stage_name_and_by_index() -> None:
