@@ -127,6 +127,13 @@ def _seeds(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(f"summary: {summary['folder']}/summary.json", soft_wrap=True)
 
 
+def _of_export(summary: Mapping[str, Any], target: str) -> tuple[str, str]:
+    """Bytes and milliseconds of a trial's export; nothing of what there is not."""
+    one = {row["target"]: row for row in summary.get("exports") or []}.get(target, {})
+    time = f"{one['latency_ms']:.3g}" if one.get("latency_ms") else ""
+    return f"{one['bytes']:,}" if one.get("bytes") else "", time
+
+
 def show_sweep(result: Mapping[str, Any]) -> None:
     """Prints a sweep's trials, smallest file first, the Pareto front marked, failures below."""
     console = Console(highlight=False)
@@ -134,7 +141,9 @@ def show_sweep(result: Mapping[str, Any]) -> None:
     table = Table(title=f"{result['name']}, {len(result['trials'])} trials", title_justify="left")
     for key in result["parameters"]:
         table.add_column(key.removeprefix("stages."), overflow="fold")
-    for heading in ("trial", "bytes", "ratio", f"val {result['metric']}", f"test {result['metric']}"):
+    targets = list(dict.fromkeys(one["target"] for trial in good for one in trial["summary"].get("exports") or []))
+    exported = [heading for target in targets for heading in (f"{target} bytes", f"{target} ms")]
+    for heading in ("trial", "bytes", "ratio", f"val {result['metric']}", f"test {result['metric']}", *exported):
         table.add_column(heading, justify="right")
     for one in good:
         summary, tested = one["summary"], one["test"]
@@ -145,6 +154,7 @@ def show_sweep(result: Mapping[str, Any]) -> None:
             f"{summary['ratio']:.1f}x",
             f"{summary['final']['metric']:.4f}",
             f"{tested['final']['metric']:.4f}" if tested else "",
+            *(cell for target in targets for cell in _of_export(summary, target)),
             style="bold" if one["pareto"] else "",
         )
     console.print(table)

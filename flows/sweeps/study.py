@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from flows.recipe.schema import Name, Recipe, Strict
+from flows.recipe.schema import Exports, Name, Recipe, Strict
 
 
 class Range(Strict):
@@ -53,6 +53,9 @@ class Sweep(Strict):
     method: Literal["grid", "random", "tpe"] = "grid"
     trials: int | None = Field(None, ge=1, description="random and tpe: how many")
     seed: int = Field(0, ge=0, description="of random and tpe")
+    export: Exports = Field(
+        [], description="of every trial, for bytes and latency beside the file's; the recipe's own are not made"
+    )
     chosen: int = Field(5, ge=1, description="of the Pareto front, for how many the test split is read")
     runner: Literal["local", "dask"] = "local"
     workers: int = Field(1, ge=1, description="processes; with dask and an address: trials at once")

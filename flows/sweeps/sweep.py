@@ -35,7 +35,7 @@ from flows.sweeps.study import (
 from flows.sweeps.workers import Crew, Died, local, on_dask, run_trial
 from tasks.console import bar, say
 from tasks.execution.sources import code_digest
-from tasks.report.pareto import Point, front, picture, spread_out
+from tasks.report.pareto import Latency, Point, front, picture, spread_out
 from tasks.root import ROOT
 from tasks.secrets import hidden, masked, restored, sealed
 from tasks.stages import OTHERS, STAGES
@@ -102,8 +102,13 @@ def load(source: str | dict[str, Any], overrides: Mapping[str, Any] | None = Non
     first = {key: value[0] if isinstance(value, list) else value.low for key, value in plan.parameters.items()}
     ints = {key for key, value in plan.parameters.items() if isinstance(value, Range) and value.integer}
     first = {key: int(value) if key in ints else value for key, value in first.items()}
-    recipes.load(plan.recipe, {**plan.overrides, **first})
+    recipes.load(plan.recipe, {**plan.overrides, **first, "export": _asked(plan)})
     return plan
+
+
+def _asked(plan: Sweep) -> list[dict[str, Any]]:
+    """The exports of every trial, as a recipe has them."""
+    return [one.model_dump(exclude_defaults=True) for one in plan.export]
 
 
 def _place(parsed: Recipe) -> Any:
@@ -112,7 +117,7 @@ def _place(parsed: Recipe) -> Any:
 
 def _digest(plan: Sweep, raw: Mapping[str, Any]) -> str:
     """What makes trials comparable: started again with any of it changed, it is another sweep."""
-    ours = plan.model_dump(mode="json", include={"parameters", "method", "seed"})
+    ours = plan.model_dump(mode="json", include={"parameters", "method", "seed", *(["export"] if plan.export else [])})
     text = json.dumps([ours, raw, code_digest(*STAGES.values(), *OTHERS.values())], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -160,7 +165,8 @@ def _search(plan: Sweep, raw: dict[str, Any], folder: Path, tracker: Tracker, cr
 
 def _submit(plan: Sweep, raw: dict[str, Any], trial: Any, tracker: Tracker, crew: Crew) -> Future[Any]:
     name = f"{plan.name}-{trial.number:03d}"
-    changes = {**as_overrides(plan, trial.params), "name": name, "test": False, "promote": None, "export": []}
+    changes = {**as_overrides(plan, trial.params), "name": name, "test": False, "promote": None}
+    changes |= {"export": _asked(plan)}
     return crew.submit(run_trial, raw, changes, tracker.as_parent())
 
 
@@ -207,7 +213,7 @@ def _finish(
     result = {**_result(plan, trials, {one.number for one in best}, folder, tracker), "verdict": _verdict(good, kept)}
     write_json(folder / "sweep.json", result)
     tested = {trial.number: trial.test for trial in good if trial.test}
-    picture(points, best, tested, result, folder / "pareto.svg")
+    picture(points, best, tested, result, folder / "pareto.svg", latency=_latency(plan, good))
     watchdog.done(result)
     tracker.metrics(
         {
@@ -232,6 +238,19 @@ def _verdict(good: Sequence[Trial], kept: Sequence[Point]) -> dict[str, Any] | N
     first = f"trial {good[0].number}: {good[0].summary['verdict']['text']}"
     text = f"no trial of {len(good)} kept what was asked for; {first}"
     return {"kept": False, "text": text, "aims": [], "test": None}
+
+
+def _latency(plan: Sweep, trials: Sequence[Trial]) -> Latency | None:
+    """Milliseconds of the first export that was timed, by trial."""
+    for target in (one.to for one in plan.export):
+        found = {one.number: _exports(one.summary).get(target, {}).get("latency_ms") for one in trials}
+        if times := {number: float(ms) for number, ms in found.items() if ms}:
+            return Latency(target, times)
+    return None
+
+
+def _exports(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {one["target"]: one for one in summary.get("exports") or []}
 
 
 def _point(trial: Trial) -> Point:
@@ -289,11 +308,17 @@ def _figures(trial: Mapping[str, Any]) -> dict[str, Any]:
     if not summary:
         return {"trial": trial["number"], "error": trial["error"]}
     tested = trial["test"]["final"]["metric"] if trial["test"] else None
+    exports = {
+        f"{target} {name}": one.get(key)
+        for target, one in _exports(summary).items()
+        for name, key in (("bytes", "bytes"), ("ms", "latency_ms"), ("times as fast as dense", "times_as_fast"))
+    }
     return {
         "trial": trial["number"],
         "bytes": summary["file_bytes"],
         "ratio": round(summary["ratio"], 2),
         "val": summary["final"]["metric"],
+        **exports,
         "test": tested,
         "pareto": trial["pareto"],
     }

@@ -28,6 +28,7 @@ LIVES = 3  # how often a trial may lose its process before it counts as failed
 ANSWERS = 20  # seconds in which a cluster must
 LARGEST_CODE = 50 * 10**6  # bytes sent to each worker
 KEPT = ("file_bytes", "dense_bytes", "ratio", "metric", "baseline", "final", "folder", "mlflow_run_id", "reused")
+OF_EXPORTS = ("target", "file", "bytes", "metric", "latency_ms", "times_as_fast", "latency_how", "warnings", "error")
 
 
 class Died(Exception):
@@ -59,6 +60,8 @@ def run_trial(raw: dict[str, Any], changes: Mapping[str, Any], parent: Parent) -
     except Exception as error:  # whatever a trial's model or data throws: the sweep goes on
         return {"error": secrets.masked(f"{type(error).__name__}: {' '.join(str(error).split())}")}
     kept = {name: summary[name] for name in KEPT}
+    exports = [{name: one[name] for name in OF_EXPORTS if name in one} for one in summary.get("exports") or []]
+    kept |= {"exports": exports} if exports else {}
     return {**kept, "verdict": summary["verdict"], "seconds": round(time.perf_counter() - started, 2)}
 
 

@@ -24,6 +24,14 @@ class Point:
     metric: float
 
 
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of an export, by trial."""
+
+    target: str
+    milliseconds: Mapping[int, float]
+
+
 def front(points: Sequence[Point], *, higher: bool) -> list[Point]:
     """The points that no other beats in one of bytes and metric without losing in the other; smallest first.
 
@@ -61,6 +69,7 @@ def picture(
     taken: Point | None = None,
     worst: float | None = None,
     most_bytes: int | None = None,
+    latency: Latency | None = None,
 ) -> None:
     """Writes an SVG: all trials by bytes (logarithmic) and validation metric, the front, test results of the chosen.
 
@@ -75,6 +84,7 @@ def picture(
         taken: the one point that a search ended with.
         worst: the metric that was asked for at least.
         most_bytes: the bytes that were asked for at most.
+        latency: of an export of the trials: a second picture beside the first, of it and the metric.
     """
     import matplotlib
 
@@ -83,7 +93,7 @@ def picture(
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, (axes, *beside) = _figure(pyplot, latency is not None)
     metric = result["metric"]
     points = [one for one in points if isfinite(one.metric)]
     taken = taken if taken is not None and isfinite(taken.metric) else None
@@ -121,9 +131,32 @@ def picture(
     axes.set_title(f"{result['name']}: size against {metric}", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
+    if latency:
+        _beside(beside[0], points, best, latency)
     with written(path, parents=True) as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _figure(pyplot: Any, wide: bool) -> tuple[Any, list[Any]]:
+    """A figure with one or two pictures, which share the metric."""
+    size = (12, 5) if wide else (8, 5)
+    figure, axes = pyplot.subplots(1, 1 + wide, figsize=size, layout="constrained", squeeze=False, sharey=True)
+    return figure, list(axes[0])
+
+
+def _beside(axes: Any, points: Sequence[Point], best: Sequence[Point], latency: Latency) -> None:
+    """Latency and metric of the trials; those of the front by bytes with their numbers."""
+    for some, colour in (([one for one in points if one not in best], OTHER), (list(best), FRONT)):
+        timed = [one for one in some if one.number in latency.milliseconds]
+        axes.scatter([latency.milliseconds[one.number] for one in timed], [one.metric for one in timed], color=colour)
+    for one in best:
+        if one.number in latency.milliseconds:
+            place = latency.milliseconds[one.number], one.metric
+            axes.annotate(str(one.number), place, (4, 5), textcoords="offset points", size=8)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"latency of export {latency.target}, one sample, one thread (ms)")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def tradeoff(key: str, outcome: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -70,6 +71,36 @@ def test_shipped_sweeps_are_right() -> None:
     """What lies in conf/sweeps can be run."""
     for path in (ROOT / "conf" / "sweeps").glob("*.yaml"):
         assert load(str(path)).name
+
+
+def test_exports_of_trials_are_in_the_table_and_in_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes and milliseconds beside the file's, a second picture of latency; a trial without one has an empty cell."""
+    from flows import table
+    from flows.sweeps.study import Sweep
+
+    plan = Sweep.model_validate(
+        {"name": "s", "recipe": {}, "parameters": {"stages.share.bits": [2, 3]}, "export": ["onnx"]}
+    )
+    end = {"metric": 0.9, "higher_is_better": True, "split": "validation"}
+    summary = {"file_bytes": 1000, "ratio": 4.0, "metric": "accuracy", "final": end, "verdict": None, "folder": "f"}
+    timed = {"target": "onnx", "bytes": 1234, "latency_ms": 0.0184, "times_as_fast": 6.0}
+    trials = [Trial(0, {"stages.share.bits": 2}, None, {**summary, "exports": [timed]}), Trial(1, {}, None, summary)]
+    found = sweeps._latency(plan, trials)
+    assert found is not None and found.target == "onnx" and found.milliseconds == {0: 0.0184}
+    rows = [asdict(one) | {"pareto": not one.number} for one in trials]
+    assert sweeps._figures(rows[0])["onnx ms"] == 0.0184 and "onnx ms" not in sweeps._figures(rows[1])
+    points, result = (
+        [sweeps._point(one) for one in trials],
+        {"name": "s", "metric": "accuracy", "dense_val_metric": 0.9},
+    )
+    sweeps.picture(points, points[:1], {}, result, tmp_path / "a.svg", latency=found)
+    assert "latency of export onnx" in (tmp_path / "a.svg").read_text() or (tmp_path / "a.svg").stat().st_size > 10_000
+    monkeypatch.setenv("COLUMNS", "200")
+    table.show_sweep({**result, "parameters": ["stages.share.bits"], "trials": rows, "folder": "f"})
+    printed = capsys.readouterr().out
+    assert "onnx bytes" in printed and "1,234" in printed and "0.0184" in printed
 
 
 def test_grid_chooses_by_validation_and_reads_test_for_the_chosen_only(
