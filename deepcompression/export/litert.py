@@ -21,7 +21,7 @@ from deepcompression.errors import ExportError, in_one_line
 from deepcompression.export.exported import Array, Exported, Held
 from deepcompression.export.litert_environment import check_environment, converted
 from deepcompression.export.litert_sparse import Sparse, sparse
-from deepcompression.export.litert_task import float_program, on_grids, task_of
+from deepcompression.export.litert_task import float_program, on_grids, rounds, task_of
 from deepcompression.export.pt2 import compared, program_of, save
 
 FILE = "model.tflite"
@@ -73,6 +73,8 @@ def export(model: nn.Module, sample: Sequence[Tensor], path: Path) -> Exported:
     with written(path, parents=True) as file:
         file.write(content)
     held, notes = _held(told, changed), _notes(told, bool(changed))
+    if rounds(model) and not told["integers"]:
+        notes.insert(0, "float: values are rounded by operations: integer kernels take static grids of 8 bits alone")
     return Exported(len(content), told["float_bytes"], apart, held, notes, integers=bool(told["integers"]))
 
 

@@ -42,6 +42,11 @@ class _RecordedOutput(_Recording, After):
     kind = "quantize_values"
 
 
+def rounds(model: nn.Module) -> bool:
+    """Whether it rounds values at all."""
+    return any(quantizers(module) for module in model.modules())
+
+
 def on_grids(model: nn.Module) -> bool:
     """Whether all that a model rounds is on static grids of 8 bits, which LiteRT's integer kernels take."""
     hooks = [hook for module in model.modules() for hook in quantizers(module)]

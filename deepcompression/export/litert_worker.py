@@ -59,8 +59,20 @@ def _converted(path: Path) -> bytes:
     values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in taken]
     sample = tuple(torch.zeros(one.shape, dtype=one.dtype) for one in values)
     made = path.with_name("float.tflite")
-    litert_torch.convert(program.module(), sample).export(str(made))
+    litert_torch.convert(_without_unused(program.module()), sample).export(str(made))
     return made.read_bytes()
+
+
+def _without_unused(module: Any) -> Any:
+    """The program without buffers that it does not read: the converter has no constants of their kinds."""
+    module.graph.eliminate_dead_code()
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name, _ in list(module.named_buffers()):
+        if name not in used:
+            parent, _, own = name.rpartition(".")
+            delattr(module.get_submodule(parent), own)
+    module.recompile()
+    return module
 
 
 class Graph:
@@ -128,9 +140,15 @@ def _layers(graph: Graph, task: dict[str, Array]) -> list[Layer]:
         weight = int(graph.operators[number].inputs[1]) if kind in CHANNELS else -1
         if weight in graph.constants:
             matched = _matched(graph.constants[weight], CHANNELS[kind], known)
-            name, codes, scales = matched or (graph.scopes[number].rpartition("_")[2].rstrip(";"), None, None)
+            name, codes, scales = matched or (_module(graph.names[weight]), None, None)
             found.append(Layer(number, name, weight, codes, scales))
     return found
+
+
+def _module(name: str) -> str:
+    """The module of which a tensor's name tells: package.Net/package.Block_layer1/torch.nn.Conv2d_conv1;2."""
+    parts = [one.partition("_")[2] for one in name.partition(";")[0].split("/")[1:]]
+    return ".".join(one for one in parts if one) or name
 
 
 def _matched(weight: Array, axis: int, known: list[tuple[str, Array]]) -> tuple[str, Array, Array] | None:

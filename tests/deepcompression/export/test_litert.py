@@ -188,6 +188,12 @@ def test_weights_are_found_in_any_layout_and_times_a_norm() -> None:
     assert litert_worker._matched(weight, 0, known) is None
 
 
+def test_layers_that_stay_float_have_the_models_names() -> None:
+    """A note that names a tensor of the converter's helps nobody."""
+    assert litert_worker._module("a.Net/b.Block_layer1.0/torch.nn.modules.conv.Conv2d_conv1;2") == "layer1.0.conv1"
+    assert litert_worker._module("arith.constant") == "arith.constant"
+
+
 def test_values_are_found_by_what_they_are() -> None:
     """The converter's names and layouts are its own; a value that differs on one sample is another one."""
     random = np.random.default_rng(0)
