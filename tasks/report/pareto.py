@@ -154,7 +154,7 @@ def _beside(axes: Any, points: Sequence[Point], best: Sequence[Point], latency: 
         if one.number in latency.milliseconds:
             place = latency.milliseconds[one.number], one.metric
             axes.annotate(str(one.number), place, (4, 5), textcoords="offset points", size=8)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.1 * max(latency.milliseconds.values()))
     axes.set_xlabel(f"latency of export {latency.target}, one sample, one thread (ms)")
     axes.spines[["top", "right"]].set_visible(False)
 
