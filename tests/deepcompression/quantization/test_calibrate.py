@@ -308,3 +308,13 @@ def test_what_functions_multiply_is_said_to_stay_float(kind: str) -> None:
     ]
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     assert not calibrated(net(), context(samples()), range=kind).floating
+
+
+def test_layers_of_one_weight_have_the_same_bits() -> None:
+    """Tied, or named twice: no order decides, one line does."""
+    tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    tied[2].weight = tied[0].weight
+    assert inputs_of(tied, {"2": 4}).sites == {Site("0", "input", 0): 4, Site("2", "input", 0): 4}
+    for table in ({"0": 8, "2": 4}, {"0": 8, "0.weight": 4}):
+        with pytest.raises(StructureError, match=r"are one tensor, 0\.weight, and cannot have 8 and 4; name it once"):
+            inputs_of(tied, table)

@@ -30,6 +30,7 @@ from deepcompression.structure.check import check
 from deepcompression.structure.hold import hold_by
 from deepcompression.training.context import context_of
 from deepcompression.training.device import Compute
+from deepcompression.training.method import Context
 from deepcompression.training.problem import Problem
 from deepcompression.training.session import attach
 
@@ -413,3 +414,24 @@ def test_samples_without_a_number_are_told(batch: Tensor, message: str) -> None:
     """Before anything trains, with the site."""
     with pytest.raises(StructureError, match=message):
         attach(net(), [QuantizedTraining(activations=8)], 1, samples=[batch])
+
+
+def test_what_functions_multiply_is_noted() -> None:
+    """It trains in float, and nothing else says so."""
+
+    class Squared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.fc(x)
+            return y @ y.T
+
+    model, method = Squared(), QuantizedTraining(activations=8)
+    method.attach(model, Context(samples=lambda count: [torch.randn(8, 4)]))
+    method.close(model)
+    (note,) = method.finish(model).notes
+    assert note.startswith(
+        "activations: matmul stays float, 1 call a forward in the model's own forward: it multiplies"
+    )
