@@ -5,6 +5,8 @@ It knows nothing of this library, whose packages are not there. In the folder ar
 it are there the file and ``done.json``, which is written last.
 
 A tensor of LiteRT's graph is found by its values: names and layouts are the converter's own.
+
+One file: it is run by itself, where there is no other part of this library.
 """
 
 from __future__ import annotations
