@@ -14,6 +14,7 @@ from typing import Any
 TARGETS: dict[str, str] = {
     "onnx": "deepcompression.export.onnx",
     "openvino": "deepcompression.export.openvino",
+    "coreml": "deepcompression.export.coreml",
     "c": "deepcompression.export.c",
     "pt2": "deepcompression.export.pt2",
     "litert": "deepcompression.export.litert",
