@@ -1,6 +1,6 @@
 """Files for OpenVINO beside the float file in the same runtime: bytes, agreement, latency, time of loading.
 
-`python tests/benchmarks/bench_openvino.py [compressed] [weights] [resnet]`, all without; one thread, batch 1, floats
+`python tests/benchmarks/bench_openvino.py [compressed|weights|resnet]`, all without; one thread, batch 1, floats
 as float32, shapes known. Rounds as in bench_onnx.py. `.xml` and `.bin` of the same graph, as it is and with constants
 folded, as OpenVINO's converter does, are there for their bytes.
 """
@@ -120,15 +120,15 @@ def resnet(place: Path) -> None:
 
 
 def main() -> None:
-    """Prints the rows that are asked for."""
+    """Prints the row that is asked for, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     rows = {"compressed": compressed, "weights": weights, "resnet": resnet}
-    parser.add_argument("row", choices=rows, nargs="*")
+    parser.add_argument("row", choices=[*rows], nargs="?")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as place:
-        for row in given.row or rows:
+        for row in [given.row] if given.row else rows:
             rows[row](Path(place))
 
 
