@@ -29,6 +29,13 @@ Bits = Annotated[
     typer.Option(metavar="B", help="Share: weights take 2^B values, found by k-means. Without --density it is 6."),
 ]
 Per = Annotated[str, typer.Option(metavar="tensor|row|group:N", help="What has a codebook: N are elements of a row.")]
+TargetBytes = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="The file takes at most N bytes, shared out so that tensors lose least."),
+]
+Ratio = Annotated[
+    float | None, typer.Option(metavar="R", help="The same: R times smaller than the tensors. Excludes --bits.")
+]
 Keep = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Store tensors of such names as they are; may be repeated.")
 ]
@@ -50,6 +57,8 @@ def compress(
     density: Density = None,
     bits: Bits = None,
     per: Per = "tensor",
+    target_bytes: TargetBytes = None,
+    ratio: Ratio = None,
     keep: Keep = None,
     spare: Spare = True,
     coder: Coder = "auto",
@@ -66,17 +75,21 @@ def compress(
     in OUT.dcz.unfinished, and the same command goes on from there.
 
     \b
+    With --bits each tensor has a codebook of that size. With --ratio or --target-bytes its values are rounded in steps,
+    which are chosen so that all tensors together lose least for the bytes: this is the better of the two.
+
     What is not treated as asked is listed, with the reason:
       kept bit for bit   vectors (biases, normalisation), small tensors,
                          integers, NaN or infinite values, --keep PATTERN
       spared             depthwise kernels, first and last layers: not pruned,
-                         and 2 bits more, up to 8; embeddings: not pruned;
-                         --no-spare treats them as all others
+                         and 2 bits more, up to 8, or finer steps; embeddings:
+                         not pruned; --no-spare treats them as all others
 
     \b
     Examples:
       dcz compress model.safetensors small.dcz              6 bits, nothing pruned
       dcz compress model.safetensors small.dcz --bits 5
+      dcz compress model.safetensors small.dcz --ratio 8
       dcz compress folder small.dcz --density 0.2 --bits 4
       dcz compress model.pt small.dcz --keep 'lm_head.*' --dry-run
       dcz decode small.dcz again.safetensors
@@ -89,7 +102,15 @@ def compress(
     if target is not None and files.is_weights(target):
         raise InputError(f"{target}: would be overwritten by a .dcz file; compress IN OUT.dcz wants IN first")
     weights = files.read(source, key, merge_masks)
-    settings: dict[str, Any] = {"density": density, "bits": bits, "per": per, "keep": keep or (), "spare": spare}
+    size = {"target_bytes": target_bytes, "ratio": ratio}
+    settings: dict[str, Any] = {
+        "density": density,
+        "bits": bits,
+        "per": per,
+        "keep": keep or (),
+        "spare": spare,
+        **size,
+    }
     if target is None or dry_run:
         _print(plan_of(weights.tensors, **settings), as_json)
         return
@@ -105,6 +126,7 @@ def compress(
                 source=files.same_source(source, weights.tensors),
                 threads=threads,
                 progress=bar,
+                phase=bar.again,
             )
     except KeyboardInterrupt:
         where = f"{target}.unfinished"
@@ -125,7 +147,7 @@ def _print(done: Sequence[Compressed], as_json: bool) -> None:
         return
     groups: dict[tuple[str, str], list[Compressed]] = {}
     for one in done:
-        groups.setdefault((one.treatment, one.why), []).append(one)
+        groups.setdefault((one.treatment.partition(" of ")[0], one.why), []).append(one)
     for (treatment, why), members in groups.items():
         typer.echo(f"{treatment}{f' ({why})' if why else ''}: {_members(members)}")
 

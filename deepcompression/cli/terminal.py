@@ -45,6 +45,14 @@ class Bar:
                 progress, task = self._shown
                 progress.update(task, completed=self._done)
 
+    def again(self, what: str) -> None:
+        """Another pass over the same tensors begins."""
+        with self._lock:
+            self._what, self._done = what, 0
+            if self._shown is not None:
+                progress, task = self._shown
+                progress.reset(task, description=what)
+
     def __enter__(self) -> Bar:
         if sys.stderr.isatty():
             self._timer.start()

@@ -24,6 +24,8 @@ _LAST = re.compile(
 )
 _AN_EMBEDDING = "an embedding"  # of which few bits are enough, but each row is used alone
 _NUMBER = re.compile(r"(\d+)")
+_COMPARED = re.compile(r"(^|[._])(q|k|query|key)(_?proj|_lin|_layer)?[._]", re.I)
+SPARED_WEIGHT, COMPARED_WEIGHT = 4.0, 0.25  # of relative errors; a query's and a key's pass a softmax
 About = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
@@ -37,6 +39,7 @@ class Asked:
         per: what has a codebook of its own.
         keep: patterns of names, as in a shell, of tensors that are stored as they are.
         spare: whether layers that lose most are spared.
+        stepped: whether bytes are allocated, by steps in place of bits.
     """
 
     density: float = 1.0
@@ -44,9 +47,12 @@ class Asked:
     per: Per = TENSOR
     keep: tuple[str, ...] = ()
     spare: bool = True
+    stepped: bool = False
 
 
-def asked(density: float | None, bits: int | None, per: Per, keep: Sequence[str], spare: bool = True) -> Asked:
+def asked(
+    density: float | None, bits: int | None, per: Per, keep: Sequence[str], spare: bool = True, stepped: bool = False
+) -> Asked:
     """What is asked, with DEFAULT_BITS where neither a density nor a number of bits is given.
 
     Args:
@@ -55,16 +61,20 @@ def asked(density: float | None, bits: int | None, per: Per, keep: Sequence[str]
         per: what has a codebook.
         keep: patterns of names.
         spare: whether to spare.
+        stepped: whether the bytes are given.
 
     Raises:
         StructureError: one of them is impossible, or codebooks are parted where none are asked for.
     """
-    if bits is None and density is None:
+    if stepped and (bits is not None or per.kind != "tensor"):
+        what = f"per {per}" if bits is None else f"bits {bits}"
+        raise StructureError(f"{what} does not go with a size, by which it is found how fine values are; give either")
+    if bits is None and density is None and not stepped:
         bits = DEFAULT_BITS
     check(1.0 if density is None else density, bits)
     if bits is None and per.kind != "tensor":
         raise StructureError(f"per {per} is about codebooks, and without bits there are none; give bits too")
-    return Asked(1.0 if density is None else density, bits, per, tuple(keep), spare)
+    return Asked(1.0 if density is None else density, bits, per, tuple(keep), spare, stepped)
 
 
 def planned(tensors: About, wanted: Asked) -> dict[str, Treatment]:
@@ -80,7 +90,7 @@ def planned(tensors: About, wanted: Asked) -> dict[str, Treatment]:
     kept = _matching(list(tensors), wanted.keep)
     whys = {name: kept.get(name) or _kept_because(*about, wanted) for name, about in tensors.items()}
     spared = _spared([(name, tensors[name][1]) for name in tensors if not whys[name]]) if wanted.spare else {}
-    return {name: _treatment(tensors[name][1], whys[name], spared.get(name, ""), wanted) for name in tensors}
+    return {name: _treatment(name, tensors[name][1], whys[name], spared.get(name, ""), wanted) for name in tensors}
 
 
 def _matching(names: Sequence[str], patterns: Sequence[str]) -> dict[str, str]:
@@ -138,7 +148,9 @@ def _in_order(names: list[str]) -> list[str]:
     return sorted(names, key=lambda name: [(int(p), "") if p.isdigit() else (-1, p) for p in _NUMBER.split(name) if p])
 
 
-def _treatment(shape: tuple[int, ...], why: str, spared: str, wanted: Asked) -> Treatment:
+def _treatment(name: str, shape: tuple[int, ...], why: str, spared: str, wanted: Asked) -> Treatment:
+    if wanted.stepped and not why:
+        return _stepped(name, spared, wanted)
     if why or (spared and wanted.bits is None):
         return Treatment(why=why or spared)
     if spared and spared != _AN_EMBEDDING:
@@ -149,3 +161,10 @@ def _treatment(shape: tuple[int, ...], why: str, spared: str, wanted: Asked) -> 
     if per.count and row_of(shape) % per.count:
         return Treatment(density, wanted.bits, Per("row"), f"{per.count} does not divide the {row_of(shape)} of a row")
     return Treatment(density, wanted.bits, per, why)
+
+
+def _stepped(name: str, spared: str, wanted: Asked) -> Treatment:
+    """What gets its step when bytes are allocated."""
+    compared = wanted.spare and bool(_COMPARED.search(name))
+    weight = COMPARED_WEIGHT if compared else SPARED_WEIGHT if spared and spared != _AN_EMBEDDING else 1.0
+    return Treatment(1.0 if spared else wanted.density, why=spared, step=0.0, weight=weight)

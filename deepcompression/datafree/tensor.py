@@ -26,6 +26,7 @@ from deepcompression.sharing.kmeans import Floats, Points, limits_of, means_of
 from deepcompression.sharing.kmeans_groups import kmeans_groups
 
 Floats32 = NDArray[np.float32]
+_PIECE = 1 << 14  # elements whose squares are summed in float32
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ def treated(raw: RawTensor, treatment: Treatment, found: Counted, threads: int =
     kind = "float32" if raw.dtype == "float64" else raw.dtype
     cut = cut_at(flat, found, treatment.density, threads)
     size = treatment.per.size(raw.bits.shape)
-    if treatment.bits is None:
+    parted = treatment.bits is not None and 0 < size < flat.size
+    if treatment.step is None and (treatment.bits is None or parted):
         made = _by_slices(flat, lambda part: part.copy(), cut, threads)
-    elif size and size < flat.size:
-        made = _by_slices(flat, lambda part: part.copy(), cut, threads)
-        _share_groups(made, kind, size, 2**treatment.bits)
     else:
-        made = _by_slices(flat, _taker(found, cut, 2**treatment.bits, kind), cut, threads)
+        made = _by_slices(flat, _levels(found, cut, treatment, kind).taker(), cut, threads)
+    if treatment.bits is not None and parted:
+        _share_groups(made, kind, size, 2**treatment.bits)
     loss = _loss(flat, made, kind, threads)
     if raw.dtype == "float64":
         made = _widened(flat, made, raw)
@@ -81,28 +82,71 @@ def _by_slices(flat: Bits, take: Callable[[Bits], Bits], cut: Cut | None, thread
     return made
 
 
-def _taker(found: Counted, cut: Cut | None, k: int, kind: str) -> Callable[[Bits], Bits]:
-    """Gives elements the nearest of the best k values of what stays, in the middle the lower one; zeros +0.0."""
+@dataclass(frozen=True, eq=False)
+class _Levels:
+    """Values (g,) of type `kind`, ascending, and the greatest float32 (g,) that takes each."""
+
+    values: Floats32
+    limits: Floats32
+    kind: str
+
+    @property
+    def bits(self) -> Bits:
+        """Of the values; zeros +0.0."""
+        return np.where(self.values == 0, 0, bits_of(self.values, self.kind)).astype(unsigned(self.kind))
+
+    def table(self) -> Bits:
+        """What each pattern of a type of 8 or 16 bits becomes; zeros +0.0."""
+        every = np.nan_to_num(values_of(self.kind))
+        return np.where(every == 0, unsigned(self.kind).type(0), self.bits[np.searchsorted(self.limits[:-1], every)])
+
+    def taker(self) -> Callable[[Bits], Bits]:
+        """Gives elements their values; zeros +0.0."""
+        bits = self.bits
+        if bits.itemsize <= 2:
+            table = self.table()
+            return lambda part: table[part]
+        low, high = _bin_ends()
+        first = np.searchsorted(self.limits[:-1], low).astype(np.uint16)
+        # What is left to compare are the limits within a pattern's own bin.
+        steps = int((np.searchsorted(self.limits[:-1], high) - first).max())
+
+        def take(part: Bits) -> Bits:
+            codes, elements = first[patterns(part)], part.view(np.float32)
+            for _ in range(steps):
+                codes += elements > self.limits[codes]
+            return np.where(elements == 0, np.uint32(0), bits[codes])
+
+        return take
+
+
+def _levels(found: Counted, cut: Cut | None, treatment: Treatment, kind: str) -> _Levels:
+    """The best values of what stays, or the means of what is nearest to each multiple of a step."""
     _, points = found.points(cut.stays if cut else None)
-    values = _rounded(means_of(points, k), points, kind)
-    limits = limits_of(values)
-    bits = _bits_of(values, kind)
-    if unsigned(kind).itemsize <= 2:
-        every = np.nan_to_num(values_of(kind))
-        table = np.where(every == 0, bits.dtype.type(0), bits[np.searchsorted(limits[:-1], every)])
-        return lambda part: table[part]
-    low, high = _bin_ends()
-    first = np.searchsorted(limits, low).astype(np.uint16)
-    # What is left to compare are the limits within a pattern's own bin.
-    steps = int((np.searchsorted(limits, high) - first).max())
+    if not points.keys.size:
+        return _Levels(np.zeros(1, np.float32), np.full(1, np.inf, np.float32), kind)
+    if treatment.bits is not None:
+        values = _rounded(means_of(points, 2**treatment.bits), points, kind)
+        return _Levels(values, limits_of(values), kind)
+    assert treatment.step is not None
+    places, means, _ = stepped(points, treatment.step)
+    borders = ((places[1:] + places[:-1]) / 2 * treatment.step).astype(np.float32)
+    rounded = to_array(bits_of(means.astype(np.float32), kind), kind).astype(np.float32)
+    return _Levels(rounded, np.append(borders, np.float32(np.inf)), kind)
 
-    def take(part: Bits) -> Bits:
-        codes, elements = first[patterns(part)], part.view(np.float32)
-        for _ in range(steps):
-            codes += elements > limits[codes]
-        return np.where(elements == 0, np.uint32(0), bits[codes])
 
-    return take
+def stepped(points: Points, step: float) -> tuple[Floats, Floats, Floats]:
+    """Which multiples of `step` are nearest to some point (g,), ascending, the means of these, and their counts.
+
+    Args:
+        points: values and how often they occur.
+        step: above 0.
+    """
+    nearest = np.rint(points.keys / step)
+    first = np.flatnonzero(np.diff(nearest, prepend=-np.inf))
+    counts = np.add.reduceat(points.counts, first)
+    means = np.where(nearest[first] == 0, 0.0, np.add.reduceat(points.sums, first) / counts)
+    return nearest[first], means, counts
 
 
 def _bin_ends() -> tuple[Floats, Floats]:
@@ -118,15 +162,13 @@ def _rounded(means: Floats, points: Points, kind: str) -> Floats32:
 
     One that is zero would prune its weights: it takes the value of the smallest instead.
     """
-    if not means.size:
-        return np.zeros(1, np.float32)
-    values = to_array(_bits_of(means.astype(np.float32), kind), kind).astype(np.float32)
+    values = to_array(bits_of(means.astype(np.float32), kind), kind).astype(np.float32)
     if (values == 0).any():
         values[values == 0] = points.keys[np.argmin(np.abs(points.keys))]
     return np.unique(values)
 
 
-def _bits_of(values: Floats32, kind: str) -> Bits:
+def bits_of(values: Floats32, kind: str) -> Bits:
     """The bits of the values of type `kind` nearest to `values` (m,), of equally near ones the lower."""
     if kind == "float32":
         return values.view(np.uint32)
@@ -137,7 +179,7 @@ def _share_groups(flat: Bits, kind: str, size: int, k: int) -> None:
     """Gives each `size` consecutive elements of `flat` (n,) a codebook of their own, zeros left out, in place."""
     for at in range(0, flat.size, max(SLICE // size, 1) * size):
         part = flat[at : at + max(SLICE // size, 1) * size]
-        wide = to_array(part, kind).astype(np.float32, copy=False)
+        wide = _float32(part, kind)
         rows = [wide[start : start + size] for start in range(0, len(wide), size)]
         sets = [row[row != 0] for row in rows]
         books = kmeans_groups([one for one in sets if len(one)], k, init="density")
@@ -149,21 +191,27 @@ def _share_groups(flat: Bits, kind: str, size: int, k: int) -> None:
 
 def _rounded_alone(centroids: Floats32, kind: str) -> Bits:
     """As `_bits_of`, but that none becomes zero."""
-    bits = _bits_of(centroids, kind)
+    bits = bits_of(centroids, kind)
     return bits if kind == "float32" else np.where(values_of(kind)[bits] == 0, least_pattern(kind), bits)
 
 
 def _loss(flat: Bits, made: Bits, kind: str, threads: int) -> Loss:
+    """The loss, summed in float32 piece by piece."""
+
     def of(at: int) -> Floats:
-        before, after = (
-            to_array(one[at : at + SLICE], kind).astype(np.float32, copy=False).astype(np.float64)
-            for one in (flat, made)
-        )
-        gap = after - before
-        return np.array([gap @ gap, before @ before, np.count_nonzero(after)])
+        total = np.zeros(3)
+        for start in range(at, min(at + SLICE, flat.size), _PIECE):
+            before, after = (_float32(one[start : start + _PIECE], kind) for one in (flat, made))
+            gap = after - before
+            total += gap @ gap, before @ before, np.count_nonzero(after)
+        return total
 
     total = np.sum(mapped(of, range(0, flat.size, SLICE), threads), axis=0)
     return Loss(float(total[0]), float(total[1]), int(total[2]))
+
+
+def _float32(part: Bits, kind: str) -> Floats32:
+    return to_array(part, kind).astype(np.float32, copy=False)
 
 
 def _widened(flat: Bits, made: Bits, raw: RawTensor) -> Bits:

@@ -55,17 +55,29 @@ def per_of(text: str) -> Per:
 
 @dataclass(frozen=True)
 class Treatment:
-    """What one tensor gets; `bits` None leaves values as they are, `why` says why it is not what was asked for."""
+    """What one tensor gets.
+
+    Attributes:
+        density: fraction of its weights that stays.
+        bits: weights take 2**bits values, found by k-means; None leaves values as they are.
+        per: what has a codebook of its own.
+        why: why that is not what was asked for.
+        step: in place of bits: weights that are nearest to the same multiple of it take one value, their mean; those
+            nearest to 0 become zero.
+        weight: what its relative error counts beside those of others, where bytes are allocated.
+    """
 
     density: float = 1.0
     bits: int | None = None
     per: Per = TENSOR
     why: str = ""
+    step: float | None = None
+    weight: float = 1.0
 
     @property
     def lossless(self) -> bool:
         """Whether nothing is changed."""
-        return self.density == 1 and self.bits is None
+        return self.density == 1 and self.bits is None and not self.step
 
     def __str__(self) -> str:
         if self.lossless:
@@ -73,6 +85,8 @@ class Treatment:
         parts = [f"density {self.density:g}"] if self.density < 1 else []
         if self.bits is not None:
             parts.append(f"{self.bits} bits" + ("" if self.per.kind == "tensor" else f" a {self.per}"))
+        if self.step:
+            parts.append(f"steps of {self.step:.2g}")
         return ", ".join(parts)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import deepcompression
 from deepcompression.codec.dtypes import RawTensor
-from deepcompression.datafree import compress
+from deepcompression.datafree import work
 from deepcompression.datafree.compress import compress_state
 from deepcompression.datafree.counted import counted, narrowed
 from deepcompression.datafree.kept import kept_beside
@@ -87,7 +87,7 @@ def test_killed_work_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Mo
     assert child.exitcode == -9
     assert not (tmp_path / "x.dcz").exists()
     made: list[str] = []
-    monkeypatch.setattr(compress, "treated", lambda raw, *rest: made.append("") or treated(raw, *rest))
+    monkeypatch.setattr(work, "treated", lambda raw, *rest: made.append("") or treated(raw, *rest))
     compress_state(net(), tmp_path / "x.dcz", bits=3, spare=False, coder=CODER, source="the same")
     assert len(made) == 1
     compress_state(net(), tmp_path / "y.dcz", bits=3, spare=False, coder=CODER)
