@@ -99,8 +99,8 @@ def compress(
 
     if target is None and not dry_run:
         raise InputError("compress IN OUT.dcz: OUT.dcz is missing (--dry-run needs none)")
-    if target is not None and files.is_weights(target):
-        raise InputError(f"{target}: would be overwritten by a .dcz file; compress IN OUT.dcz wants IN first")
+    if target is not None:
+        files.check_dcz_target(target, source, "compress")
     weights = files.read(source, key, merge_masks)
     size = {"target_bytes": target_bytes, "ratio": ratio}
     settings: dict[str, Any] = {
@@ -123,7 +123,7 @@ def compress(
                 coder=coder,
                 metadata=weights.metadata,
                 edits=weights.edits,
-                source=files.same_source(source, weights.tensors),
+                source=files.same_source(source),
                 threads=threads,
                 progress=bar,
                 phase=bar.again,
@@ -133,7 +133,7 @@ def compress(
         raise Stopped(f"what is finished is kept in {where}, and the same command goes on from there") from None
     _print(done, as_json)
     if not as_json:
-        _say(source, target, files.size_of(source, weights.tensors))
+        _say(source, target, files.size_of(source))
 
 
 def _say(source: Path, target: Path, before: int) -> None:

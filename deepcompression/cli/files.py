@@ -13,29 +13,46 @@ from deepcompression.codec.dtypes import RawTensor
 from deepcompression.codec.index import Entry
 from deepcompression.codec.reader import available_memory
 from deepcompression.errors import InputError, RunError, StorageError, TooLarge
+from deepcompression.formats.kinds import Kind, kind_of
 from deepcompression.formats.safetensors import TensorFile, write_each
-from deepcompression.formats.shards import Shards, is_sharded
+from deepcompression.formats.shards import Shards, paths_of
 
 if TYPE_CHECKING:
     import torch
 
 SAFETENSORS = ".safetensors"
-TORCH = (".pt", ".pth", ".bin", ".ckpt")
+TORCH = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
 
 
 def is_weights(path: Path) -> bool:
     """Whether `path` is called like a file of weights that is no .dcz."""
-    return path.suffix.lower() in (SAFETENSORS, *TORCH)
+    return path.name.lower().endswith((SAFETENSORS, *TORCH))
 
 
-def check_name(path: Path, what: str) -> None:
-    """Refuse a path, shown to the user as `what`, that is not called like a file of weights.
+def check_target(path: Path) -> None:
+    """Refuse a path to decode to that is not called like a file of weights.
 
     Raises:
         InputError: says which names are known.
     """
     if not is_weights(path):
-        raise InputError(f"{path}: {what} ends in {SAFETENSORS}, or for torch in {', '.join(TORCH)}")
+        raise InputError(f"{path}: OUT ends in {SAFETENSORS}, or for torch in {', '.join(TORCH)}")
+
+
+def check_dcz_target(path: Path, source: Path, verb: str) -> None:
+    """Refuse a .dcz file to write where weights lie: those that are read, or others by their name.
+
+    Args:
+        path: to write.
+        source: the file, folder or index that is read.
+        verb: for the message.
+
+    Raises:
+        InputError: says which.
+    """
+    same = path.exists() and any(one.exists() and path.samefile(one) for one in paths_of(source))
+    if is_weights(path) or (same and not path.is_symlink()):
+        raise InputError(f"{path}: would be overwritten by a .dcz file; {verb} IN OUT.dcz wants IN first")
 
 
 class Weights(NamedTuple):
@@ -59,14 +76,12 @@ def read(path: Path, key: str | None = None, merge_masks: bool = False) -> Weigh
         RunError: torch is needed and not installed.
         TooLarge: a torch checkpoint's expanded tensors take more than half of the memory.
     """
-    if is_sharded(path):
+    kind = kind_of(path)
+    if kind is Kind.DCZ:
+        raise InputError(f"{path}: is a .dcz file already; dcz decode IN.dcz OUT{SAFETENSORS} takes it apart")
+    if kind in (Kind.SAFETENSORS, Kind.SAFETENSORS_SHARDS):
         _no_torch_options(key, merge_masks)
-        shards = Shards(path)
-        return Weights(shards, shards.nbytes, *_keepable(shards))
-    check_name(path, "IN")
-    if path.suffix.lower() == SAFETENSORS:
-        _no_torch_options(key, merge_masks)
-        file = TensorFile(path)
+        file = TensorFile(path) if kind is Kind.SAFETENSORS else Shards(path)
         return Weights(file, file.nbytes, *_keepable(file))
     _need_torch(path)
     from deepcompression.formats.checkpoint import read_state
@@ -88,15 +103,15 @@ def _no_torch_options(key: str | None, merge_masks: bool) -> None:
         raise InputError("--key and --merge-masks are for torch checkpoints")
 
 
-def same_source(path: Path, tensors: Mapping[str, RawTensor]) -> str:
+def same_source(path: Path) -> str:
     """A text that is another one when a file that was read was written since, or is another one."""
-    stats = [(one.resolve(), one.stat()) for one in getattr(tensors, "paths", [path])]
+    stats = [(one.resolve(), one.stat()) for one in paths_of(path)]
     return "; ".join(f"{one} {stat.st_size} {stat.st_mtime_ns}" for one, stat in stats)
 
 
-def size_of(path: Path, tensors: Mapping[str, RawTensor]) -> int:
+def size_of(path: Path) -> int:
     """Bytes of the files that were read."""
-    return sum(one.stat().st_size for one in getattr(tensors, "paths", [path]))
+    return sum(one.stat().st_size for one in paths_of(path))
 
 
 def _keepable(file: TensorFile | Shards) -> tuple[dict[str, str], list[edits.Edit]]:
@@ -138,7 +153,7 @@ def write(
         RunError: torch is needed and not installed.
         StorageError: the disk is full, or `path` cannot be written.
     """
-    if path.suffix.lower() == SAFETENSORS:
+    if path.name.lower().endswith(SAFETENSORS):
         write_each(
             ((entry.name, entry.dtype, entry.shape) for entry in entries),
             tensor,

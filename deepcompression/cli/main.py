@@ -98,8 +98,9 @@ def encode(
     """Write the tensors of IN as .dcz: lossless, names, types, metadata and edits kept.
 
     IN is .safetensors (read one tensor at a time), several of them (model.safetensors.index.json, or their folder), or
-    a torch checkpoint (.pt, .pth, .bin, .ckpt), which needs torch; a pickle with code in it is refused, unrun. Of a
-    checkpoint the tensors at --key are kept, nothing beside them (optimizer, epoch, versions of modules).
+    a torch checkpoint, in one file or several, which needs torch; a pickle with code in it is refused, unrun. What is
+    in a file tells its kind, whatever its name. Of a torch checkpoint the tensors at --key are kept, nothing beside
+    them (optimizer, epoch, versions of modules).
 
     \b
     Examples:
@@ -114,10 +115,10 @@ def encode(
         raise InputError("--coder all only compares, with --dry-run; choose packed, huffman, adaptive or auto")
     if target is None and not dry_run:
         raise InputError("encode IN OUT.dcz: OUT.dcz is missing (--dry-run needs none)")
-    if target is not None and files.is_weights(target):
-        raise InputError(f"{target}: would be overwritten by a .dcz file; encode IN OUT.dcz wants IN first")
+    if target is not None:
+        files.check_dcz_target(target, source, "encode")
     tensors, size, metadata, edits = files.read(source, key, merge_masks)
-    before = files.size_of(source, tensors)
+    before = files.size_of(source)
     if coder == "all":
         from deepcompression.cli.show import compare_coders, print_coders
 
@@ -163,7 +164,7 @@ def decode(
     from deepcompression.codec import dtypes, reader
     from deepcompression.codec import file as io
 
-    files.check_name(target, "OUT")
+    files.check_target(target)
     with io.File(source, max_bytes=max_bytes) as file:
         wanted = reader.selected(file.index, name or None)
         with reader.named(source):

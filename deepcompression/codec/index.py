@@ -11,6 +11,7 @@ from deepcompression.codec import edits, metadata
 from deepcompression.codec.bitstream import Cursor, varint
 from deepcompression.codec.dtypes import DTYPES, NAMES
 from deepcompression.codec.edits import Edit
+from deepcompression.codec.foreign import told
 from deepcompression.codec.head import VERSION
 from deepcompression.errors import (
     ChecksumMismatch,
@@ -115,7 +116,9 @@ def read_prefix(prefix: bytes, file_bytes: int) -> int:
         NotADczFile, UnsupportedVersion, TruncatedFile, TooLarge
     """
     if prefix[: len(MAGIC)] != MAGIC[: len(prefix)] or not prefix:
-        raise NotADczFile(f"not a .dcz file: it begins with {prefix[:4]!r}, not {MAGIC!r}")
+        what = told(prefix) if prefix else None
+        why = f"it is {what}" if what else f"it begins with {prefix[:4]!r}, not {MAGIC!r}"
+        raise NotADczFile(f"not a .dcz file: {why}")
     if len(prefix) > 4 and not 1 <= prefix[4] <= VERSION:
         raise UnsupportedVersion(
             f"format version {prefix[4]} is not known here (only 1 to {VERSION}); update deep-compression"

@@ -10,15 +10,41 @@ from typing import Any
 from deepcompression.codec.dtypes import RawTensor
 from deepcompression.codec.reader import opened
 from deepcompression.errors import InputError
+from deepcompression.formats.kinds import Kind, kind_of, torch_index
 from deepcompression.formats.safetensors import TensorFile
 
 INDEX = ".safetensors.index.json"
 _MOST_INDEX = 100_000_000
 
 
-def is_sharded(path: Path) -> bool:
-    """Whether `path` is a folder, or called like the index of a checkpoint in several files."""
-    return path.is_dir() or path.name.lower().endswith(INDEX)
+def files_of(path: Path) -> list[Path]:
+    """The files, in order, of a checkpoint of torch whose index, or whose folder, `path` is.
+
+    Raises:
+        InputError: the index is not valid, or a file is missing.
+    """
+    index = torch_index(path) if path.is_dir() else path
+    if index is None:
+        raise InputError(f"{path}: a folder without an index; name the checkpoint's file")
+    found = [index.parent / name for name in sorted(set(_weight_map(index).values()))]
+    for file in found:
+        if not file.is_file():
+            raise InputError(f"{path}: the shard {file.name} is missing; all files of the checkpoint are needed")
+    return found
+
+
+def paths_of(path: Path) -> list[Path]:
+    """All files that decide what a checkpoint at `path`, a file, a folder or an index, holds.
+
+    Raises:
+        InputError: as `Shards`, `files_of`, `kind_of`.
+    """
+    kind = kind_of(path)
+    if kind is Kind.SAFETENSORS_SHARDS:
+        return Shards(path).paths
+    if kind is Kind.TORCH_SHARDS:
+        return [*files_of(path), path if path.is_file() else torch_index(path) or path]
+    return [path]
 
 
 class Shards(Mapping[str, RawTensor]):

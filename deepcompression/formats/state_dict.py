@@ -62,6 +62,8 @@ def to_raw_state(state: Mapping[str, Tensor]) -> dict[str, dtypes.RawTensor]:
     made: dict[int, dtypes.RawTensor] = {}
     raws = {}
     for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            raise WeightsError(f"{name}: is on the meta device and has no values to save")
         if not is_dense(tensor) or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
             raise WeightsError(f"{name}: only dense tensors of {', '.join(DTYPES)} can be saved, got {kind_of(tensor)}")
         raws[name] = made.setdefault(id(tensor), to_raw(tensor))

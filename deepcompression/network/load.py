@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from deepcompression.network.names import join, memory
 from deepcompression.network.state import bits_of
 
 log = logging.getLogger(__name__)
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
@@ -38,6 +40,25 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> 
     check_tensors(own, found, where)
     _give_memory(model, own, where)
     model.load_state_dict(found)
+
+
+def unwrapped(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` in its order, names that the model does not have without the parts that wrappers put anywhere into them
+    (``_orig_mod`` of torch.compile, ``module`` of DataParallel, those of FSDP), where the model has these.
+
+    Args:
+        model: its names are looked at.
+        state: tensors by name.
+    """
+    own = own_tensors(model)
+    names = {name: name if name in own else _plain_name(name) for name in state}
+    taken = Counter(names.values())
+    return {new if new in own and taken[new] == 1 else old: state[old] for old, new in names.items()}
+
+
+def _plain_name(name: str) -> str:
+    """A name without the parts that wrappers of modules put in."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -70,7 +91,7 @@ def fitting(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) 
             for title, names in (("missing:", missing), ("unexpected:", unexpected), ("shape:", wrong))
             if names
         ]
-        raise WeightsError(f"{where}: does not fit the model; {'; '.join(parts)}{_hint(own, unexpected)}")
+        raise WeightsError(f"{where}: does not fit the model; {'; '.join(parts)}{_hint(own, unexpected, missing)}")
     return whole
 
 
@@ -182,9 +203,9 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _hint(own: Mapping[str, Tensor], unexpected: Sequence[str]) -> str:
+def _hint(own: Mapping[str, Tensor], unexpected: Sequence[str], missing: Sequence[str]) -> str:
     for name in unexpected[:1]:
         for target in own:
             if name.endswith(f".{target}") and name != target:
                 return f"; set model.weights.strip: [{name.removesuffix(target)!r}]"
-    return ""
+    return f"; to leave tensors out, set model.weights.ignore: [{unexpected[0]}]" if unexpected and not missing else ""

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from deepcompression import factory
 from deepcompression.data.images import ENVIRONMENT
 from deepcompression.errors import RecipeError
+from deepcompression.formats.kinds import Kind, kind_of
 from flows.recipe.references import dotted, shown
 from flows.recipe.schema import Recipe
 from tasks.execution.settings import Factory, Place, Weights, parts
@@ -163,6 +164,12 @@ class _Judge:
                 f"from {' or '.join(WEIGHTS)} only; if you trust the file: {dotted(place)}=..."
             )
         self.folder(place, path)
+        kind = kind_of(Path(path)) if Path(path).is_file() else None
+        if kind not in (None, Kind.SAFETENSORS, Kind.DCZ):
+            raise RecipeError(
+                f"run {self.who}: {shown(place)}: {path[:200]!r}: is {kind.value}, whatever its name; "
+                f"if you trust the file: {dotted(place)}=..."
+            )
 
     def folder(self, place: Place, path: str) -> None:
         """``path`` must lie below an allowed folder, links resolved."""

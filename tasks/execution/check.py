@@ -56,7 +56,7 @@ def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> Non
     from deepcompression.structure.constraints import Structure, together
 
     weights = run.model.weights
-    if weights and not Path(weights.path).is_file():
+    if weights and not Path(weights.path).exists():
         raise WeightsError(f"model.weights.path {weights.path}: no such file")
     model = run.blank_model()
     fold_all(model)

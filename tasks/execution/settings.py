@@ -88,11 +88,15 @@ class Factory(Strict):
 
 
 class Weights(Strict):
-    """An existing checkpoint: .safetensors, .pt (weights only, no code is run) or .dcz."""
+    """An existing checkpoint: .safetensors, a file of torch.save (weights only, no code is run), .dcz, or the index or
+    folder of a checkpoint in several files. What is in a file tells its kind, whatever its name."""
 
     path: str
-    key: str | None = Field(None, description="where in the file the weights lie, for instance state_dict")
+    key: str | None = Field(None, description="where in the file the weights lie, for instance state_dict or model_ema")
     strip: list[str] = Field([], description="prefixes to remove from tensor names, for instance module.")
+    ignore: list[TensorName] = Field(
+        [], description="patterns of names, or of their last parts, to leave out: position_ids, criterion.*"
+    )
 
 
 class Model(Factory):

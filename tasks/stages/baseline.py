@@ -67,7 +67,8 @@ def _load(bench: Bench, weights: Weights) -> Product:
 
     hold, edits = bench.run.hold, checkpoint.edits_of(weights.path)
     model = bench.run.edited_model(edits)
-    state = checkpoint.read_state(weights.path, key=weights.key, strip=weights.strip)
+    read = checkpoint.read_state(weights.path, key=weights.key, strip=weights.strip, ignore=weights.ignore)
+    state = files.unwrapped(model, read)
     files.load_state(model, state, where=f"model.weights {weights.path}")
     folded = fold_all(model)
     held = holding.hold(
@@ -83,8 +84,17 @@ def _load(bench: Bench, weights: Weights) -> Product:
         edits=[*edits, *folded],
         notes=[
             f"read from {weights.path}; zeros held in {names}; sharing in {', '.join(held.shared) or 'none'}",
+            *_renamed(read, state),
             *_told(folded),
         ],
+    )
+
+
+def _renamed(read: Mapping[str, object], state: Mapping[str, object]) -> list[str]:
+    """What a person should know of names that were not the file's."""
+    pairs = [(old, new) for old, new in zip(read, state, strict=True) if old != new]
+    return (
+        [f"{len(pairs)} names without what wraps models put into them: {pairs[0][0]} is {pairs[0][1]}"] if pairs else []
     )
 
 
@@ -97,11 +107,16 @@ def _told(edits: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _digest(path: str) -> str:
+    """Of the file, or of all files of a checkpoint in several."""
     from pathlib import Path
 
-    from deepcompression.errors import WeightsError
+    from deepcompression.errors import InputError, WeightsError
+    from deepcompression.formats.shards import paths_of
 
     try:
-        return file_digest(Path(path))
+        found = [file_digest(one) for one in paths_of(Path(path))]
+    except InputError as error:
+        raise WeightsError(f"model.weights.path {error}") from None
     except OSError as error:
         raise WeightsError(f"model.weights.path {path}: cannot be read: {error.strerror or error}") from None
+    return found[0] if len(found) == 1 else " ".join(found)
