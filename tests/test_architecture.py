@@ -21,7 +21,7 @@ LAYERS = (
     ("structure",),
     ("training",),
     ("pruning", "sharing", "quantization", "distillation"),  # methods do not know each other
-    ("allocation", "runtime", "datafree"),
+    ("allocation", "runtime", "datafree", "reconstruction"),
     ("torch",),
     ("measure", "export", "cli"),
 )

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from deepcompression.network import names
+from deepcompression.network.biases import Followers, followed, place_of
 from deepcompression.network.edits.quantize_values import quantizers
-from deepcompression.network.names import join, memory
+from deepcompression.network.names import join
 from deepcompression.network.trace import resting
 
 Means = dict[str, list[Tensor]]  # of layers' outputs in one forward, call by call
@@ -49,15 +49,10 @@ class _Layer:
 
 @dataclass
 class _Seen:
-    """What has been seen of all layers; ``takes``: of each BatchNorm, whose outputs it takes, "" of something else."""
+    """What has been seen of all layers, and of what takes their outputs."""
 
     layers: dict[str, _Layer]
-    takes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-
-    def norm_of(self, name: str) -> str | None:
-        """The only BatchNorm that takes a layer's outputs, if it takes nothing else."""
-        found = [norm for norm, givers in self.takes.items() if name in givers]
-        return found[0] if len(found) == 1 and self.takes[found[0]] == {name} else None
+    followers: Followers = field(default_factory=Followers)
 
 
 def correct_bias(
@@ -88,7 +83,7 @@ def correct_bias(
     with resting(dense), resting(quantized), torch.no_grad():
         for batch in batches:
             means: Means = defaultdict(list)
-            with _watched(dense, seen, means):
+            with followed(dense, seen.layers, seen.followers), _watched(dense, seen, means):
                 forward(dense, batch)
             able = {name for name in seen.layers if not _place(quantized, name, seen, keep or {})[1]}
             with _corrected(quantized, seen, means, able):
@@ -114,20 +109,11 @@ def _spatial(module: nn.Module) -> int:
 
 @contextmanager
 def _watched(dense: nn.Module, seen: _Seen, means: Means) -> Iterator[None]:
-    """While it lasts, the means of what layers give are kept, call by call, and whose outputs each BatchNorm takes."""
-    given: dict[tuple[int, int], tuple[str, Tensor]] = {}  # outputs, unchanged, alive until the forward ends
+    """While it lasts, the means of what layers give are kept, call by call."""
 
     def watch(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             means[name].append(_mean(output, seen.layers[name].axis))
-            given[id(output), output._version] = (name, output)
-
-        return hook
-
-    def take(norm: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            key = (id(inputs[0]), inputs[0]._version) if inputs else None
-            seen.takes[norm].add(given[key][0] if key in given else "")
 
         return hook
 
@@ -135,8 +121,6 @@ def _watched(dense: nn.Module, seen: _Seen, means: Means) -> Iterator[None]:
         for name, module in dense.named_modules():
             if name in seen.layers:
                 stack.callback(module.register_forward_hook(watch(name)).remove)
-            if isinstance(module, _BatchNorm):
-                stack.callback(module.register_forward_pre_hook(take(name)).remove)
         yield
 
 
@@ -189,18 +173,9 @@ def _correct(model: nn.Module, name: str, seen: _Seen, keep: Mapping[str, str]) 
 
 def _place(model: nn.Module, name: str, seen: _Seen, keep: Mapping[str, str]) -> tuple[str, str]:
     """The tensor that takes up what a layer is off; and why it cannot, else empty."""
-    module: Any = model.get_submodule(name)
-    if module.bias is not None:
-        place = join(name, "bias")
-        return place, _used_elsewhere(model, module.bias) or keep.get(place, "")
-    norm = seen.norm_of(name)
-    if norm is None:
-        return "", "it has no bias, and no BatchNorm of its own follows that could take it up"
-    own: Any = model.get_submodule(norm)
-    if own.running_mean is None or own.num_features != _channels(module):
-        return "", f"it has no bias, and {norm} no running mean of its channels"
-    place = join(norm, "running_mean")
-    return place, keep.get(place, "")
+    channels = _channels(model.get_submodule(name))
+    place, why = place_of(model, name, seen.followers.norm_of(name), channels)
+    return place, why or keep.get(place, "")
 
 
 def _channels(module: Any) -> int:
@@ -215,9 +190,3 @@ def _recurrent(model: nn.Module) -> list[Corrected]:
     found = [name for name, one in model.named_modules() if isinstance(one, nn.RNNBase | nn.RNNCellBase)]
     why = "a recurrent layer's outputs are not off by what its biases add"
     return [Corrected(name, why=why) for name in found if quantizers(model.get_submodule(name))]
-
-
-def _used_elsewhere(model: nn.Module, bias: Tensor) -> str:
-    place = memory(bias)
-    uses = [name for name, one in model.named_parameters(remove_duplicate=False) if memory(one) == place]
-    return f"its bias is that of others too: {', '.join(uses[:3])}" if len(uses) > 1 else ""

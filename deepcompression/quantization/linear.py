@@ -186,7 +186,7 @@ def _one(name: str, weight: Tensor, how: Linear, correct: bool, shared: bool) ->
     told = ""
     if correct:
         found, told = _corrected(weight, found, how, free=not shared)
-    after = from_rows(_values(found, weight.dtype), weight.shape, grid.axis)
+    after = from_rows(multiplied(found, weight.dtype), weight.shape, grid.axis)
     _refuse_inexact(name, after, found, grid)
     scales = float(found.scales.min()), float(found.scales.max())
     per = "tensor" if grid.axis is None else "channel" if grid.group is None else f"group of {grid.group}"
@@ -212,8 +212,8 @@ def _array(rows: Tensor) -> Rows:
     return kept.to(torch.promote_types(kept.dtype, torch.float32)).contiguous().numpy()
 
 
-def _values(found: Integers, dtype: torch.dtype) -> Tensor:
-    """Integers times scales as the file format has it: +0.0 for 0, halves rounded from float32."""
+def multiplied(found: Integers, dtype: torch.dtype) -> Tensor:
+    """Integers times scales (rows, each) as the file format has it: +0.0 for 0, halves rounded from float32."""
     name = str(dtype).removeprefix("torch.")
     scales = found.scales.astype(np.float64) if name == "float64" else found.scales
     bits = grids.product(found.integers, scales, name)

@@ -76,7 +76,7 @@ class Grid:
         Raises:
             StructureError: it is on no such grid.
         """
-        scales, integers = _found(weight, self.axis, self.group)
+        scales, integers = recognised(weight, self.axis, self.group)
         low, high = _ends(integers, self.bits)
         shape = [-1, 1] if self.group is not None else [1] * weight.ndim
         if self.axis is not None and self.group is None:
@@ -91,7 +91,7 @@ class Grid:
             InvariantError: ``after`` is on no grid of so many bits.
         """
         try:
-            _ends(_found(after, self.axis, self.group)[1], self.bits)
+            _ends(recognised(after, self.axis, self.group)[1], self.bits)
         except StructureError as error:
             raise InvariantError(f"{name}: its weights are no longer integers times a scale: {error}") from None
         return 0
@@ -116,8 +116,13 @@ def _ends(integers: Integers, bits: int) -> tuple[NDArray[np.float32], NDArray[n
     return low.astype(np.float32), high.astype(np.float32)
 
 
-def _found(weight: Tensor, axis: int | None, group: int | None) -> tuple[NDArray[Any], Integers]:
-    """Scales (rows,) and integers (rows, each).
+def recognised(weight: Tensor, axis: int | None, group: int | None) -> tuple[NDArray[Any], Integers]:
+    """Scales (rows,) and integers (rows, each) of weights on a grid.
+
+    Args:
+        weight: any shape.
+        axis: of the channels that have a scale; None: one is for all.
+        group: so many elements have one.
 
     Raises:
         StructureError: there are none.

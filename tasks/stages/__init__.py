@@ -21,6 +21,7 @@ STAGES: dict[str, str] = {
     "share": "tasks.stages.share",
     "allocate": "tasks.stages.allocate",
     "quantize": "tasks.stages.quantize",
+    "reconstruct": "tasks.stages.reconstruct",
     "binarize": "tasks.stages.binarize",
     "recalibrate": "tasks.stages.recalibrate",
     "slim": "tasks.stages.slim",

@@ -23,6 +23,7 @@ from tasks.execution.run import Reference, Run
 from tasks.execution.settings import Model, Stage
 from tasks.methods import METHODS
 from tasks.stages import OTHERS, STAGES, losses, settings_of, work_of
+from tasks.stages.reconstruct import _Kept
 from tasks.storage.store import Store
 
 CODE = """
@@ -57,6 +58,7 @@ STAGES_KILLED: dict[str, list[dict[str, Any]]] = {
     "share": [{"bits": 2}, {"bits": 2, "init": "random"}, {"bits": 2, "train": TWO}],
     "allocate": [{"bits": [2, 8], "like": 8, "samples": 32, "vectors": 8}],
     "quantize": [{"rest": "int8"}, {"weights": {"bits": 8}, **CALIBRATED}, {"train": TWO, "before": SHARED}],
+    "reconstruct": [{"bits": 3, "density": 0.6, "samples": 32}, {"bits": 4, "weights": "linear", "samples": 32}],
     "binarize": [{**TWO, **THRESHOLDS}],
     "recalibrate": [{}],
     "slim": [{"units": 0.5}],
@@ -101,6 +103,8 @@ class Case:
             return [(Histogram, "add", 5), (Store, "put", 1)]
         if self.stage == "allocate":
             return [(losses, "write_json", 5), (Store, "put", 1)]
+        if self.stage == "reconstruct":
+            return [(_Kept, "done", 2), (Store, "put", 1)]
         late = (Store, "put" if self.settings.trains else "commit", 1)
         return [(_Loop, "_step", 6) if self.settings.trains else (Store, "put", 1), late]
 

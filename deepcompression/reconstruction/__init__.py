@@ -1,0 +1,1 @@
+"""Layers of given weights reconstructed on samples: pruned, shared or rounded, and what is lost made up for."""

@@ -1,0 +1,253 @@
+"""Layer by layer, from inputs that are compressed already: weights pruned and rounded, and made up for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepcompression.errors import StructureError
+from deepcompression.network import names as selection
+from deepcompression.network.biases import Followers, followed, place_of
+from deepcompression.network.trace import resting
+from deepcompression.reconstruction.calls import Call, Calls
+from deepcompression.reconstruction.layer import Wanted, reconstructed
+from deepcompression.reconstruction.moments import Moments, add, blocks_of
+from deepcompression.reconstruction.written import Written, matrix_of, read, written
+from deepcompression.structure.constraints import Structure
+
+Forward = Callable[[nn.Module, Any], object]
+Feed = Callable[[], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What was done to a layer; ``error`` of its outputs on the samples, as a part of their energy.
+
+    ``how``: kmeans, linear, or free values; ``values``: how many there are. ``constant``: the tensor that took up what
+    outputs were off on average, or "", and ``fixed``, why none did; ``note``: what else is to be known.
+    """
+
+    name: str
+    how: str
+    weights: int
+    nonzero: int
+    values: int
+    error: float
+    constant: str
+    fixed: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A layer's account and the tensors that changed, by name."""
+
+    layer: Layer
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Accounts of layers in the order of the forward, and why others were left alone, by tensor name."""
+
+    layers: list[Layer]
+    left: dict[str, str]
+
+
+@dataclass
+class Order:
+    """In which order a forward calls weights: groups with one input; how often each; what takes their outputs."""
+
+    groups: list[list[str]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, Call] = field(default_factory=dict)
+    followers: Followers = field(default_factory=Followers)
+
+
+class _Enough(BaseException):  # which no step takes for an error of its own
+    """All calls of interest have been seen."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is reconstructed, and on what: ``wanted`` of tensors, ``feed`` gives the batches, ``forward`` runs a model;
+    ``structure``, what is true of tensors by now; ``importance`` of outputs (out,), by tensor;
+    ``targets``, the model whose layers' outputs are aimed at, None: the one that is reconstructed, as it was.
+    """
+
+    wanted: Mapping[str, Wanted]
+    feed: Feed
+    forward: Forward
+    structure: Structure = field(default_factory=dict)
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    targets: nn.Module | None = None
+
+
+def reconstruct(
+    model: nn.Module,
+    task: Task,
+    *,
+    earlier: Callable[[str], Done | None] = lambda name: None,
+    done: Callable[[Done], object] = lambda one: None,
+) -> Reconstruction:
+    """Changes the weights that are wanted, and the constants of their outputs, in place.
+
+    Layers come in the order in which a forward calls them. What goes into each of them comes from the layers before it
+    as they are by then; what should come out is what comes out in the model as it was (Frantar et al. 2023). One
+    layer's moments are in memory at a time, or those of several with one input.
+
+    Args:
+        model: with ordinary parameters, on its device; afterwards in its own modes.
+        task: what becomes of which weights, and the samples.
+        earlier: what was done to a layer before this was interrupted.
+        done: is told of each layer.
+
+    Raises:
+        StructureError: there are no samples, or a value that goes into a layer is not finite.
+    """
+    dense = copy.deepcopy(task.targets or model)
+    with resting(model), resting(dense), torch.no_grad():
+        order = called(dense, list(task.wanted), task)
+        layers = []
+        for group in order.groups:
+            known = {name: one for name in group if (one := earlier(name)) is not None}
+            moments = {} if len(known) == len(group) else _moments(model, dense, group, order, task)
+            for name in group:
+                one = known.get(name) or _done(model, dense, name, moments[name], order, task)
+                _put(model, one.state)
+                if name not in known:
+                    done(one)
+                layers.append(one.layer)
+    left = {
+        name: "the forward multiplies nothing by it as a linear map or convolution"
+        for name in task.wanted
+        if name not in order.counts
+    }
+    return Reconstruction(layers, left)
+
+
+def called(model: nn.Module, wanted: Sequence[str], task: Task) -> Order:
+    """In which order the forward of the first batch calls weights.
+
+    Args:
+        model: that runs.
+        wanted: names of weights.
+        task: whose samples and forward it is.
+
+    Raises:
+        StructureError: there are no samples.
+    """
+    order, seen, alive = Order(), [], []
+    parameters = selection.parameters(model)
+
+    def see(call: Call) -> None:
+        if call.name not in order.counts:
+            seen.append((call.name, (id(call.value), call.value._version)))
+            order.shapes[call.name] = call
+        alive.append(call.value)  # else another tensor might get the same id
+        order.counts[call.name] = order.counts.get(call.name, 0) + 1
+
+    layers = [name.rpartition(".")[0] for name in wanted if _is_layer(model, name)]
+    batch = next(iter(task.feed()), None)
+    if batch is None:
+        raise StructureError("reconstruct: there are no samples of the training split")
+    with followed(model, layers, order.followers), Calls({name: parameters[name] for name in wanted}, see):
+        task.forward(model, batch)
+    order.groups = [[name for name, _ in some] for _, some in groupby(seen, key=lambda one: one[1])]
+    return order
+
+
+def _is_layer(model: nn.Module, name: str) -> bool:
+    prefix, _, own = name.rpartition(".")
+    return own == "weight" and selection.is_layer(model.get_submodule(prefix))
+
+
+def _moments(model: nn.Module, dense: nn.Module, group: Sequence[str], order: Order, task: Task) -> dict[str, Moments]:
+    """Of what goes into layers with one input; those of unlike geometry have each their own."""
+    found: dict[str, Moments] = {}
+    for batch in task.feed():
+        before = list(_inputs(dense, group, order, task, batch))
+        for call, other in zip(_inputs(model, group, order, task, batch), before, strict=True):
+            found[call.name] = add(found.get(call.name), call, other.value)
+    return found
+
+
+def _inputs(model: nn.Module, group: Sequence[str], order: Order, task: Task, batch: Any) -> list[Call]:
+    """The calls of a group's weights in the forward of a batch, which goes no further."""
+    parameters, calls = selection.parameters(model), []
+    total = sum(order.counts[name] for name in group)
+
+    def see(call: Call) -> None:
+        calls.append(call)
+        if len(calls) == total:
+            raise _Enough
+
+    try:
+        with Calls({name: parameters[name] for name in group}, see):
+            task.forward(model, batch)
+    except _Enough:
+        pass
+    return calls
+
+
+def _done(model: nn.Module, dense: nn.Module, name: str, moments: Moments, order: Order, task: Task) -> Done:
+    """One layer's new tensors."""
+    weight = selection.parameters(model)[name].detach()
+    wanted, words = task.wanted[name], task.structure.get(name, ())
+    if not bool(torch.isfinite(moments.second).all()):
+        raise StructureError(f"reconstruct: what goes into {name} is not finite (NaN, or infinite)")
+    constant, why = _constant(model, name, order, task)
+    form = read(weight, wanted, words, order.shapes[name].axis)
+    aim = matrix_of(selection.parameters(dense)[name], form)
+    made = reconstructed(
+        aim,
+        moments,
+        wanted,
+        task.importance.get(name),
+        coded=form.coded,
+        alive=matrix_of(weight, form) != 0,
+        centred=not why,
+    )
+    new = written(weight, made, form, wanted)
+    state = {name: new.weight}
+    if not why:
+        tensor = {**dict(model.named_parameters()), **dict(model.named_buffers())}[constant]
+        sign = -1 if constant.endswith("running_mean") else 1
+        state[constant] = (tensor.double() + sign * made.shift.to(tensor.device)).to(tensor.dtype)
+    return Done(_account(name, new, made.error, "" if why else constant, why, _note(moments)), state)
+
+
+def _constant(model: nn.Module, name: str, order: Order, task: Task) -> tuple[str, str]:
+    """What takes up what a layer's outputs are off on average; or why nothing does."""
+    if not _is_layer(model, name):
+        return "", "it is no weight of a layer of its own"
+    prefix = name.rpartition(".")[0]
+    outputs = order.shapes[name].shape[0]
+    constant, why = place_of(model, prefix, order.followers.norm_of(prefix), outputs)
+    kept = task.structure.get(constant)
+    return constant, why or (f"{constant} must stay {kept[0]}" if kept else "")
+
+
+def _account(name: str, new: Written, error: float, constant: str, fixed: str, note: str) -> Layer:
+    weight = new.weight
+    counts = weight.numel(), int((weight != 0).sum()), len(torch.unique(weight))
+    return Layer(name, new.how, *counts, error, constant, fixed, note)
+
+
+def _note(moments: Moments) -> str:
+    if moments.blocks == 1:
+        return ""
+    width = blocks_of(moments.inputs, 1)[1]
+    return f"{moments.inputs:,} inputs: moments within {moments.blocks} blocks of {width:,}"
+
+
+def _put(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    own = {**selection.parameters(model), **dict(model.named_buffers())}
+    for name, tensor in state.items():
+        own[name].copy_(tensor)

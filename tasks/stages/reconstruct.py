@@ -1,0 +1,259 @@
+"""Layers reconstructed on samples."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
+
+from pydantic import Field, model_validator
+
+from tasks.console import bar
+from tasks.execution.bench import Bench, Product, covering
+from tasks.execution.patterns import RESOLVED, SELECTED
+from tasks.execution.settings import Bits, ByName, Density, Rate, Stage, table_of
+from tasks.stages.linear import Groups
+from tasks.stages.share import Channels
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from deepcompression.reconstruction.layer import Wanted
+    from deepcompression.reconstruction.reconstruct import Done, Reconstruction
+    from deepcompression.structure.constraints import Structure
+    from deepcompression.structure.shared import Shared
+
+BATCH, NAMED = 16, 3  # samples at a time; layers that a note names
+
+
+class Settings(Stage):
+    """Weights pruned and rounded layer by layer, on a few samples without labels, and what that loses made up for."""
+
+    stage: Literal["reconstruct"]
+    samples: int = Field(128, ge=1, description="drawn from the training split, not augmented; labels are not used")
+    density: Annotated[Density | dict[str, Density] | None, ByName, SELECTED] = Field(
+        None, description="fraction of weights that stays, of all or by name pattern; without it none is pruned"
+    )
+    bits: Annotated[Bits | dict[str, Bits] | None, ByName, SELECTED] = Field(
+        None, description="2**bits values, or integers of so many bits, for all or by name pattern; without it values "
+        "stay free, and codebooks and scales that are there are fitted",
+    )  # fmt: skip
+    weights: Literal["kmeans", "linear"] = Field(
+        "kmeans", description="values of a codebook, or symmetric integers times a scale"
+    )
+    per: Literal["tensor", "channel"] | Groups | Channels = Field(
+        "tensor",
+        description="what has a codebook or a scale: a tensor, each output channel, {group: N} consecutive elements of "
+        "a channel, or {channels: N} channels together",
+    )
+    rate: Annotated[Rate | dict[str, Rate], ByName, RESOLVED] = Field(
+        0.0,
+        description="what a coded bit is worth, as a fraction of the weights' mean square: 0.01 to 0.1 make the file "
+        "smaller, and prune further, at some error",
+    )
+    damping: float = Field(0.05, gt=0, description="added to each input's mean square, as a part of the mean of all")
+    order: Literal["energy", "natural"] = Field(
+        "energy", description="in which order a layer's inputs are gone through: those of most energy first, or as is"
+    )
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Settings:
+        if self.rate and self.bits is None:
+            raise ValueError("rate goes with bits, such as bits: 8")
+        if self.weights == "kmeans" and self.rate and self.per != "tensor":
+            raise ValueError("rate goes with per: tensor, or with weights: linear")
+        if self.weights == "linear" and isinstance(self.per, Channels):
+            raise ValueError("per: channels is of codebooks; integers have a scale per tensor, channel or {group: N}")
+        if self.weights == "linear" and 1 in table_of(self.bits).values():
+            raise ValueError("weights: linear takes bits of 2 and more")
+        return self
+
+    def names(self, model: nn.Module) -> list[str]:
+        """Tensors that are meant: those of bits and density, or all."""
+        from deepcompression.network.names import prunable, resolve
+
+        meant = {name for one in (self.bits, self.density) if one is not None for name in resolve(model, table_of(one))}
+        given = self.bits is not None or self.density is not None
+        return [name for name in _matrices(model) if name in meant] if given else prunable(model)
+
+    def parts(self, model: nn.Module) -> dict[str, Shared]:
+        """What has a codebook or a scale in each tensor of ``bits``; StructureError where groups do not divide one."""
+        from deepcompression.network.names import resolve
+        from deepcompression.sharing.groups import parts
+
+        names = [] if self.bits is None else list(resolve(model, table_of(self.bits)))
+        if isinstance(self.per, Groups):
+            return parts(model, names, "group", self.per.group)
+        if isinstance(self.per, Channels):
+            return parts(model, names, "channels", self.per.channels)
+        return parts(model, names, self.per)
+
+    def wanted(self, model: nn.Module) -> dict[str, Wanted]:
+        """What becomes of each tensor that is meant."""
+        from deepcompression.network.names import resolve
+        from deepcompression.reconstruction.layer import Wanted
+        from deepcompression.structure.shared import Shared
+
+        density, bits = (resolve(model, table_of(one)) if one is not None else {} for one in (self.density, self.bits))
+        rates = resolve(model, table_of(self.rate)) if self.rate else {}
+        parts = self.parts(model)
+        return {
+            name: Wanted(
+                density.get(name), bits.get(name), self.weights, parts.get(name, Shared()), rates.get(name, 0.0),
+                damping=self.damping, order=self.order,
+            )
+            for name in self.names(model)
+        }  # fmt: skip
+
+    def follows(self, model: nn.Module, structure: Structure) -> None:
+        """Tensors that get values have none that must stay."""
+        from deepcompression.errors import StructureError
+        from deepcompression.network.parametrized import VALUES
+        from deepcompression.structure.constraints import SHARED, of_kind, of_order
+
+        for name in self.parts(model):
+            words = structure.get(name, ())
+            for word in (*of_order(words, VALUES), *of_kind(words, SHARED)):
+                raise StructureError(
+                    f"{name}: is {word} already, which reconstruct would draw anew; leave it out of bits, and its "
+                    "values are fitted"
+                )
+        for name in self.names(model):
+            for word in of_kind(structure.get(name, ()), "binary"):
+                raise StructureError(f"{name}: is {word} already, which reconstruct cannot keep; leave it out by name")
+
+    def leaves(self, model: nn.Module) -> Structure:
+        """Zeros, and shared values or grids."""
+        return {name: self.words(name, wanted) for name, wanted in self.wanted(model).items()}
+
+    def words(self, name: str, wanted: Wanted) -> tuple[str, ...]:
+        """What is true of a tensor afterwards."""
+        from deepcompression.structure.grid import Grid
+
+        zeros = ("zeros",) if wanted.density is not None or wanted.rate else ()
+        if wanted.bits is None:
+            return zeros
+        if wanted.method == "linear":
+            return (*zeros, Grid(wanted.bits, wanted.part.axis, wanted.part.group).word)
+        return ("zeros", wanted.part.word)
+
+
+def _matrices(model: nn.Module) -> list[str]:
+    from deepcompression.network.names import first_names, parameters
+
+    first = first_names(model)
+    return [name for name, one in parameters(model).items() if first[name] == name and one.ndim >= 2]
+
+
+def work(bench: Bench, settings: Settings) -> Product:
+    """Layers pruned and rounded on samples, each beside those before it; every one is kept when it is done."""
+    from deepcompression.network.coverage import coverage
+    from deepcompression.network.state import plain_state
+    from deepcompression.reconstruction.reconstruct import Task, reconstruct
+
+    assert bench.input is not None
+    model = bench.model()
+    state = plain_state(model)
+    blank = {name: "zero throughout" for name in settings.names(model) if not bool(state[name].any())}
+    wanted = {name: one for name, one in settings.wanted(model).items() if name not in blank}
+    compute, feed, forward = _samples(bench, settings)
+    compute.place(model)
+    with bar(bench.label, len(wanted)) as advance:
+        kept = _Kept(bench.folder, advance)
+        task = Task(wanted, feed, forward, bench.input.structure)
+        done = reconstruct(model, task, earlier=kept.earlier, done=kept.done)
+    rows = coverage(model, [one.name for one in done.layers], {**blank, **done.left})
+    return covering(_product(model, settings, wanted, done), rows)
+
+
+def _product(model: nn.Module, settings: Settings, wanted: Mapping[str, Wanted], done: Reconstruction) -> Product:
+    from deepcompression.network.state import plain_state
+
+    names = [one.name for one in done.layers]
+    return Product(
+        plain_state(model),
+        structure={name: words for name in names if (words := settings.words(name, wanted[name]))},
+        selected=[*names, *(one.constant for one in done.layers if one.constant)],
+        report={"layers": [asdict(one) for one in done.layers]},
+        notes=list(_told(done)),
+    )
+
+
+def _samples(bench: Bench, settings: Settings) -> tuple[Any, Any, Any]:
+    """Where models run; what gives the same batches at each call; what runs a model on one."""
+    from deepcompression.data.splits import drawn
+    from deepcompression.training.context import context_of
+
+    problem = bench.run.problem(min(BATCH, settings.samples))
+    problem = replace(problem, train=drawn(problem.train, settings.samples, bench.seed))
+    context = context_of(problem, bench.run.compute(), bench.seed)
+
+    def feed() -> Iterable[Any]:
+        bench.run.rewind()  # a loader that draws an order draws the same in each pass
+        return context.batches("reconstruct", settings.samples)
+
+    return context.compute, feed, context.forward
+
+
+class _Kept:
+    """Layers that are done, in files, so that a killed stage goes on with the next."""
+
+    def __init__(self, folder: Path, advance: Callable[[str], None]) -> None:
+        self.folder, self.advance = folder, advance
+
+    def earlier(self, name: str) -> Done | None:
+        """What was done to a layer, if it was."""
+        import torch
+
+        from deepcompression.reconstruction.reconstruct import Done, Layer
+
+        path = self._path(name)
+        if not path.exists():
+            return None
+        made = torch.load(path, weights_only=True)
+        self.advance(f"{name}, done before")
+        return Done(Layer(**made["layer"]), made["state"])
+
+    def done(self, one: Done) -> None:
+        """Keeps a layer."""
+        import torch
+
+        from deepcompression._atomic import written
+
+        with written(self._path(one.layer.name)) as file:
+            torch.save({"layer": asdict(one.layer), "state": one.state}, file)
+        self.advance(f"{one.layer.name}  error {one.layer.error:.2%}")
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{quote(name, safe='')}.pt"
+
+
+def _told(done: Reconstruction) -> Iterator[str]:
+    """Which layers were made up for, with how much error, and what else is to be known of them."""
+    ways = defaultdict(list)
+    for one in done.layers:
+        ways[one.how].append(one)
+    for how, some in ways.items():
+        worst = max(some, key=lambda one: one.error)
+        yield (
+            f"{len(some)} layers reconstructed ({how}): {sum(one.nonzero for one in some):,} of "
+            f"{sum(one.weights for one in some):,} weights are not zero; the outputs of {worst.name} are off most, by "
+            f"{worst.error:.2%} of their energy"
+        )
+    yield from (f"{one.name}: {one.note}" for one in done.layers if one.note)
+    fixed = defaultdict(list)
+    for one in done.layers:
+        if one.fixed:
+            fixed[one.fixed].append(one.name)
+    for why, names in fixed.items():
+        yield f"outputs of {_some(names)} keep their constant: {why}"
+    for why in dict.fromkeys(done.left.values()):
+        yield f"{_some([name for name, other in done.left.items() if other == why])} left alone: {why}"
+
+
+def _some(names: Collection[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(list(names)[:NAMED])}{more}"
