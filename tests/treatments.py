@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from deepcompression.codec.dtypes import RawTensor, to_array, unsigned
-from deepcompression.datafree.counted import counted, narrowed, values_of
 from deepcompression.datafree.tensor import Loss, treated
 from deepcompression.datafree.treatment import Treatment
+from deepcompression.structure.counted import counted, narrowed, values_of
 
 
 def tensor(dtype: str, seed: int, size: int, scale: float = 1.0, distinct: int | None = None) -> RawTensor:

@@ -13,12 +13,13 @@ import numpy as np
 
 from deepcompression.codec.dtypes import DTYPES
 from deepcompression.codec.parts import Part
-from deepcompression.datafree.counted import Counted
-from deepcompression.datafree.cut import Cut
+from deepcompression.datafree.points import points_of
 from deepcompression.datafree.tensor import stepped
 from deepcompression.datafree.treatment import Treatment
 from deepcompression.errors import StructureError
 from deepcompression.sharing.kmeans import Floats
+from deepcompression.structure.counted import Counted
+from deepcompression.structure.cut import Cut
 
 # Steps relative to the root mean square: an error at most of 1/900 of the weights' size, and nearly all of them zero.
 KNOTS = 2.0 ** np.arange(-8, 2.51, 0.25)
@@ -50,10 +51,10 @@ def curve_of(found: Counted, cut: Cut | None) -> Curve | None:
         found: the tensor, counted.
         cut: what is pruned of it.
     """
-    _, points = found.points(cut.stays if cut else None)
+    points = points_of(found, cut.stays if cut else None)
     if not points.keys.size:
         return None
-    every = found.points()[1] if cut else points
+    every = points_of(found) if cut else points
     energy = float(every.counts @ np.square(every.keys))
     kept = float(points.counts @ np.square(points.keys))
     scale = (kept / points.counts.sum()) ** 0.5

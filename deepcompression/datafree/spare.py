@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from deepcompression.codec.dtypes import DTYPES
-from deepcompression.datafree.counted import KINDS
 from deepcompression.datafree.treatment import TENSOR, Per, Treatment, check, row_of
 from deepcompression.errors import StructureError
+from deepcompression.structure.counted import KINDS
 
 SMALL = 1024  # elements, below which a tensor has nothing to give
 DEFAULT_BITS = 6

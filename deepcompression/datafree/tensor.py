@@ -10,7 +10,11 @@ from numpy.typing import NDArray
 
 from deepcompression._parallel import mapped
 from deepcompression.codec.dtypes import Bits, RawTensor, to_array, unsigned
-from deepcompression.datafree.counted import (
+from deepcompression.datafree.points import points_of
+from deepcompression.datafree.treatment import Treatment
+from deepcompression.sharing.kmeans import Floats, Points, limits_of, means_of
+from deepcompression.sharing.kmeans_groups import kmeans_groups
+from deepcompression.structure.counted import (
     SLICE,
     Counted,
     ascending_patterns,
@@ -20,10 +24,7 @@ from deepcompression.datafree.counted import (
     patterns,
     values_of,
 )
-from deepcompression.datafree.cut import Cut, cut_at, gone, seen_before
-from deepcompression.datafree.treatment import Treatment
-from deepcompression.sharing.kmeans import Floats, Points, limits_of, means_of
-from deepcompression.sharing.kmeans_groups import kmeans_groups
+from deepcompression.structure.cut import Cut, cut_at, gone, seen_before
 
 Floats32 = NDArray[np.float32]
 _PIECE = 1 << 14  # elements whose squares are summed in float32
@@ -122,7 +123,7 @@ class _Levels:
 
 def _levels(found: Counted, cut: Cut | None, treatment: Treatment, kind: str) -> _Levels:
     """The best values of what stays, or the means of what is nearest to each multiple of a step."""
-    _, points = found.points(cut.stays if cut else None)
+    points = points_of(found, cut.stays if cut else None)
     if not points.keys.size:
         return _Levels(np.zeros(1, np.float32), np.full(1, np.inf, np.float32), kind)
     if treatment.bits is not None:

@@ -14,12 +14,12 @@ from deepcompression.codec.dtypes import RawTensor, raw_of
 from deepcompression.codec.file import Tensor
 from deepcompression.codec.parts import Part
 from deepcompression.datafree.allocate import Curve, curve_of
-from deepcompression.datafree.counted import counted, narrowed
-from deepcompression.datafree.cut import cut_at
 from deepcompression.datafree.kept import Kept
 from deepcompression.datafree.spare import About
 from deepcompression.datafree.tensor import treated
 from deepcompression.datafree.treatment import Treatment
+from deepcompression.structure.counted import counted, narrowed
+from deepcompression.structure.cut import cut_at
 
 Progress = Callable[[str, int], None]
 WAY = 1  # of finding values: raised when the same settings give other ones, so that no file has both

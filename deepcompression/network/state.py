@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from deepcompression.errors import StructureError
 from deepcompression.network.names import memory, refuse_overlaps
 
+PIECE = 1 << 20  # elements that are looked at together, where all would take memory
 INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -37,10 +38,11 @@ def normalised(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, T
     for name in names:
         if name not in state or not state[name].is_floating_point():
             raise StructureError(f"{name}: no floating-point tensor of this name to prune or share")
-        bad = int((~torch.isfinite(state[name])).sum())
+        pieces = torch.split(state[name].detach().reshape(-1), PIECE)
+        bad = sum(len(piece) - int(torch.isfinite(piece).sum()) for piece in pieces)
         if bad:
             raise StructureError(f"{name}: {bad} values are NaN or infinite; pruning and sharing need finite weights")
-        changed[name] = torch.where(state[name] == 0, torch.zeros_like(state[name]), state[name])
+        changed[name] = state[name] + 0.0  # which is +0.0 for -0.0, and nothing else is changed
     return replaced(state, changed)
 
 

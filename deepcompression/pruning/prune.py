@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression.errors import StructureError
+from deepcompression.formats.state_dict import to_raw
 from deepcompression.network.state import normalised, replaced
+from deepcompression.structure.counted import SLICE, counted
+from deepcompression.structure.cut import cut_at, gone, seen_before
 
 Score = Callable[[str, Tensor], Tensor]
 GLOBAL_FLOOR = 0.01
@@ -68,14 +71,39 @@ def prune(
         raise StructureError(f"prune: scope {scope!r}; expected layer, or global with a density")
     check_numbers(density, quality)
     clean = normalised(state, table)
-    scores = {name: scores_of(name, clean[name], score, padding or {}) for name in table}
+    plain = score is None and quality is None and scope == "layer" and len({id(clean[n]) for n in table}) == len(table)
+    many = {name for name in table if plain and name not in (padding or {}) and _countable(clean[name])}
+    layers = {name: _prune_by_counting(name, clean[name], (density or {})[name]) for name in many}
+    scores = {name: scores_of(name, clean[name], score, padding or {}) for name in table if name not in many}
     if quality is not None:
-        stays = {name: _above(scores[name], clean[name], quality[name]) for name in table}
+        stays = {name: _above(scores[name], clean[name], quality[name]) for name in scores}
     else:
         stays = kept(scores, density or {}, scope)
     pruned = {name: _cut(name, clean[name], keep) for name, keep in stays.items()}
-    layers = [account_of(name, clean[name], weight, scores[name]) for name, weight in pruned.items()]
-    return Pruned(replaced(clean, pruned), layers)
+    layers |= {name: account_of(name, clean[name], weight, scores[name]) for name, weight in pruned.items()}
+    return Pruned(replaced(clean, pruned), [layers[name] for name in table])
+
+
+def _countable(weight: Tensor) -> bool:
+    kinds = (torch.float32, torch.float16, torch.bfloat16)
+    return weight.dtype in kinds and weight.is_contiguous() and weight.device.type == "cpu"
+
+
+def _prune_by_counting(name: str, weight: Tensor, density: float) -> LayerDensity:
+    """Prunes `weight` in place, by magnitude: as by scores, without the memory of these."""
+    raw = to_raw(weight)
+    flat = raw.bits.reshape(-1)
+    found = counted(flat, raw.dtype)
+    cut = cut_at(flat, found, density)
+    before = flat.size - found.zeros
+    if cut is not None:
+        for number, seen in enumerate(seen_before(flat, cut, 1)):
+            part = flat[number * SLICE : (number + 1) * SLICE]
+            part[gone(part, cut, seen)] = 0
+    alive = before if cut is None else max(round(density * flat.size), 1)
+    pieces = torch.split(weight.detach().reshape(-1), SLICE)
+    least = min((float(one[one != 0].abs().min()) for one in pieces if bool((one != 0).any())), default=0.0)
+    return LayerDensity(name, flat.size, before, alive, alive / max(flat.size, 1), least)
 
 
 def refresh(score: Score | None, model: nn.Module) -> None:

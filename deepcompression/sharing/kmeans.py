@@ -123,10 +123,9 @@ class _Grid:
     def __init__(self, values: Values, low: np.float32, per_unit: np.float32) -> None:
         self.low, self.per_unit, self.width = low, per_unit, 1 / float(per_unit)
         self.tolerance = self.width / 256
-        self.index = np.empty(len(values), np.uint16)
         self.counts, sums = np.zeros(BINS, np.int64), np.zeros(BINS)
         for piece in _pieces(len(values), GRID_PIECE):
-            self.index[piece] = bins = self.bin_of(values[piece])
+            bins = self.bin_of(values[piece])
             self.counts += np.bincount(bins, minlength=BINS)
             sums += np.bincount(bins, weights=values[piece], minlength=BINS)
         used = self.counts > 0
@@ -321,7 +320,7 @@ def codebook(values: Values, means: Floats, grid: _Grid | None = None) -> Codebo
     passed = (np.cumsum(within) - within).astype(codes.dtype)
     for piece in _pieces(len(values), CODE_PIECE):
         part, found = values[piece], codes[piece]
-        found[:] = passed.take(grid.index[piece]) if grid else np.searchsorted(limits, part)
+        found[:] = passed.take(grid.bin_of(part)) if grid else np.searchsorted(limits, part)
         for _ in range(within.max()):
             found += part > limits.take(found)
         used += np.bincount(found, minlength=len(centroids))

@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deepcompression.codec.dtypes import Bits, to_array
 from deepcompression.errors import StructureError
-from deepcompression.network.state import normalised, replaced
+from deepcompression.formats.state_dict import to_raw
+from deepcompression.network.state import PIECE, normalised, replaced
 from deepcompression.sharing.entropy_constrained import rate_codebook
-from deepcompression.sharing.kmeans import Codebook, Init
-from deepcompression.sharing.kmeans_groups import kmeans_groups
+from deepcompression.sharing.kmeans import Codebook, Init, kmeans1d
+from deepcompression.sharing.kmeans_groups import LONG, kmeans_groups
 from deepcompression.sharing.nearest import uniform
 from deepcompression.sharing.sklearn_kmeans import sklearn_kmeans
 from deepcompression.structure.rows import from_rows, rows_of
@@ -90,27 +92,74 @@ def share(
     check_bits(bits)
     rates = rates_of(bits, rate)
     clean = normalised(state, bits)
+    alone = len({id(clean[name]) for name in bits}) == len(bits)
     shared, layers = {}, []
     for number, (name, width) in enumerate(bits.items()):
         weight = clean[name]
         if weight.dtype not in DTYPES:
             raise StructureError(f"{name}: sharing takes float32, float16, bfloat16 and float64, got {weight.dtype}")
-        chosen = weight != 0
-        if name in (padding or {}):
-            chosen[(padding or {})[name]] = False
-        part = (per or {}).get(name, Shared())
+        row, part, books = (padding or {}).get(name), (per or {}).get(name, Shared()), (init, solver, seed + number)
         if rates[name] and part.axis is not None:
             raise StructureError(f"{name}: rate {rates[name]:g} goes with one codebook; per: tensor, or rate: 0")
-        shared[name], sizes = weight.clone(), [0]
-        if chosen.any() and rates[name]:
-            shared[name][chosen] = _by_rate(name, weight, chosen, width, rates[name])
-        elif chosen.any():
-            drawn, sizes = _in_parts(weight, chosen, part, 2**width, partial(_books, init, solver, seed + number))
-            shared[name].copy_(drawn)
-        made = account(name, width, weight[chosen], shared[name][chosen])
-        small = sum(size <= 2**width for size in sizes)
-        layers.append(made if part.axis is None else replace(made, codebooks=len(sizes), small=small))
+        plain = solver == "own" and row is None and part.axis is None and not rates[name]
+        if plain and alone and weight.is_contiguous() and int(torch.count_nonzero(weight)) > LONG:
+            shared[name], layer = weight, _share_whole(name, weight, width, init, seed + number)
+        else:
+            shared[name], layer = _share_parts(name, weight, width, rates[name], row, part, partial(_books, *books))
+        layers.append(layer)
     return SharedState(replaced(clean, shared), layers)
+
+
+def _share_whole(name: str, weight: Tensor, bits: int, init: Init, seed: int) -> LayerSharing:
+    """Shares `weight` in place, by one codebook: with little memory beside its values and codes."""
+    raw = to_raw(weight)
+    flat = raw.bits.reshape(-1)
+    pieces = [slice(at, at + PIECE) for at in range(0, flat.size, PIECE)]
+    values = _nonzero(flat, raw.dtype, pieces)
+    book = kmeans1d(values, 2**bits, init=init, seed=seed)
+    centroids = torch.from_numpy(book.centroids).to(weight.dtype)
+    if bool((centroids == 0).any()):
+        centroids = _without_zero(centroids, values.astype(np.float64), book.codes)
+    del values
+    table, at, error = to_raw(centroids).bits, 0, 0.0
+    for piece in pieces:
+        part = flat[piece]
+        alive = to_array(part, raw.dtype) != 0
+        drawn = table[book.codes[at : at + int(alive.sum())]]
+        gap = to_array(drawn, raw.dtype).astype(np.float64) - to_array(part[alive], raw.dtype)
+        part[alive], at, error = drawn, at + len(drawn), error + float(gap @ gap)
+    return LayerSharing(name, bits, torch.unique(centroids).float().tolist(), at, error, (error / max(at, 1)) ** 0.5)
+
+
+def _nonzero(flat: Bits, dtype: str, pieces: list[slice]) -> NDArray[np.float32]:
+    """The values (m,) of `flat` (n,) that are not zero; of float32 without zeros no copy."""
+    alive = [int(np.count_nonzero(to_array(flat[piece], dtype))) for piece in pieces]
+    if dtype == "float32" and sum(alive) == flat.size:
+        return flat.view(np.float32)
+    values, at = np.empty(sum(alive), np.float32), 0
+    for piece, count in zip(pieces, alive, strict=True):
+        part = to_array(flat[piece], dtype)
+        values[at : at + count] = part[part != 0]
+        at += count
+    return values
+
+
+def _share_parts(
+    name: str, weight: Tensor, bits: int, rate: float, padding: int | None, part: Shared, solve: Solve
+) -> tuple[Tensor, LayerSharing]:
+    """A copy of `weight` that shares values by a rate, or in each of its parts; and its account."""
+    chosen = weight != 0
+    if padding is not None:
+        chosen[padding] = False
+    shared, sizes = weight.clone(), [0]
+    if chosen.any() and rate:
+        shared[chosen] = _by_rate(name, weight, chosen, bits, rate)
+    elif chosen.any():
+        drawn, sizes = _in_parts(weight, chosen, part, 2**bits, solve)
+        shared.copy_(drawn)
+    made = account(name, bits, weight[chosen], shared[chosen])
+    small = sum(size <= 2**bits for size in sizes)
+    return shared, made if part.axis is None else replace(made, codebooks=len(sizes), small=small)
 
 
 def check_bits(bits: Mapping[str, int]) -> None:
@@ -138,10 +187,12 @@ def account(name: str, bits: int, before: Tensor, after: Tensor) -> LayerSharing
         before: its weights as they were.
         after: as they are.
     """
-    used = after[after != 0]
-    gap = after.double() - before.double()
-    error, count = float(gap @ gap), max(gap.numel(), 1)
-    return LayerSharing(name, bits, torch.unique(used).float().tolist(), used.numel(), error, (error / count) ** 0.5)
+    pieces = list(zip(torch.split(before, PIECE), torch.split(after, PIECE), strict=True))
+    gaps = (new.double() - old.double() for old, new in pieces)
+    error, count = sum(float(gap @ gap) for gap in gaps), max(before.numel(), 1)
+    used = torch.unique(torch.cat([torch.unique(new[new != 0]) for _, new in pieces]))
+    alive = int(torch.count_nonzero(after))
+    return LayerSharing(name, bits, used.float().tolist(), alive, error, (error / count) ** 0.5)
 
 
 def _in_parts(weight: Tensor, chosen: Tensor, part: Shared, k: int, solve: Solve) -> tuple[Tensor, list[int]]:

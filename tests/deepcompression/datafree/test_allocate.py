@@ -12,10 +12,10 @@ from treatments import done, tensor
 
 from deepcompression.datafree.allocate import FINE, chosen, curve_of
 from deepcompression.datafree.compress import compress_state, plan_of
-from deepcompression.datafree.counted import counted, narrowed
-from deepcompression.datafree.cut import cut_at
 from deepcompression.datafree.treatment import Treatment
 from deepcompression.errors import StructureError
+from deepcompression.structure.counted import counted, narrowed
+from deepcompression.structure.cut import cut_at
 
 
 @given(

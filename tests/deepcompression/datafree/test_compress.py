@@ -13,11 +13,11 @@ import deepcompression
 from deepcompression.codec.dtypes import RawTensor
 from deepcompression.datafree import work
 from deepcompression.datafree.compress import compress_state
-from deepcompression.datafree.counted import counted, narrowed
 from deepcompression.datafree.kept import kept_beside
 from deepcompression.datafree.tensor import treated
 from deepcompression.datafree.treatment import Treatment
 from deepcompression.errors import InputError, StorageError
+from deepcompression.structure.counted import counted, narrowed
 
 CODER = "huffman"  # adaptive is slow where a test is too short for compiled code
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from treatments import done, tensor
 
 from deepcompression.codec.dtypes import RawTensor
-from deepcompression.datafree import counted as counting
-from deepcompression.datafree.counted import KINDS, counted
 from deepcompression.datafree.tensor import treated
 from deepcompression.datafree.treatment import Treatment, per_of
 from deepcompression.sharing.kmeans import kmeans1d
+from deepcompression.structure import counted as counting
+from deepcompression.structure.counted import KINDS, counted
 
 
 @given(
@@ -95,7 +95,7 @@ def test_slices_and_threads_change_nothing(dtype: str, monkeypatch: pytest.Monke
     raw, treatment = tensor(dtype, 5, 10_000, distinct=8), Treatment(0.37, 3)
     whole = done(raw, treatment)[1]
     monkeypatch.setattr("deepcompression.datafree.tensor.SLICE", 64)
-    monkeypatch.setattr("deepcompression.datafree.cut.SLICE", 64)
+    monkeypatch.setattr("deepcompression.structure.cut.SLICE", 64)
     monkeypatch.setattr(counting, "SLICE", 64)
     assert np.array_equal(done(raw, treatment)[1], whole)
     assert np.array_equal(done(raw, treatment, threads=4)[1], whole)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from deepcompression._parallel import mapped
 from deepcompression.codec.dtypes import Bits
-from deepcompression.datafree.counted import SLICE, Counted, patterns, values_of
+from deepcompression.structure.counted import SLICE, Counted, patterns
 
 Flags = NDArray[np.bool_]
 
@@ -43,7 +43,8 @@ def cut_at(flat: Bits, found: Counted, density: float, threads: int = 1) -> Cut 
     """
     stay = max(round(density * flat.size), 1)
     half = len(found.counts) // 2
-    magnitudes = np.where(values_of(found.dtype)[:half] == 0, 0, found.counts[:half] + found.counts[half:])
+    magnitudes = found.counts[:half] + found.counts[half:]
+    magnitudes[0] -= found.zeros
     if stay >= int(magnitudes.sum()):
         return None
     above = np.append(np.cumsum(magnitudes[::-1])[::-1], 0)  # of this magnitude or a greater one
@@ -74,7 +75,7 @@ def _stays(counts: NDArray[np.int64], pattern: int, missing: int, inside: int) -
     half = len(counts) // 2
     stays = counts.copy()
     stays[:pattern] = stays[half : half + pattern] = 0
-    stays[pattern] = round(missing * int(counts[pattern]) / inside)
+    stays[pattern] = min(round(missing * int(counts[pattern]) / inside), missing)
     stays[half + pattern] = missing - stays[pattern]
     return stays
 

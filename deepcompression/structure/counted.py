@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from deepcompression._parallel import mapped
 from deepcompression.codec.dtypes import DTYPES, Bits, RawTensor, order, to_array, unsigned
-from deepcompression.sharing.kmeans import Floats, Points
 
+Floats = NDArray[np.float64]
 SLICE = 1 << 20  # elements whose intermediate results stay small
 KINDS = frozenset(name for name, dtype in DTYPES.items() if dtype.floating and name != "float8_e8m0fnu")
 
@@ -29,11 +29,13 @@ class Counted:
         dtype: of the patterns: the tensor's own, or bfloat16 for float32.
         counts: (256,) or (65536,) int64, by pattern.
         sums: of the elements of each pattern, float64; not finite where they are not.
+        zeros: how many elements are zero; of float32, those too small for bfloat16 are in the patterns of zero.
     """
 
     dtype: str
     counts: NDArray[np.int64]
     sums: Floats
+    zeros: int
 
     @property
     def finite(self) -> bool:
@@ -44,17 +46,6 @@ class Counted:
     def elements(self) -> int:
         """Of the tensor."""
         return int(self.counts.sum())
-
-    def points(self, counts: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int64], Points]:
-        """The patterns of non-zero values that occur, (m,) ascending by value, and their counts, means and sums.
-
-        Args:
-            counts: how many elements of each pattern are looked at; None is all.
-        """
-        counts = self.counts if counts is None else counts
-        ascending = ascending_patterns(self.dtype)
-        used = ascending[(counts[ascending] > 0) & (values_of(self.dtype)[ascending] != 0)]
-        return used, Points(counts[used], self.sums[used] * (counts[used] / self.counts[used]))
 
 
 def narrowed(raw: RawTensor) -> Bits:
@@ -90,19 +81,21 @@ def counted(flat: Bits, dtype: str, threads: int = 1) -> Counted:
     if flat.itemsize <= 2:
         counts = _summed(mapped(lambda at: np.bincount(flat[at : at + SLICE], minlength=size), pieces, threads), size)
         used = np.where(counts > 0, values_of(kind), 0.0)
-        return Counted(kind, counts, used * counts)
+        return Counted(kind, counts, used * counts, int(counts[values_of(kind) == 0].sum()))
     made = mapped(lambda at: _wide(flat[at : at + SLICE], size), pieces, threads)
-    return Counted(kind, _summed([one for one, _ in made], size), np.sum([sums for _, sums in made], 0, np.float64))
+    sums: Floats = np.sum([sums for _, sums, _ in made], axis=0, dtype=np.float64) if made else np.zeros(size)
+    return Counted(kind, _summed([one for one, _, _ in made], size), sums, sum(zeros for _, _, zeros in made))
 
 
 def _summed(parts: list[NDArray[np.int64]], size: int) -> NDArray[np.int64]:
     return np.sum(parts, axis=0, dtype=np.int64) if parts else np.zeros(size, np.int64)
 
 
-def _wide(part: Bits, size: int) -> tuple[NDArray[np.int64], Floats]:
+def _wide(part: Bits, size: int) -> tuple[NDArray[np.int64], Floats, int]:
+    zeros = part.size - int(np.count_nonzero(part & np.uint32(0x7FFFFFFF)))
     found = patterns(part)
     counts: NDArray[np.int64] = np.bincount(found, minlength=size).astype(np.int64, copy=False)
-    return counts, np.bincount(found, part.view(np.float32), minlength=size).astype(np.float64, copy=False)
+    return counts, np.bincount(found, part.view(np.float32), minlength=size).astype(np.float64, copy=False), zeros
 
 
 @cache
