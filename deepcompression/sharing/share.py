@@ -115,33 +115,41 @@ def _share_whole(name: str, weight: Tensor, bits: int, init: Init, seed: int) ->
     raw = to_raw(weight)
     flat = raw.bits.reshape(-1)
     pieces = [slice(at, at + PIECE) for at in range(0, flat.size, PIECE)]
-    values = _nonzero(flat, raw.dtype, pieces)
+    values, masks = _moved_together(flat, raw.dtype, pieces)
     book = kmeans1d(values, 2**bits, init=init, seed=seed)
     centroids = torch.from_numpy(book.centroids).to(weight.dtype)
     if bool((centroids == 0).any()):
         centroids = _without_zero(centroids, values.astype(np.float64), book.codes)
-    del values
-    table, at, error = to_raw(centroids).bits, 0, 0.0
-    for piece in pieces:
+    table = to_raw(centroids).bits
+    error = _error_of(values, to_array(table, raw.dtype).astype(np.float64), book.codes)
+    count, at = len(values), 0
+    for piece, mask in zip(pieces, masks, strict=True):
         part = flat[piece]
-        alive = to_array(part, raw.dtype) != 0
-        drawn = table[book.codes[at : at + int(alive.sum())]]
-        gap = to_array(drawn, raw.dtype).astype(np.float64) - to_array(part[alive], raw.dtype)
-        part[alive], at, error = drawn, at + len(drawn), error + float(gap @ gap)
-    return LayerSharing(name, bits, torch.unique(centroids).float().tolist(), at, error, (error / max(at, 1)) ** 0.5)
+        alive = np.unpackbits(mask, count=len(part)).view(bool)
+        part[:] = 0
+        part[alive] = table[book.codes[at : (at := at + int(alive.sum()))]]
+    return LayerSharing(name, bits, torch.unique(centroids).float().tolist(), count, error, (error / count) ** 0.5)
 
 
-def _nonzero(flat: Bits, dtype: str, pieces: list[slice]) -> NDArray[np.float32]:
-    """The values (m,) of `flat` (n,) that are not zero; of float32 without zeros no copy."""
-    alive = [int(np.count_nonzero(to_array(flat[piece], dtype))) for piece in pieces]
-    if dtype == "float32" and sum(alive) == flat.size:
-        return flat.view(np.float32)
-    values, at = np.empty(sum(alive), np.float32), 0
-    for piece, count in zip(pieces, alive, strict=True):
+def _moved_together(flat: Bits, dtype: str, pieces: list[slice]) -> tuple[NDArray[np.float32], list[NDArray[np.uint8]]]:
+    """The values (m,) of `flat` (n,) that are not zero, and packed bits of where; those of float32 in `flat` itself."""
+    wide = flat.view(np.float32) if dtype == "float32" else np.empty(flat.size, np.float32)
+    masks, at = [], 0
+    for piece in pieces:
         part = to_array(flat[piece], dtype)
-        values[at : at + count] = part[part != 0]
-        at += count
-    return values
+        alive = part != 0
+        masks.append(np.packbits(alive))
+        moved = part[alive]
+        wide[at : at + len(moved)] = moved
+        at += len(moved)
+    return wide[:at], masks
+
+
+def _error_of(values: NDArray[np.float32], levels: NDArray[np.float64], codes: NDArray[Any]) -> float:
+    """Squared error of the levels (k,) that values (m,) take by their codes."""
+    starts = range(0, len(values), PIECE)
+    gaps = (values[at : at + PIECE] - levels[codes[at : at + PIECE]] for at in starts)
+    return sum(float(gap @ gap) for gap in gaps)
 
 
 def _share_parts(

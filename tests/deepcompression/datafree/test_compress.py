@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import deepcompression
+import deepcompression.torch as bridge
 from deepcompression.codec.dtypes import RawTensor
 from deepcompression.datafree import work
 from deepcompression.datafree.compress import compress_state
@@ -48,6 +50,14 @@ def test_file_holds_what_was_computed(tmp_path: Path) -> None:
     assert "NaN" in told["broken.weight"].why
     assert sum(one.stored or 0 for one in told.values()) < (tmp_path / "x.dcz").stat().st_size
     assert list(tmp_path.iterdir()) == [tmp_path / "x.dcz"]
+
+
+def test_state_dict_of_torch(tmp_path: Path) -> None:
+    """bfloat16 and tied tensors of torch: what is loaded is of the same types, few values, and tied tensors are one."""
+    table = torch.randn(300, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    told = bridge.compress_state({"wte.weight": table, "lm_head.weight": table}, tmp_path / "x.dcz", bits=3)
+    found = bridge.load(tmp_path / "x.dcz")["lm_head.weight"]
+    assert found.dtype == torch.bfloat16 and len(found.unique()) <= 8 and told[1].stored == 0
 
 
 def test_equal_tensors_stay_one(tmp_path: Path) -> None:

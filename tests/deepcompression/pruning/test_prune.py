@@ -269,3 +269,17 @@ def test_gradual_pruning_reaches_convolutions_in_channels_last():
     pruned = prune_gradually(net, problem, density, epochs=4, optimizer=optimizer, compute=compute)
     assert [layer.nonzero for layer in pruned.layers] == [54, 48]
     assert all(tensor.is_contiguous() for tensor in pruned.state.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("density", [0.001, 0.25, 0.9999, 1.0])
+def test_counting_prunes_as_scores_do(dtype: torch.dtype, density: float) -> None:
+    """Thresholds by counting keep the weights that ranked scores keep: with ties, denormals and zeros of both signs."""
+    weight = torch.randn(60, 70, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight[:8] = (weight[:8] * 4).round() / 4
+    weight[8:16] *= 1e-41
+    weight[16:20], weight[20:22] = 0.0, -0.0
+    ours = prune({"w": weight}, {"w": density})
+    ranked = prune({"w": weight}, {"w": density}, score=lambda _, one: one.abs())
+    assert torch.equal(bits_of(ours.state["w"]), bits_of(ranked.state["w"]))
+    assert ours.layers == ranked.layers

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
 
 from deepcompression.errors import StructureError
+from deepcompression.sharing import share as sharing
 from deepcompression.sharing.share import share
+from deepcompression.structure.shared import Shared
 
 
 def sparse(shape: tuple[int, ...], density: float = 0.3, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
@@ -130,3 +134,20 @@ def test_what_is_impossible_is_refused_by_name(state, bits, init, words):
     """One line names the tensor and the rule."""
     with pytest.raises(StructureError, match=words):
         share(state, bits, init=init)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_large_tensors_are_shared_in_place_as_others_are(dtype: torch.dtype, zeros: bool) -> None:
+    """The way with little memory gives the bits, the values and the error of the other one."""
+    weight = torch.randn(150, 200, generator=torch.Generator().manual_seed(1)).to(dtype)
+    if zeros:
+        weight[weight.abs() < 0.3] = 0.0
+    books = partial(sharing._books, "linear", "own", 0)
+    wanted, account = sharing._share_parts("w", weight, 3, 0.0, None, Shared(), books)
+    ours = weight.clone()
+    found = sharing._share_whole("w", ours, 3, "linear", 0)
+    assert torch.equal(ours, wanted)
+    assert (found.centroids, found.nonzero) == (account.centroids, account.nonzero)
+    assert found.squared_error == pytest.approx(account.squared_error, rel=1e-5)
+    assert torch.equal(share({"w": weight}, {"w": 3}).state["w"], wanted)
