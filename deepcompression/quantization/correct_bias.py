@@ -6,8 +6,7 @@ section 4.2, with samples instead of statistics of BatchNorm.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +20,6 @@ from deepcompression.network.biases import Followers, followed, place_of
 from deepcompression.network.edits.quantize_values import quantizers
 from deepcompression.network.names import join
 from deepcompression.network.trace import resting
-
-Means = dict[str, list[Tensor]]  # of layers' outputs in one forward, call by call
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,10 @@ def correct_bias(
 ) -> list[Corrected]:
     """Adds to the biases of ``quantized``, in place, what layers' outputs are lower than those of ``dense`` on average.
 
-    Layers follow one another: a layer gets what those before it give once they are corrected, each batch by its own
-    means, and takes up what is left of their errors too.
-    Where it has no bias, but a BatchNorm takes its outputs, that one's running mean is lowered as much. One pass
-    through both models; memory is that of one forward.
+    A layer is fed with what it gets in the dense model, put on its grid: errors of layers before it do not count twice,
+    and the noise of few samples does not pile up from layer to layer, which in deep nets costs more than it mends.
+    Where it has no bias, but a BatchNorm takes its outputs, that one's running mean is lowered as much. One pass;
+    memory is that of one forward.
 
     Args:
         dense: the model before quantization, in eval mode while it runs.
@@ -82,12 +79,8 @@ def correct_bias(
     seen = _Seen({name: _Layer(axis) for name, axis in _changed(dense, quantized).items()})
     with resting(dense), resting(quantized), torch.no_grad():
         for batch in batches:
-            means: Means = defaultdict(list)
-            with followed(dense, seen.layers, seen.followers), _watched(dense, seen, means):
+            with followed(dense, seen.layers, seen.followers), _compared(dense, quantized, seen):
                 forward(dense, batch)
-            able = {name for name in seen.layers if not _place(quantized, name, seen, keep or {})[1]}
-            with _corrected(quantized, seen, means, able):
-                forward(quantized, batch)
         done = [_correct(quantized, name, seen, keep or {}) for name in seen.layers]
     return done + _recurrent(quantized)
 
@@ -108,52 +101,25 @@ def _spatial(module: nn.Module) -> int:
 
 
 @contextmanager
-def _watched(dense: nn.Module, seen: _Seen, means: Means) -> Iterator[None]:
-    """While it lasts, the means of what layers give are kept, call by call."""
+def _compared(dense: nn.Module, quantized: nn.Module, seen: _Seen) -> Iterator[None]:
+    """While it lasts, what each layer gives is compared with what the quantized one gives for the same."""
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            means[name].append(_mean(output, seen.layers[name].axis))
+        other, layer = quantized.get_submodule(name), seen.layers[name]
+
+        def hook(_: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Tensor) -> None:
+            off = output.float() - other(*inputs, **named).float()
+            total = off.movedim(layer.axis, 0).flatten(1).sum(1).to("cpu", torch.float64)
+            layer.off = total if layer.off is None else layer.off + total
+            layer.count += off.numel() // len(total)
 
         return hook
 
     with ExitStack() as stack:
-        for name, module in dense.named_modules():
-            if name in seen.layers:
-                stack.callback(module.register_forward_hook(watch(name)).remove)
+        for name in seen.layers:
+            module = dense.get_submodule(name)
+            stack.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
         yield
-
-
-@contextmanager
-def _corrected(quantized: nn.Module, seen: _Seen, means: Means, able: Collection[str]) -> Iterator[None]:
-    """While it lasts, layers give outputs whose means are those of the dense model, and what they were off is added."""
-    calls: Counter[str] = Counter()
-
-    def watch(name: str) -> Callable[..., Tensor | None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            layer, number = seen.layers[name], calls[name]
-            calls[name] += 1
-            if number >= len(means[name]):
-                return None
-            off = means[name][number] - _mean(output, layer.axis)
-            count = output.numel() // max(len(off), 1)
-            layer.off = off * count if layer.off is None else layer.off + off * count
-            layer.count += count
-            return output + off.to(output).reshape(-1, *[1] * (-layer.axis - 1)) if name in able else None
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, module in quantized.named_modules():
-            if name in seen.layers:  # before what rounds its output
-                stack.callback(module.register_forward_hook(watch(name), prepend=True).remove)
-        yield
-
-
-def _mean(output: Tensor, axis: int) -> Tensor:
-    """Of each channel, float64 on the CPU."""
-    flat = output.movedim(axis, 0).flatten(1)
-    return flat.float().sum(1).to("cpu", torch.float64) / max(flat.shape[1], 1)
 
 
 def _correct(model: nn.Module, name: str, seen: _Seen, keep: Mapping[str, str]) -> Corrected:
@@ -162,27 +128,13 @@ def _correct(model: nn.Module, name: str, seen: _Seen, keep: Mapping[str, str]) 
     if layer.off is None:
         return Corrected(name, why="the forward never calls it")
     off = layer.off / max(layer.count, 1)
-    place, why = _place(model, name, seen, keep)
-    why = why or ("" if bool(off.isfinite().all()) else "what it is off is not finite")
+    place, why = place_of(model, name, seen.followers.norm_of(name), len(off))
+    why = why or keep.get(place, "") or ("" if bool(off.isfinite().all()) else "what it is off is not finite")
     if why:
         return Corrected(name, why=why)
     tensor = {**dict(model.named_parameters()), **dict(model.named_buffers())}[place]
     tensor += (off if place == join(name, "bias") else -off).to(tensor)
     return Corrected(name, place, float(off.abs().max()), float(off.abs().mean()))
-
-
-def _place(model: nn.Module, name: str, seen: _Seen, keep: Mapping[str, str]) -> tuple[str, str]:
-    """The tensor that takes up what a layer is off; and why it cannot, else empty."""
-    channels = _channels(model.get_submodule(name))
-    place, why = place_of(model, name, seen.followers.norm_of(name), channels)
-    return place, why or keep.get(place, "")
-
-
-def _channels(module: Any) -> int:
-    """That a layer gives."""
-    if isinstance(module, _ConvNd):
-        return module.out_channels
-    return int(module.weight.shape[1 if names.is_conv1d(module) else 0])
 
 
 def _recurrent(model: nn.Module) -> list[Corrected]:
