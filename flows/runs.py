@@ -116,6 +116,7 @@ def run_of(parsed: Recipe, seed: int, folder: Path, tracker: Tracker) -> Run:
         device=parsed.device,
         precision=parsed.precision,
         channels_last=parsed.channels_last,
+        evaluate=parsed.evaluate,
         threads=parsed.threads,
         python_path=tuple(str(below_root(one)) for one in parsed.python_path),
         tracker=tracker,

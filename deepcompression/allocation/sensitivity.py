@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from deepcompression.pruning.prune import Score, prune
 from deepcompression.sharing.share import share
 from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import evaluate
+from deepcompression.training.evaluated_batch import evaluated_batch
 from deepcompression.training.problem import Problem
 
 Progress = Callable[[int, int, str], None]
@@ -115,6 +116,7 @@ def sensitivity(
     chosen = _first(model, names)
     state, padding = structure.plain_state(model), padding_rows(model)
     split = _cut(problem.validation, most_samples, compute)
+    compute = replace(compute, evaluate_batch=evaluated_batch(model, split, problem.step, compute))
     whole = evaluate(model, split, problem.step, problem.metric, compute)
     base = Result(whole.metric, whole.loss)
     grids = {name: _falling(state[name], densities, points, down_to) for name in chosen if bool(state[name].any())}
@@ -181,6 +183,7 @@ def losses_alone(
     compute.place(model)
     (chosen,) = _first(model, [name])
     split, losses = _cut(problem.validation, most_samples, compute), []
+    compute = replace(compute, evaluate_batch=evaluated_batch(model, split, problem.step, compute))
     for trial in trials:
         with _replaced(model, chosen, trial):
             losses.append(evaluate(model, split, problem.step, problem.metric, compute).loss)

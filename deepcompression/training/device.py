@@ -16,11 +16,15 @@ class Compute:
 
     ``device``: auto (CUDA, else MPS, else CPU), or torch's name. ``precision``: of training's forward passes;
     bfloat16 is autocast, weights stay float32. ``channels_last``: memory format of images and convolutions.
+    ``evaluate_batch``: samples in a batch of evaluation; None: as many as memory serves well.
+    ``evaluate_precision``: of evaluation's forward passes.
     """
 
     device: str = "auto"
     precision: str = "float32"
     channels_last: bool = False
+    evaluate_batch: int | None = None
+    evaluate_precision: str = "float32"
 
     def resolved(self) -> torch.device:
         """The device itself."""
@@ -32,7 +36,14 @@ class Compute:
 
     def autocast(self) -> Any:
         """The context in which training's forward passes run."""
-        if self.precision == "float32":
+        return self._cast(self.precision)
+
+    def evaluation(self) -> Any:
+        """The context in which evaluation's forward passes run."""
+        return self._cast(self.evaluate_precision)
+
+    def _cast(self, precision: str) -> Any:
+        if precision == "float32":
             return nullcontext()
         return torch.autocast(self.resolved().type, dtype=torch.bfloat16)
 

@@ -14,6 +14,7 @@ from deepcompression.data.batch import count_of, described, lengths
 from deepcompression.errors import DataError, FactoryError, in_one_line
 from deepcompression.training.batches import Batches
 from deepcompression.training.device import Compute
+from deepcompression.training.evaluated_batch import evaluated_batch
 from deepcompression.training.problem import Step, stepped
 
 
@@ -34,9 +35,9 @@ def evaluate(
     step: Step,
     metric: Any,
     compute: Compute | None = None,
-    batch_size: int = 1000,
+    batch_size: int | None = None,
 ) -> Evaluation:
-    """Loss and metric of ``model`` on ``split``, in eval mode and float32.
+    """Loss and metric of ``model`` on ``split``, in eval mode and ``compute.evaluate_precision``.
 
     The metric is called with (outputs, targets) of each batch: per-sample scores (n,) are averaged over the
     split, one number a batch is averaged by samples; a metric object with update, compute and reset sees
@@ -49,13 +50,16 @@ def evaluate(
         step: loss, outputs and targets of a batch.
         metric: a callable, or an object with update, compute and reset.
         compute: where the model runs.
-        batch_size: samples, where the split brings no batches.
+        batch_size: samples, where the split brings no batches; default: as many as memory serves well
+            (``evaluated_batch``). Scores of samples do not depend on it but for rounding.
 
     Raises:
         FactoryError: step or metric fail, return the wrong thing, or leave open how many samples there are.
         DataError: the split is empty, or fails.
     """
     compute = compute or Compute()
+    if batch_size is None:
+        batch_size = evaluated_batch(compute.place(model), split, step, compute)
     return judged(model, Batches(split, batch_size, compute), step, metric, compute)
 
 
@@ -81,7 +85,8 @@ def judged(model: nn.Module, batches: Batches, step: Step, metric: Any, compute:
         _ = metric.reset() if whole else None
     with torch.no_grad():
         for batch, size in zip(batches, batches.sizes(), strict=False):
-            loss, outputs, targets = stepped(step, model, batch)
+            with compute.evaluation():
+                loss, outputs, targets = stepped(step, model, batch)
             with _of_metric(metric):
                 score = metric.update(outputs, targets) if whole else _scores(metric, outputs, targets, size)
             scores.append(score)

@@ -24,6 +24,7 @@ from deepcompression.training.batches import Batches
 from deepcompression.training.context import context_of
 from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import Evaluation, evaluate
+from deepcompression.training.evaluated_batch import evaluated_batch
 from deepcompression.training.method import Account, Claim, Method
 from deepcompression.training.optimizers import make_optimizer, make_schedule
 from deepcompression.training.problem import Problem, backward, stepped
@@ -193,6 +194,7 @@ class _Loop:
         self.start = _copy(self.model)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {}
+        self.evaluated: int | None = None  # samples in a batch of validation
         self.optimizer = make_optimizer(self.model, plan.optimizer, session.groups)
         steps = len(self.batches)
         self.schedule = make_schedule(self.optimizer, plan.schedule, plan.warmup, plan.epochs, steps)
@@ -204,7 +206,10 @@ class _Loop:
         loss = self._train(epoch)
         if not math.isfinite(loss):
             self._diverged(epoch, loss, rate)
-        result = evaluate(self.model, self.problem.validation, self.problem.step, self.problem.metric, self.compute)
+        validation, step, metric = self.problem.validation, self.problem.step, self.problem.metric
+        if self.evaluated is None:
+            self.evaluated = evaluated_batch(self.model, validation, step, self.compute)
+        result = evaluate(self.model, validation, step, metric, self.compute, self.evaluated)
         self.epoch = epoch
         figures = self.session.after_epoch(result.metric)
         entry = {"epoch": epoch, "loss": loss, self._metric_name: result.metric, "val_loss": result.loss, **figures}

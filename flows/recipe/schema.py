@@ -8,7 +8,20 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from tasks.execution.allocated import asks
-from tasks.execution.settings import Coder, Data, Distil, Factory, Hold, Model, Name, Rate, Strict, Teacher, Training
+from tasks.execution.settings import (
+    Coder,
+    Data,
+    Distil,
+    Evaluate,
+    Factory,
+    Hold,
+    Model,
+    Name,
+    Rate,
+    Strict,
+    Teacher,
+    Training,
+)
 from tasks.export_settings import Export, Target
 from tasks.stages import STAGES, name_of, settings_of
 
@@ -130,8 +143,9 @@ class Recipe(Strict):
         None, description="in place of stages: what may be lost, or how large the file may be"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of training; evaluation is float32")
-    channels_last: bool = False
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of training; of evaluation: evaluate")
+    channels_last: bool = Field(False, description="memory format of images, in training and evaluation")
+    evaluate: Evaluate = Evaluate()
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
     test: bool = Field(True, description="read the test split, once, at the end; a sweep's trials do not")
     store: str = Field("artifacts/store", description="stage results: a folder, or a URL such as s3://bucket/store")

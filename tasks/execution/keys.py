@@ -46,7 +46,7 @@ def stage_key(
             "factories": {spec: factory_digest(spec) for spec in callables(run, settings)},
             "versions": versions(),
             "device": str(run.compute().resolved()),
-            "precision": [run.precision, run.channels_last],
+            "precision": [run.precision, run.channels_last, plain(run.evaluate)],
             "threads": torch.get_num_threads(),
             "also": settings.also(),
             "teacher": _teacher(run) if _learns(settings) else None,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
-from tasks.execution.settings import Data, Factory, Hold, Model, Teacher, plain
+from tasks.execution.settings import Data, Evaluate, Factory, Hold, Model, Teacher, plain
 from tasks.storage.store import Store
 from tasks.tracking.runs import Tracker
 
@@ -70,6 +70,7 @@ class Run:
     tracker: Tracker
     teacher: Teacher | None = None  # what stages with distil learn from
     taught_by: Reference | None = None
+    evaluate: Evaluate = field(default_factory=Evaluate)
 
     @property
     def store(self) -> Store:
@@ -91,10 +92,11 @@ class Run:
             torch.set_num_threads(self.threads)
 
     def compute(self) -> Compute:
-        """Device, precision and memory format of training."""
+        """Device, precision and memory format of training and evaluation."""
         from deepcompression.training.device import Compute
 
-        return Compute(self.device, self.precision, self.channels_last)
+        how = self.evaluate
+        return Compute(self.device, self.precision, self.channels_last, how.batch_size, how.precision)
 
     def blank_model(self, draw: int = 0) -> nn.Module:
         """A new model from the recipe's factory, its initial weights drawn from this run's seed.

@@ -193,6 +193,17 @@ class Training(Strict):
         return self.schedule if isinstance(self.schedule, str) else plain(self.schedule)
 
 
+class Evaluate(Strict):
+    """How a model is evaluated on a split."""
+
+    batch_size: int | None = Field(
+        None, ge=1, description="default: as many as memory serves well, at most 1000; DataLoaders have their own"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of validation; the file itself is always judged in float32"
+    )
+
+
 class Hold(Strict):
     """Which structure of a foreign checkpoint training must keep, by tensor name or pattern."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def verify(
             "data": plain(run.data) if test else None,
             "step": plain(run.step),
             "metric": plain(run.metric),
-            "compute": {"device": run.device, "precision": run.precision, "channels_last": run.channels_last},
+            "compute": asdict(replace(run.compute(), evaluate_precision="float32")),
             "threads": run.threads,
             "python_path": list(run.python_path),
         }
