@@ -33,9 +33,7 @@ TargetBytes = Annotated[
     int | None,
     typer.Option(metavar="N", help="The file takes at most N bytes, shared out so that tensors lose least."),
 ]
-Ratio = Annotated[
-    float | None, typer.Option(metavar="R", help="The same: R times smaller than the tensors. Excludes --bits.")
-]
+Ratio = Annotated[float | None, typer.Option(metavar="R", help="The same: R times smaller than IN. Excludes --bits.")]
 Keep = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Store tensors of such names as they are; may be repeated.")
 ]
@@ -95,22 +93,16 @@ def compress(
       dcz decode small.dcz again.safetensors
     """
     from deepcompression.cli import files
-    from deepcompression.datafree.compress import compress_state, plan_of
+    from deepcompression.datafree.compress import compress_state, most_bytes, plan_of
 
     if target is None and not dry_run:
         raise InputError("compress IN OUT.dcz: OUT.dcz is missing (--dry-run needs none)")
     if target is not None:
         files.check_dcz_target(target, source, "compress")
     weights = files.read(source, key, merge_masks)
-    size = {"target_bytes": target_bytes, "ratio": ratio}
-    settings: dict[str, Any] = {
-        "density": density,
-        "bits": bits,
-        "per": per,
-        "keep": keep or (),
-        "spare": spare,
-        **size,
-    }
+    most = most_bytes(files.size_of(source), target_bytes, ratio)
+    settings: dict[str, Any] = {"density": density, "bits": bits, "per": per, "keep": keep or (), "spare": spare}
+    settings["target_bytes"] = most
     if target is None or dry_run:
         _print(plan_of(weights.tensors, **settings), as_json)
         return

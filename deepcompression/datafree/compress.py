@@ -15,7 +15,7 @@ from deepcompression.codec.file import CODERS, Tensor, records
 from deepcompression.codec.parts import Part, join_parts, joined_size
 from deepcompression.datafree.allocate import chosen, fitted, with_steps
 from deepcompression.datafree.kept import kept_beside
-from deepcompression.datafree.spare import About, asked, planned
+from deepcompression.datafree.spare import asked, planned
 from deepcompression.datafree.treatment import per_of
 from deepcompression.datafree.work import Progress, Work, about_of, alike
 from deepcompression.errors import InputError, StructureError
@@ -76,7 +76,7 @@ def compress_state(
         per: what has a codebook: `tensor`, `row` (an output channel), or `group:N` consecutive elements of a row.
         target_bytes: the file takes at most so many bytes, and nearly as many. Tensors get values as fine as serves
             best: their relative errors are made small together, by steps in place of bits.
-        ratio: in place of that, how many times smaller than the tensors the file is.
+        ratio: in place of that, how many times smaller than the tensors, tied ones counted each time, the file is.
         keep: shell patterns of names of tensors that are stored as they are.
         spare: whether depthwise kernels, first and last layers are not pruned and get two bits more (up to 8), and
             embeddings are not pruned. Vectors, small tensors, integers and what is not finite are kept in any case.
@@ -95,7 +95,7 @@ def compress_state(
     if coder not in CODERS:
         raise InputError(f"coder is one of {', '.join(CODERS)}, not {coder!r}")
     about = about_of(tensors)
-    most = most_bytes(about, target_bytes, ratio)
+    most = most_bytes(sum(_nbytes(*one) for one in about.values()), target_bytes, ratio)
     plan = alike(tensors, planned(about, asked(density, bits, per_of(per), keep, spare, most is not None)))
     extensions = records(metadata, edits)
     _numba.kernels(sum(math.prod(shape) for _, shape in about.values()))  # one tensor may be too small
@@ -130,7 +130,7 @@ def plan_of(
         InputError: as `compress_state`.
     """
     about = about_of(tensors)
-    most = most_bytes(about, target_bytes, ratio)
+    most = most_bytes(sum(_nbytes(*one) for one in about.values()), target_bytes, ratio)
     plan = alike(tensors, planned(about, asked(density, bits, per_of(per), keep, spare, most is not None)))
     if most is not None:
         curves = Work(tensors, None, "auto", cores()).curves(plan)
@@ -140,13 +140,13 @@ def plan_of(
     return [Compressed(name, str(one), one.why, _nbytes(*about[name])) for name, one in plan.items()]
 
 
-def most_bytes(about: About, target_bytes: int | None, ratio: float | None) -> int | None:
+def most_bytes(nbytes: int, target_bytes: int | None, ratio: float | None) -> int | None:
     """How many bytes a file may take; None where no size is asked for.
 
     Args:
-        about: dtype and shape of its tensors.
+        nbytes: of what is made smaller.
         target_bytes: so many.
-        ratio: so many times fewer than the tensors have.
+        ratio: so many times fewer.
 
     Raises:
         StructureError: both are given, or one is impossible.
@@ -157,7 +157,7 @@ def most_bytes(about: About, target_bytes: int | None, ratio: float | None) -> i
         raise StructureError(f"ratio {ratio:g} is impossible; expected how many times smaller, 1 or more")
     if target_bytes is not None and target_bytes < 1:
         raise StructureError(f"target_bytes {target_bytes} is impossible; expected 1 or more")
-    return target_bytes if ratio is None else int(sum(_nbytes(*one) for one in about.values()) / ratio)
+    return target_bytes if ratio is None else int(nbytes / ratio)
 
 
 def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:

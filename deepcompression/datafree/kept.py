@@ -61,10 +61,15 @@ def kept_beside(path: Path, source: str) -> Iterator[Kept]:
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise storage_error(folder, error) from error
+        raise storage_error(path, error) from error
     with _alone(folder, path):
-        _begin(folder, source)
-        yield Kept(folder)
+        try:
+            _begin(folder, source)
+            yield Kept(folder)
+        except BaseException:
+            if not any(folder.glob("*.tensor")):  # nothing to go on from
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -77,7 +77,7 @@ class Treatment:
     @property
     def lossless(self) -> bool:
         """Whether nothing is changed."""
-        return self.density == 1 and self.bits is None and not self.step
+        return self.density == 1 and self.bits is None and self.step is None
 
     def __str__(self) -> str:
         if self.lossless:
@@ -85,7 +85,7 @@ class Treatment:
         parts = [f"density {self.density:g}"] if self.density < 1 else []
         if self.bits is not None:
             parts.append(f"{self.bits} bits" + ("" if self.per.kind == "tensor" else f" a {self.per}"))
-        if self.step:
+        if self.step is not None:
             parts.append(f"steps of {self.step:.2g}")
         return ", ".join(parts)
 

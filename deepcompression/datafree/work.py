@@ -43,7 +43,7 @@ def alike(tensors: Mapping[str, Tensor], plan: Mapping[str, Treatment]) -> dict[
             groups.setdefault(about[name], []).append(name)
     made = dict(plan)
     for names in groups.values():
-        if len({(plan[name].density, plan[name].bits, plan[name].per) for name in names}) > 1:
+        if len({(*_mildness(plan[name]), plan[name].per) for name in names}) > 1:
             twins: dict[bytes, list[str]] = {}
             for name in names:
                 bits = np.ascontiguousarray(raw_of(name, tensors[name]).bits)
@@ -54,8 +54,8 @@ def alike(tensors: Mapping[str, Tensor], plan: Mapping[str, Treatment]) -> dict[
     return made
 
 
-def _mildness(treatment: Treatment) -> tuple[bool, float, int]:
-    return treatment.lossless, treatment.density, treatment.bits or 64
+def _mildness(treatment: Treatment) -> tuple[bool, float, int, float]:
+    return treatment.lossless, treatment.density, treatment.bits or 64, treatment.weight
 
 
 @dataclass(frozen=True)

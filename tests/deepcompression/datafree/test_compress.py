@@ -18,7 +18,7 @@ from deepcompression.datafree.compress import compress_state
 from deepcompression.datafree.kept import kept_beside
 from deepcompression.datafree.tensor import treated
 from deepcompression.datafree.treatment import Treatment
-from deepcompression.errors import InputError, StorageError
+from deepcompression.errors import InputError, StorageError, StructureError
 from deepcompression.structure.counted import counted, narrowed
 
 CODER = "huffman"  # adaptive is slow where a test is too short for compiled code
@@ -70,6 +70,8 @@ def test_equal_tensors_stay_one(tmp_path: Path) -> None:
     assert told["lm_head.weight"].stored == 0
     assert told["wte.weight"].treatment == told["lm_head.weight"].treatment == "5 bits"
     assert told["h.weight"].treatment == "density 0.5, 3 bits"
+    told = {one.name: one for one in compress_state(state, tmp_path / "x.dcz", ratio=12, coder=CODER)}
+    assert told["lm_head.weight"].stored == 0
 
 
 class _Dying(dict[str, np.ndarray]):
@@ -130,6 +132,9 @@ def test_two_at_once_and_impossible_places(tmp_path: Path) -> None:
         compress_state(state, tmp_path / "folder")
     with pytest.raises(StorageError, match="No such file or directory"):
         compress_state(state, tmp_path / "missing" / "x.dcz")
+    with pytest.raises(StructureError, match="out of reach"):
+        compress_state(net(), tmp_path / "x.dcz", target_bytes=100, coder=CODER)
+    assert not (tmp_path / "x.dcz.unfinished").exists()
     with pytest.raises(InputError, match="coder is one of"):
         compress_state(state, tmp_path / "x.dcz", coder="zip")
     (tmp_path / "old.dcz").write_bytes(b"old")
