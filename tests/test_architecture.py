@@ -21,7 +21,8 @@ LAYERS = (
     ("structure",),
     ("training",),
     ("pruning", "sharing", "quantization", "distillation"),  # methods do not know each other
-    ("allocation", "runtime", "datafree", "reconstruction"),
+    ("allocation", "runtime", "datafree"),
+    ("reconstruction",),
     ("torch",),
     ("measure", "export", "cli"),
 )

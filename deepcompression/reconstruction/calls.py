@@ -50,16 +50,23 @@ class Call:
         return self.value if not self.spatial or self.value.ndim == self.spatial + 2 else self.value[None]
 
 
+After = Callable[[Call, Tensor], object]
+
+
 class Calls(TorchFunctionMode):
     """While it lasts, ``see`` is told of every call of the weights, before it is made.
 
     Args:
         weights: the tensors themselves, by name.
-        see: takes a call; or a name and, in words, how else its weight is used.
+        see: takes a call.
+        after: takes a call and what it gave.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], see: Callable[[Call], None]) -> None:
+    def __init__(
+        self, weights: Mapping[str, Tensor], see: Callable[[Call], object], after: After | None = None
+    ) -> None:
         super().__init__()
+        self.after = after
         self.names = {id(weight): name for name, weight in weights.items()}
         self.see = see
 
@@ -69,7 +76,10 @@ class Calls(TorchFunctionMode):
         call = self._call(func, args, named)
         if call is not None:
             self.see(call)
-        return func(*args, **named)
+        result = func(*args, **named)
+        if call is not None and self.after is not None:
+            self.after(call, result)
+        return result
 
     def _call(self, func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Call | None:
         if func is functional.linear:

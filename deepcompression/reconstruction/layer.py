@@ -111,16 +111,17 @@ def reconstructed(
     inputs = inputs_of(moments, wanted.damping, centred)
     weights = layout.parted(matrix)
     target = weights + torch.linalg.solve(inputs.hessian, weights @ (inputs.cross - inputs.plain), left=False)
-    important = layout.outputs(_important(importance, len(matrix)))
+    outputs = layout.outputs(important(importance, len(matrix)))
     alive = matrix != 0 if alive is None else alive
-    problem = Quadratic(target, inputs.hessian, important, layout.parted(alive))
+    problem = Quadratic(target, inputs.hessian, outputs, layout.parted(alive))
     made, found = _solved(problem, layout, wanted, coded)
     shift = (weights * inputs.dense[:, None]).sum(2) - (made * inputs.mean[:, None]).sum(2)
     shift = layout.summed(shift) if centred else torch.zeros(len(matrix), dtype=torch.float64)
     return Made(layout.whole(made), found and found.along(layout.whole), _error(target, made, inputs.plain), shift)
 
 
-def _important(importance: Tensor | None, outputs: int) -> Tensor:
+def important(importance: Tensor | None, outputs: int) -> Tensor:
+    """What each output is worth (outputs,), none next to nothing; all the same where that is not known."""
     if importance is None or not bool(importance.sum() > 0):
         return torch.ones(outputs, dtype=torch.float64)
     return (1 - LEAST) * importance + LEAST * importance.mean()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from deepcompression.allocation.bit_costs import coded_bytes
 from deepcompression.errors import StructureError
 from deepcompression.network import names as selection
 from deepcompression.network.biases import Followers, followed, place_of
 from deepcompression.network.trace import resting
+from deepcompression.reconstruction.budget import Budget
 from deepcompression.reconstruction.calls import Call, Calls
 from deepcompression.reconstruction.layer import Wanted, reconstructed
 from deepcompression.reconstruction.moments import Moments, add, blocks_of
@@ -27,9 +29,10 @@ Feed = Callable[[], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Layer:
-    """What was done to a layer; ``error`` of its outputs on the samples, as a part of their energy.
+    """What was done to a layer.
 
-    ``how``: kmeans, linear, or free values; ``values``: how many there are. ``constant``: the tensor that took up what
+    ``how``: kmeans, linear, or free values; ``values``: how many there are. ``error`` of the outputs on the samples, as
+    a part of their energy; ``price`` of a coded bit, 0 where none was set. ``constant``: the tensor that took up what
     outputs were off on average, or "", and ``fixed``, why none did; ``note``: what else is to be known.
     """
 
@@ -39,6 +42,7 @@ class Layer:
     nonzero: int
     values: int
     error: float
+    price: float
     constant: str
     fixed: str = ""
     note: str = ""
@@ -79,6 +83,8 @@ class Task:
     """What is reconstructed, and on what: ``wanted`` of tensors, ``feed`` gives the batches, ``forward`` runs a model;
     ``structure``, what is true of tensors by now; ``importance`` of outputs (out,), by tensor;
     ``targets``, the model whose layers' outputs are aimed at, None: the one that is reconstructed, as it was.
+    ``budget``: the bytes of all, for which the price of a bit is found; ``together``: groups of layers with one input
+    whose inputs are looked at in one pass.
     """
 
     wanted: Mapping[str, Wanted]
@@ -87,6 +93,8 @@ class Task:
     structure: Structure = field(default_factory=dict)
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     targets: nn.Module | None = None
+    budget: Budget | None = None
+    together: int = 1
 
 
 def reconstruct(
@@ -114,13 +122,14 @@ def reconstruct(
     dense = copy.deepcopy(task.targets or model)
     with resting(model), resting(dense), torch.no_grad():
         order = called(dense, list(task.wanted), task)
-        layers = []
-        for group in order.groups:
+        layers, spent = [], dict[str, tuple[float, float]]()
+        for group in _together(order.groups, task.together):
             known = {name: one for name in group if (one := earlier(name)) is not None}
             moments = {} if len(known) == len(group) else _moments(model, dense, group, order, task)
             for name in group:
-                one = known.get(name) or _done(model, dense, name, moments[name], order, task)
+                one = known.get(name) or _done(model, dense, name, moments[name], order, _priced(task, name, spent))
                 _put(model, one.state)
+                spent[name] = one.layer.price, _bytes(one.state[name], task)
                 if name not in known:
                     done(one)
                 layers.append(one.layer)
@@ -130,6 +139,24 @@ def reconstruct(
         if name not in order.counts
     }
     return Reconstruction(layers, left)
+
+
+def _together(groups: Sequence[list[str]], count: int) -> list[list[str]]:
+    parts = [groups[start : start + count] for start in range(0, len(groups), count)]
+    return [[name for group in part for name in group] for part in parts]
+
+
+def _priced(task: Task, name: str, spent: Mapping[str, tuple[float, float]]) -> Task:
+    """With the price of a bit at which what is still to come keeps to the budget."""
+    if task.budget is None or name not in task.budget.curves:
+        return task
+    known = {one: pair for one, pair in spent.items() if one in task.budget.curves}
+    wanted = replace(task.wanted[name], price=task.budget.price(known))
+    return replace(task, wanted={**task.wanted, name: wanted})
+
+
+def _bytes(weight: Tensor, task: Task) -> float:
+    return float(coded_bytes(weight, "adaptive")) if task.budget else 0.0
 
 
 def called(model: nn.Module, wanted: Sequence[str], task: Task) -> Order:
@@ -220,7 +247,9 @@ def _done(model: nn.Module, dense: nn.Module, name: str, moments: Moments, order
         tensor = {**dict(model.named_parameters()), **dict(model.named_buffers())}[constant]
         sign = -1 if constant.endswith("running_mean") else 1
         state[constant] = (tensor.double() + sign * made.shift.to(tensor.device)).to(tensor.dtype)
-    return Done(_account(name, new, made.error, "" if why else constant, why, _note(moments)), state)
+    return Done(
+        _account(name, new, made.error, wanted.price or 0.0, "" if why else constant, why, _note(moments)), state
+    )
 
 
 def _constant(model: nn.Module, name: str, order: Order, task: Task) -> tuple[str, str]:
@@ -234,10 +263,10 @@ def _constant(model: nn.Module, name: str, order: Order, task: Task) -> tuple[st
     return constant, why or (f"{constant} must stay {kept[0]}" if kept else "")
 
 
-def _account(name: str, new: Written, error: float, constant: str, fixed: str, note: str) -> Layer:
+def _account(name: str, new: Written, error: float, price: float, constant: str, fixed: str, note: str) -> Layer:
     weight = new.weight
     counts = weight.numel(), int((weight != 0).sum()), len(torch.unique(weight))
-    return Layer(name, new.how, *counts, error, constant, fixed, note)
+    return Layer(name, new.how, *counts, error, price, constant, fixed, note)
 
 
 def _note(moments: Moments) -> str:

@@ -20,6 +20,7 @@ WINDOW = 4  # neighbours on either side that are looked at where a codebook is l
 ALL = 24  # of a codebook with at most so many values, all are
 STEPS = 200  # of conjugate gradients at most
 ENOUGH = 1e-18  # of the squared residual they began with
+WORTH = 16  # weights for which a value of a codebook that counts bits is there, at least
 SELDOM = 0.1  # how often a value counts that no weight has yet
 
 Method = Literal["kmeans", "linear"]
@@ -174,7 +175,8 @@ def _priced(rows: Rows, books: Tensor, bits: int, price: float) -> Levels:
     """Centroids and zero, such that squared error + coded bits is least where all changes cost the same."""
     values = rows.values[rows.values != 0]
     rate = price / float(rows.costs.mean() * values.square().mean())
-    book = rate_codebook(values.numpy(), 1 << bits, rate=rate, elements=rows.values.numel())
+    most = min(1 << bits, max(len(values) // WORTH, 2))  # a value takes room itself
+    book = rate_codebook(values.numpy(), most, rate=rate, elements=rows.values.numel())
     own = torch.from_numpy(book.levels)
     levels = torch.from_numpy(np.unique(np.append(book.levels, 0.0)))
     lengths = torch.full_like(levels, math.log2(rows.values.numel() / SELDOM))

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from tasks.console import bar
 from tasks.execution.bench import Bench, Product, covering
 from tasks.execution.patterns import RESOLVED, SELECTED
-from tasks.execution.settings import Bits, ByName, Density, Rate, Stage, table_of
+from tasks.execution.settings import Bits, ByName, Density, Rate, Stage, Strict, table_of
 from tasks.stages.linear import Groups
 from tasks.stages.share import Channels
 
@@ -22,11 +22,25 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deepcompression.reconstruction.layer import Wanted
-    from deepcompression.reconstruction.reconstruct import Done, Reconstruction
+    from deepcompression.reconstruction.reconstruct import Done, Reconstruction, Task
     from deepcompression.structure.constraints import Structure
     from deepcompression.structure.shared import Shared
 
 BATCH, NAMED = 16, 3  # samples at a time; layers that a note names
+MOST = 8  # bits of a value, where a target is all that is said
+
+
+class Target(Strict):
+    """What all is to take, in the file."""
+
+    ratio: float | None = Field(None, gt=1, description="the dense model takes so many times as much")
+    bytes: int | None = Field(None, ge=1, description="at most, tensors that are not reconstructed included")
+
+    @model_validator(mode="after")
+    def _one(self) -> Target:
+        if (self.ratio is None) == (self.bytes is None):
+            raise ValueError("expected exactly one of ratio and bytes")
+        return self
 
 
 class Settings(Stage):
@@ -54,13 +68,28 @@ class Settings(Stage):
         description="what a coded bit is worth, as a fraction of the weights' mean square: 0.01 to 0.1 make the file "
         "smaller, and prune further, at some error",
     )
+    target: Target | None = Field(
+        None,
+        description="a size of the file: of each layer so many values as serve all best, by what a change of its "
+        "outputs changes in what the model says; bits are then at most so many, by default 8",
+    )
     damping: float = Field(0.05, gt=0, description="added to each input's mean square, as a part of the mean of all")
     order: Literal["energy", "natural"] = Field(
         "energy", description="in which order a layer's inputs are gone through: those of most energy first, or as is"
     )
+    together: int = Field(
+        1,
+        ge=1,
+        description="layers that are looked at in one pass over the samples: less time, but what is lost in one of "
+        "them is not made up for by those behind it in the pass",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _has_effect(self) -> Settings:
+        if self.target and self.rate:
+            raise ValueError("target finds what a bit is worth: remove rate")
+        if self.target and self.weights == "kmeans" and self.per != "tensor":
+            raise ValueError("target goes with per: tensor, or with weights: linear")
         if self.rate and self.bits is None:
             raise ValueError("rate goes with bits, such as bits: 8")
         if self.weights == "kmeans" and self.rate and self.per != "tensor":
@@ -71,12 +100,17 @@ class Settings(Stage):
             raise ValueError("weights: linear takes bits of 2 and more")
         return self
 
+    @property
+    def most(self) -> Mapping[str, int] | int | None:
+        """Bits, by name pattern: of a target at most."""
+        return MOST if self.target and self.bits is None else self.bits
+
     def names(self, model: nn.Module) -> list[str]:
         """Tensors that are meant: those of bits and density, or all."""
         from deepcompression.network.names import prunable, resolve
 
-        meant = {name for one in (self.bits, self.density) if one is not None for name in resolve(model, table_of(one))}
-        given = self.bits is not None or self.density is not None
+        meant = {name for one in (self.most, self.density) if one is not None for name in resolve(model, table_of(one))}
+        given = self.most is not None or self.density is not None
         return [name for name in _matrices(model) if name in meant] if given else prunable(model)
 
     def parts(self, model: nn.Module) -> dict[str, Shared]:
@@ -84,7 +118,7 @@ class Settings(Stage):
         from deepcompression.network.names import resolve
         from deepcompression.sharing.groups import parts
 
-        names = [] if self.bits is None else list(resolve(model, table_of(self.bits)))
+        names = [] if self.most is None else list(resolve(model, table_of(self.most)))
         if isinstance(self.per, Groups):
             return parts(model, names, "group", self.per.group)
         if isinstance(self.per, Channels):
@@ -97,7 +131,7 @@ class Settings(Stage):
         from deepcompression.reconstruction.layer import Wanted
         from deepcompression.structure.shared import Shared
 
-        density, bits = (resolve(model, table_of(one)) if one is not None else {} for one in (self.density, self.bits))
+        density, bits = (resolve(model, table_of(one)) if one is not None else {} for one in (self.density, self.most))
         rates = resolve(model, table_of(self.rate)) if self.rate else {}
         parts = self.parts(model)
         return {
@@ -133,7 +167,7 @@ class Settings(Stage):
         """What is true of a tensor afterwards."""
         from deepcompression.structure.grid import Grid
 
-        zeros = ("zeros",) if wanted.density is not None or wanted.rate else ()
+        zeros = ("zeros",) if wanted.density is not None or wanted.rate or self.target else ()
         if wanted.bits is None:
             return zeros
         if wanted.method == "linear":
@@ -163,10 +197,48 @@ def work(bench: Bench, settings: Settings) -> Product:
     compute.place(model)
     with bar(bench.label, len(wanted)) as advance:
         kept = _Kept(bench.folder, advance)
-        task = Task(wanted, feed, forward, bench.input.structure)
+        task = Task(wanted, feed, forward, bench.input.structure, together=settings.together)
+        task = task if settings.target is None else _aimed(bench, settings, settings.target, model, task)
         done = reconstruct(model, task, earlier=kept.earlier, done=kept.done)
     rows = coverage(model, [one.name for one in done.layers], {**blank, **done.left})
     return covering(_product(model, settings, wanted, done), rows)
+
+
+def _aimed(bench: Bench, settings: Settings, target: Target, model: nn.Module, task: Task) -> Task:
+    """With what outputs are worth, and the bytes that there are for the weights."""
+    import torch
+
+    from deepcompression._atomic import written
+    from deepcompression.allocation.bit_costs import coded_bytes
+    from deepcompression.errors import StructureError
+    from deepcompression.network.state import dense_bytes, plain_state
+    from deepcompression.reconstruction.budget import budget_of
+    from deepcompression.reconstruction.importance import Importance, importance
+
+    path = bench.folder / "importance.pt"
+    names = [name for name, one in task.wanted.items() if one.bits is not None]
+    if path.exists():
+        found = {name: Importance(*pair) for name, pair in torch.load(path, weights_only=True).items()}
+    else:
+        _, feed, forward = _samples(bench, settings, 1)
+        found = importance(model, names, feed, forward, divergence=bench.run.step is None, seed=bench.seed)
+        with written(path) as file:
+            torch.save({name: (one.outputs, one.inputs) for name, one in found.items()}, file)
+    state = plain_state(model)
+    rest = {id(one): one for name, one in state.items() if name not in found and one.is_floating_point()}
+    beside = sum(coded_bytes(one, "adaptive") for one in rest.values() if one.numel())
+    limit = target.bytes or dense_bytes(bench.blank_model()) / (target.ratio or 1)
+    if limit <= beside:
+        raise StructureError(
+            f"stage {bench.label}: target: {limit:,.0f} bytes are out of reach: what is not reconstructed takes "
+            f"{beside:,} alone; let a stage quantize with rest come before, or ask for less"
+        )
+    wanted = {name: task.wanted[name] for name in found}
+    return replace(
+        task,
+        importance={name: one.outputs for name, one in found.items()},
+        budget=budget_of({name: state[name] for name in wanted}, wanted, found, limit - beside),
+    )
 
 
 def _product(model: nn.Module, settings: Settings, wanted: Mapping[str, Wanted], done: Reconstruction) -> Product:
@@ -182,12 +254,12 @@ def _product(model: nn.Module, settings: Settings, wanted: Mapping[str, Wanted],
     )
 
 
-def _samples(bench: Bench, settings: Settings) -> tuple[Any, Any, Any]:
+def _samples(bench: Bench, settings: Settings, batch: int = BATCH) -> tuple[Any, Any, Any]:
     """Where models run; what gives the same batches at each call; what runs a model on one."""
     from deepcompression.data.splits import drawn
     from deepcompression.training.context import context_of
 
-    problem = bench.run.problem(min(BATCH, settings.samples))
+    problem = bench.run.problem(min(batch, settings.samples))
     problem = replace(problem, train=drawn(problem.train, settings.samples, bench.seed))
     context = context_of(problem, bench.run.compute(), bench.seed)
 

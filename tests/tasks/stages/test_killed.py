@@ -58,7 +58,10 @@ STAGES_KILLED: dict[str, list[dict[str, Any]]] = {
     "share": [{"bits": 2}, {"bits": 2, "init": "random"}, {"bits": 2, "train": TWO}],
     "allocate": [{"bits": [2, 8], "like": 8, "samples": 32, "vectors": 8}],
     "quantize": [{"rest": "int8"}, {"weights": {"bits": 8}, **CALIBRATED}, {"train": TWO, "before": SHARED}],
-    "reconstruct": [{"bits": 3, "density": 0.6, "samples": 32}, {"bits": 4, "weights": "linear", "samples": 32}],
+    "reconstruct": [
+        {"bits": 3, "density": 0.6, "samples": 32},
+        {"target": {"bytes": 700}, "weights": "linear", "samples": 32},
+    ],
     "binarize": [{**TWO, **THRESHOLDS}],
     "recalibrate": [{}],
     "slim": [{"units": 0.5}],
