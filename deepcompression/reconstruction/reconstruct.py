@@ -20,7 +20,7 @@ from deepcompression.reconstruction.budget import Budget
 from deepcompression.reconstruction.calls import Call, Calls
 from deepcompression.reconstruction.layer import Wanted, reconstructed
 from deepcompression.reconstruction.moments import Moments, add, blocks_of
-from deepcompression.reconstruction.written import Written, matrix_of, read, written
+from deepcompression.reconstruction.written import Written, as_fine, matrix_of, read, written
 from deepcompression.structure.constraints import Structure
 
 Forward = Callable[[nn.Module, Any], object]
@@ -246,7 +246,7 @@ def _done(model: nn.Module, dense: nn.Module, name: str, moments: Moments, order
     if not why:
         tensor = {**dict(model.named_parameters()), **dict(model.named_buffers())}[constant]
         sign = -1 if constant.endswith("running_mean") else 1
-        state[constant] = (tensor.double() + sign * made.shift.to(tensor.device)).to(tensor.dtype)
+        state[constant] = as_fine(tensor.double() + sign * made.shift.to(tensor.device), tensor)
     return Done(
         _account(name, new, made.error, wanted.price or 0.0, "" if why else constant, why, _note(moments)), state
     )

@@ -112,3 +112,18 @@ def _on_grid(coded: Coded, weight: Tensor, form: Form) -> Tensor:
     signed = (integers * torch.where(coded.unknown < 0, -1.0, 1.0).reshape(-1, 1)).to(torch.int32).numpy()
     values = multiplied(Integers(signed, scales, scales, scales), weight.dtype)
     return _shaped(values.reshape(coded.factors.shape), weight, form.axis)
+
+
+def as_fine(values: Tensor, before: Tensor) -> Tensor:
+    """In the dtype of what was there before, and as finely: what a narrower one held exactly, it holds afterwards.
+
+    Args:
+        values: float64.
+        before: that they take the place of.
+    """
+    for kind in (torch.float16, torch.bfloat16):
+        rounded = values.to(kind)
+        fits = bool(rounded.isfinite().all()) and torch.equal(before.to(kind).to(before.dtype), before)
+        if fits and bool(before.any()):
+            return rounded.to(before.dtype)
+    return values.to(before.dtype)

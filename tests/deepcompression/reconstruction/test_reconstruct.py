@@ -193,3 +193,14 @@ def test_the_linear_layer_of_transformers_has_its_inputs_on_the_first_axis() -> 
     before = copy.deepcopy(net)
     done: Reconstruction = reconstruct(net, _task(net, Wanted(bits=3), x=x))
     assert done.layers[0].values == 8 and _off(before, net, x) < 0.02
+
+
+def test_constants_stay_as_fine_as_they_were() -> None:
+    """What a stage before rounded to float16 takes no more room afterwards; what it did not is not rounded."""
+    net = _net()
+    with torch.no_grad():
+        net[3].bias.copy_(net[3].bias.half())
+    before = net[3].bias.clone()
+    reconstruct(net, _task(net, Wanted(bits=3)))
+    assert not torch.equal(net[3].bias, before) and torch.equal(net[3].bias, net[3].bias.half().float())
+    assert not torch.equal(net[5].bias, net[5].bias.half().float())
