@@ -74,7 +74,7 @@ def compress(
 
     \b
     With --bits each tensor has a codebook of that size. With --ratio or --target-bytes its values are rounded in steps,
-    which are chosen so that all tensors together lose least for the bytes: this is the better of the two.
+    which are chosen so that all tensors together lose least for the bytes.
 
     What is not treated as asked is listed, with the reason:
       kept bit for bit   vectors (biases, normalisation), small tensors,
