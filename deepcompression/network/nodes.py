@@ -40,6 +40,30 @@ _SIZE_CALLS = {"size", "dim", "ndimension", "numel"}
 _SIZE_ATTRIBUTES: tuple[object, ...] = ("shape", "ndim", "device", "dtype")
 
 
+_WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_KNOWN = (*_WEIGHTED, *RESTING, *ELEMENTWISE, *POOLS, nn.Flatten, nn.BatchNorm1d)
+_DECIDE = ("forward", "_conv_forward", "__call__")  # what a subclass that is the layer itself has not of its own
+
+
+def kind_of(module: nn.Module | None) -> type | None:
+    """The layer of torch that a module is: its class, or the known one that it derives from and has the forward of."""
+    if module is None or type(module) in _KNOWN:
+        return None if module is None else type(module)
+    for kind in type(module).__mro__:
+        if kind in _KNOWN and all(getattr(type(module), one, None) is getattr(kind, one, None) for one in _DECIDE):
+            computed = kind in _WEIGHTED and "weight" not in module._parameters  # by a parametrization, or a property
+            return type(module) if computed else kind
+    return type(module)
+
+
+class Tracer(fx.Tracer):
+    """Takes subclasses of known layers for the layers, and does not look into them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is one node of the graph."""
+        return kind_of(m) in _KNOWN or super().is_leaf_module(m, module_qualified_name)
+
+
 def flattens(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether all axes but the first become one."""
     arguments: tuple[Any, ...] = node.args[1:]

@@ -23,11 +23,13 @@ from deepcompression.network.nodes import (
     POOLS,
     RESHAPE_CALLS,
     RESTING,
+    Tracer,
     UnitPath,
     flattens,
     guesses,
     hooked,
     is_batch,
+    kind_of,
     mean,
     normalised,
     pads,
@@ -35,7 +37,7 @@ from deepcompression.network.nodes import (
     reads_shape,
 )
 
-_DIMENSIONS = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2}
+_DIMENSIONS: dict[type | None, int] = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2}
 
 
 Seen = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -151,7 +153,7 @@ class _Graph:
         self.seen = seen
         own = set(vars(model))
         with resting(model):
-            self.nodes = list(fx.Tracer().trace(model).nodes)
+            self.nodes = list(Tracer().trace(model).nodes)
         for name in set(vars(model)) - own:  # constants that the tracer leaves behind
             delattr(model, name)
         self.modules = dict(model.named_modules())
@@ -168,7 +170,7 @@ class _Graph:
         if reason:
             return reason
         layer: Any = self.modules[name]
-        dimensions = _DIMENSIONS[type(layer)]
+        dimensions = _DIMENSIONS[kind_of(layer)]
         node = self.calls[name]
         path = UnitPath(len(layer.weight), dimensions, flat=False, rank=self._rank(node))
         if dimensions and name in self.seen and len(self.seen[name][1]) != dimensions + 2:
@@ -182,7 +184,7 @@ class _Graph:
                 return "its units are the model's outputs"
             if user.args[:1] != (node,) or any(one is not node and not is_batch(one) for one in user.all_input_nodes):
                 return f"{self._told(user)} joins its output with other tensors"
-            if user.op == "call_module" and type(self.modules[str(user.target)]) in _DIMENSIONS:
+            if user.op == "call_module" and kind_of(self.modules[str(user.target)]) in _DIMENSIONS:
                 return self._joined(name, str(user.target), path)
             step = self._step(user, path)
             if isinstance(step, str):
@@ -201,10 +203,10 @@ class _Graph:
         inputs = second.weight.shape[1]
         if isinstance(second, nn.Linear):
             # Behind a flattening every unit is as many columns as it has places.
-            fits = inputs % path.units == 0 if path.flat and _DIMENSIONS[type(first)] else inputs == path.units
+            fits = inputs % path.units == 0 if path.flat and _DIMENSIONS[kind_of(first)] else inputs == path.units
             fits &= path.flat or not path.dimensions
         else:
-            fits = not path.flat and path.dimensions == _DIMENSIONS[type(second)] and inputs == path.units
+            fits = not path.flat and path.dimensions == _DIMENSIONS[kind_of(second)] and inputs == path.units
         if path.rewrapped and not self._whole_samples(name, consumer):
             return f"whether a row that {consumer} gets is one sample, only shapes of samples tell, or they deny it"
         if not fits:
@@ -220,7 +222,7 @@ class _Graph:
             name,
             consumer,
             path.units,
-            _DIMENSIONS[type(first)],
+            _DIMENSIONS[kind_of(first)],
             tuple(rows),
             join(consumer, "weight"),
             None if second.bias is None else join(consumer, "bias"),
@@ -231,7 +233,7 @@ class _Graph:
     def _step(self, node: fx.Node, path: UnitPath) -> Step | str:
         """What a node between two layers does to constants, or why units are lost in it."""
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-        kind = type(module) if module is not None else None
+        kind = kind_of(module)
         target = node.target
         if module is not None and hooked(module):
             return f"{self._told(node)} has hooks"
@@ -279,7 +281,7 @@ class _Graph:
         if flattens(node, module):
             return 2
         same = (*RESTING, *ELEMENTWISE, nn.Linear, nn.BatchNorm1d)
-        if type(module) in same or node.target in ELEMENTWISE_CALLS or node.target in DROPOUT_CALLS:
+        if kind_of(module) in same or node.target in ELEMENTWISE_CALLS or node.target in DROPOUT_CALLS:
             before = node.args[0] if node.args else None
             return self._rank(before) if isinstance(before, fx.Node) else None
         return None
@@ -297,7 +299,7 @@ class _Graph:
     def _unfit(self, name: str) -> str:
         """Why a layer can be in no chain; empty if it can."""
         module: Any = self.modules.get(name)
-        if type(module) not in _DIMENSIONS:
+        if kind_of(module) not in _DIMENSIONS:
             return f"it is no Linear, Conv1d or Conv2d, but {type(module).__name__}"
         if name not in self.calls:
             return "the graph does not call it as a module"

@@ -200,3 +200,32 @@ def test_samples_without_a_batch_axis_are_seen():
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(64, 2))
     seen = shapes(model, lambda one: one(torch.zeros(1, 8, 8)))
     assert chains(model, seen)[1]["0"] == "its input has no axis that counts samples"
+
+
+class _Same(nn.Conv2d):
+    """A subclass that adds nothing to the computation."""
+
+    def __init__(self, *arguments: int) -> None:
+        super().__init__(*arguments)
+        self.note = "mine"
+
+
+class _Other(nn.Conv2d):
+    """A subclass that computes something else."""
+
+    def forward(self, x):
+        return super().forward(x).flip(1)
+
+
+class _Mine(nn.ReLU):
+    """A known operation by another name."""
+
+
+def test_subclasses_with_the_layers_own_forward_are_the_layer() -> None:
+    """Whether forward is inherited decides, not the class: another forward may mix channels."""
+    same = nn.Sequential(_Same(1, 4, 3), _Mine(), _Same(4, 2, 3))
+    assert [(chain.producer, chain.consumer) for chain in chains(same)[0]] == [("0", "2")]
+    for position in (0, 2):
+        layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)]
+        layers[position] = _Other(*((1, 4, 3) if position == 0 else (4, 2, 3)))
+        assert chains(nn.Sequential(*layers))[0] == []
