@@ -16,6 +16,7 @@ from deepcompression.structure.rows import rows_of
 
 POINTS = 60  # prices that are tried
 DAMPED = 0.05  # part of the mean variance that each input has at least
+SOME = 1 << 16  # weights of a tensor that are looked at
 PRIOR = 0.02  # of the limit: bytes that are taken to be as predicted before any layer is done
 
 
@@ -51,18 +52,20 @@ def curve(weights: Tensor, importance: Importance, prices: Tensor, bits: int, me
     varied = importance.inputs + DAMPED * importance.inputs.mean()
     cost = math.exp(float((outputs * varied[:, None]).clamp_min(1e-300).log().mean()))
     widest = float(parts.abs().max())
+    some = weights.reshape(-1)[:: max(weights.numel() // SOME, 1)]
     sizes = []
     for price in prices.tolist():
         step = min(max(math.sqrt(price * 6 / math.log(2) / cost), widest / ((1 << (bits - 1)) - 1)), 4 * widest)
-        sizes.append(_bytes((parts / step).round(), 4.0 if method == "kmeans" else 0.5))
+        each = 4.0 if method == "kmeans" else 0.5
+        sizes.append(_bytes((some / step).round(), weights.numel(), each))
     return Curve(prices, torch.tensor(sizes, dtype=torch.float64))
 
 
-def _bytes(integers: Tensor, each: float) -> float:
-    """By entropy, and ``each`` of the values."""
-    counts = torch.bincount((integers - integers.min()).long().reshape(-1)).double()
-    share = counts[counts > 0] / integers.numel()
-    return float(-(share * share.log2()).sum()) * integers.numel() / 8 + len(share) * each + 8
+def _bytes(integers: Tensor, count: int, each: float) -> float:
+    """Of so many like these, by entropy, and ``each`` of the values."""
+    counts = torch.bincount((integers - integers.min()).long()).double()
+    share = counts[counts > 0] / len(integers)
+    return float(-(share * share.log2()).sum()) * count / 8 + len(share) * each + 8
 
 
 @dataclass(frozen=True)

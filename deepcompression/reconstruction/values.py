@@ -16,7 +16,7 @@ from deepcompression.reconstruction.sweep import Quadratic
 from deepcompression.sharing.entropy_constrained import rate_codebook
 from deepcompression.sharing.kmeans_groups import kmeans_groups
 
-WINDOW = 4  # neighbours on either side that are looked at where a codebook is large
+WINDOW = 2  # neighbours on either side that are looked at where a codebook is large
 ALL = 24  # of a codebook with at most so many values, all are
 STEPS = 200  # of conjugate gradients at most
 ENOUGH = 1e-18  # of the squared residual they began with
