@@ -68,7 +68,7 @@ def _zip(*names: str) -> bytes:
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
         for name in names:
-            archive.writestr(name, b"")
+            archive.writestr(zipfile.ZipInfo(name), b"")  # of no date: the same bytes in every process
     return made.getvalue()
 
 
@@ -84,7 +84,7 @@ def _zip(*names: str) -> bytes:
         (b'{"error": "Repository not found"}', "a text, not weights; it begins with .*Repository not found"),
         (b"\x89HDF\r\n\x1a\n" + bytes(64), "an HDF5 file"),
         (b"GGUF" + bytes(64), "a GGUF file"),
-        (gzip.compress(b"weights"), "compressed by gzip; unpack it first"),
+        (gzip.compress(b"weights", mtime=0), "compressed by gzip; unpack it first"),
         (b"", "empty; it was perhaps not copied or downloaded to its end"),
         (_zip("a.npy", "b.npy"), "an archive of numpy; save its arrays: safetensors.numpy"),
         (_zip("x/data.pkl", "x/constants.pkl"), r"TorchScript archive.*torch\.jit\.load\(.*\)\.state_dict\(\)"),
@@ -92,6 +92,7 @@ def _zip(*names: str) -> bytes:
         (_zip("picture.png"), "a zip archive, no checkpoint"),
         (_zip("x/data.pkl")[:30], "is damaged: a zip archive without its end"),
     ],
+    ids=["lfs", "page", "text", "hdf5", "gguf", "gzip", "empty", "numpy", "torchscript", "pt2", "zip", "cut"],
 )
 def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: bytes, words: str, name: str) -> None:
     """A pointer, a page, an archive: one line says what the file is, not what a reader stumbled over."""
