@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import logging
 import platform
@@ -19,7 +19,8 @@ from deepcompression.export import target_of
 from deepcompression.network.edits.apply import apply
 from deepcompression.quantization import linear
 
-pytest.importorskip("coremltools")
+if importlib.util.find_spec("coremltools") is None:  # importing it takes seconds, in every process that lists tests
+    pytest.skip("needs coremltools", allow_module_level=True)
 
 from deepcompression.export.coreml_weights import smallest
 
