@@ -55,13 +55,17 @@ def process(*arguments: object, before: str = "pass", **environment: str) -> sub
     )
 
 
+# Compiling for the first time may take longer than a bar waits, and what is looked at is not the bar.
+PATIENT = "from deepcompression.cli import main, terminal; terminal.PATIENCE = 600; raise SystemExit(main.main())"
+
+
 def on_terminal(columns: int, *arguments: object, **environment: str) -> str:
     """What `dcz` prints on a terminal of so many columns, escape sequences and all."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     clean = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
     child = subprocess.Popen(
-        [sys.executable, "-m", "deepcompression.cli.main", *map(str, arguments)],
+        [sys.executable, "-c", PATIENT, *map(str, arguments)],
         stdout=theirs,
         stderr=theirs,
         env={**clean, "TERM": "xterm-256color", **environment},
