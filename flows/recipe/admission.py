@@ -23,7 +23,7 @@ from deepcompression.formats.kinds import Kind, kind_of
 from flows.recipe.references import dotted, shown
 from flows.recipe.schema import Recipe
 from tasks.execution.settings import Factory, Place, Weights, parts
-from tasks.execution.specs import SPEC
+from tasks.execution.specs import SPEC, specs_in
 from tasks.stages.costs import Measured
 from tasks.stages.custom import Settings as Custom
 
@@ -114,6 +114,8 @@ def judge(who: str, recipe: Recipe, yours: Mapping[Place, Any], trust: Trust) ->
             one.weights((*place, "path"), part.path)
         elif isinstance(part, Measured) and not one.is_yours((*place, "path")):
             one.folder((*place, "path"), part.path)
+        else:
+            one.choices(place, dict(part))
     one.origins()  # imports what you allow: last, when nothing else is to be refused
 
 
@@ -154,6 +156,12 @@ class _Judge:
             self.spec(place, value, {})
         elif isinstance(value, str) and (_like_a_path(value) or any(FILE_WORD.search(str(key)) for key in place)):
             self.folder(place, value)
+
+    def choices(self, place: Place, keys: Mapping[str, Any]) -> None:
+        """Callables that choose tensors, on the left of a table or in a list of names."""
+        for key, value in keys.items():
+            for spec in specs_in(value) if isinstance(value, Mapping | list | tuple) else ():
+                self.spec((*place, key), spec, {})
 
     def weights(self, place: Place, path: str) -> None:
         if self.is_yours(place):

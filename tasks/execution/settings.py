@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -63,6 +63,25 @@ def parts(value: Any, place: Place = ()) -> Iterator[tuple[Place, BaseModel]]:
     elif isinstance(value, list | tuple):
         for index, one in enumerate(value):
             yield from parts(one, (*place, index))
+
+
+def tables(kind: type[BaseModel]) -> set[str]:
+    """The keys of a part, and of all parts in it, that may be tables by tensor name."""
+    found, waiting, seen = set[str](), [kind], set[type]()
+    while waiting:
+        one = waiting.pop()
+        if one not in seen:
+            seen.add(one)
+            found |= {key for key, field in one.model_fields.items() if ByName in field.metadata}
+            waiting += [inner for field in one.model_fields.values() for inner in _parts_in(field.annotation)]
+    return found
+
+
+def _parts_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for one in get_args(annotation):
+        yield from _parts_in(one)
 
 
 def plain(part: BaseModel | None) -> Any:

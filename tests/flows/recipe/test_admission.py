@@ -213,6 +213,9 @@ def test_every_type_that_names_code_is_judged() -> None:
         {"data": {"factory": "deepcompression.data:digits", "augment": evil}},
         {"model": _model("deepcompression.models:lenet5", inner=[{"x": evil}])},
         {"stages": [{"stage": "deepcompression.models:lenet5", "with": "os:getcwd"}]},
+        {"stages": [{"stage": "prune", "density": {"os:getcwd": 0.5}}]},
+        {"stages": [{"stage": "prune", "density": {"type:Linear & os:getcwd": 0.5}}]},
+        {"hold": {"zeros": ["os:getcwd"]}},
     ):
         assert "os:getcwd" in _refusal(_foreign(**changes)), changes
     assert all(issubclass(one, Strict) for one in found)

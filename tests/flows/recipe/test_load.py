@@ -86,6 +86,20 @@ def test_override_merges_mappings_and_replaces_the_rest() -> None:
     assert recipes.load(_mapping(seeds=[1, 2]), {"seeds": [5]}).seeds == [5]
 
 
+def test_what_follows_a_table_of_tensors_in_an_override_is_one_name() -> None:
+    """Names have dots, patterns and choices have signs; one value for all becomes that of the others."""
+    names = ("conv1.weight", "features.0", "block*.conv", "type:Conv2d", "mine.choose:large")
+    for name in names:
+        loaded = recipes.load(_mapping(), {f"stages.prune.density.{name}": 0.25})
+        assert loaded.stages[0].density == {"default": 0.5, name: 0.25}
+    stages = [{"stage": "quantize", "weights": {"bits": {"fc1.weight": 8}}}, {"stage": "slim"}]
+    overrides = {"stages.quantize.weights.bits.fc1.weight": 4, "stages.slim.units.a.b": 3, "stages.slim.units.c.d": 2}
+    loaded = recipes.load(_mapping(stages=stages), overrides)
+    assert loaded.stages[0].weights.bits == {"fc1.weight": 4} and loaded.stages[1].units == {"a.b": 3, "c.d": 2}
+    kwargs = recipes.load(_mapping(), {"data.kwargs.density.a": 1}).data.kwargs
+    assert kwargs == {"density": {"a": 1}}
+
+
 def test_an_override_of_seeds_replaces_the_seed_and_the_other_way_round() -> None:
     """Who asks for three seeds need not remove the one that the file has."""
     assert recipes.load(_mapping(seed=4), {"seeds": [0, 1]}).seed is None
