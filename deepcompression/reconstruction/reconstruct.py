@@ -84,7 +84,7 @@ class Task:
     ``structure``, what is true of tensors by now; ``importance`` of outputs (out,), by tensor;
     ``targets``, the model whose layers' outputs are aimed at, None: the one that is reconstructed, as it was.
     ``budget``: the bytes of all, for which the price of a bit is found; ``together``: groups of layers with one input
-    whose inputs are looked at in one pass.
+    whose inputs are looked at in one pass; ``independent``: what goes into layers is what did before any changed.
     """
 
     wanted: Mapping[str, Wanted]
@@ -95,6 +95,7 @@ class Task:
     targets: nn.Module | None = None
     budget: Budget | None = None
     together: int = 1
+    independent: bool = False
 
 
 def reconstruct(
@@ -199,6 +200,10 @@ def _moments(model: nn.Module, dense: nn.Module, group: Sequence[str], order: Or
     """Of what goes into layers with one input; those of unlike geometry have each their own."""
     found: dict[str, Moments] = {}
     for batch in task.feed():
+        if task.independent:
+            for call in _inputs(dense, group, order, task, batch):
+                found[call.name] = add(found.get(call.name), call)
+            continue
         before = list(_inputs(dense, group, order, task, batch))
         for call, other in zip(_inputs(model, group, order, task, batch), before, strict=True):
             found[call.name] = add(found.get(call.name), call, other.value)

@@ -77,6 +77,11 @@ class Settings(Stage):
     order: Literal["energy", "natural"] = Field(
         "energy", description="in which order a layer's inputs are gone through: those of most energy first, or as is"
     )
+    inputs: Literal["compressed", "dense"] = Field(
+        "compressed",
+        description="what goes into a layer: what comes out of those before it as they are by then, or as they were, "
+        "which needs half the time and may serve better where samples are few and much is taken away",
+    )
     together: int = Field(
         1,
         ge=1,
@@ -197,7 +202,8 @@ def work(bench: Bench, settings: Settings) -> Product:
     compute.place(model)
     with bar(bench.label, len(wanted)) as advance:
         kept = _Kept(bench.folder, advance)
-        task = Task(wanted, feed, forward, bench.input.structure, together=settings.together)
+        independent = settings.inputs == "dense"
+        task = Task(wanted, feed, forward, bench.input.structure, together=settings.together, independent=independent)
         task = task if settings.target is None else _aimed(bench, settings, settings.target, model, task)
         done = reconstruct(model, task, earlier=kept.earlier, done=kept.done)
     rows = coverage(model, [one.name for one in done.layers], {**blank, **done.left})
