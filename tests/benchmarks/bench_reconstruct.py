@@ -33,9 +33,9 @@ SHARED: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def stages_of(ratio: float, given: argparse.Namespace) -> list[dict[str, Any]]:
+def stages_of(ratio: float, weights: str = "linear", inputs: str = "dense", together: int = 64) -> list[dict[str, Any]]:
     """The stages that reach a ratio."""
-    keys = {"weights": given.weights, "bits": 10, "inputs": given.inputs, "together": given.together}
+    keys = {"weights": weights, "bits": 10, "inputs": inputs, "together": together}
     return [ROUNDED, {"stage": "reconstruct", "target": {"ratio": ratio}, **keys}]
 
 
@@ -100,7 +100,10 @@ def main() -> None:
     model.load_state_dict(torch.load(imagenet_sample.weights(), weights_only=True))
     dense = logits(model, images)
     size = sum(one.numel() * one.element_size() for one in model.state_dict().values())
-    ways = {f"reconstruct, {ratio:g}x": stages_of(ratio, given) for ratio in given.ratios}
+    ways = {
+        f"reconstruct, {ratio:g}x": stages_of(ratio, given.weights, given.inputs, given.together)
+        for ratio in given.ratios
+    }
     rows: dict[str, dict[str, Any]] = {}
     print(f"{'':20} {'bytes':>11} {'ratio':>6} {'KL':>8} {'same answer':>24} {'right':>7} {'CPU s':>6}")
     with tempfile.TemporaryDirectory() as folder:
