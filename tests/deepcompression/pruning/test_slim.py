@@ -265,7 +265,10 @@ def test_residuals_shared_modules_and_untraceable_models_keep_every_bit():
             slim(model, units={"first": 2})
 
 
-@pytest.mark.parametrize("make", [paper.lenet_300_100, paper.lenet5, paper.digits_net])
+@pytest.mark.parametrize(
+    "make",
+    [paper.digits_net, *(pytest.param(one, marks=pytest.mark.slow) for one in (paper.lenet_300_100, paper.lenet5))],
+)
 def test_pruned_nets_code_smaller_and_compute_the_same(make: Callable[[], nn.Module]):
     """On the nets of the recipes: fewer bytes of the file, told as they are, outputs equal to float32's rounding."""
     torch.manual_seed(0)
@@ -423,7 +426,7 @@ def nets(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     return model.double().eval(), x.double()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(nets())
 def test_any_small_net_with_any_zeros_computes_what_it_did(drawn: tuple[nn.Module, Tensor]):
     """Whatever is dead, constant, padded, pooled or unbiased: outputs stay, and one pass finds all there is."""
