@@ -110,7 +110,9 @@ class Weights(Strict):
     """An existing checkpoint: .safetensors, a file of torch.save (weights only, no code is run), .dcz, or the index or
     folder of a checkpoint in several files. What is in a file tells its kind, whatever its name."""
 
-    path: str
+    path: str = Field(
+        description="a file or folder; hub:default is what torchvision, timm or Hugging Face publish for the factory"
+    )
     key: str | None = Field(None, description="where in the file the weights lie, for instance state_dict or model_ema")
     strip: list[str] = Field([], description="prefixes to remove from tensor names, for instance module.")
     ignore: list[TensorName] = Field(
@@ -119,7 +121,8 @@ class Weights(Strict):
 
 
 class Model(Factory):
-    """The dense model: a factory of an untrained network, and where its weights come from."""
+    """The dense model: a factory of an untrained network, or a hub's name for one (``torchvision:mobilenet_v2``,
+    ``timm:resnet18``, ``transformers:AutoModel``), and where its weights come from."""
 
     weights: Weights | None = Field(None, description="a checkpoint; without one the model is trained here")
 
