@@ -173,7 +173,7 @@ def test_what_stages_left_alone_is_told(finished: dict[str, Any], capsys: pytest
 
 def test_the_file_alone_has_the_measured_accuracy(finished: dict[str, Any]) -> None:
     """Loaded by hand into a new model, the file makes exactly the errors that the summary tells."""
-    from deepcompression.data.images import digits
+    from deepcompression.data.small_images import digits
 
     summary = finished["summary"]
     model = files.load_into(digits_net(), summary["file"]).eval()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deepcompression import torch as files
-from deepcompression.data.images import digits
+from deepcompression.data.small_images import digits
 from deepcompression.errors import StructureError
 from deepcompression.models.paper import digits_net
 from deepcompression.network.state import is_zero

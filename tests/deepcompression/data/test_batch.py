@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from trainings import fit
 
 from deepcompression.data.batch import copied, count_of, cut, moved, parts, samples_in
-from deepcompression.data.images import shift
+from deepcompression.data.small_images import shift
 from deepcompression.distillation.logits import Distillation
 from deepcompression.errors import DataError, FactoryError
 from deepcompression.training.batches import Batches, some

@@ -64,6 +64,17 @@ def test_an_export_is_a_target_of_the_list() -> None:
     assert "export.0.io: expected float, or integer" in _message(_mapping(export=[{"to": "onnx", "io": "int4"}]))
 
 
+def test_steps_and_metrics_have_words() -> None:
+    """A word, alone or with its arguments, stands for a factory of this library; another one is told what there is."""
+    loaded = recipes.load(_mapping(step="regression", metric={"top_k": {"k": 3}}))
+    assert loaded.step.factory == "deepcompression.training.steps:regression"
+    assert (loaded.metric.factory, loaded.metric.kwargs) == ("deepcompression.training.metrics:top_k", {"k": 3})
+    assert recipes.load(loaded.model_dump()) == loaded
+    own = {"factory": "mine:step", "kwargs": {"a": 1}}
+    assert recipes.load(_mapping(step=own)).step.model_dump() == own
+    assert "did you mean 'regression'" in _message(_mapping(step="regresion"))
+
+
 def test_overrides_by_stage_name_and_by_index() -> None:
     """A stage is addressed by its name where that is unique, else by index."""
     loaded = recipes.load(_mapping(), {"stages.prune.density": 0.25, "stages.2.bits": 3, "seed": 7})
