@@ -28,9 +28,9 @@ def load(spec: str) -> Callable[..., Any]:
     if not (sign and module_name and attribute):
         raise FactoryError(f"factory {spec!r}: expected package.module:callable")
     if module_name in HUBS:
-        from deepcompression.models import hub  # which imports torch
+        from deepcompression.models.hub import load as by_name  # which imports torch
 
-        return hub.load(spec)
+        return by_name(spec)
     try:
         found: Any = import_module(module_name)
     except Exception as error:
