@@ -32,6 +32,7 @@ from deepcompression.network.trace import resting
 FILE = "model.onnx"
 OPTIONS = {"io": ("float", "integer")}
 CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold", "quantize_values"})
+NOT_WITHIN = INSIDE  # sides of sites: recurrent layers are written whole
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INSTALL = "pip install 'deep-compression[onnx]'"
 OPSET = 21  # the first one with integers of 4 bits

@@ -23,6 +23,7 @@ from deepcompression.export.onnx_run import FLOATS, Runtime
 FILE = "model.openvino.onnx"
 CARRIES = onnx.CARRIES
 OPTIONS = onnx.OPTIONS
+NOT_WITHIN = onnx.NOT_WITHIN
 PACKAGES = (*onnx.PACKAGES, "openvino")
 INSTALL = "pip install 'deep-compression[openvino]'"
 BATCH = 1
