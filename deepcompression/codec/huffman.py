@@ -21,6 +21,8 @@ from deepcompression.codec.bitstream import Cursor
 BLOCK = 1 << 14
 _LOCKSTEP = 48
 _LARGE = 1 << 10
+_WORTH = 1 << 9  # symbols that repay a call of compiled code
+_THREES = 1 << 14  # symbols that repay a table of three at once
 _STEP = re.compile(rb"((?:10)*|(?:11)*)0")
 
 Lengths = NDArray[np.uint8]
@@ -97,7 +99,13 @@ def lookup(lengths: Lengths) -> NDArray[np.uint32]:
     longest = int(lengths.max())
     entries = order << np.uint32(8) | lengths[order]
     by_code = np.repeat(entries, 1 << (longest - lengths[order].astype(np.int64)))
-    return by_code[_reversed(np.arange(len(by_code), dtype=np.uint32), longest)]
+    return by_code[_places(longest)]
+
+
+@lru_cache(maxsize=24)
+def _places(longest: int) -> NDArray[np.uint32]:
+    """Where what begins with each index (2**longest,) is among codes in their order."""
+    return _reversed(np.arange(1 << longest, dtype=np.uint32), longest)
 
 
 def lookup_three(table: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -119,10 +127,10 @@ def lookup_three(table: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 
 @lru_cache(maxsize=8)
-def _tables(lengths: bytes) -> tuple[NDArray[np.uint32], NDArray[np.uint32] | None]:
-    """lookup() of a code, and lookup_three() where its alphabet has at most 256 symbols: the same for all chunks."""
+def _tables(lengths: bytes, three: bool) -> tuple[NDArray[np.uint32], NDArray[np.uint32] | None]:
+    """lookup() of a code and, if wanted, lookup_three(), of at most 256 symbols: the same for all chunks."""
     table = lookup(np.frombuffer(lengths, np.uint8))
-    return table, lookup_three(table) if len(lengths) <= 256 else None
+    return table, lookup_three(table) if three and len(lengths) <= 256 else None
 
 
 def write_lengths(lengths: Lengths) -> bytes:
@@ -165,7 +173,7 @@ def read_lengths(cursor: Cursor, k: int) -> Lengths:
 def encode_blocks(symbols: Symbols, lengths: Lengths) -> tuple[bytes, list[int]]:
     """The Huffman-coded blocks of `symbols` (n,), each zero padded to whole bytes, and their sizes."""
     words = canonical(lengths)
-    compiled = _numba.kernels(len(symbols))
+    compiled = _numba.kernels(len(symbols), _WORTH)
     if compiled is not None:
         sizes = np.empty(-(-len(symbols) // BLOCK), np.int64)
         most = len(symbols) * int(lengths.max()) // 8 + len(sizes) + 16
@@ -192,11 +200,11 @@ def decode_blocks(
     """
     total, longest = int(sum(counts)), int(lengths.max())
     symbols: Symbols = np.zeros(total + 8, np.uint8 if len(lengths) <= 256 else np.uint16)
-    table, threes = _tables(lengths.tobytes())
+    compiled = _numba.kernels(total, _WORTH)
+    table, threes = _tables(lengths.tobytes(), compiled is None or total >= _THREES)
     starts = 8 * (np.cumsum(sizes, dtype=np.int64) - np.array(sizes, np.int64))
     number = np.array(counts, np.int64)
     first = np.cumsum(number) - number
-    compiled = _numba.kernels(total)
     if compiled is not None:
         # A damaged block may run on for BLOCK codes: zeros keep that within the array.
         padded = np.zeros(len(data) + (BLOCK * longest + 7) // 8 + 16, np.uint8)

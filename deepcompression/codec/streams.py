@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,10 +84,15 @@ def singles(made: Symbols, k: int, size: int, count: int) -> Symbols:
     """
     if size == 1:
         return made
+    return _digits(k, size)[made].reshape(-1)[:count]
+
+
+@lru_cache(maxsize=32)
+def _digits(k: int, size: int) -> Symbols:
+    """The symbols (k**size, size) of each tuple."""
     numbers = np.arange(k**size)
     digits = np.stack([numbers // k**i % k for i in range(size)], axis=1)
-    table: Symbols = digits.astype(np.uint8 if k <= 256 else np.uint16)
-    return table[made].reshape(-1)[:count]
+    return digits.astype(np.uint8 if k <= 256 else np.uint16)
 
 
 def tuple_sizes(k: int) -> list[int]:
