@@ -19,7 +19,6 @@ from typing import Any
 import hypothesis
 import pytest
 from filelock import FileLock
-from forked import Verifier
 
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -84,19 +83,12 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
-    """The URL of the session's one Prefect server; flows of this process and of its children use it.
-
-    What flows of this process verify is verified in forked processes, which need not import anything.
-    """
+    """The URL of the session's one Prefect server; flows of this process and of its children use it."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from tasks.stages import verify
-
-    url, verifier = once("prefect", _prefect_server), Verifier()
-    with temporary_settings({PREFECT_API_URL: url}), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify, "_started", verifier)
+    url = once("prefect", _prefect_server)
+    with temporary_settings({PREFECT_API_URL: url}):
         yield url
-    verifier.close()
 
 
 FOLLOWING = """

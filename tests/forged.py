@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from deepcompression.codec import (
     apart,
     arithmetic,
+    codebooks,
     encoder,
     group_books,
     head,
@@ -94,11 +96,23 @@ def wild(random: Random, chunk: int | None = None) -> Iterator[None]:
         lengths = None if k == 1 or coder == "packed" or random.random() < 0.4 else huffman.code_lengths(counts)
         return 0, streams.Stream(k, size, lengths)
 
+    def descended(setting: tuple[int, int], shift: int, _: Any) -> tuple[int, int]:
+        return setting[0] & ~(15 << shift) | random.choice(apart._PRIORS) << shift, setting[1]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder, "_smaller", smaller)
         for module in (encoder, apart, parting, tiling, zeros):
             patch.setattr(module, "min", least, raising=False)
         patch.setattr(parting, "promising", lambda *given: DTYPES[given[1]].floating and random.random() < 0.5)
+        patch.setattr(encoder, "_NEAR", math.inf)
+        patch.setattr(apart, "_descended", descended)
+        for module, name in (
+            (codebooks, "differ"),
+            (codebooks, "_dearer"),
+            (parting, "_changes"),
+            (parting, "_repeats"),
+        ):
+            patch.setattr(module, name, lambda *_: random.random() < 0.3)
         patch.setattr(tiling, "_LEAST", 1)
         patch.setattr(encoder, "_FINE", 3)
         patch.setattr(encoder, "_low_bits", lambda k: range(1, width(k)))

@@ -22,7 +22,12 @@ from deepcompression.codec.streams import Stream
 
 SAMPLE = 1 << 18
 _NEWER = 16  # bytes that a form of version 2 has to save
-_PRIORS = (6, 2, 3, 4, 5, 7, 8, 15)
+_TOLD = 1 << 16  # flags by which their contexts are chosen, where not hardly one is stored
+_CODES_FITTED = 1 << 15  # codes by which theirs are
+FEW = 1 << 14  # elements, up to which nothing is spared
+_PRIOR = 0x66
+_PRIORS = (2, 3, 4, 5, 6, 7, 8, 15)
+Setting = tuple[int, int]  # prior, context
 
 
 class Written(NamedTuple):
@@ -141,27 +146,93 @@ def plan_codes(
 
 
 def fitted(symbols: NDArray[Any], model: Model) -> Model:
-    """With the prior and the context that code the first rows of a matrix smallest, searched one after the other."""
-    flags, rows = model.flags, max(1, min(len(symbols), SAMPLE) // model.columns)
-    sample = symbols[: rows * model.columns]
-    known: dict[tuple[int, int], int] = {}
+    """With the prior and the contexts that code the first rows of a matrix smallest, searched one after the other."""
+    return with_context(symbols, fitted_flags(symbols, model)) if model.k > 1 else fitted_flags(symbols, model)
 
-    def size(setting: tuple[int, int]) -> int:
+
+def fitted_flags(symbols: NDArray[Any], model: Model) -> Model:
+    """With the prior and the context of flags that code the first rows of a matrix smallest.
+
+    What codes flags does not depend on the codes behind them: of many symbols, only flags are looked at.
+
+    Args:
+        symbols: (rows x columns,).
+        model: of them.
+    """
+    if not model.flags:
+        return replace(model, prior=_PRIOR)
+    few = len(symbols) <= FEW
+    sample = first_rows(symbols, model.columns, SAMPLE)
+    if not few:
+        begun = sample[:_TOLD]
+        rare = np.count_nonzero(begun) * 16 < len(begun)
+        sample = (first_rows(sample, model.columns, SAMPLE if rare else _TOLD) != 0).astype(np.uint8)
+    prior, context = _searched(sample, model if few else replace(model, k=1), few)
+    return replace(model, prior=prior, context=context)
+
+
+def with_context(symbols: NDArray[Any], model: Model) -> Model:
+    """With the context of codes that codes the first rows smallest; what predicts flags stays.
+
+    Args:
+        symbols: (rows x columns,).
+        model: of them, with k > 1.
+    """
+    sample = first_rows(symbols, model.columns, _CODES_FITTED)
+    tried = [replace(model, context=model.context & 3 | v << 2) for v in ((0, 1, 2, 3) if model.flags else (0, 2, 3))]
+    return min(tried, key=lambda one: trial(sample, one))
+
+
+def first_rows(symbols: NDArray[Any], columns: int, most: int) -> NDArray[Any]:
+    """The first rows of a matrix, of so many elements at most, but one row at least.
+
+    Args:
+        symbols: (rows x columns,).
+        columns: of the matrix.
+        most: elements.
+    """
+    return symbols[: max(1, min(len(symbols), most) // columns) * columns]
+
+
+def trial(sample: NDArray[Any], model: Model) -> int:
+    """Bytes of the arithmetic code of some rows; very many where the code takes more than the symbols."""
+    code = arithmetic.encode(sample, model, 4 * len(sample) + 64)
+    return 1 << 60 if code is None else len(code)
+
+
+def _searched(sample: NDArray[Any], model: Model, whole: bool) -> Setting:
+    """The prior and the context of flags that code a sample smallest, found step by step; `whole` tries all steps."""
+    known: dict[Setting, int] = {}
+
+    def size(setting: Setting) -> int:
         if setting not in known:
-            tried = replace(model, prior=setting[0], context=setting[1])
-            code = arithmetic.encode(sample, tried, 4 * len(sample) + 64)
-            known[setting] = 1 << 60 if code is None else len(code)
+            known[setting] = trial(sample, replace(model, prior=setting[0], context=setting[1]))
         return known[setting]
 
-    best = (0x66, 1 if flags else 0)
-    if flags:
-        best = min([(best[0] & 0xF0 | a, best[1]) for a in _PRIORS], key=size)
-        best = min([(best[0] & 0x0F | b << 4, best[1]) for b in _PRIORS], key=size)
-        best = min([best, (best[0], 0), (best[0], 2)], key=size)
-        best = min([best, *((best[0] & 0xF0 | a, best[1]) for a in _PRIORS)], key=size)
-    if model.k > 1:
-        best = min([best, *((best[0], best[1] & 3 | v << 2) for v in ((1, 2, 3) if flags else (2, 3)))], key=size)
-    return replace(model, prior=best[0], context=best[1])
+    step = _best if whole else _descended
+    best = step(step((_PRIOR, 1), 0, size), 4, size)
+    best = min([best, (best[0], 0), (best[0], 2)], key=size)
+    return step(best, 0, size)
+
+
+def _priors(setting: Setting, shift: int) -> list[Setting]:
+    """The setting with each of `_PRIORS` at the bits from `shift` on of its prior."""
+    return [(setting[0] & ~(15 << shift) | one << shift, setting[1]) for one in _PRIORS]
+
+
+def _best(setting: Setting, shift: int, size: Callable[[Setting], int]) -> Setting:
+    """The one of all that is smallest."""
+    return min([setting, *_priors(setting, shift)], key=size)
+
+
+def _descended(setting: Setting, shift: int, size: Callable[[Setting], int]) -> Setting:
+    """One from which no neighbour is smaller."""
+    tried = _priors(setting, shift)
+    at = tried.index(setting)
+    for step in (1, -1):
+        while 0 <= at + step < len(tried) and size(tried[at + step]) < size(tried[at]):
+            at += step
+    return tried[at]
 
 
 def plain(stored: Bits) -> bytes:

@@ -8,38 +8,89 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcompression._parallel import mapped
 from deepcompression.codec import grids, group_books, grouping
-from deepcompression.codec.book import ALL, GRID_DTYPES, MOST_DISTINCT, MOST_INTEGER, Book, Groups
+from deepcompression.codec.book import ALL, GRID_DTYPES, MOST_INTEGER, Book, Groups
+from deepcompression.codec.distinct import distinct, looked_up
 from deepcompression.codec.dtypes import DTYPES, Bits, Writing, narrow, order
 from deepcompression.codec.grouping import Spared
 from deepcompression.codec.huffman import Symbols
 from deepcompression.codec.sampling import Samples
-from deepcompression.codec.shared import Shared, histogram, symbols_of
+from deepcompression.codec.shared import Shared, entropy, histogram, symbols_of
 
 _LARGE = 1 << 16  # elements, from which a layout is not tried only to be sure
 _MANY = 1 << 12  # elements, from which a grid may be nearly empty
 _SAMPLED = 1 << 14  # elements that tell how wide all are
 _SLICE = 1 << 20
+_TOGETHER = 1 << 10  # elements that stand together
+_FEWEST = 64  # of them that tell
+_DIFFER = 0.3  # share of different ones, from which they may be smallest as they are: 256 values are a quarter
+_COUNTED = 1 << 16  # elements that tell how often each value of two bytes occurs
+_RUNS = 64, 32  # groups, and elements of each, that tell whether groups are on grids or have codebooks
+_DEARER = 0.985  # of the bytes of planes, from which a code of thousands of values does not repay its time
 _OWN = 0.6  # share of the values that a group has, above which groups seem to share them
 _SHARED = 4  # bits of a codebook for each element, from which its values are hardly shared
 _TRIES = 3  # groups of other sizes than the cheapest
 _MOST_SPARED = 16  # bits an element, by a grid in place of values as they are
 
 
-def find(flat: Bits, how: Writing) -> list[Shared]:
-    """The ways in which the elements `flat` (n,) share values: of the whole tensor, or group by group."""
+def differ(flat: Bits, how: Writing) -> bool:
+    """Whether elements are floats of which most differ even where they stand together: hardly any are shared."""
+    if flat.size < _FEWEST or not DTYPES[how.dtype].floating or flat.itemsize == 1:
+        return False
+    runs = grouping.spread(flat, 4, _TOGETHER)
+    return _equal(runs) < (1 - _DIFFER) * runs.size - len(runs)
+
+
+def find(flat: Bits, how: Writing, most: int | None = None) -> list[Shared]:
+    """The ways in which the elements `flat` (n,) share values: of the whole tensor, or group by group.
+
+    Args:
+        flat: (n,) elements.
+        how: they are written.
+        most: bytes that they take as they are, if that is known: one codebook for all is made only where it may be
+            smaller.
+    """
     if not flat.any():
         return []
     gridded = how.dtype in GRID_DTYPES
-    whole = _codebook(flat, how)
+    whole = None if most is not None and _dearer(flat, how, most) else _codebook(flat, how)
     if whole is not None and whole.book.k <= 2:
         return [whole]
+    if most is not None and whole is None and flat.itemsize == 2 and not _alike(flat, how.shape):
+        return []
     samples = _samples(flat, whole, how)
     on_grid = _as_grid(whole) if whole is not None and gridded else None
     on_grids = _grids_of_groups(flat, samples, how, whole, on_grid) if gridded else []
     books = _books_of_groups(samples, how, whole, on_grids)
     return on_grids + books + _of_all(whole, on_grid)
+
+
+def _alike(flat: Bits, shape: tuple[int, ...]) -> bool:
+    """Whether elements that may be of one group are equal more often than those far apart: groups share values."""
+    runs, length = _RUNS
+    far = flat[:: flat.size // (runs * length) | 1][: runs * length]
+    across = _equal(far[: len(far) // runs * runs].reshape(-1, runs).T)
+    within = [_equal(grouping.beginnings(flat, channel, runs, length)) for channel in grouping.channels(shape)]
+    return max(within) > 1.5 * across + 4 * math.sqrt(across + 9)
+
+
+def _equal(rows: Bits) -> int:
+    """How many elements of each row are equal to another."""
+    ordered = np.sort(rows, axis=1)
+    return int(np.count_nonzero(ordered[:, 1:] == ordered[:, :-1]))
+
+
+def _dearer(flat: Bits, how: Writing, most: int) -> bool:
+    """Whether codes of values of two bytes take more than `most` bytes, or hardly fewer: by a sample."""
+    if flat.itemsize != 2:
+        return False
+    every = max(1, flat.size // _COUNTED)
+    counts = np.bincount(flat[::every])
+    used = np.count_nonzero(counts)
+    # Few samples of many values seem more alike than they are (Miller, Madow).
+    chance = (used - 1) / (16 * math.log(2)) if every > 1 else 0.0
+    share = 1.0 if how.coder == "adaptive" else _DEARER
+    return bool(every * (entropy(counts) + chance) + 2 * used > share * most)
 
 
 def _samples(flat: Bits, whole: Shared | None, how: Writing) -> Samples:
@@ -73,38 +124,15 @@ def _of_all(whole: Shared | None, on_grid: Shared | None) -> list[Shared]:
 
 def _codebook(flat: Bits, how: Writing) -> Shared | None:
     """One codebook for all; None for too many distinct values (or only zeros)."""
-    distinct = _distinct(flat)
-    if distinct is None or not distinct.size:
+    values = distinct(flat)
+    if values is None or not values.size:
         return None
-    k = distinct.size
-    by_key = np.argsort(order(distinct, how.dtype))
+    k = values.size
+    by_key = np.argsort(order(values, how.dtype))
     place = np.empty(k, np.int64)
     place[by_key] = np.arange(1, k + 1)
-    table = symbols_of(place, k + 1)
-    symbols: Symbols = np.zeros(flat.size, table.dtype)
-
-    def fill(start: int) -> None:
-        part = flat[start : start + _SLICE]
-        where = np.flatnonzero(part)
-        symbols[start : start + _SLICE][where] = table[np.searchsorted(distinct, part[where])]
-
-    mapped(fill, range(0, flat.size, _SLICE), how.threads)
-    return Shared(symbols, Book(k, distinct[by_key][None]), how.dtype)
-
-
-def _distinct(flat: Bits) -> Bits | None:
-    """The distinct non-zero elements, ascending as integers; None for more than a book may have."""
-    known = np.unique(flat[: _SLICE // 8])
-    known = known[known != 0]
-    for start in range(0, flat.size, _SLICE):
-        if known.size >= MOST_DISTINCT:
-            return None
-        part = flat[start : start + _SLICE]
-        part = part[part != 0]
-        if known.size:
-            part = part[known[np.minimum(np.searchsorted(known, part), known.size - 1)] != part]
-        known = np.union1d(known, part) if part.size else known
-    return known if known.size < MOST_DISTINCT else None
+    symbols = looked_up(flat, values, symbols_of(place, k + 1), how.threads)
+    return Shared(symbols, Book(k, values[by_key][None]), how.dtype)
 
 
 def _as_grid(shared: Shared) -> Shared | None:

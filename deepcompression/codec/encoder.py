@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,19 @@ from numpy.typing import NDArray
 from deepcompression._parallel import mapped
 from deepcompression.codec import apart, arithmetic, codebooks, parting, streams
 from deepcompression.codec import head as heads
-from deepcompression.codec.apart import SAMPLE, Piece, Written, cut, deflater, fitted, plain, plan_codes
+from deepcompression.codec.apart import (
+    FEW,
+    SAMPLE,
+    Piece,
+    Written,
+    cut,
+    deflater,
+    first_rows,
+    fitted_flags,
+    plain,
+    plan_codes,
+    with_context,
+)
 from deepcompression.codec.arithmetic import Model
 from deepcompression.codec.bitstream import pack, varint, width
 from deepcompression.codec.book import Book
@@ -31,7 +42,10 @@ from deepcompression.codec.zeros import Tiled, Zeros
 _SMALL = 1 << 16
 _FINE = 1 << 10  # codes, from which low bits may be noise
 _WORTH = 1 / 1000  # of the bytes, below which a layout is not tried
+_NEAR = 1.02  # times the smallest, as plans and samples say: what is larger is not written
 _DENSE_UP_TO = 0.95  # share of zeros beyond which nothing was ever smallest as codes of all elements
+
+Option = tuple[int, Callable[[], Written | None]]  # bytes, as far as they are known before it is written
 
 
 def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, threads: int = 1) -> bytes:
@@ -48,13 +62,15 @@ def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, th
         return b""
     how = Writing(dtype, shape, settled(coder, flat.size), threads)
     zeros = Zeros(flat != 0, how)
-    best: Written | None = None
-    for way in codebooks.find(flat, how):
+    dense = codebooks.differ(flat, how)
+    best: Written | None = _encode_raw(flat, zeros, how, flat.nbytes) if dense else None
+    for way in codebooks.find(flat, how, best.size if best else None):
         # Contexts may gain on order 0: by half is more than any was seen to.
         if best is None or way.least(threads) < best.size * (2 if how.coder == "adaptive" else 1):
-            best = _smaller(best, _encode_shared(way, zeros, how))
-    if best is None or best.size > flat.nbytes // 4 or flat.size <= _SMALL:
+            best = _encode_shared(way, zeros, how, best)
+    if not dense and (best is None or best.size > flat.nbytes // 4 or flat.size <= _SMALL):
         best = _smaller(best, _encode_raw(flat, zeros, how, best.size if best else flat.nbytes))
+    assert best is not None
     lengths = b"".join(varint(len(chunk)) for chunk in best.chunks) if len(best.chunks) > 1 else b""
     return b"".join([best.head, lengths, *best.chunks])
 
@@ -77,22 +93,27 @@ def _smaller(one: Written | None, other: Written | None) -> Any:
     return other if other.price < one.price else one
 
 
-def _encode_shared(way: Shared, zeros: Zeros, how: Writing) -> Written | None:
-    """Values as codes of a book, in the smallest of all layouts."""
-    masks = zeros.masks if how.coder != "packed" else None
-    best = None
-    for mask in (None, masks) if masks else (None,):
+def _encode_shared(way: Shared, zeros: Zeros, how: Writing, best: Written | None) -> Written | None:
+    """Values as codes of a book, in the smallest of all layouts; or `best`, what is known already."""
+    options: list[Option] = []
+    for mask in (None, zeros.masks) if how.coder != "packed" and zeros.masks else (None,):
         left = replace(way, symbols=mask.of(way.symbols)) if mask else way
-        best = _smaller(best, _streams(left, mask, zeros, how))
+        options.append(_streams(left, mask, zeros, how))
         if how.coder == "adaptive":
-            view = how.columns if mask is None else int(mask.columns_kept.sum())
-            views = _views(left.symbols, view, way.book.k) if mask is None and not left.symbols.all() else [view]
-            for view in views:
-                best = _smaller(best, _arithmetic(left, mask, view, how))
+            options += _arithmetics(left, mask, zeros, how)
+    best = _smallest(options, best)
     if how.coder != "packed" and way.book.k >= _FINE:
         best = _smaller(best, _lowered(way, how))
     for tiled in zeros.tiled:
         best = _smaller(best, _tiled(way, tiled, how))
+    return best
+
+
+def _smallest(options: list[Option], best: Written | None) -> Written | None:
+    """The smallest of `best` and some layouts; those that are not, as they or a sample say, are not written."""
+    for size, write in sorted(options, key=lambda option: option[0]):
+        if best is None or size <= _NEAR * best.size:
+            best = _smaller(best, write())
     return best
 
 
@@ -134,27 +155,11 @@ def _tiled(way: Shared, tiled: Tiled, how: Writing) -> Written:
     return apart.joined(lambda form: write_head(how.dtype, form, tiles, 0, book), tiled.positions, what)
 
 
-def _views(symbols: NDArray[Any], columns: int, k: int) -> list[int]:
-    """Columns worth a try: an output channel a row; and the best part of one, e.g. a row of the pixels that it sees."""
-    parts = [part for part in range(2, math.isqrt(columns) + 1) if columns % part == 0]
-    narrower = sorted({part for one in parts for part in (one, columns // one) if 4 <= part <= SAMPLE})
-
-    def size(view: int) -> float:
-        sample = symbols[: max(1, SAMPLE // view) * view]
-        code = arithmetic.encode(sample, Model(view, k, True, 0x66, 2), 4 * len(sample) + 64)
-        return math.inf if code is None else len(code) / len(sample)
-
-    best = min(narrower, key=size, default=columns)
-    if columns > SAMPLE:
-        return [best]
-    return [columns] if best == columns or size(columns) <= size(best) else [columns, best]
-
-
-def _streams(way: Shared, mask: Masks | None, zeros: Zeros, how: Writing) -> Written | None:
+def _streams(way: Shared, mask: Masks | None, zeros: Zeros, how: Writing) -> Option:
     """The smallest of dense, bitmap and gaps, each with the best streams of codes; `way` is what `mask` leaves."""
     parts = cut(way.symbols, heads.CHUNK)
     counts = histogram(way.symbols, way.book.k + 1, how.threads)
-    options: list[tuple[int, Callable[[], Written]]] = []
+    options: list[Option] = []
     # Codebooks of groups take in zero group by group, which masks tear apart.
     torn = mask is not None and bool(way.book.groups) and way.book.values is not None
     if counts[0] <= (0 if torn else _DENSE_UP_TO * len(way.symbols)):
@@ -165,12 +170,10 @@ def _streams(way: Shared, mask: Masks | None, zeros: Zeros, how: Writing) -> Wri
         for size, places in zeros.plans(mask):
             begin = write_head(how.dtype, places.kind, mask, 0, way.book)
             options.append((head + size, _sparse_writer(begin, parts, places, stream, how.threads)))
-    return min(options, key=lambda option: option[0])[1]()
+    return min(options, key=lambda option: option[0])
 
 
-def _dense_option(
-    way: Shared, counts: NDArray[np.int64], mask: Masks | None, how: Writing
-) -> tuple[int, Callable[[], Written]]:
+def _dense_option(way: Shared, counts: NDArray[np.int64], mask: Masks | None, how: Writing) -> Option:
     codes, book = _dense(way, bool(counts[0]))
     parts = cut(codes, heads.CHUNK)
     total = histogram(codes, book.k, how.threads)
@@ -204,25 +207,37 @@ def _sparse_writer(
     return write
 
 
-def _arithmetic(way: Shared, mask: Masks | None, columns: int, how: Writing) -> Written | None:
-    """Flags and codes in one arithmetic code; without zeros, codes alone. None for rows that are too long."""
-    if columns > arithmetic.MOST_COLUMNS:
-        return None
-    flags = not bool(way.symbols.all())
-    symbols, book = (way.symbols, way.book) if flags else _dense(way, False)
-    model = fitted(symbols, Model(columns, book.k, flags))
-    parts = cut(symbols, arithmetic.rows_a_chunk(columns) * columns)
-    most = symbols.nbytes + 64
+def _arithmetics(way: Shared, mask: Masks | None, zeros: Zeros, how: Writing) -> list[Option]:
+    """Flags and codes in one arithmetic code, in rows as are worth a try; without zeros, codes alone."""
+    if not way.symbols.all():
+        models = [replace(model, k=way.book.k) for model in zeros.predicted(mask)]
+        return [_arithmetic(way.symbols, way.book, mask, model, how) for model in models]
+    columns = how.columns if mask is None else int(mask.columns_kept.sum())
+    codes, book = _dense(way, False)
+    model = fitted_flags(codes, Model(columns, book.k, False))
+    return [_arithmetic(codes, book, mask, model, how)] if columns <= arithmetic.MOST_COLUMNS else []
 
-    def chunk(part: Symbols) -> bytes | None:
-        return arithmetic.encode(part, model, min(most, 4 * len(part) + 64))
 
-    chunks = mapped(chunk, parts, how.threads)
-    if any(made is None for made in chunks):
-        return None
-    form = (FLAGS if flags else DENSE) | ADAPTIVE
-    head = write_head(how.dtype, form, mask, columns, book) + bytes([model.prior, model.context])
-    return Written(head, [made for made in chunks if made is not None])
+def _arithmetic(symbols: Symbols, book: Book, mask: Masks | None, model: Model, how: Writing) -> Option:
+    """One arithmetic code, its context of codes chosen by a sample, and its bytes by another."""
+    if len(symbols) <= FEW:
+        model = fitted_flags(symbols, model)
+    model = with_context(symbols, model) if model.k > 1 else model
+    form = (FLAGS if model.flags else DENSE) | ADAPTIVE
+    head = write_head(how.dtype, form, mask, model.columns, book) + bytes([model.prior, model.context])
+    sample = first_rows(symbols, model.columns, SAMPLE)
+    begun = arithmetic.encode(sample, model, 4 * len(sample) + 64)
+
+    def write() -> Written | None:
+        parts = cut(symbols, arithmetic.rows_a_chunk(model.columns) * model.columns)
+        if len(parts) == 1 and len(sample) == len(symbols):
+            return None if begun is None else Written(head, [begun])
+        coded = mapped(lambda part: arithmetic.encode(part, model, 4 * len(part) + 64), parts, how.threads)
+        made = [one for one in coded if one is not None]
+        return Written(head, made) if len(made) == len(parts) else None
+
+    told = 4 * len(sample) if begun is None else len(begun)
+    return len(head) + told * len(symbols) // len(sample), write
 
 
 def _encode_raw(flat: Bits, zeros: Zeros, how: Writing, most: int) -> Written:
@@ -242,7 +257,7 @@ def _encode_raw(flat: Bits, zeros: Zeros, how: Writing, most: int) -> Written:
     for tiled in zeros.tiled:
         best = _smaller(best, _tiled_raw(small, stored, number, tiled, how, most))
     if how.coder == "adaptive":
-        best = _smaller(best, _raw_flags(small, number, how))
+        best = _smaller(best, _raw_flags(small, number, zeros, how))
     return best
 
 
@@ -281,19 +296,18 @@ def _tiled_raw(small: Bits, stored: str, number: int, tiled: Tiled, how: Writing
     return _raw(tiled.positions, what, how, tiles=tiles)
 
 
-def _raw_flags(small: Bits, number: int, how: Writing) -> Written | None:
+def _raw_flags(small: Bits, number: int, zeros: Zeros, how: Writing) -> Written | None:
     """Values as they are, and where they are in arithmetic code."""
-    present = (small[: max(how.columns, SAMPLE)] != 0).astype(np.uint8)
-    columns = _views(present, how.columns, 1)[-1]
-    if columns > arithmetic.MOST_COLUMNS:
+    models = zeros.predicted(None)
+    if not models:
         return None
-    model = fitted(present, Model(columns, 1, True))
+    model = models[-1]
 
     def flags(part: Bits) -> bytes:
         code = arithmetic.encode((part != 0).astype(np.uint8), model, 2 * len(part) + 64)
         assert code is not None  # a flag never costs 16 bits
         return varint(len(code)) + code
 
-    parts = cut(small, arithmetic.rows_a_chunk(columns) * columns)
+    parts = cut(small, arithmetic.rows_a_chunk(model.columns) * model.columns)
     where = Piece(mapped(flags, parts, how.threads), FLAGS, last=bytes([model.prior, model.context]))
-    return _raw(where, _as_they_are([part[part != 0] for part in parts], number, how), how, columns)
+    return _raw(where, _as_they_are([part[part != 0] for part in parts], number, how), how, model.columns)

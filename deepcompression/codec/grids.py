@@ -36,7 +36,8 @@ INFINITY = {"float32": 0x7F80_0000, "float64": 0x7FF0_0000_0000_0000, "float16":
 PIECE = 2**17  # elements worked on at once
 SAMPLE = 2**12  # elements looked at first
 GROUPS = 4  # groups of the sample, at least
-JUMPS = 64  # jumps that all groups make side by side
+JUMPS = 64  # jumps that many groups make side by side
+FEW, FEW_JUMPS = 64, 8  # groups that a sieve does sooner, after so many jumps
 SIEVED = 1 << 26  # integers tried in all for groups that need more: few values far apart; some ten nanoseconds each
 NARROW = 16  # of their least scales are tried 1 / 16 first: those of 12 bits
 WITNESSES = 16  # magnitudes that those are tried by, beside the least
@@ -258,7 +259,7 @@ def _largest(spans: _Spans, dtype: str, allowed: int) -> tuple[Scales, int] | No
     stop = np.maximum(spans.lower[:, -1] / LIMITS[dtype], np.finfo(np.float64).smallest_subnormal)
     if (start < stop).any():
         return None
-    scales, undecided = _descend(spans, start, stop, dtype, JUMPS)
+    scales, undecided = _descend(spans, start, stop, dtype, JUMPS if len(start) > FEW else FEW_JUMPS)
     if np.count_nonzero(scales) < len(scales) - len(undecided):
         return None
     tried = 0

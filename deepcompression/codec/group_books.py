@@ -63,10 +63,8 @@ def _laid(flat: NDArray[Any], shape: tuple[int, ...]) -> Iterator[list[Groups]]:
 def _all_differ(flat: NDArray[Any], channel: Groups) -> bool:
     """Whether hardly an element occurs twice in what stands together."""
     length = min(_LENGTH, flat.size)
-    if channel.channels == 1:
-        begun = np.stack([flat[at : at + length] for at in np.arange(4) * (flat.size - length) // 3])
-    else:
-        begun = grouping.beginnings(flat, channel)
+    whole = channel.channels == 1
+    begun = grouping.spread(flat, 4, length) if whole else grouping.beginnings(flat, channel)
     ordered = np.sort(begun, axis=1)
     return bool(np.count_nonzero(ordered[:, 1:] != ordered[:, :-1]) > _ALL_DIFFER * ordered.size)
 

@@ -18,7 +18,7 @@ from deepcompression.codec.book import Groups
 from deepcompression.codec.dtypes import Bits
 
 _FEWEST = 8  # elements of a group on a grid of its own
-_FEWEST_LAID = 256  # elements of a vector that is worth a look: biases are none
+_FEWEST_LAID = 2048  # elements of a vector that is worth a look: biases are none
 SCALE_BITS = 32
 _FEWER = 0.75  # of the distinct elements of several groups, that their distinct integers are at most
 _TRIED, _TRIED_LENGTH = 4, 1024  # groups of a channel that are looked at first, and elements of each
@@ -117,6 +117,18 @@ def divisors(number: int) -> list[int]:
     """Those of a number, the largest first."""
     small = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
     return sorted({*small, *(number // one for one in small)}, reverse=True)
+
+
+def spread(flat: NDArray[Any], count: int, length: int) -> NDArray[Any]:
+    """So many runs (count, length) of elements of `flat` (n,), evenly spaced; they are shorter where n is.
+
+    Args:
+        flat: (n,).
+        count: of runs, at least 2.
+        length: of each.
+    """
+    length = min(length, flat.size)
+    return np.stack([flat[at : at + length] for at in np.arange(count) * (flat.size - length) // (count - 1)])
 
 
 def _fullest(plain: Bits, channel: Groups, size: int) -> Bits:

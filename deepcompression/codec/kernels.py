@@ -16,6 +16,20 @@ from numpy.typing import NDArray
 
 from deepcompression._numba import compiled
 from deepcompression.codec import arithmetic_loop
+from deepcompression.codec.kernels_floats import count_bytes, fill_codes, find_distinct, join_four, join_two, part
+
+__all__ = [
+    "count_bytes",
+    "decode_blocks",
+    "decode_threes",
+    "encode_blocks",
+    "fill_codes",
+    "find_distinct",
+    "join_four",
+    "join_two",
+    "part",
+    "run",
+]
 
 run = compiled(arithmetic_loop.run)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcompression import _numba
 from deepcompression._parallel import mapped
 from deepcompression.codec import arrays, planes, streams
 from deepcompression.codec.apart import Piece, in_rows_of_one, plan_codes
@@ -14,18 +17,16 @@ from deepcompression.codec.bitstream import varint
 from deepcompression.codec.dtypes import DTYPES, Bits, Writing
 from deepcompression.codec.head import PLANES
 from deepcompression.codec.planes import ARITHMETIC, DEFLATED, STREAM, Bytes, Plane
-from deepcompression.codec.shared import histogram
+from deepcompression.codec.shared import entropy
+from deepcompression.codec.streams import Stream
 
 _LEAST = 1 << 12  # values, below which files of version 1 do as well
-_LOOKED_AT, _DEFLATED = 1 << 16, 1 << 14  # values of a sample
+_LOOKED_AT, _DEFLATED = 1 << 15, 1 << 12  # values of a sample
+_RUN, _APART = 1 << 12, 1 << 16  # values of a run that tells what those near it have, and from one to the next
 _CONTEXTS = 1.25  # times as many bytes as another way's may become fewer by contexts
 _NOISE = 0.995  # of its bytes is the entropy of a plane that is stored as it is
-
-
-def entropy(counts: NDArray[np.int64]) -> float:
-    """Bytes of an ideal order-0 code of symbols that occur so often."""
-    used = counts[counts > 0].astype(np.float64)
-    return float((used * np.log2(used.sum() / used)).sum()) / 8 if used.size else 0.0
+_FAR = 1.03  # times the entropy, from which codes of single bytes are far from it
+_WORTH = 1 << 12, 1 << 22  # bytes that repay a compiled call, and importing it
 
 
 def promising(parts: list[Bits], stored: str, how: Writing, most: int) -> bool:
@@ -40,13 +41,40 @@ def promising(parts: list[Bits], stored: str, how: Writing, most: int) -> bool:
     total = sum(map(len, parts))
     if how.coder == "packed" or not DTYPES[stored].floating or total < _LEAST:
         return False
-    sample = planes.rotated(np.concatenate([part[:: max(1, total // _LOOKED_AT)] for part in parts]))
-    counts = [np.bincount(planes.plane_of(sample, plane), minlength=256) for plane in range(sample.itemsize)]
-    share = sum(map(entropy, counts)) / sample.nbytes
-    if share * total * sample.itemsize > _CONTEXTS * most:
+    share = _share(np.concatenate([part[:: max(1, total // _LOOKED_AT)] for part in parts]))
+    if share >= 0.98 or share * total * parts[0].itemsize > _CONTEXTS * most:
         return False
-    start = max(parts, key=len)[:_DEFLATED]
-    return share < 0.98 and share < 0.997 * len(arrays.deflate(start)) / start.nbytes
+    middle = _middle(parts)
+    return _share(middle) < 0.997 * len(arrays.deflate(middle)) / middle.nbytes
+
+
+def _share(values: Bits) -> float:
+    """Of the bytes of values, what ideal codes of their planes take."""
+    return sum(entropy(np.bincount(plane, minlength=256)) for plane in planes.parted(values)) / values.nbytes
+
+
+def _middle(parts: list[Bits]) -> Bits:
+    """Values that stand together in the middle of a tensor: what it begins with may be of its own kind."""
+    part = parts[len(parts) // 2] if len(parts[len(parts) // 2]) else max(parts, key=len)
+    begin = max(0, len(part) - _DEFLATED) // 2
+    return part[begin : begin + _DEFLATED]
+
+
+class _Plan(NamedTuple):
+    """How a plane is coded, and its bytes; of a stream the symbol of each byte, of others what each chunk has."""
+
+    size: int
+    plane: Plane
+    table: Bytes | None = None
+    coded: list[bytes] | None = None
+
+    def write(self, chunk: int, values: Bytes) -> bytes:
+        """The plane (m,) of a chunk."""
+        if self.coded is not None:
+            return self.coded[chunk]
+        if self.table is None or self.plane.stream is None:
+            return values.tobytes()
+        return streams.encode(planes.translated(values, self.table), self.plane.stream)
 
 
 def parted(parts: list[Bits], kind: int, how: Writing) -> Piece:
@@ -57,49 +85,97 @@ def parted(parts: list[Bits], kind: int, how: Writing) -> Piece:
         kind: the number of the type that they are stored as, in the file.
         how: they are written.
     """
-    head, chunks = bytes([kind]), [b""] * len(parts)
-    for number in range(parts[0].itemsize):
+    sample = _runs(parts)
+    plans = [_smallest(parts, place, sample, how) for place in range(parts[0].itemsize)]
 
-        def plane_of(part: Bits, number: int = number) -> Bytes:
-            return planes.plane_of(planes.rotated(part), number)  # anew each time, or the tensor is here twice
+    def chunk(number: int) -> bytes:
+        made = planes.parted(parts[number])  # anew each time, or the tensor is here twice
+        return b"".join(plan.write(number, values) for plan, values in zip(plans, made, strict=True))
 
-        plane, coded = _smallest(mapped(plane_of, parts, how.threads), how)
-        head += plane.header()
-        for place, code in enumerate(coded):
-            chunks[place] += code  # one by one: never all of them twice
-    return Piece(chunks, PLANES << 2, head)
+    head = bytes([kind]) + b"".join(plan.plane.header() for plan in plans)
+    return Piece(mapped(chunk, range(len(parts)), how.threads), PLANES << 2, head)
 
 
-def _smallest(parts: list[Bytes], how: Writing) -> tuple[Plane, list[bytes]]:
-    """How one plane, a part a chunk, is coded smallest, and each chunk's code."""
-    sample = parts[0][:: max(1, len(parts[0]) // _LOOKED_AT)]
-    options: list[tuple[Plane, list[bytes]]] = [(Plane(), [part.tobytes() for part in parts])]
-    ideal = entropy(np.bincount(sample, minlength=256))
-    if ideal < _NOISE * len(sample):
-        options.append(_as_symbols(parts, how))
-    if ideal > 0 and len(_deflate(parts[0][:_LOOKED_AT])) < 0.97 * ideal * min(_LOOKED_AT, len(parts[0])) / len(sample):
-        deflated = mapped(_deflate, parts, how.threads)
-        options.append((Plane(DEFLATED), [varint(len(code)) + code for code in deflated]))
-    return min(options, key=lambda option: len(option[0].header()) + sum(map(len, option[1])))
+def _runs(parts: list[Bits]) -> list[Bits]:
+    """Runs of values from all over a tensor: a sixteenth of a large one."""
+    runs = [part[at : at + _RUN] for part in parts for at in range(0, len(part), _APART)]
+    return runs or parts[:1]
 
 
-def _deflate(part: Bytes) -> bytes:
-    made = zlib.compressobj(6, zlib.DEFLATED, -15, 9)
+def _smallest(parts: list[Bits], place: int, sample: list[Bits], how: Writing) -> _Plan:
+    """How one plane is coded smallest."""
+    total = sum(map(len, parts))
+    runs = [planes.plane_of(run, place) for run in sample]
+    best = _Plan(total, Plane())
+    each = [np.bincount(run, minlength=256) for run in runs]
+    if _likely([np.sum(each, axis=0)]) < _NOISE * sum(map(len, runs)):
+        best = min([best, _as_symbols(parts, place, how)], key=lambda plan: plan.size)
+    start = planes.plane_of(_middle(parts), place)
+    for quick in (False, True):
+        if _changes(each, best.size / max(1, total)) if quick else _repeats(start):
+            best = min([best, _deflated(parts, place, quick, how)], key=lambda plan: plan.size)
+    return best
+
+
+def _changes(each: list[NDArray[np.int64]], share: float) -> bool:
+    """Whether codes of their own would make runs, whose bytes occur so often, smaller than `share`."""
+    return _likely(each) < (0.99 * share - 0.002) * float(np.sum(each))
+
+
+def _likely(each: list[NDArray[np.int64]]) -> float:
+    """Bytes of codes of their own for runs in which bytes occur so often: few samples seem more alike than they are."""
+    chance = sum(max(0, int(np.count_nonzero(counts)) - 1) for counts in each) / (16 * math.log(2))  # Miller, Madow
+    return sum(map(entropy, each)) + chance
+
+
+def _repeats(start: Bytes) -> bool:
+    """Whether what deflate finds is more than what order-0 codes have."""
+    ideal = entropy(np.bincount(start))
+    return ideal > 0 and len(_deflate(start, quick=False)) < 0.97 * ideal
+
+
+def _deflated(parts: list[Bits], place: int, quick: bool, how: Writing) -> _Plan:
+    """A plane deflated, with matches or, if `quick`, by codes of each region alone."""
+    coded = mapped(lambda part: _deflate(planes.plane_of(part, place), quick), parts, how.threads)
+    coded = [varint(len(code)) + code for code in coded]
+    return _Plan(1 + sum(map(len, coded)), Plane(DEFLATED), None, coded)
+
+
+def _deflate(part: Bytes, quick: bool) -> bytes:
+    strategy = zlib.Z_HUFFMAN_ONLY if quick else zlib.Z_DEFAULT_STRATEGY
+    made = zlib.compressobj(6, zlib.DEFLATED, -15, 9, strategy)
     return made.compress(part.tobytes()) + made.flush()
 
 
-def _as_symbols(parts: list[Bytes], how: Writing) -> tuple[Plane, list[bytes]]:
+def _counted(plane: Bytes) -> NDArray[np.int64]:
+    """How often each byte occurs (256,)."""
+    compiled = _numba.kernels(len(plane), *_WORTH)
+    if compiled is None:
+        return np.bincount(plane, minlength=256)
+    counts = np.zeros(256, np.int64)
+    compiled.count_bytes(plane, counts)
+    return counts
+
+
+def _as_symbols(parts: list[Bits], place: int, how: Writing) -> _Plan:
     """The bytes that occur, as symbols of a stream or, by the adaptive coder, of arithmetic code."""
-    counts = np.sum([histogram(part, 256, how.threads) for part in parts], axis=0)
+    counts = np.sum(mapped(lambda part: _counted(planes.plane_of(part, place)), parts, how.threads), axis=0)
     used = np.flatnonzero(counts).astype(np.uint8)
     table = np.zeros(256, np.uint8)
     table[used] = np.arange(len(used))
-    symbols = [table[part] for part in parts]
-    size, stream = plan_codes(symbols, counts[used], len(used), how, sparse=False)
-    if how.coder == "adaptive" and len(used) > 1 and entropy(counts) < 0.998 * size:
-        context, chunks = in_rows_of_one(symbols, len(used), how)
+
+    def symbols() -> list[Bytes]:
+        return [planes.translated(planes.plane_of(part, place), table) for part in parts]
+
+    size, stream = streams.plan(counts[used], len(used), 1, how.coder, len(parts))
+    ideal = entropy(counts)
+    if size > _FAR * ideal and len(streams.tuple_sizes(len(used))) > 1:
+        size, stream = plan_codes(symbols(), counts[used], len(used), how, sparse=False)
+    head = len(Plane(STREAM, used, Stream(1)).header())
+    if how.coder == "adaptive" and len(used) > 1 and ideal < 0.998 * size:
+        context, chunks = in_rows_of_one(symbols(), len(used), how)
         if sum(map(len, chunks)) + 4 * len(chunks) < size:
+            coded = [varint(len(code)) + code for code in chunks]
             plane = Plane(ARITHMETIC, used, None, context)
-            return plane, [varint(len(code)) + code for code in chunks]
-    chunks = mapped(lambda part: streams.encode(part, stream), symbols, how.threads)
-    return Plane(STREAM, used, stream), chunks
+            return _Plan(head + 1 + sum(map(len, coded)), plane, None, coded)
+    return _Plan(head + size, Plane(STREAM, used, stream), table)

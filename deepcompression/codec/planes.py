@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcompression import _numba
 from deepcompression.codec import arithmetic, streams
 from deepcompression.codec.arithmetic import Model
 from deepcompression.codec.bitstream import Cursor
@@ -18,6 +19,9 @@ from deepcompression.codec.streams import Stream
 
 PLAIN, STREAM, DEFLATED, ARITHMETIC = range(4)
 Bytes = NDArray[np.uint8]
+Planes = NDArray[np.uint8]  # (bytes of a value, values)
+_WORTH = 1 << 12, 1 << 22  # values that repay a compiled call, and importing it
+_COMPILED = (2, 4)  # bytes of values for which there is a compiled way
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,21 +43,24 @@ class Plane:
         ending = self.stream.header() if self.stream is not None else bytes([self.context])
         return head + write_mask(kept) + ending
 
-    def read(self, cursors: Sequence[Cursor], counts: Sequence[int]) -> list[Bytes]:
-        """The plane of several chunks.
+    def read(self, cursors: Sequence[Cursor], outs: Sequence[Bytes]) -> None:
+        """Fill `outs` with the plane of several chunks.
 
         Args:
             cursors: at it, in each chunk; they move behind it.
-            counts: values of each.
+            outs: (values,) of each.
 
         Raises:
             MalformedFile: it breaks FORMAT.md.
         """
         if self.stream is not None:
             assert self.used is not None
-            return [self.used[each] for each in streams.decode(cursors, counts, self.stream)]
+            for symbols, out in zip(streams.decode(cursors, list(map(len, outs)), self.stream), outs, strict=True):
+                out[:] = translated(symbols, self.used)
+            return
         read = {PLAIN: _plain, DEFLATED: _inflated, ARITHMETIC: self._arithmetic}[self.coding]
-        return [read(cursor, count) for cursor, count in zip(cursors, counts, strict=True)]
+        for cursor, out in zip(cursors, outs, strict=True):
+            out[:] = read(cursor, len(out))
 
     def _arithmetic(self, cursor: Cursor, count: int) -> Bytes:
         assert self.used is not None
@@ -107,23 +114,48 @@ def _read_plane(cursor: Cursor) -> Plane:
     return Plane(coding, used, None, context)
 
 
-def rotated(bits: Bits) -> Bits:
-    """The bits (m,) of floats with the sign lowest."""
-    return bits << bits.dtype.type(1) | bits >> bits.dtype.type(8 * bits.itemsize - 1)
+def translated(symbols: NDArray[np.uint8], table: Bytes) -> Bytes:
+    """What `table` (at most 256,) has for each of `symbols` (m,): faster than numpy, which widens an index to 8 bytes.
+
+    Args:
+        symbols: (m,), below the length of the table.
+        table: of them.
+    """
+    return np.frombuffer(bytearray(symbols).translate(table.tobytes().ljust(256, bytes(1))), np.uint8)
 
 
-def plane_of(turned: Bits, plane: int) -> Bytes:
-    """One plane (m,) of values that are rotated, the highest being 0."""
-    return (turned >> turned.dtype.type(8 * (turned.itemsize - 1 - plane))).astype(np.uint8)
+def plane_of(bits: Bits, place: int) -> Bytes:
+    """One plane (m,) of floats with the bits (m,), the highest being 0."""
+    last = bits.itemsize - 1
+    if place == last:
+        bits = bits << bits.dtype.type(1) | bits >> bits.dtype.type(8 * bits.itemsize - 1)
+    else:
+        bits = bits >> bits.dtype.type(8 * (last - place) - 1)
+    return bits.astype(np.uint8)
 
 
-def joined(planes: Sequence[Bytes], dtype: str) -> Bits:
-    """The values (m,) of type `dtype` whose planes these are, the highest first."""
+def parted(bits: Bits) -> Planes:
+    """The planes (itemsize, m) of floats with the bits (m,), the highest first."""
+    made: Planes = np.empty((bits.itemsize, len(bits)), np.uint8)
+    compiled = _numba.kernels(len(bits), *_WORTH) if bits.itemsize in _COMPILED else None
+    if compiled is not None:
+        compiled.part(bits, made)
+        return made
+    for place in range(bits.itemsize):
+        made[place] = plane_of(bits, place)
+    return made
+
+
+def joined(planes: Planes, dtype: str) -> Bits:
+    """The values (m,) of type `dtype` whose planes (itemsize, m) these are, the highest first."""
     kind = unsigned(dtype)
-    rotated: Bits = np.zeros(len(planes[0]), kind.newbyteorder("<"))
-    by_byte = rotated.view(np.uint8).reshape(-1, kind.itemsize)
-    for place, plane in enumerate(reversed(planes)):
-        by_byte[:, place] = plane
+    compiled = _numba.kernels(planes.shape[1], *_WORTH) if kind.itemsize in _COMPILED else None
+    if compiled is not None:
+        made: Bits = np.empty(planes.shape[1], kind)
+        (compiled.join_two if kind.itemsize == 2 else compiled.join_four)(planes, made)
+        return made
+    rotated: Bits = np.zeros(planes.shape[1], kind.newbyteorder("<"))
+    rotated.view(np.uint8).reshape(-1, kind.itemsize)[:] = planes[::-1].T
     rotated = rotated.astype(kind, copy=False)
     top = rotated << kind.type(8 * kind.itemsize - 1)
     rotated >>= kind.type(1)
@@ -143,5 +175,7 @@ def read_values(cursors: Sequence[Cursor], counts: Sequence[int], planes: Sequen
     Raises:
         MalformedFile: they break FORMAT.md.
     """
-    found = [plane.read(cursors, counts) for plane in planes]
-    return [joined([plane[i] for plane in found], dtype) for i in range(len(counts))]
+    made: list[Planes] = [np.empty((len(planes), count), np.uint8) for count in counts]
+    for place, plane in enumerate(planes):
+        plane.read(cursors, [one[place] for one in made])
+    return [joined(one, dtype) for one in made]

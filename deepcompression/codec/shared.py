@@ -27,9 +27,7 @@ class Shared:
     def least(self, threads: int) -> float:
         """Bytes that no layout goes below: an ideal order-0 code of the stored values, and the book as it stands."""
         counts = histogram(self.symbols, self.book.k + 1, threads)[1:]
-        used = counts[counts > 0].astype(np.float64)
-        ideal = float((used * np.log2(used.sum() / used)).sum()) / 8 if used.size else 0.0
-        return ideal * (1 - 1e-6) + len(self.book.write(self.dtype))
+        return entropy(counts) * (1 - 1e-6) + len(self.book.write(self.dtype))
 
     def dense(self, some_zero: bool) -> tuple[Symbols, Book]:
         """The code of each symbol (groups or 1, k + 1) where zeros are codes too, and the book that has them.
@@ -63,6 +61,12 @@ class Shared:
         k = whole.shape[1]
         book = Book(k, np.take_along_axis(whole, by_key, axis=1), self.book.groups)
         return symbols_of(np.argsort(by_key, axis=1), k), book
+
+
+def entropy(counts: NDArray[np.int64]) -> float:
+    """Bytes of an ideal order-0 code of symbols that occur so often."""
+    used = counts[counts > 0].astype(np.float64)
+    return float((used * np.log2(used.sum() / used)).sum()) / 8 if used.size else 0.0
 
 
 def histogram(symbols: Symbols, k: int, threads: int) -> NDArray[np.int64]:

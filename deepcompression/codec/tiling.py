@@ -15,9 +15,8 @@ from deepcompression.codec import head as heads
 from deepcompression.codec.apart import Piece, cut, fitted, plan_codes
 from deepcompression.codec.bitstream import varint
 from deepcompression.codec.dtypes import Writing
-from deepcompression.codec.parting import entropy
 from deepcompression.codec.positions import BITMAP, FLAGS
-from deepcompression.codec.shared import histogram
+from deepcompression.codec.shared import entropy, histogram
 from deepcompression.codec.tiles import MOST_IN_ROW, Tiles, patterns
 
 _SIDES = (1, 2, 4, 8, 16, 32)

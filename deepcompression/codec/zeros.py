@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -10,15 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcompression._parallel import mapped
+from deepcompression.codec import arithmetic, positions, tiling
 from deepcompression.codec import head as heads
-from deepcompression.codec import positions, tiling
-from deepcompression.codec.apart import Piece, cut
+from deepcompression.codec.apart import SAMPLE, Piece, cut, first_rows, fitted, trial
+from deepcompression.codec.arithmetic import Model
 from deepcompression.codec.dtypes import Writing
 from deepcompression.codec.masks import Masks
 from deepcompression.codec.positions import Places
 from deepcompression.codec.tiles import Tiles
 
 Plans = list[tuple[int, Places]]
+_VIEWED = 1 << 15  # elements by which views of a tensor are compared
 
 
 class Tiled(NamedTuple):
@@ -69,8 +72,49 @@ class Zeros:
         assert self.masks is not None
         return positions.plans(cut(self.masks.of(self.stored), heads.CHUNK), self.how)
 
+    def predicted(self, mask: Masks | None) -> list[Model]:
+        """What predicts flags in arithmetic code, of what `mask` leaves, `masks` or None: in rows worth a try."""
+        return self._predicted if mask is None else self._masked_predicted
+
+    @cached_property
+    def _predicted(self) -> list[Model]:
+        begun = self.stored[: max(self.how.columns, SAMPLE)].astype(np.uint8)
+        return _fitted(begun, _views(begun, self.how.shape, self.how.columns))
+
+    @cached_property
+    def _masked_predicted(self) -> list[Model]:
+        assert self.masks is not None
+        return _fitted(self.masks.of(self.stored).astype(np.uint8), [int(self.masks.columns_kept.sum())])
+
     @cached_property
     def tiled(self) -> list[Tiled]:
         """The positions by the tiles that zeros may lie in."""
         found = tiling.find(self.stored, self.how)
         return [Tiled(tiles, *tiling.positions_of(tiles.arranged(self.stored), tiles, self.how)) for tiles in found]
+
+
+def _fitted(flags: NDArray[np.uint8], views: list[int]) -> list[Model]:
+    return [fitted(flags, Model(view, 1, True)) for view in views if view <= arithmetic.MOST_COLUMNS]
+
+
+def _views(begun: NDArray[np.uint8], shape: tuple[int, ...], columns: int) -> list[int]:
+    """Columns worth a try: an output channel a row; and the best part of one, e.g. a row of the pixels that it sees."""
+
+    def size(view: int) -> float:
+        sample = first_rows(begun, view, _VIEWED)
+        return trial(sample, Model(view, 1, True, 0x66, 2)) / len(sample)
+
+    best = min(_narrower(shape, columns), key=size, default=columns)
+    if columns > SAMPLE:
+        return [best]
+    return [columns] if best == columns or size(columns) <= size(best) else [columns, best]
+
+
+def _narrower(shape: tuple[int, ...], columns: int) -> list[int]:
+    """Parts of a row: of a convolution, what lies behind each axis; of a matrix, whatever divides it."""
+    if len(shape) > 2:
+        parts = {math.prod(shape[axis:]) for axis in range(2, len(shape))}
+    else:
+        small = [part for part in range(2, math.isqrt(columns) + 1) if columns % part == 0]
+        parts = {part for one in small for part in (one, columns // one)}
+    return sorted(part for part in parts if 4 <= part <= _VIEWED and part < columns)

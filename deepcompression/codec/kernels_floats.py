@@ -1,0 +1,125 @@
+"""Compiled: floats to planes and back, and elements to codes, in one pass each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcompression._numba import compiled
+
+_SLOTS = 1 << 18  # of a table for at most 65,536 values
+_MIX = np.uint64(0x9E37_79B9_7F4A_7C15)
+_FORTY_SIX, _ONE, _LAST = np.uint64(46), np.uint64(1), np.uint64(_SLOTS - 1)
+
+
+@compiled
+def part(bits: NDArray[Any], planes: NDArray[np.uint8]) -> None:
+    """Fill `planes` (size, n) with the bytes of `bits` (n,), rotated left by one, the highest first."""
+    size = len(planes)
+    for place in range(size - 1):
+        down = 8 * (size - 1 - place) - 1
+        plane = planes[place]
+        for i in range(len(bits)):
+            plane[i] = bits[i] >> down
+    sign = 8 * size - 1
+    plane = planes[size - 1]
+    for i in range(len(bits)):
+        plane[i] = bits[i] << 1 | bits[i] >> sign
+
+
+@compiled
+def join_two(planes: NDArray[np.uint8], out: NDArray[np.uint16]) -> None:
+    """Fill `out` (n,) with the values whose planes (2, n) these are."""
+    high, low = planes[0], planes[1]
+    for i in range(len(out)):
+        out[i] = np.uint32(high[i]) << 7 | np.uint32(low[i]) >> 1 | (np.uint32(low[i]) & 1) << 15
+
+
+@compiled
+def join_four(planes: NDArray[np.uint8], out: NDArray[np.uint32]) -> None:
+    """Fill `out` (n,) with the values whose planes (4, n) these are."""
+    a, b, c, d = planes[0], planes[1], planes[2], planes[3]
+    for i in range(len(out)):
+        above = np.uint32(a[i]) << 23 | np.uint32(b[i]) << 15 | np.uint32(c[i]) << 7
+        out[i] = above | np.uint32(d[i]) >> 1 | (np.uint32(d[i]) & 1) << 31
+
+
+@compiled
+def count_bytes(symbols: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
+    """Add to `counts` (256,) how often each byte occurs."""
+    own = np.zeros((4, 256), np.int64)
+    whole = len(symbols) // 4 * 4
+    for i in range(0, whole, 4):  # four tables: equal neighbours do not wait for each other
+        own[0, symbols[i]] += 1
+        own[1, symbols[i + 1]] += 1
+        own[2, symbols[i + 2]] += 1
+        own[3, symbols[i + 3]] += 1
+    for i in range(whole, len(symbols)):
+        own[0, symbols[i]] += 1
+    for j in range(256):
+        counts[j] += own[0, j] + own[1, j] + own[2, j] + own[3, j]
+
+
+@compiled
+def find_distinct(flat: NDArray[Any], most: int, keys: NDArray[np.uint64], found: NDArray[np.uint64]) -> int:
+    """Write the distinct elements but 0 of `flat` (n,) to `found` (most,) as they occur; their number, or -1 for more.
+
+    Args:
+        flat: the elements.
+        most: of them.
+        keys: (_SLOTS,) zeros; the table.
+        found: filled.
+    """
+    number = 0
+    for i in range(len(flat)):
+        value = np.uint64(flat[i])
+        if value == 0:
+            continue
+        slot = (value * _MIX) >> _FORTY_SIX
+        while keys[slot] != value:
+            if keys[slot] == 0:
+                if number == most:
+                    return -1
+                keys[slot] = value
+                found[number] = value
+                number += 1
+                break
+            slot = (slot + _ONE) & _LAST
+    return number
+
+
+@compiled
+def fill_codes(
+    flat: NDArray[Any],
+    values: NDArray[np.uint64],
+    codes: NDArray[Any],
+    keys: NDArray[np.uint64],
+    places: NDArray[np.uint16],
+    out: NDArray[Any],
+) -> None:
+    """Write the code of each element of `flat` (n,) to `out` (n,), 0 of 0.
+
+    Args:
+        flat: the elements.
+        values: (k,) all that occur but 0.
+        codes: (k,) of them.
+        keys: (_SLOTS,) zeros, and `places` as many: the table.
+        out: filled.
+    """
+    for j in range(len(values)):
+        slot = (values[j] * _MIX) >> _FORTY_SIX
+        while keys[slot] != 0:
+            slot = (slot + _ONE) & _LAST
+        keys[slot] = values[j]
+        places[slot] = codes[j]
+    for i in range(len(flat)):
+        value = np.uint64(flat[i])
+        if value == 0:
+            out[i] = 0
+            continue
+        slot = (value * _MIX) >> _FORTY_SIX
+        while keys[slot] != value:
+            slot = (slot + _ONE) & _LAST
+        out[i] = places[slot]
