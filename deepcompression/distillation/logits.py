@@ -58,9 +58,7 @@ class Distillation(Method):
         Raises:
             FactoryError: outputs are no logits, or of another shape than the teacher's.
         """
-        with torch.no_grad():
-            wanted = self._teacher(batch)
-        learnt = divergence(outputs, wanted, self.temperature)
+        learnt = divergence(outputs, self._teacher(batch), self.temperature)
         self._sum, self._count = self._sum.to(learnt.device) + learnt.detach(), self._count + 1
         return (1 - self.weight) * loss + self.weight * learnt
 

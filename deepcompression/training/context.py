@@ -14,6 +14,7 @@ from deepcompression.training.batches import some
 from deepcompression.training.device import Compute
 from deepcompression.training.method import Context
 from deepcompression.training.problem import Problem, stepped
+from deepcompression.training.teacher import Teacher
 
 
 def context_of(
@@ -45,5 +46,5 @@ def context_of(
 
     if teacher is not None:
         compute.place(teacher).eval().requires_grad_(False)
-    learnt = None if teacher is None else partial(forward, teacher)
+    learnt = None if teacher is None else Teacher(partial(forward, teacher), teacher)
     return Context(first, forward, learnt, seed, compute, structure or {}, drawn=from_all)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from deepcompression.structure.hold import bake, hold, hold_structure
 from deepcompression.training.device import Stay
 from deepcompression.training.method import ROLES, SPARSITY, VALUES, Account, Claim, Context, Forward, Method, Now
 from deepcompression.training.optimizers import grouped
+from deepcompression.training.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +113,8 @@ class Session:
             batch: as it was before the step.
             outputs: of the model for it.
         """
+        if isinstance(self.context.teacher, Teacher):
+            self.context.teacher.forget()
         for method in self.methods:
             loss = method.loss(loss, self.model, batch, outputs)
         return loss
@@ -186,7 +190,7 @@ def attach(
     *,
     samples: Iterable[Any] | None = None,
     forward: Forward | None = None,
-    teacher: Callable[[Any], Any] | None = None,
+    teacher: nn.Module | Callable[[Any], Any] | None = None,
     structure: Structure | None = None,
     seed: int = 0,
 ) -> Session:
@@ -201,7 +205,7 @@ def attach(
         total_steps: steps of the whole training.
         samples: some batches of training data; methods that need none do without.
         forward: (model, batch) -> outputs, for these; default: the model of the batch, or of its first part.
-        teacher: (batch) -> outputs of a model to learn from.
+        teacher: a model to learn from, which is put into eval mode, or (batch) -> outputs of one.
         structure: what is true of tensors already and stays so, see ``structure.constraints``.
         seed: of what methods draw.
 
@@ -211,8 +215,9 @@ def attach(
     kept = None if samples is None else list(samples)
     some = None if kept is None else lambda _: kept
     where = Stay(str(next((one.device for one in model.parameters()), "cpu")))
-    context = Context(some, teacher=teacher, seed=seed, compute=where, structure=structure or {})
+    context = Context(some, seed=seed, compute=where, structure=structure or {})
     context = context if forward is None else replace(context, forward=forward)
+    context = replace(context, teacher=_teacher(teacher, context.forward))
     session = Session(model, methods, total_steps, context)
     try:
         session.before_step()
@@ -220,6 +225,12 @@ def attach(
         session.close(failed=True)
         raise
     return session
+
+
+def _teacher(given: nn.Module | Callable[[Any], Any] | None, forward: Forward) -> Teacher | None:
+    if isinstance(given, nn.Module):
+        return Teacher(partial(forward, given.eval()), given)
+    return None if given is None else Teacher(given)
 
 
 def labels_of(methods: Sequence[Method]) -> dict[Method, str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tasks.execution.run import Reference, Run
-from tasks.execution.settings import Distil, Stage, parts, plain
+from tasks.execution.settings import MethodSettings, Stage, parts, plain
 from tasks.execution.sources import code_digest, factory_digest, versions
 from tasks.execution.specs import specs_in
 from tasks.storage.store import key_of
@@ -63,7 +63,7 @@ def callables(run: Run, settings: Stage | None = None) -> list[str]:
 
 def _learns(settings: Stage) -> bool:
     """Whether some training in a stage's keys learns from the teacher."""
-    return any(isinstance(part, Distil) for _, part in parts(settings))
+    return any(isinstance(part, MethodSettings) and part.learns for _, part in parts(settings))
 
 
 def _teacher(run: Run) -> Any:

@@ -122,6 +122,8 @@ class Data(Factory):
 class MethodSettings(Strict):
     """Base of the keys of every method of a training."""
 
+    learns: ClassVar[bool] = False  # from a teacher
+
     # In editors a method is titled by its file.
     model_config = ConfigDict(model_title_generator=lambda kind: f"method {kind.__module__.rpartition('.')[2]}")
 
@@ -153,6 +155,8 @@ class Distil(MethodSettings):
 
     The teacher is the recipe's ``teacher`` where there is one, else the run's own dense model.
     """
+
+    learns: ClassVar[bool] = True
 
     temperature: float = Field(4.0, gt=0, description="softens both opinions; 1 to 10 are usual")
     weight: float = Field(0.5, ge=0, le=1, description="the teacher's part of the loss")

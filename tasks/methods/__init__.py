@@ -22,6 +22,8 @@ METHODS: dict[str, str] = {
     "compact": "tasks.methods.compact",
     "dropout": "tasks.methods.dropout",
     "distil": "tasks.methods.distil",
+    "hints": "tasks.methods.hints",
+    "attention": "tasks.methods.attention",
 }
 
 

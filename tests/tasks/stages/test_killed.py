@@ -81,6 +81,8 @@ METHODS_KILLED: dict[str, dict[str, Any]] = {
     "binarize": {**THRESHOLDS, "gradients": {"bits": 6}},
     "dropout": {"modules": {"3": "4"}},
     "distil": {},
+    "hints": {"layers": ["2"], "until": 0.6},
+    "attention": {"layers": {"0": "0"}, "weight": 10.0},
 }
 Keys = dict[str, Any]
 Point = tuple[Any, str, int]
