@@ -14,8 +14,9 @@ help:  ## list these verbs
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[torch,fast,flow,s3,dask,onnx,openvino,coreml,litert,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[torch,fast,flow,s3,dask,onnx,openvino,coreml,litert,dev]"
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, unlike pip; some packages hold templates
 	@touch $@
 
 run: $(VENV)/.installed  ## set up, then compress: make run [RECIPE=conf/lenet-5.yaml] [ARGS="seed=3"]

@@ -1,4 +1,4 @@
-"""Code named in a recipe: ``package.module:callable``."""
+"""Code named in a recipe: ``package.module:callable``; and models that hubs have: ``timm:resnet18``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 
 from deepcompression.errors import FactoryError, InputError, one_line
 
+HUBS = ("torchvision", "timm", "transformers")
+
 
 def load(spec: str) -> Callable[..., Any]:
     """The callable that ``spec`` names.
 
     Args:
-        spec: ``package.module:callable``; the callable may be an attribute of an attribute.
+        spec: ``package.module:callable``; the callable may be an attribute of an attribute. Of ``torchvision``,
+            ``timm`` and ``transformers`` also a model's name.
 
     Raises:
         FactoryError: malformed; the module does not import (its own error is shown); no such attribute; not
@@ -24,6 +27,10 @@ def load(spec: str) -> Callable[..., Any]:
     module_name, sign, attribute = spec.partition(":")
     if not (sign and module_name and attribute):
         raise FactoryError(f"factory {spec!r}: expected package.module:callable")
+    if module_name in HUBS:
+        from deepcompression.models.hub import load as by_name  # which imports torch
+
+        return by_name(spec)
     try:
         found: Any = import_module(module_name)
     except Exception as error:

@@ -14,10 +14,23 @@ from deepcompression.formats.state_dict import encode, load, save, to_raw_state
 from deepcompression.network.edits.apply import apply_all, check_values
 from deepcompression.network.edits.undo import whole_or_not
 from deepcompression.network.load import load_state
+from deepcompression.reconstruction.compress import Calibration, compress_calibrated
 from deepcompression.runtime.start import run
 from deepcompression.structure.hold import bake, hold
 
-__all__ = ["bake", "compress_state", "encode", "hold", "load", "load_into", "load_state", "run", "save"]
+__all__ = [
+    "Calibration",
+    "bake",
+    "compress_calibrated",
+    "compress_state",
+    "encode",
+    "hold",
+    "load",
+    "load_into",
+    "load_state",
+    "run",
+    "save",
+]
 
 
 def load_into(model: nn.Module, path: str | Path) -> nn.Module:

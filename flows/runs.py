@@ -125,8 +125,17 @@ def run_of(parsed: Recipe, seed: int, folder: Path, tracker: Tracker) -> Run:
 
 
 def _found(model: AnyModel) -> AnyModel:
-    """The same with its checkpoint's path as it is on this machine."""
+    """The same with its checkpoint's path as it is on this machine.
+
+    Raises:
+        WeightsError: it is a hub's, and neither in a cache here nor to be had.
+    """
     if not model.weights:
         return model
-    weights = model.weights.model_copy(update={"path": str(below_root(model.weights.path))})
+    path = model.weights.path
+    if path.startswith("hub:"):
+        from deepcompression.models import hub
+
+        path = str(hub.weights_of(model.factory, model.arguments(), path))
+    weights = model.weights.model_copy(update={"path": str(below_root(path))})
     return model.model_copy(update={"weights": weights})

@@ -76,6 +76,7 @@ def summary_of(run: Run, references: Sequence[Reference], verified: Verified, pa
         "metric": run.metric_object().name,
         "data_digest": run.data_identity().digest,
         "data_notes": list(run.data_identity().notes),
+        **({"classes": list(classes)} if (classes := run.splits().classes) else {}),
         "baseline": verified.baseline,
         "final": verified.final,
         "comparison": verified.comparison,

@@ -21,7 +21,8 @@ class Export(Strict):
     )
 
     io: Literal["float", "integer"] = Field(
-        "float", description="of inputs and outputs: integer of target onnx, where the model rounds what it takes"
+        "float",
+        description="of inputs and outputs: integer of targets onnx and openvino, where the model rounds what it takes",
     )
 
     def options(self) -> dict[str, str]:

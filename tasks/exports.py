@@ -57,7 +57,23 @@ def check_export(run: Run, asked: Export, stages: Sequence[tuple[str, BaseModel]
                     f"export {target}: stage {label}: {key}: {kind} is of values that are not known before, where this "
                     f"target writes {', '.join(module.RANGES)} ones; leave {key} or the export out"
                 )
-    module.check(run.blank_model(), _sample(run, asked), **asked.options())
+    model = run.blank_model()
+    if within := getattr(module, "NOT_WITHIN", ()):
+        _check_sites(target, within, model, stages)
+    module.check(model, _sample(run, asked), **asked.options())
+
+
+def _check_sites(target: str, within: Sequence[str], model: nn.Module, stages: Sequence[tuple[str, BaseModel]]) -> None:
+    """Refuses values within recurrent layers, of a target that has these whole."""
+    from deepcompression.network.edits.quantize_values import read_site
+
+    for label, settings in stages:
+        for one in sorted(settings.sites(model)) if isinstance(settings, Stage) else ():
+            if (site := read_site(one)) is not None and site.side in within:
+                raise ExportError(
+                    f"export {target}: stage {label}: {one} is a value within a recurrent layer, which this target "
+                    "writes whole; leave the layer's weights out of activations, or the export out"
+                )
 
 
 def _check_options(asked: Export, module: Any, stages: Sequence[tuple[str, BaseModel]]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import hypothesis
 import pytest
 from filelock import FileLock
+from forked import Verifier
 
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -83,12 +84,19 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
-    """The URL of the session's one Prefect server; flows of this process and of its children use it."""
+    """The URL of the session's one Prefect server; flows of this process and of its children use it.
+
+    What flows of this process verify is verified in forked processes, which need not import anything.
+    """
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    url = once("prefect", _prefect_server)
-    with temporary_settings({PREFECT_API_URL: url}):
+    from tasks.stages import verify
+
+    url, verifier = once("prefect", _prefect_server), Verifier()
+    with temporary_settings({PREFECT_API_URL: url}), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "_started", verifier)
         yield url
+    verifier.close()
 
 
 FOLLOWING = """

@@ -58,9 +58,14 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 # Of the workflow, what may import MLflow: its runs, its models, and what MLflow itself runs.
 MLFLOW = ("tasks/tracking", "tasks/registry")
-# Where reading a .dcz begins. All that is reached from there needs numpy alone, but for what only torch can read.
+# Where reading a .dcz begins. All that is reached from there needs numpy alone, but for what only torch does.
 ENTRIES = ("deepcompression", "deepcompression.codec.file", "deepcompression.cli.main")
-OF_TORCH = {"deepcompression.torch", "deepcompression.formats.checkpoint", "deepcompression.formats.state_dict"}
+OF_TORCH = {
+    "deepcompression.torch",
+    "deepcompression.formats.checkpoint",
+    "deepcompression.formats.state_dict",
+    "deepcompression.models.hub",
+}
 HEAVY = ("torch", "prefect", "mlflow", "sklearn", "pydantic", "tasks", "flows")
 
 

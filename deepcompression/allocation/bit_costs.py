@@ -15,14 +15,15 @@ from deepcompression.errors import StructureError
 from deepcompression.network.names import first_names, is_layer, join
 
 
-def coded_bytes(weights: Tensor, coder: str) -> int:
+def coded_bytes(weights: Tensor, coder: str, *, whole: bool = False) -> int:
     """Bytes of a tensor in a file; of more than 4 million weights its middle rows are coded, and scaled up.
 
     Args:
         weights: any shape and floating dtype.
         coder: as of ``encode``.
+        whole: all of it is coded.
     """
-    part = _middle(weights.detach().cpu())
+    part = weights.detach().cpu() if whole else _middle(weights.detach().cpu())
     name = str(part.dtype).removeprefix("torch.")
     width = unsigned(name)
     integers = part.contiguous().reshape(-1).view(getattr(torch, f"int{8 * width.itemsize}"))

@@ -174,12 +174,13 @@ class Splits:
 
     Each is a pair of tensors (samples, targets) of equal length, a map-style dataset, a DataLoader, or another of the
     forms that ``splits.as_split`` names. ``validation`` may be None: then it is taken from ``train``
-    (``split_validation``).
+    (``split_validation``). ``classes`` are the names of what the model's outputs stand for, where the data has any.
     """
 
     train: Any
     validation: Any
     test: Any
+    classes: tuple[str, ...] | None = None
 
 
 def as_splits(made: Any, name: str) -> Splits:

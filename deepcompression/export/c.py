@@ -181,7 +181,7 @@ def _notes(made: Plan, code: int | None) -> list[str]:
 
 def _difference(model: nn.Module, batch: Tensor, session: CSession, integers: bool) -> float:
     with resting(model), torch.no_grad():
-        wanted = _only(model(batch))
+        wanted = _only(model(batch)).numpy()
     return difference("c", wanted, session([batch.numpy()])[0], GRID_ROUNDING if integers else ROUNDING)
 
 

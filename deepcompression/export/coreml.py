@@ -32,6 +32,7 @@ from deepcompression.network.edits.quantize_values import INSIDE, After, Before,
 
 FILE = "model.mlpackage"
 CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold", "quantize_values"})
+NOT_WITHIN = INSIDE
 RANGES = ("static",)
 PACKAGES = ("coremltools",)
 INSTALL = "pip install 'deep-compression[coreml]'"

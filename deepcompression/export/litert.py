@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 
 from deepcompression._atomic import written
 from deepcompression.errors import ExportError, in_one_line
+from deepcompression.export.agreement import apart, judged, together
 from deepcompression.export.exported import Array, Exported, Held
 from deepcompression.export.litert_environment import check_environment, converted
 from deepcompression.export.litert_sparse import Sparse, sparse
 from deepcompression.export.litert_task import float_program, on_grids, rounds, task_of
-from deepcompression.export.pt2 import compared, program_of, save
+from deepcompression.export.pt2 import compared, first, pairs, program_of, save
 
 FILE = "model.tflite"
+FLOAT, SMALL = "float.tflite", "small.tflite"  # of the worker, which rounds nothing; what is written
 CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold", "quantize_values"})
 ROUNDING = 1e-4  # of the largest output
-GRID_ROUNDING = 0.5  # the same where layers multiply integers; what the file is worth is judged on the test split
-SHOWN = 5
 
 
 def check(model: nn.Module, sample: Sequence[Tensor]) -> None:
@@ -67,15 +67,51 @@ def export(model: nn.Module, sample: Sequence[Tensor], path: Path) -> Exported:
         told = converted(folder, path.with_name("litert.log"))
         with in_one_line("export litert: the worker's file cannot be read", ExportError):
             content, changed = sparse((folder / "model.tflite").read_bytes())
-        (folder / "small.tflite").write_bytes(content)
-        rounding = GRID_ROUNDING if told["integers"] else ROUNDING
-        apart = compared("litert", model, sample, load(folder / "small.tflite", torch.get_num_threads()), rounding)
+        (folder / SMALL).write_bytes(content)
+        largest, how = _compared(model, sample, folder, told)
     with written(path, parents=True) as file:
         file.write(content)
-    held, notes = _held(told, changed), _notes(told, bool(changed))
+    held, notes = _held(told, changed), [*how, *_notes(told, bool(changed))]
     if rounds(model) and not told["integers"]:
         notes.insert(0, "float: values are rounded by operations: integer kernels take static grids of 8 bits alone")
-    return Exported(len(content), told["float_bytes"], apart, held, notes, integers=bool(told["integers"]))
+    return Exported(len(content), told["float_bytes"], largest, held, notes, integers=bool(told["integers"]))
+
+
+def _compared(
+    model: nn.Module, sample: Sequence[Tensor], folder: Path, told: Mapping[str, Any]
+) -> tuple[float, list[str]]:
+    """The largest difference of an output, and what people should know of it."""
+    session = load(folder / SMALL, torch.get_num_threads())
+    if not told["integers"]:
+        return compared("litert", model, sample, session, ROUNDING), []
+    found = together(list(pairs(model, sample, session)))
+    inputs = [one.numpy() for one in first(sample, 0)]
+    largest, how = judged("litert", "LiteRT", found, lambda: _layers(folder, told, inputs))
+    return largest, [how]
+
+
+def _layers(folder: Path, told: Mapping[str, Any], inputs: Sequence[Array]) -> dict[str, float]:
+    """How far what each layer gives on integers is from what it gives in the float file, which rounds nothing."""
+    names = {one["tensor"]: one["output"] for one in told["held"]}
+    wanted, got = (_inside(folder / name, set(names.values()), inputs) for name in (FLOAT, SMALL))
+    both = {name: output for name, output in names.items() if output in wanted and output in got}
+    return {name: apart(wanted[output], got[output]) for name, output in both.items()}
+
+
+def _inside(path: Path, names: Collection[str], inputs: Sequence[Array]) -> dict[str, Array]:
+    """What tensors within a file are, as floats, by name."""
+    from ai_edge_litert.interpreter import OpResolverType
+
+    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # others keep no tensors
+    session = LiteRTSession(path, 1, experimental_preserve_all_tensors=True, experimental_op_resolver_type=plain)
+    session(inputs)
+    found = {}
+    for one in session.interpreter.get_tensor_details():
+        if one["name"] in names:
+            array, grid = session.interpreter.get_tensor(one["index"]), one["quantization_parameters"]
+            rounded = len(grid["scales"]) == 1
+            found[one["name"]] = (array.astype(np.float64) - grid["zero_points"]) * grid["scales"] if rounded else array
+    return found
 
 
 def _held(told: Mapping[str, Any], changed: Sequence[Sparse]) -> list[Held]:
@@ -95,14 +131,15 @@ class LiteRTSession:
     Args:
         path: of the file.
         threads: of an op.
+        options: further ones of LiteRT's ``Interpreter``.
     """
 
     fixed_batch: int | None = 1
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, **options: Any) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
-        self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
+        self.interpreter = Interpreter(model_path=str(path), num_threads=threads, **options)
         self.interpreter.allocate_tensors()
         ((_, signature),) = self.interpreter._get_full_signature_list().items()
         self.inputs, self.outputs = (_in_order(signature[side]) for side in ("inputs", "outputs"))

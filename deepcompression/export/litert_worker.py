@@ -309,7 +309,8 @@ def _quantized(
 def _held(graph: Graph, layer: Layer) -> dict[str, Any]:
     """How a layer's weight lies in the file, and what it is called there."""
     weight = graph.constants[layer.weight]
-    told = {"tensor": layer.name, "weight": graph.names[layer.weight], "dense_bytes": weight.nbytes}
+    output = graph.names[int(graph.operators[layer.number].outputs[0])]
+    told = {"tensor": layer.name, "weight": graph.names[layer.weight], "output": output, "dense_bytes": weight.nbytes}
     if layer.codes is None or layer.scales is None:
         return {**told, "form": str(weight.dtype), "bytes": weight.nbytes}
     return {**told, "form": "int8", "bytes": layer.codes.size + 12 * len(layer.scales)}

@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deepcompression._atomic import written
 from deepcompression.errors import ExportError, InvariantError, in_one_line
+from deepcompression.export.agreement import together
 from deepcompression.export.exported import Array, Exported, Held, Session
 from deepcompression.export.onnx_run import OnnxSession, Runtime, onnxruntime
 from deepcompression.export.onnx_sites import marked, rounds
@@ -32,6 +32,7 @@ from deepcompression.network.trace import resting
 FILE = "model.onnx"
 OPTIONS = {"io": ("float", "integer")}
 CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold", "quantize_values"})
+NOT_WITHIN = INSIDE  # sides of sites: recurrent layers are written whole
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INSTALL = "pip install 'deep-compression[onnx]'"
 OPSET = 21  # the first one with integers of 4 bits
@@ -39,11 +40,11 @@ ROUNDING = 1e-4  # of the largest output; sums in another order differ by about 
 
 
 def check(model: nn.Module, sample: Sequence[Tensor], io: str = "float") -> None:
-    """Raise ExportError where ``export`` could not write this model: a package is missing, or its forward cannot be
-    followed with a batch of any size.
+    """Raise ExportError where ``export`` could not write this model: a package is missing, its forward cannot be
+    followed with a batch of any size, or onnxruntime does not take what it does.
     """
     check_packages("onnx", PACKAGES, INSTALL)
-    traced(model, sample, "onnx")
+    check_taken(model, sample, onnxruntime(1))
 
 
 def export(model: nn.Module, sample: Sequence[Tensor], path: Path, io: str = "float") -> Exported:
@@ -61,12 +62,24 @@ def export(model: nn.Module, sample: Sequence[Tensor], path: Path, io: str = "fl
         StorageError: ``path`` cannot be written.
     """
     check_packages("onnx", PACKAGES, INSTALL)
-    if io == "integer" and not rounds(model):
-        raise ExportError(
-            "export onnx: io: integer: the model rounds nothing that it takes, so that there are no integers to give; "
-            "quantize its activations, or leave io out"
-        )
     return write(model, sample, path, replace(onnxruntime(torch.get_num_threads()), ends=io == "integer"))
+
+
+def check_taken(model: nn.Module, sample: Sequence[Tensor], runtime: Runtime) -> None:
+    """Raise ExportError where a model cannot be followed or translated, or a runtime does not open it as it stands.
+
+    Args:
+        model: on the CPU.
+        sample: what its forward takes by position, each (batch, ...).
+        runtime: which opens it.
+    """
+    program = traced(model, sample, runtime.target)
+    with in_one_line(f"export {runtime.target}: PyTorch's exporter does not take the model", ExportError):
+        proto = _bare(_proto(_translated(program)[0]))
+    if runtime.batch:
+        fixed(proto, runtime.batch)
+    with in_one_line(f"export {runtime.target}: {runtime.name} does not take the model", ExportError):
+        runtime.open(proto.SerializeToString())
 
 
 def write(model: nn.Module, sample: Sequence[Tensor], path: Path, runtime: Runtime) -> Exported:
@@ -81,6 +94,11 @@ def write(model: nn.Module, sample: Sequence[Tensor], path: Path, runtime: Runti
     Raises:
         ExportError, InvariantError, StorageError: as ``export``.
     """
+    if runtime.ends and not rounds(model):
+        raise ExportError(
+            f"export {runtime.target}: io: integer: the model rounds nothing that it takes, so that there are no "
+            "integers to give; quantize its activations, or leave io out"
+        )
     sample = _several(sample)
     program = traced(model, sample, runtime.target)
     with in_one_line(f"export {runtime.target}: PyTorch's exporter does not take the model", ExportError):
@@ -189,11 +207,14 @@ def _on_integers(
     threads, arrays = torch.get_num_threads(), [one.numpy() for one in sample]
     reference = _bare(_proto(onnx_integers.marks_as_they_are(graph)))
     observe = lambda names: onnx_run.ranges(reference, names, arrays, threads)  # noqa: E731
-    placed_graph, placed = onnx_integers.place(graph, observe, ends=runtime.ends)
+    try:
+        placed_graph, placed = onnx_integers.place(graph, observe, ends=runtime.ends)
+    except ExportError as error:
+        raise ExportError(f"export {runtime.target}: io: integer: {error}") from None
     proto = _bare(_proto(placed_graph))
     onnx_ends.tell(proto, placed.ends)
     content, tensors = _compressed(proto, runtime)
-    pairs = [(wanted.numpy(), got) for wanted, got in _pairs(model, sample, runtime.open(content))]
+    pairs = _pairs(model, sample, runtime.open(content))
     inputs = [one.numpy() for one in _calls(sample, runtime.batch)[0]]
     found = onnx_agreement.agreement(runtime, content, (reference, placed), pairs, inputs)
     return content, tensors, found.largest, found.notes
@@ -206,7 +227,7 @@ def _calls(sample: Sequence[Tensor], batch: int | None) -> list[Sequence[Tensor]
     return singles if batch else [sample, singles[0]]
 
 
-def _pairs(model: nn.Module, sample: Sequence[Tensor], session: Session) -> list[tuple[Tensor, Array]]:
+def _pairs(model: nn.Module, sample: Sequence[Tensor], session: Session) -> list[tuple[Array, Array]]:
     """Outputs: PyTorch's and the session's; of single elements those of all together."""
     found = []
     for inputs in _calls(sample, session.fixed_batch):
@@ -214,15 +235,14 @@ def _pairs(model: nn.Module, sample: Sequence[Tensor], session: Session) -> list
         found.append(list(zip(_outputs(model, inputs), given, strict=True)))
     if session.fixed_batch is None:
         return [pair for some in found for pair in some]
-    together = zip(*found, strict=True)  # one tuple an output: its pair for each element
-    return [(torch.stack([one for one, _ in pairs]), np.stack([got for _, got in pairs])) for pairs in together]
+    return together(found)
 
 
-def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Array]:
     from torch.utils import _pytree
 
     with resting(model), torch.no_grad():
-        return [one for one in _pytree.tree_leaves(model(*inputs)) if isinstance(one, Tensor)]
+        return [one.numpy() for one in _pytree.tree_leaves(model(*inputs)) if isinstance(one, Tensor)]
 
 
 def _bare(model: Any) -> Any:

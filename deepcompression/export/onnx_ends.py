@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepcompression.errors import ExportError
 from deepcompression.export.exported import Array
 
 
@@ -48,27 +47,51 @@ def tell(model: Any, ends: Mapping[str, End]) -> None:
             model.metadata_props.add(key=key, value=value)
 
 
-def told(metadata: Mapping[str, str], names: Mapping[str, str]) -> dict[str, End]:
+def told(metadata: Mapping[str, str], names: Iterable[str]) -> dict[str, End]:
     """The grids that a file tells of its inputs and outputs of integers.
 
     Args:
         metadata: of the file.
-        names: each input's and output's type.
+        names: of inputs and outputs that are uint8.
 
     Raises:
-        ExportError: one is no number.
+        ValueError: one is no number.
     """
     found = {}
-    for name, kind in names.items():
-        if kind == "tensor(uint8)" and f"{name}.scale" in metadata:
+    for name in names:
+        if f"{name}.scale" in metadata:
             try:
                 end = End(float(metadata[f"{name}.scale"]), int(metadata[f"{name}.zero_point"]))
             except (KeyError, ValueError):
-                raise ExportError(f"export onnx: scale and zero point of {name} in the file are no numbers") from None
+                raise ValueError(f"scale and zero point of {name} in the file are no numbers") from None
             if not (math.isfinite(end.scale) and end.scale > 0 and 0 <= end.zero <= 255):
-                raise ExportError(f"export onnx: scale {end.scale} and zero point {end.zero} of {name} are none")
+                raise ValueError(f"scale {end.scale} and zero point {end.zero} of {name} are none")
             found[name] = end
     return found
+
+
+def integers(ends: Mapping[str, End], names: Sequence[str], values: Sequence[Array]) -> list[Array]:
+    """What inputs of integers take in the place of floats; what is uint8 already, and other inputs, as they are.
+
+    Args:
+        ends: by name.
+        names: of the inputs.
+        values: of each, any shape.
+    """
+    pairs = zip(names, values, strict=True)
+    return [ends[name].integers(one) if name in ends and one.dtype != np.uint8 else one for name, one in pairs]
+
+
+def floats(ends: Mapping[str, End], names: Sequence[str], values: Sequence[Array]) -> list[Array]:
+    """What outputs of integers stand for; other outputs as they are.
+
+    Args:
+        ends: by name.
+        names: of the outputs.
+        values: of each, any shape.
+    """
+    pairs = zip(names, values, strict=True)
+    return [ends[name].values(one) if name in ends else one for name, one in pairs]
 
 
 def note(ends: Mapping[str, End], inputs: list[str]) -> str:

@@ -191,7 +191,7 @@ def _input(graph: Graph, value: Any) -> End:
     end = ends.pop() if len(ends) == 1 else None
     if end is None:
         raise ExportError(
-            f"export onnx: io: integer: input {value.name} is not always rounded to 8 bits by a static range, so that "
+            f"input {value.name} is not always rounded to 8 bits by a static range, so that "
             "there are no integers to give; quantize what the first layer takes (activations), or leave io out"
         )
     for node in takers:
@@ -206,9 +206,7 @@ def _output(graph: Graph, place: int) -> End:
     node = value.producer()
     end = _of(graph, node) if node is not None and node.op_type == "DequantizeLinear" else None
     if end is None:
-        raise ExportError(
-            f"export onnx: io: integer: output {value.name} is rounded to no 8 bits with one scale; leave io out"
-        )
+        raise ExportError(f"output {value.name} is rounded to no 8 bits with one scale; leave io out")
     integers = graph.renamed(node.inputs[0], value)
     integers.type = ir.TensorType(ir.DataType.UINT8)
     graph.graph.outputs[place] = integers

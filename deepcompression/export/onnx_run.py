@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from deepcompression.export import onnx_ends
 from deepcompression.export.exported import Array, Session
-from deepcompression.export.onnx_ends import told
 
 FLOATS = (
     *("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"),
@@ -74,20 +74,15 @@ class OnnxSession:
         self.session = onnxruntime.InferenceSession(content, given, providers=["CPUExecutionProvider"])
         self.names = [one.name for one in self.session.get_inputs()]
         self.outputs = [one.name for one in self.session.get_outputs()]
-        types = {one.name: one.type for one in (*self.session.get_inputs(), *self.session.get_outputs())}
-        self.ends = told(self.session.get_modelmeta().custom_metadata_map, types)
+        ends = (*self.session.get_inputs(), *self.session.get_outputs())
+        rounded = [one.name for one in ends if one.type == "tensor(uint8)"]
+        self.ends = onnx_ends.told(self.session.get_modelmeta().custom_metadata_map, rounded)
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         """See ``Session``."""
-        given = zip(self.names, inputs, strict=True)
-        found = self.session.run(None, {name: self._integers(name, one) for name, one in given})
-        pairs = zip(self.outputs, found, strict=True)
-        return [self.ends[name].values(one) if name in self.ends else one for name, one in pairs]
-
-    def _integers(self, name: str, values: Array) -> Array:
-        """What an input of integers takes in the place of floats."""
-        rounded = name in self.ends and values.dtype != np.uint8
-        return self.ends[name].integers(values) if rounded else values
+        given = onnx_ends.integers(self.ends, self.names, inputs)
+        found = self.session.run(None, dict(zip(self.names, given, strict=True)))
+        return onnx_ends.floats(self.ends, self.outputs, found)
 
 
 def values(

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression.errors import ExportError, in_one_line
-from deepcompression.export import onnx
+from deepcompression.export import onnx, onnx_ends
 from deepcompression.export.exported import Array, Exported
 from deepcompression.export.onnx_run import FLOATS, Runtime
 
 FILE = "model.openvino.onnx"
 CARRIES = onnx.CARRIES
+OPTIONS = onnx.OPTIONS
+NOT_WITHIN = onnx.NOT_WITHIN
 PACKAGES = (*onnx.PACKAGES, "openvino")
 INSTALL = "pip install 'deep-compression[openvino]'"
 BATCH = 1
@@ -34,30 +36,30 @@ SCALED = "/DequantizationMultiply"
 LAYERS = ("FullyConnected", "MatMul", "Convolution")
 
 
-def check(model: nn.Module, sample: Sequence[Tensor]) -> None:
-    """Raise ExportError where ``export`` could not write this model: a package is missing, or its forward cannot be
-    followed with a batch of any size.
+def check(model: nn.Module, sample: Sequence[Tensor], io: str = "float") -> None:
+    """Raise ExportError where ``export`` could not write this model: a package is missing, its forward cannot be
+    followed with a batch of any size, or OpenVINO does not take what it does.
     """
     onnx.check_packages("openvino", PACKAGES, INSTALL)
-    onnx.traced(model, sample, "openvino")
+    onnx.check_taken(model, sample, _runtime())
 
 
-def export(model: nn.Module, sample: Sequence[Tensor], path: Path) -> Exported:
-    """Writes ``model`` in eval mode to ``path``: opset 21, a batch of one, float inputs and outputs, one file.
+def export(model: nn.Module, sample: Sequence[Tensor], path: Path, io: str = "float") -> Exported:
+    """Writes ``model`` in eval mode to ``path``: opset 21, a batch of one, one file.
 
     Args:
         model: on the CPU.
         sample: what its forward takes by position, each (batch, ...); its outputs are compared one by one.
         path: what is there stays where something goes wrong.
+        io: of inputs and outputs: ``float``, or ``integer``: uint8, of a model that rounds what it takes.
 
     Raises:
-        ExportError: a package is missing, or the model cannot be written.
+        ExportError: a package is missing, or the model cannot be written, or not with integers in and out.
         InvariantError: the file gives another tensor, or outputs beyond rounding.
         StorageError: ``path`` cannot be written.
     """
     onnx.check_packages("openvino", PACKAGES, INSTALL)
-    runtime = Runtime("openvino", "OpenVINO", _opened, multiplied_as_floats, BATCH)
-    made = onnx.write(model, sample, path, runtime)
+    made = onnx.write(model, sample, path, _runtime(io == "integer"))
     return replace(made, notes=(*made.notes, *_notes(_opened(path.read_bytes()))))
 
 
@@ -76,14 +78,20 @@ class OpenVinoSession:
 
         core = openvino.Core()
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **EXACT}
-        self.compiled = core.compile_model(core.read_model(content, b""), "CPU", hints)
+        model = core.read_model(content, b"")
+        self.ends = _ends(model)
+        self.compiled = core.compile_model(model, "CPU", hints)
         self.request = self.compiled.create_infer_request()
+        self.names, self.outputs = (
+            [one.any_name for one in side] for side in (self.compiled.inputs, self.compiled.outputs)
+        )
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         """See ``Session``."""
-        given = {place: np.ascontiguousarray(one) for place, one in enumerate(inputs)}
+        arrays = onnx_ends.integers(self.ends, self.names, inputs)
+        given = {place: np.ascontiguousarray(one) for place, one in enumerate(arrays)}
         found = self.request.infer(given, share_inputs=True)
-        return [found[output] for output in self.compiled.outputs]
+        return onnx_ends.floats(self.ends, self.outputs, [found[output] for output in self.compiled.outputs])
 
     def kernels(self) -> list[dict[str, str]]:
         """What runs, as OpenVINO says it: ``layerType``, ``primitiveType``, ``runtimePrecision``,
@@ -92,6 +100,15 @@ class OpenVinoSession:
         nodes: list[Any] = [node.get_rt_info() for node in self.compiled.get_runtime_model().get_ops()]
         words = ("layerType", "primitiveType", "runtimePrecision", "originalLayersNames")
         return [{word: node[word].astype(str) for word in words} for node in nodes if "primitiveType" in node]
+
+
+def _ends(model: Any) -> dict[str, onnx_ends.End]:
+    """The grids of inputs and outputs that are integers; OpenVINO keeps an ONNX file's metadata under this word."""
+    if not model.has_rt_info("framework"):
+        return {}
+    metadata = {name: str(value) for name, value in model.get_rt_info("framework").value.items()}
+    rounded = [one.any_name for one in (*model.inputs, *model.outputs) if one.element_type.get_type_name() == "u8"]
+    return onnx_ends.told(metadata, rounded)
 
 
 def load(path: Path, threads: int) -> OpenVinoSession:
@@ -107,6 +124,10 @@ def load(path: Path, threads: int) -> OpenVinoSession:
     onnx.check_packages("openvino", ["openvino"], INSTALL)
     with in_one_line(f"export openvino: OpenVINO does not open {path}", ExportError):
         return OpenVinoSession(path.read_bytes(), threads)
+
+
+def _runtime(ends: bool = False) -> Runtime:
+    return Runtime("openvino", "OpenVINO", _opened, multiplied_as_floats, BATCH, ends)
 
 
 def _opened(content: bytes) -> OpenVinoSession:

@@ -24,7 +24,7 @@ from torch.utils import _pytree
 
 from deepcompression._atomic import written
 from deepcompression.errors import ExportError, in_one_line
-from deepcompression.export.exported import Array, Exported
+from deepcompression.export.exported import Array, Exported, Session
 from deepcompression.export.ran import difference
 from deepcompression.network.trace import resting
 
@@ -165,7 +165,7 @@ def _said(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def compared(target: str, model: nn.Module, sample: Sequence[Tensor], session: Any, rounding: float) -> float:
+def compared(target: str, model: nn.Module, sample: Sequence[Tensor], session: Session, rounding: float) -> float:
     """The largest difference of an output, over the elements of a sample.
 
     Args:
@@ -178,14 +178,23 @@ def compared(target: str, model: nn.Module, sample: Sequence[Tensor], session: A
     Raises:
         InvariantError: more than that.
     """
-    largest = 0.0
+    found = [pair for some in pairs(model, sample, session) for pair in some]
+    return max((difference(target, *pair, rounding) for pair in found), default=0.0)
+
+
+def pairs(model: nn.Module, sample: Sequence[Tensor], session: Session) -> Iterator[list[tuple[Array, Array]]]:
+    """For each element of a sample its outputs: PyTorch's and the file's.
+
+    Args:
+        model: on the CPU.
+        sample: what its forward takes by position.
+        session: which takes a batch of one.
+    """
     for place in range(max((len(one) for one in sample if one.ndim), default=1)):
         inputs = first(sample, place)
         with resting(model), torch.no_grad():
-            wanted = [one for one in _pytree.tree_leaves(model(*inputs)) if isinstance(one, Tensor)]
-        for output, array in zip(wanted, session([one.numpy() for one in inputs]), strict=True):
-            largest = max(largest, difference(target, output, array, rounding))
-    return largest
+            wanted = [one.numpy() for one in _pytree.tree_leaves(model(*inputs)) if isinstance(one, Tensor)]
+        yield list(zip(wanted, session([one.numpy() for one in inputs]), strict=True))
 
 
 @contextlib.contextmanager

@@ -25,7 +25,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """Two layers and what lies between them; unit i is row i of the producer and a block of the consumer's columns."""
+    """Two layers and what lies between them; unit i is row i of the producer and a block of the consumer's columns.
+
+    ``rows``: tensors with a place a unit; ``through``: the weights of depthwise convolutions among them.
+    """
 
     producer: str
     consumer: str
@@ -36,6 +39,7 @@ class Chain:
     bias: str | None
     padded: bool
     steps: tuple[Step, ...]
+    through: tuple[str, ...] = ()
 
     @property
     def weight(self) -> str:
@@ -43,9 +47,9 @@ class Chain:
         return self.rows[0]
 
     @property
-    def weights(self) -> tuple[str, str]:
-        """The weights of both layers."""
-        return self.weight, self.columns
+    def weights(self) -> tuple[str, ...]:
+        """The weights of both layers, and of those between."""
+        return self.weight, *self.through, self.columns
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -53,7 +57,7 @@ class Chain:
         return (*self.rows, self.columns, *([self.bias] if self.bias else []))
 
     def constants(self, state: Mapping[str, Tensor]) -> Tensor:
-        """What reaches the consumer from each unit whose row is zero, (units,) float64; NaN where it varies."""
+        """What reaches the consumer from each unit one of whose rows is zero, (units,) float64; NaN where it varies."""
         weight = state[self.weight]
         value = state.get(f"{self.producer}.bias", weight.new_zeros(self.units))
         value = value.double().reshape(1, self.units, *[1] * self.dimensions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from deepcompression.errors import StructureError
+from deepcompression.network import chosen
 from deepcompression.network.parametrized import computed, is_held, join
 
 __all__ = [
@@ -65,6 +66,9 @@ def select(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     (or where the name is written out, as for an embedding). One that matches a tensor's full name means that
     tensor; biases, recurrent and attention weights are reached this way, by a wildcard only if it ends in the
     parameter's own name (``*.bias``).
+    ``type:Conv2d`` means the weights of a class of modules, ``min_size:10000`` prunable tensors of so many elements,
+    ``package.module:callable`` the names that a function of the model returns, and `` & `` between several what all
+    of them mean.
 
     Raises:
         StructureError: a pattern matches nothing; the nearest names are told.
@@ -208,6 +212,38 @@ def _matches(model: nn.Module, pattern: str) -> list[str]:
     exact = _written_out(model, pattern)
     if exact is not None:
         return [exact]
+    parts = chosen.parts_of(pattern)
+    return _by_all(model, parts, pattern) if parts else _by_name(model, pattern)
+
+
+def _by_all(model: nn.Module, parts: Sequence[str], pattern: str) -> list[str]:
+    """What all parts of a choice mean; sizes are looked at last, of what the others mean, or of what is prunable."""
+    sizes = [part.removeprefix(chosen.LEAST) for part in parts if part.startswith(chosen.LEAST)]
+    others = [_by_part(model, part, pattern) for part in parts if not part.startswith(chosen.LEAST)]
+    first, *more = others or [prunable(model)]
+    found = [name for name in first if all(name in one for one in more)]
+    for least in sizes:
+        found = chosen.by_size(parameters(model), found, least, pattern)
+    if not found:
+        raise StructureError(f"pattern {pattern!r}: no tensor of the model is all of this")
+    return found
+
+
+def _by_part(model: nn.Module, part: str, pattern: str) -> list[str]:
+    if part.startswith(chosen.TYPE):
+        return chosen.by_type(model, first_names(model), part.removeprefix(chosen.TYPE).strip(), pattern)
+    if chosen.is_code(part):
+        names = chosen.by_callable(model, part, pattern)
+        return list(dict.fromkeys(one for name in names for one in _by_plain_name(model, name)))
+    return _by_plain_name(model, part)
+
+
+def _by_plain_name(model: nn.Module, pattern: str) -> list[str]:
+    exact = _written_out(model, pattern)
+    return [exact] if exact is not None else _by_name(model, pattern)
+
+
+def _by_name(model: nn.Module, pattern: str) -> list[str]:
     first, default = first_names(model), set(prunable(model))
     found = [one for name, one in first.items() if _means(pattern, name, one in default)]
     if not found:

@@ -40,30 +40,6 @@ _SIZE_CALLS = {"size", "dim", "ndimension", "numel"}
 _SIZE_ATTRIBUTES: tuple[object, ...] = ("shape", "ndim", "device", "dtype")
 
 
-_WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
-_KNOWN = (*_WEIGHTED, *RESTING, *ELEMENTWISE, *POOLS, nn.Flatten, nn.BatchNorm1d)
-_DECIDE = ("forward", "_conv_forward", "__call__")  # what a subclass that is the layer itself has not of its own
-
-
-def kind_of(module: nn.Module | None) -> type | None:
-    """The layer of torch that a module is: its class, or the known one that it derives from and has the forward of."""
-    if module is None or type(module) in _KNOWN:
-        return None if module is None else type(module)
-    for kind in type(module).__mro__:
-        if kind in _KNOWN and all(getattr(type(module), one, None) is getattr(kind, one, None) for one in _DECIDE):
-            computed = kind in _WEIGHTED and "weight" not in module._parameters  # by a parametrization, or a property
-            return type(module) if computed else kind
-    return type(module)
-
-
-class Tracer(fx.Tracer):
-    """Takes subclasses of known layers for the layers, and does not look into them."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is one node of the graph."""
-        return kind_of(m) in _KNOWN or super().is_leaf_module(m, module_qualified_name)
-
-
 def flattens(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether all axes but the first become one."""
     arguments: tuple[Any, ...] = node.args[1:]
@@ -109,6 +85,28 @@ def pads(layer: nn.Module) -> bool:
     return layer.padding_mode == "zeros" and any(around)
 
 
+def depthwise(layer: Any) -> bool:
+    """Whether a convolution makes each channel of one channel alone."""
+    groups = getattr(layer, "groups", 1)
+    return groups > 1 and groups == layer.in_channels == layer.out_channels
+
+
+def taken_alone(layer: Any, value: Tensor, padded: bool) -> Tensor:
+    """What a depthwise convolution makes of one value a unit, in float64; NaN where it is another one at the borders.
+
+    Args:
+        layer: its weight is (units, 1, ...).
+        value: (1, units, 1, ...).
+        padded: whether zeros are put around.
+    """
+    sums = layer.weight.double().flatten(1).sum(1)
+    made = value.reshape(-1) * sums
+    if padded:
+        made = made.masked_fill(value.reshape(-1) != 0, torch.nan)  # a NaN is no 0 either
+    made = torch.where(layer.weight.flatten(1).any(1), made, 0.0)  # without weights, whatever comes
+    return (made if layer.bias is None else made + layer.bias.double()).reshape(value.shape)
+
+
 def hooked(module: nn.Module) -> bool:
     """Whether a call of the module does more than its forward."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
@@ -124,7 +122,8 @@ class UnitPath:
     rank: int | None  # axes in all where units are the last, if that is known
     rewrapped: bool = False  # whether a view may have put parts of one sample into several
     steps: list[Step] = field(default_factory=list)
-    norms: list[str] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)  # tensors with a place a unit
+    through: list[str] = field(default_factory=list)  # weights among them that take each unit by itself
 
 
 def normalised(norm: _BatchNorm, value: Tensor) -> Tensor:
@@ -142,11 +141,15 @@ def pool(call: Callable[[Tensor], Tensor], path: UnitPath) -> Step | None:
     if path.flat or not path.dimensions:
         return None
     try:
-        ones = call(torch.ones(1, 1, *[256] * path.dimensions))
-        whole = bool((ones == 1).all())
+        whole = all(_same_everywhere(call, torch.ones(1, 1, *[side] * path.dimensions)) for side in (255, 256))
     except (RuntimeError, AttributeError):  # too large a window for this; a pool that returns places too
         whole = False
     return Step(lambda value: value, borders=not whole)
+
+
+def _same_everywhere(call: Callable[[Tensor], Tensor], ones: Tensor) -> bool:
+    """Whether one value everywhere stays it, be it more or less than zeros around."""
+    return bool((call(ones) == 1).all() and (call(-ones) == -1).all())
 
 
 def mean(node: fx.Node, path: UnitPath) -> Step | None:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deepcompression.errors import StructureError
 from deepcompression.network.chains import WHOLE, Chain, Step
-from deepcompression.network.names import join, memory, prunable, resolve
+from deepcompression.network.foreign import keeps_constants, of_constants
+from deepcompression.network.kinds import Elementwise, Kinds, Normalising, Tracer
+from deepcompression.network.names import join, memory, prunable
 from deepcompression.network.nodes import (
     DROPOUT_CALLS,
     ELEMENTWISE,
@@ -23,18 +24,18 @@ from deepcompression.network.nodes import (
     POOLS,
     RESHAPE_CALLS,
     RESTING,
-    Tracer,
     UnitPath,
+    depthwise,
     flattens,
     guesses,
     hooked,
     is_batch,
-    kind_of,
     mean,
     normalised,
     pads,
     pool,
     reads_shape,
+    taken_alone,
 )
 
 _DIMENSIONS: dict[type | None, int] = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2}
@@ -67,9 +68,9 @@ def shapes(model: nn.Module, run: Callable[[nn.Module], Any]) -> Seen:
 def chains(model: nn.Module, seen: Seen | None = None) -> tuple[list[Chain], dict[str, str]]:
     """The chains of units that ``model``'s graph has, in its order; and of each other layer why it begins none.
 
-    A chain leads from a Linear, Conv1d or Conv2d by element-wise operations, BatchNorm, pools and flattening to the
-    one layer that takes its output. Layers with groups, with tied or computed weights, with hooks, or used more than
-    once are in no chain.
+    A chain leads from a Linear, Conv1d or Conv2d by element-wise operations, BatchNorm, pools, flattening and depthwise
+    convolutions to the one layer that takes its output. Layers with other groups, with tied or computed weights, with
+    hooks, or used more than once are in no chain. Subclasses with a forward of their own are tried (``foreign``).
 
     Args:
         model: with ordinary parameters; not changed. Its samples are batches: the first axis counts them.
@@ -93,45 +94,10 @@ def chains(model: nn.Module, seen: Seen | None = None) -> tuple[list[Chain], dic
             found.append(one)
         else:
             left[name or WHOLE] = one
+    between = {weight.removesuffix(".weight") for one in found for weight in one.through}
+    left = {name: reason for name, reason in left.items() if name not in between}
     order = {node.target: place for place, node in enumerate(graph.nodes) if node.op == "call_module"}
     return sorted(found, key=lambda chain: order[chain.producer]), left
-
-
-def wanted(model: nn.Module, units: Mapping[str, int | float], seen: Seen | None = None) -> dict[str, int]:
-    """How many units each named producer is to keep, by the producer's name.
-
-    Args:
-        model: its chains are read.
-        units: layer names or patterns, as of ``selection.resolve``, -> a count, or a fraction of the units in (0, 1];
-            ``default`` is for all other producers.
-        seen: as of ``chains``.
-
-    Raises:
-        StructureError: a pattern matches nothing; a layer is no producer of a chain, with the reason; an impossible
-            number.
-    """
-    found, left = chains(model, seen)
-    producers = {chain.weight: chain for chain in found}
-    named = resolve(model, {name: number for name, number in units.items() if name != "default"})
-    for weight in named:
-        if weight not in producers:
-            layer = weight.removesuffix(".weight")
-            reason = left.get(layer) or left.get(WHOLE, "it is no Linear, Conv1d or Conv2d")
-            raise StructureError(f"{layer}: its units cannot be removed: {reason}")
-    if "default" in units:
-        named = {**dict.fromkeys(producers, units["default"]), **named}
-    return {producers[weight].producer: _count(producers[weight], number) for weight, number in named.items()}
-
-
-def _count(chain: Chain, number: int | float) -> int:
-    if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= chain.units:
-        return number
-    if isinstance(number, float) and 0 < number <= 1:
-        return max(round(number * chain.units), 1)
-    raise StructureError(
-        f"{chain.producer}: {number!r} units are impossible; expected a count from 1 to {chain.units} or a fraction "
-        "in (0, 1]"
-    )
 
 
 @contextlib.contextmanager
@@ -150,10 +116,10 @@ class _Graph:
     """A model's graph and what its modules are; raises whatever tracing raises."""
 
     def __init__(self, model: nn.Module, seen: Seen) -> None:
-        self.seen = seen
+        self.seen, self.kinds = seen, Kinds(model)
         own = set(vars(model))
         with resting(model):
-            self.nodes = list(Tracer().trace(model).nodes)
+            self.nodes = list(Tracer(self.kinds).trace(model).nodes)
         for name in set(vars(model)) - own:  # constants that the tracer leaves behind
             delattr(model, name)
         self.modules = dict(model.named_modules())
@@ -170,7 +136,7 @@ class _Graph:
         if reason:
             return reason
         layer: Any = self.modules[name]
-        dimensions = _DIMENSIONS[kind_of(layer)]
+        dimensions = _DIMENSIONS[self.kinds(layer)]
         node = self.calls[name]
         path = UnitPath(len(layer.weight), dimensions, flat=False, rank=self._rank(node))
         if dimensions and name in self.seen and len(self.seen[name][1]) != dimensions + 2:
@@ -184,9 +150,11 @@ class _Graph:
                 return "its units are the model's outputs"
             if user.args[:1] != (node,) or any(one is not node and not is_batch(one) for one in user.all_input_nodes):
                 return f"{self._told(user)} joins its output with other tensors"
-            if user.op == "call_module" and kind_of(self.modules[str(user.target)]) in _DIMENSIONS:
+            module = self.modules.get(str(user.target)) if user.op == "call_module" else None
+            layer = self.kinds(module) in _DIMENSIONS
+            if layer and not depthwise(module):
                 return self._joined(name, str(user.target), path)
-            step = self._step(user, path)
+            step = self._depthwise(str(user.target), path) if layer else self._step(user, path)
             if isinstance(step, str):
                 return step
             path.steps += [step]
@@ -203,45 +171,65 @@ class _Graph:
         inputs = second.weight.shape[1]
         if isinstance(second, nn.Linear):
             # Behind a flattening every unit is as many columns as it has places.
-            fits = inputs % path.units == 0 if path.flat and _DIMENSIONS[kind_of(first)] else inputs == path.units
+            fits = inputs % path.units == 0 if path.flat and _DIMENSIONS[self.kinds(first)] else inputs == path.units
             fits &= path.flat or not path.dimensions
         else:
-            fits = not path.flat and path.dimensions == _DIMENSIONS[kind_of(second)] and inputs == path.units
+            fits = not path.flat and path.dimensions == _DIMENSIONS[self.kinds(second)] and inputs == path.units
         if path.rewrapped and not self._whole_samples(name, consumer):
             return f"whether a row that {consumer} gets is one sample, only shapes of samples tell, or they deny it"
         if not fits:
             return f"its units do not reach {consumer} as input channels"
-        rows = [join(name, "weight")]
-        if first.bias is not None:
-            rows.append(join(name, "bias"))
-        for norm in path.norms:
-            own: Any = self.modules[norm]
-            rows += [f"{norm}.{part}" for part in ("weight", "bias") if getattr(own, part) is not None]
-            rows += [f"{norm}.running_mean", f"{norm}.running_var"]
         return Chain(
             name,
             consumer,
             path.units,
-            _DIMENSIONS[kind_of(first)],
-            tuple(rows),
+            _DIMENSIONS[self.kinds(first)],
+            (*self._own_rows(name), *path.rows),
             join(consumer, "weight"),
             None if second.bias is None else join(consumer, "bias"),
-            pads(second),
+            self._pads(second),
             tuple(path.steps),
+            tuple(path.through),
         )
+
+    def _own_rows(self, name: str) -> list[str]:
+        """A layer's tensors that have a place a unit."""
+        layer: Any = self.modules[name]
+        return [join(name, part) for part in ("weight", "bias") if getattr(layer, part) is not None]
+
+    def _pads(self, layer: Any) -> bool:
+        """Whether a constant that goes into a layer may come to another one at the borders."""
+        kind = self.kinds(layer)
+        own = type(layer) is kind or type(layer).forward is kind.forward  # type: ignore[union-attr]
+        return pads(layer) if own else not keeps_constants(layer, kind)  # type: ignore[arg-type]
+
+    def _depthwise(self, name: str, path: UnitPath) -> Step | str:
+        """A convolution that takes each unit by itself: its places go and turn with the units."""
+        layer: Any = self.modules[name]
+        reason = self._unfit(name, groups=len(layer.weight))
+        if reason:
+            return f"{name} takes its output: {reason}"
+        if path.flat or path.dimensions != _DIMENSIONS[self.kinds(layer)] or len(layer.weight) != path.units:
+            return f"its units do not reach {name} as channels"
+        path.rows += self._own_rows(name)
+        path.through.append(join(name, "weight"))
+        padded = self._pads(layer)
+        return Step(lambda value: taken_alone(layer, value, padded))
 
     def _step(self, node: fx.Node, path: UnitPath) -> Step | str:
         """What a node between two layers does to constants, or why units are lost in it."""
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-        kind = kind_of(module)
+        kind = self.kinds(module)
         target = node.target
         if module is not None and hooked(module):
             return f"{self._told(node)} has hooks"
+        if self._with_more(node):
+            return f"{self._told(node)} is called with more than its input"
         if isinstance(module, _BatchNorm):
             return self._norm(str(target), module, path)
         if kind in RESTING or (target in DROPOUT_CALLS and node.kwargs.get("training", True) is False):
             return Step(lambda value: value)
-        if kind in ELEMENTWISE or target in ELEMENTWISE_CALLS:
+        if kind in (*ELEMENTWISE, Elementwise) or target in ELEMENTWISE_CALLS:
             return Step(self._callable(node))
         if kind in POOLS or target in POOL_CALLS:
             return pool(self._callable(node), path) or f"{self._told(node)} mixes its units"
@@ -266,7 +254,10 @@ class _Graph:
             return f"{name} normalises the second axis, units are the last, and {what}"
         if self.uses[name] > 1 or any(self.tensors[memory(one)] > 1 for one in module.parameters()):
             return f"{name} is used more than once"
-        path.norms.append(name)
+        path.rows += [f"{name}.{part}" for part in ("weight", "bias") if getattr(module, part) is not None]
+        path.rows += [f"{name}.running_mean", f"{name}.running_var"]
+        if self.kinds(module) is Normalising:
+            return Step(lambda value: of_constants(module, value))
         return Step(lambda value: normalised(module, value))
 
     def _whole_samples(self, name: str, consumer: str) -> bool:
@@ -280,8 +271,8 @@ class _Graph:
             return len(self.seen[str(node.target)][1])
         if flattens(node, module):
             return 2
-        same = (*RESTING, *ELEMENTWISE, nn.Linear, nn.BatchNorm1d)
-        if kind_of(module) in same or node.target in ELEMENTWISE_CALLS or node.target in DROPOUT_CALLS:
+        same = (*RESTING, *ELEMENTWISE, Elementwise, nn.Linear, nn.BatchNorm1d)
+        if self.kinds(module) in same or node.target in ELEMENTWISE_CALLS or node.target in DROPOUT_CALLS:
             before = node.args[0] if node.args else None
             return self._rank(before) if isinstance(before, fx.Node) else None
         return None
@@ -296,10 +287,16 @@ class _Graph:
         target: Callable[..., Tensor] = node.target  # type: ignore[assignment]
         return lambda value: target(value, *node.args[1:], **node.kwargs)
 
-    def _unfit(self, name: str) -> str:
-        """Why a layer can be in no chain; empty if it can."""
+    def _with_more(self, node: fx.Node) -> bool:
+        """Whether a module that was tried with its input alone is called with more than that."""
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        tried = module is not None and type(module) is not self.kinds(module)
+        return tried and (len(node.args) != 1 or bool(node.kwargs))
+
+    def _unfit(self, name: str, groups: int = 1) -> str:
+        """Why a layer can be in no chain; empty if it can. ``groups``: those that it is to have."""
         module: Any = self.modules.get(name)
-        if kind_of(module) not in _DIMENSIONS:
+        if self.kinds(module) not in _DIMENSIONS:
             return f"it is no Linear, Conv1d or Conv2d, but {type(module).__name__}"
         if name not in self.calls:
             return "the graph does not call it as a module"
@@ -309,8 +306,10 @@ class _Graph:
             return f"it is used {self.uses[name]} times"
         if any(self.tensors[memory(one)] > 1 for one in module.parameters()):
             return "its parameters are used elsewhere too"
-        if getattr(module, "groups", 1) != 1:
+        if getattr(module, "groups", 1) != groups:
             return f"it has {module.groups} groups"
+        if self._with_more(self.calls[name]):
+            return "it is called with more than its input"
         return "it has hooks" if hooked(module) else ""
 
     def _told(self, node: fx.Node) -> str:

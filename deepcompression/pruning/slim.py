@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from deepcompression.errors import InvariantError
 from deepcompression.network.chains import Chain
 from deepcompression.network.state import normalised, plain_state
-from deepcompression.network.trace import chains, resting, shapes, wanted
+from deepcompression.network.trace import chains, resting, shapes
+from deepcompression.pruning.kept_units import wanted
 from deepcompression.pruning.ordering import Ordering, best_order
 
 State = Mapping[str, Tensor]
@@ -26,7 +27,7 @@ class LayerUnits:
 
     ``dead_before`` and ``dead``: units without any weight that is not zero, in both layers; ``cut``: those that were
     given up on purpose; ``folded``: constants that went into the consumer's bias; ``constant``: units whose constant
-    had no place to go, and which stay; bytes are those of ``Ordering``.
+    had no place to go, and which stay; bytes are those of ``Ordering``; ``through``: depthwise layers between.
     """
 
     name: str
@@ -40,6 +41,7 @@ class LayerUnits:
     reordered: bool
     bytes_before: int | None
     bytes_after: int | None
+    through: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ def slim(
 ) -> Slimmed:
     """Removes dead units from ``model``, in place, and puts the rest in a good order; shapes and outputs stay.
 
-    A unit is an output channel of one layer that is an input channel of the next. One that nothing reads becomes
-    +0.0 throughout: its row, bias and BatchNorm, and the next layer's columns. So does one whose row is zero, once
+    A unit is an output channel of one layer that is an input channel of the next, with all that takes it by itself on
+    the way (depthwise convolutions, BatchNorm). One that nothing reads becomes +0.0 throughout: its row, bias and
+    BatchNorm, and the next layer's columns. So does one whose row is zero, once
     the constant that it gives is in the next layer's bias. That repeats until nothing changes. Outputs (in eval mode)
     are those of before but for the rounding of sums; a bias that float16 or bfloat16 held exactly is rounded to that
     type again.
@@ -130,8 +133,8 @@ def _normalise(state: State, found: Sequence[Chain]) -> None:
 
 
 def _rows(state: State, chain: Chain) -> Tensor:
-    """The producer's weight, a unit a row, (units, n)."""
-    return state[chain.weight].flatten(1)
+    """The weights that make a unit and take it by itself, a unit a row, (units, n)."""
+    return torch.cat([state[name].flatten(1) for name in (chain.weight, *chain.through)], 1)
 
 
 def _columns(state: State, chain: Chain) -> Tensor:
@@ -141,8 +144,9 @@ def _columns(state: State, chain: Chain) -> Tensor:
 
 
 def _speaks(state: State, chain: Chain) -> Tensor:
-    """Units with a weight in their row, (units,) bool."""
-    return (_rows(state, chain) != 0).any(1)
+    """Units that say something: with a weight in each of their rows, (units,) bool."""
+    alive = [(state[name].flatten(1) != 0).any(1) for name in (chain.weight, *chain.through)]
+    return torch.stack(alive).all(0)
 
 
 def _heard(state: State, chain: Chain) -> Tensor:
@@ -188,7 +192,9 @@ def _cut(state: State, found: Sequence[Chain], counts: Mapping[str, int]) -> Cou
 
 def _least(state: State, chain: Chain, keep: int) -> Tensor:
     """All units but the ``keep`` with the largest product of norms, (units,) bool; of equal ones the earlier stay."""
-    score = _rows(state, chain).double().norm(dim=1) * _columns(state, chain).double().norm(dim=2).norm(dim=0)
+    score = _columns(state, chain).double().norm(dim=2).norm(dim=0)
+    for name in (chain.weight, *chain.through):
+        score = score * state[name].double().flatten(1).norm(dim=1)
     drop = torch.ones_like(score, dtype=torch.bool)
     drop[score.argsort(descending=True, stable=True)[:keep]] = False
     return drop
@@ -285,6 +291,7 @@ def _account(state: State, chain: Chain, before: int, cut: int, folded: int, ord
         reordered=bool((ordering.order.diff() < 0).any()),
         bytes_before=ordering.bytes_before,
         bytes_after=ordering.bytes_after,
+        through=tuple(name.removesuffix(".weight") for name in chain.through),
     )
 
 

@@ -126,12 +126,14 @@ class Binarize(Method):
         zeros = {name: self._zeros(name, context) for name in weights.bits}
         kinds = planned(model, self.weights, weights.bits, context.structure, zeros)
         self._put_before(model, context, sites)
+        empty = [name for name in kinds if not bool(held_state(model, [name])[name].any())]
+        if empty:
+            told = "zero throughout, without a scale to binarize with: %s; these train freely"
+            log.warning(told, ", ".join(empty))
         for name, make in kinds.items():
-            if not bool(held_state(model, [name])[name].any()):
-                log.warning("%s is zero throughout: there is no scale to binarize it with, and it trains freely", name)
-                continue
-            hold_by(model, {name: make})
-            self._weights[name] = weights.bits[name]
+            if name not in empty:
+                hold_by(model, {name: make})
+                self._weights[name] = weights.bits[name]
         if self.gradients is not None:
             self._watch_gradients(model, sites)
         learned = [parameter for one in self._inputs.values() for parameter in one.parameters()]

@@ -75,6 +75,16 @@ class Budget:
     limit: float
     curves: Mapping[str, Curve]
 
+    def room(self, name: str, done: Mapping[str, tuple[float, float]]) -> float | None:
+        """Bytes that are left for a tensor, if it is the last one of all.
+
+        Args:
+            name: of the tensor.
+            done: as of ``price``.
+        """
+        spent = sum(size for one, (_, size) in done.items() if one in self.curves)
+        return self.limit - spent if set(self.curves) - set(done) == {name} else None
+
     def price(self, done: Mapping[str, tuple[float, float]]) -> float:
         """Of a bit, for the tensors that are still to come.
 

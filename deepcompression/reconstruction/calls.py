@@ -1,4 +1,5 @@
-"""What weights multiply: linear maps and convolutions seen where a forward calls them, whatever module they are in."""
+"""What weights multiply: linear maps, convolutions and tables of vectors seen where a forward calls them, whatever
+module they are in."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ ORDER = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 @dataclass(frozen=True)
 class Call:
     """A weight's call: what goes in, and of a convolution how it is laid out (``spatial`` 0: a linear map);
-    ``axis``, of the weight's outputs."""
+    ``axis``, of the weight's outputs. ``table``: rows (rows, size) are looked up by their numbers."""
 
     name: str
     value: Tensor
@@ -30,6 +31,7 @@ class Call:
     dilation: tuple[int, ...] = ()
     groups: int = 1
     axis: int = 0
+    table: bool = False
 
     def columns(self, value: Tensor) -> Tensor:
         """What each output is a product of: (groups, inputs of an output, places) of some samples of the input."""
@@ -89,6 +91,11 @@ class Calls(TorchFunctionMode):
             return None if name is None else Call(name, value, tuple(weight.shape))
         if func is torch.addmm and len(args) > 2 and id(args[2]) in self.names:  # the Conv1D of transformers
             return Call(self.names[id(args[2])], args[1], tuple(args[2].T.shape), axis=1)
+        if func is functional.embedding:
+            weight = args[1] if len(args) > 1 else named["weight"]
+            name = self.names.get(id(weight))
+            value = args[0] if args else named["input"]
+            return None if name is None else Call(name, value, tuple(weight.shape), table=True)
         if func in CONVOLUTIONS:
             given = {**dict(zip(ORDER, args, strict=False)), **named}
             name = self.names.get(id(given["weight"]))

@@ -1,7 +1,9 @@
 """How much a change of each output of a layer changes what a model says: Fisher information, sample by sample.
 
 What outputs are worth by the divergence of a classifier's softmax from itself, or by the squared change of other
-outputs: the Gauss-Newton matrix's diagonal, by one random vector a sample, summed over the inputs of each output.
+outputs: the Gauss-Newton matrix's diagonal, by one random vector a sample, summed over the inputs of each output. Rows
+of a table of vectors count alike, whether a sample looks them up or not: what is lost in each of them is lost where any
+of them is looked up.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class _Sums:
 class Importance:
     """What a squared change of a layer's outputs costs, in the mean over places: ``outputs`` (out,) each; ``inputs``
     (groups, n), the variance of what each weight multiplies. A change of weights costs about outputs x change^2 x
-    variance."""
+    variance. Of a table (rows, size) ``outputs`` are its rows, all alike, and ``inputs`` (1, size) what they are worth.
+    """
 
     outputs: Tensor
     inputs: Tensor
@@ -62,24 +65,31 @@ def importance(
     generator = torch.Generator().manual_seed(seed)
     with resting(model):
         model.requires_grad_(False)
-        means = _means(model, weights, feed, forward)
-        for name in means:
+        means, called = _means(model, weights, feed, forward)
+        for name in called:
             weights[name].requires_grad_(True)
         try:
             found = _gradients(
-                model, {name: weights[name] for name in means}, means, feed, forward, generator, divergence
+                model, {name: weights[name] for name in called}, means, feed, forward, generator, divergence
             )
         finally:
             for one, learns in learning.items():
                 one.requires_grad_(learns)
                 one.grad = None
-    return {name: _made(squares, means[name]) for name, squares in found.items()}
+    return {name: _made(squares, means.get(name), len(weights[name])) for name, squares in found.items()}
 
 
-def _means(model: nn.Module, weights: Mapping[str, Tensor], feed: Feed, forward: Forward) -> dict[str, _Sums]:
+def _means(
+    model: nn.Module, weights: Mapping[str, Tensor], feed: Feed, forward: Forward
+) -> tuple[dict[str, _Sums], list[str]]:
+    """Sums of layers' inputs, and which weights are called at all: those of tables too, which have none."""
     sums: dict[str, _Sums] = {}
+    called: dict[str, None] = {}
 
     def see(call: Call) -> None:
+        called[call.name] = None
+        if call.table:
+            return
         columns = call.columns(call.batch).double().cpu()
         first, second = columns.sum(2), columns.square().sum(2)
         if call.name in sums:
@@ -91,7 +101,7 @@ def _means(model: nn.Module, weights: Mapping[str, Tensor], feed: Feed, forward:
     with torch.no_grad(), Calls(weights, see):
         for batch in feed():
             forward(model, batch)
-    return sums
+    return sums, list(called)
 
 
 def _gradients(
@@ -117,8 +127,10 @@ def _gradients(
         outputs.backward(_vector(outputs.detach(), generator, divergence))  # type: ignore[no-untyped-call]
         count += 1
         for name, one in weights.items():
-            if one.grad is not None and name in slopes:
+            if one.grad is not None and name in means and name in slopes:
                 found[name] = found[name] + _squares(one.grad, slopes[name], means[name], axes.of[name])
+            elif one.grad is not None and name not in means:
+                found[name] = found[name] + one.grad.double().square().sum(0).cpu()
     return {name: one / max(count, 1) for name, one in found.items() if one.ndim}
 
 
@@ -137,6 +149,9 @@ def _sloping(slopes: dict[str, Tensor]) -> Callable[[Call, Tensor], None]:
     """Sums the gradients of outputs over places."""
 
     def after(call: Call, output: Tensor) -> None:
+        if call.table:
+            return
+
         def add(gradient: Tensor) -> None:
             axis = -call.spatial - 1
             total = gradient.movedim(axis, 0).flatten(1).double().sum(1).cpu()
@@ -164,7 +179,9 @@ def _vector(outputs: Tensor, generator: torch.Generator, divergence: bool) -> Te
     return spread - share * spread.sum(1, keepdim=True)
 
 
-def _made(squares: Tensor, sums: _Sums) -> Importance:
+def _made(squares: Tensor, sums: _Sums | None, rows: int) -> Importance:
+    if sums is None:
+        return Importance(torch.full((rows,), 1 / rows, dtype=torch.float64), squares[None] / 2)
     variance = (sums.second / sums.count - (sums.first / sums.count).square()).clamp_min(0)
     outputs = squares / 2 / variance.sum(1, keepdim=True).clamp_min(1e-30)
     return Importance(outputs.reshape(-1), variance)

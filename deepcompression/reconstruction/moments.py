@@ -38,6 +38,16 @@ def blocks_of(inputs: int, groups: int) -> tuple[int, int]:
     return count, -(-inputs // count)
 
 
+def of_table(worth: Tensor) -> Moments:
+    """Those of a table of vectors (rows, size): its numbers change nothing in each other.
+
+    Args:
+        worth: (size,) float64, what a squared change of each number of a vector costs.
+    """
+    second, first = torch.diag(worth)[None], torch.zeros(1, len(worth), dtype=torch.float64)
+    return Moments(second, second, first, first, 1, 1, len(worth))
+
+
 def add(moments: Moments | None, call: Call, dense: Tensor | None = None) -> Moments:
     """The moments with what a call multiplies.
 
@@ -46,6 +56,8 @@ def add(moments: Moments | None, call: Call, dense: Tensor | None = None) -> Mom
         call: of the weight.
         dense: what the same call has in the dense net; None: the same.
     """
+    if call.table:
+        return moments or of_table(torch.ones(call.shape[1], dtype=torch.float64))
     value = call.batch
     other = value if dense is None else dense.reshape(value.shape)
     samples = max(1, len(value) * PIECE // max(_laid_out(call, value), 1)) if call.spatial else len(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -18,10 +19,15 @@ from deepcompression.network.biases import Followers, followed, place_of
 from deepcompression.network.trace import resting
 from deepcompression.reconstruction.budget import Budget
 from deepcompression.reconstruction.calls import Call, Calls
+from deepcompression.reconstruction.importance import Importance
 from deepcompression.reconstruction.layer import Wanted, reconstructed
-from deepcompression.reconstruction.moments import Moments, add, blocks_of
+from deepcompression.reconstruction.moments import Moments, add, blocks_of, of_table
 from deepcompression.reconstruction.written import Written, as_fine, matrix_of, read, written
 from deepcompression.structure.constraints import Structure
+
+TRIES = 5  # prices of the last layer of a budget
+FULL = 0.99  # of the bytes that are left for it
+PER_LOG = 0.075  # bytes of a weight, of so many times dearer bits, by the logarithm: 1 / 16 ln 2 at fine steps
 
 Forward = Callable[[nn.Module, Any], object]
 Feed = Callable[[], Iterable[Any]]
@@ -81,20 +87,21 @@ class _Enough(BaseException):  # which no step takes for an error of its own
 @dataclass(frozen=True)
 class Task:
     """What is reconstructed, and on what: ``wanted`` of tensors, ``feed`` gives the batches, ``forward`` runs a model;
-    ``structure``, what is true of tensors by now; ``importance`` of outputs (out,), by tensor;
+    ``structure``, what is true of tensors by now; ``importance`` of outputs, by tensor;
     ``targets``, the model whose layers' outputs are aimed at, None: the one that is reconstructed, as it was.
     ``budget``: the bytes of all, for which the price of a bit is found; ``together``: groups of layers with one input
-    whose inputs are looked at in one pass.
+    whose inputs are looked at in one pass; ``independent``: what goes into layers is what did before any changed.
     """
 
     wanted: Mapping[str, Wanted]
     feed: Feed
     forward: Forward
     structure: Structure = field(default_factory=dict)
-    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    importance: Mapping[str, Importance] = field(default_factory=dict)
     targets: nn.Module | None = None
     budget: Budget | None = None
     together: int = 1
+    independent: bool = False
 
 
 def reconstruct(
@@ -127,14 +134,14 @@ def reconstruct(
             known = {name: one for name in group if (one := earlier(name)) is not None}
             moments = {} if len(known) == len(group) else _moments(model, dense, group, order, task)
             for name in group:
-                one = known.get(name) or _done(model, dense, name, moments[name], order, _priced(task, name, spent))
+                one = known.get(name) or _within(model, dense, name, moments[name], order, task, spent)
                 _put(model, one.state)
                 spent[name] = one.layer.price, _bytes(one.state[name], task)
                 if name not in known:
                     done(one)
                 layers.append(one.layer)
     left = {
-        name: "the forward multiplies nothing by it as a linear map or convolution"
+        name: "the forward multiplies nothing by it as a linear map or convolution, and looks nothing up in it"
         for name in task.wanted
         if name not in order.counts
     }
@@ -156,7 +163,7 @@ def _priced(task: Task, name: str, spent: Mapping[str, tuple[float, float]]) -> 
 
 
 def _bytes(weight: Tensor, task: Task) -> float:
-    return float(coded_bytes(weight, "adaptive")) if task.budget else 0.0
+    return float(coded_bytes(weight, "adaptive", whole=True)) if task.budget else 0.0
 
 
 def called(model: nn.Module, wanted: Sequence[str], task: Task) -> Order:
@@ -199,6 +206,10 @@ def _moments(model: nn.Module, dense: nn.Module, group: Sequence[str], order: Or
     """Of what goes into layers with one input; those of unlike geometry have each their own."""
     found: dict[str, Moments] = {}
     for batch in task.feed():
+        if task.independent:
+            for call in _inputs(dense, group, order, task, batch):
+                found[call.name] = add(found.get(call.name), call)
+            continue
         before = list(_inputs(dense, group, order, task, batch))
         for call, other in zip(_inputs(model, group, order, task, batch), before, strict=True):
             found[call.name] = add(found.get(call.name), call, other.value)
@@ -223,6 +234,34 @@ def _inputs(model: nn.Module, group: Sequence[str], order: Order, task: Task, ba
     return calls
 
 
+def _within(
+    model: nn.Module,
+    dense: nn.Module,
+    name: str,
+    moments: Moments,
+    order: Order,
+    task: Task,
+    spent: Mapping[str, tuple[float, float]],
+) -> Done:
+    """One layer; the last one of a budget again, at other prices, until all together keep to it, and nearly fill it."""
+    own = _priced(task, name, spent)
+    found = _done(model, dense, name, moments, order, own)
+    room = task.budget.room(name, spent) if task.budget else None
+    if room is None or room <= 0:
+        return found
+    best, size = found, _bytes(found.state[name], task)
+    for _ in range(TRIES):
+        if FULL * room <= size <= room:
+            return found
+        price = found.layer.price * math.exp((size - (1 + FULL) / 2 * room) / (PER_LOG * found.layer.weights))
+        own = replace(own, wanted={**own.wanted, name: replace(own.wanted[name], price=price)})
+        found = _done(model, dense, name, moments, order, own)
+        size = _bytes(found.state[name], task)
+        if size <= room or _bytes(best.state[name], task) > room:
+            best = found
+    return best
+
+
 def _done(model: nn.Module, dense: nn.Module, name: str, moments: Moments, order: Order, task: Task) -> Done:
     """One layer's new tensors."""
     weight = selection.parameters(model)[name].detach()
@@ -231,12 +270,14 @@ def _done(model: nn.Module, dense: nn.Module, name: str, moments: Moments, order
         raise StructureError(f"reconstruct: what goes into {name} is not finite (NaN, or infinite)")
     constant, why = _constant(model, name, order, task)
     form = read(weight, wanted, words, order.shapes[name].axis)
-    aim = matrix_of(selection.parameters(dense)[name], form)
+    aim, worth = matrix_of(selection.parameters(dense)[name], form), task.importance.get(name)
+    if order.shapes[name].table and worth:
+        moments = of_table(worth.inputs[0])
     made = reconstructed(
         aim,
         moments,
         wanted,
-        task.importance.get(name),
+        worth.outputs if worth else None,
         coded=form.coded,
         alive=matrix_of(weight, form) != 0,
         centred=not why,

@@ -80,9 +80,9 @@ class TrainedSharing(Method):
             raise StructureError(f"{both[0]}: is shared already; its codes are not drawn anew")
         self._before = {name: one.cpu().clone() for name, one in held_state(model, bits).items()}
         self._bits = {name: width for name, width in bits.items() if bool(self._before[name].any())}
-        for name in bits.keys() - self._bits.keys():
-            if self._before[name].numel():
-                log.warning("%s is zero throughout: there is nothing to share in it, and it trains freely", name)
+        empty = [name for name, one in self._before.items() if name not in self._bits and one.numel()]
+        if empty:
+            log.warning("zero throughout, with nothing to share: %s; these train freely", ", ".join(empty))
         masked = {name for name, role in context.claimed if role == SPARSITY}
         for name, width in self._bits.items():
             hold_by(model, {name: partial(Masked if name in masked else Reassigned, k=2**width)})

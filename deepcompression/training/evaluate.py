@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ def judged(model: nn.Module, batches: Batches, step: Step, metric: Any, compute:
         for batch, size in zip(batches, batches.sizes(), strict=False):
             with compute.evaluation():
                 loss, outputs, targets = stepped(step, model, batch)
-            with _of_metric(metric):
+            with _of_metric(metric, outputs, targets):
                 score = metric.update(outputs, targets) if whole else _scores(metric, outputs, targets, size)
             scores.append(score)
             counts.append(len(score) if not whole and score.ndim else _count(outputs, targets, size))
@@ -109,8 +109,20 @@ def judged(model: nn.Module, batches: Batches, step: Step, metric: Any, compute:
     return Evaluation(mean, sum(losses) / total, total, None, None)
 
 
-def _of_metric(metric: Any) -> AbstractContextManager[None]:
-    return in_one_line(f"metric {_called(metric)}", FactoryError)
+@contextmanager
+def _of_metric(metric: Any, *given: Any) -> Iterator[None]:
+    """What a metric raises becomes one line with what it was given, and what it should have made of that."""
+    try:
+        with in_one_line(f"metric {_called(metric)}", FactoryError):
+            yield
+    except FactoryError as error:
+        if error.__cause__ is None or not given:
+            raise
+        parts = " and ".join(
+            f"{name} {described(one)}" for name, one in zip(("outputs", "targets"), given, strict=True)
+        )
+        should = "take them in" if hasattr(metric, "update") else "return one score a sample (n,) or one number"
+        raise FactoryError(f"{error}; it was given {parts}, and should {should}") from error.__cause__
 
 
 def _called(metric: Any) -> str:

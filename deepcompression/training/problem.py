@@ -121,7 +121,10 @@ def stepped(step: Step, model: nn.Module, batch: Any) -> tuple[Tensor, Any, Any]
     except (DeepCompressionError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise FactoryError(f"step: {told(error)}{_hint(error)}; the batch is {described(batch)}") from error
+        raise FactoryError(
+            f"step: {told(error)}{_hint(error)}; the batch is {described(batch)}, of which it should make "
+            "(loss, outputs, targets)"
+        ) from error
     if not isinstance(answer, tuple | list) or len(answer) != 3:
         raise FactoryError(f"step: expected (loss, outputs, targets), got {described(answer)}")
     loss, outputs, targets = answer

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from deepcompression import factory
-from deepcompression.data.images import ENVIRONMENT
+from deepcompression.data.small_images import ENVIRONMENT
 from deepcompression.errors import RecipeError
 from deepcompression.formats.kinds import Kind, kind_of
 from flows.recipe.references import dotted, shown
 from flows.recipe.schema import Recipe
 from tasks.execution.settings import Factory, Place, Weights, parts
-from tasks.execution.specs import SPEC
+from tasks.execution.specs import SPEC, specs_in
+from tasks.execution.words import METRICS, STEPS
 from tasks.stages.costs import Measured
 from tasks.stages.custom import Settings as Custom
 
@@ -35,7 +36,8 @@ def _each(module: str, names: str) -> frozenset[str]:
 # Each builds what its numbers say, or reads data from the folder that it is given; none runs what it is told to.
 CALLABLES = (
     _each("deepcompression.models", "lenet_300_100 lenet5 digits_net binary_mlp alexnet vgg16 resnet20")
-    | _each("deepcompression.data", "digits mnist fashion_mnist shift")
+    | _each("deepcompression.data", "digits mnist fashion_mnist shift flip images cifar10 tabular text shapes")
+    | frozenset((*STEPS.values(), *METRICS.values())) - {METRICS["torchmetrics"]}
     | _each(
         "torch.nn",
         "Linear Bilinear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d RNN LSTM GRU Embedding "
@@ -55,6 +57,7 @@ CALLABLES = (
 # model_name. Beside these lie functions that download, unpack, write and unpickle.
 TORCHVISION = "torchvision.models"
 TIMM = ("timm:create_model", "timm.models:create_model")
+HUBS = {"torchvision": TORCHVISION, "timm": "timm"}  # torchvision:resnet18, timm:resnet18: whose list has them
 MODEL_NUMBERS = """
     num_classes in_chans drop_rate drop_path_rate drop_block_rate proj_drop_rate attn_drop_rate global_pool
     output_stride img_size patch_size embed_dim depth num_heads mlp_ratio dropout attention_dropout
@@ -114,6 +117,8 @@ def judge(who: str, recipe: Recipe, yours: Mapping[Place, Any], trust: Trust) ->
             one.weights((*place, "path"), part.path)
         elif isinstance(part, Measured) and not one.is_yours((*place, "path")):
             one.folder((*place, "path"), part.path)
+        else:
+            one.choices(place, dict(part))
     one.origins()  # imports what you allow: last, when nothing else is to be refused
 
 
@@ -132,7 +137,7 @@ class _Judge:
             return
         if _under(module, self.trust.modules()):
             self.trusted.append((place, spec))
-        elif module == TORCHVISION or spec in TIMM:
+        elif module == TORCHVISION or module in HUBS or spec in TIMM:
             self._listed(place, spec, kwargs)
         else:
             self._refuse_spec(place, spec)
@@ -154,6 +159,12 @@ class _Judge:
             self.spec(place, value, {})
         elif isinstance(value, str) and (_like_a_path(value) or any(FILE_WORD.search(str(key)) for key in place)):
             self.folder(place, value)
+
+    def choices(self, place: Place, keys: Mapping[str, Any]) -> None:
+        """Callables that choose tensors, on the left of a table or in a list of names."""
+        for key, value in keys.items():
+            for spec in specs_in(value) if isinstance(value, Mapping | list | tuple) else ():
+                self.spec((*place, key), spec, {})
 
     def weights(self, place: Place, path: str) -> None:
         if self.is_yours(place):
@@ -193,9 +204,11 @@ class _Judge:
 
     def _listed(self, place: Place, spec: str, kwargs: Mapping[str, Any]) -> None:
         """A model that torchvision or timm lists itself, without weights, with values of a closed list."""
+        package, _, named = spec.partition(":")
         timm = spec in TIMM
-        name = str(kwargs.get("model_name")) if timm else spec.partition(":")[2]
-        library, models = ("timm", "timm") if timm else ("torchvision", TORCHVISION)
+        name = str(kwargs.get("model_name")) if timm else named.partition(".")[0] if package in HUBS else named
+        models = "timm" if timm else HUBS.get(package, TORCHVISION)
+        library = models.partition(".")[0]
         your_name = timm and self.is_yours((*place[:-1], "kwargs", "model_name"))
         if not your_name and name not in self._models(place, spec, models):
             raise RecipeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from deepcompression.errors import RecipeError, one_line
 from flows.recipe import reading
+from flows.recipe.schema import Recipe
 from tasks import secrets
+from tasks.execution.settings import tables
 from tasks.root import ROOT
 
 
@@ -63,7 +66,7 @@ def merge(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] |
         raise RecipeError(f"{where}: expected a YAML mapping with keys such as name, model, data, stages")
     for key, value in (overrides or {}).items():
         try:
-            OmegaConf.update(config, _stage_index(key, config), value, merge=isinstance(value, Mapping), force_add=True)
+            _set(config, _stage_index(key, config), value)
         except (OmegaConfBaseException, ValueError, TypeError, IndexError, AssertionError) as error:
             raise RecipeError(secrets.masked(f"override {key}={value}: {reason(error)}")) from None
     for one, other in (("seed", "seeds"), ("seeds", "seed")):  # the one that was asked for replaces the other
@@ -83,6 +86,33 @@ def _read(source: str) -> tuple[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RecipeError(f"recipe {source}: cannot be read: {reason}; expected a YAML file, see conf/") from None
+
+
+def _set(config: DictConfig, key: str, value: Any) -> None:
+    """Puts a value at its place; behind a key that may be a table by tensor name all is one name, dots and all."""
+    path, name = _of_table(key)
+    table = OmegaConf.select(config, path) if name else None
+    if not name:
+        OmegaConf.update(config, key, value, merge=isinstance(value, Mapping), force_add=True)
+    elif isinstance(table, DictConfig):
+        table[name] = value
+    else:  # one value for all is from now on that of the others
+        others = {} if table is None else {"default": table}
+        OmegaConf.update(config, path, {**others, name: value}, merge=False, force_add=True)
+
+
+def _of_table(key: str) -> tuple[str, str]:
+    """The path of a table by tensor name and the name in it; the key and nothing where it leads to none."""
+    parts = key.split(".")
+    for place, part in enumerate(parts[:-1], 1):
+        if part in _tables() and "kwargs" not in parts[:place] and "[" not in key:
+            return ".".join(parts[:place]), ".".join(parts[place:])
+    return key, ""
+
+
+@cache
+def _tables() -> frozenset[str]:
+    return frozenset(tables(Recipe))
 
 
 def _stage_index(key: str, config: DictConfig) -> str:

@@ -22,6 +22,7 @@ from tasks.execution.settings import (
     Teacher,
     Training,
 )
+from tasks.execution.words import METRICS, STEPS, expanded
 from tasks.export_settings import Export, Target
 from tasks.stages import STAGES, name_of, settings_of
 
@@ -123,6 +124,17 @@ def _as_export(value: Any) -> Any:
 Exports = list[Annotated[Export, BeforeValidator(_as_export, json_schema_input_type=Target | Export)]]
 
 
+def _worded(words: dict[str, str]) -> Any:
+    """A factory, or a word that stands for one, alone or with its arguments."""
+    word = Literal[tuple(words)]
+    return Annotated[
+        Factory,
+        BeforeValidator(
+            lambda value: expanded(value, words), json_schema_input_type=word | dict[word, dict[str, Any]] | Factory
+        ),
+    ]
+
+
 class Recipe(Strict):
     """One YAML = one run (or one run a seed)."""
 
@@ -133,8 +145,12 @@ class Recipe(Strict):
     python_path: list[str] = Field([], description="folders of packages that are not installed")
     model: Model
     data: Data
-    step: Factory | None = Field(None, description="returns (model, batch) -> (loss, outputs, targets)")
-    metric: Factory | None = Field(None, description="has name, higher_is_better; (outputs, targets) -> scores")
+    step: _worded(STEPS) | None = Field(  # type: ignore[valid-type]
+        None, description="a word, or what returns (model, batch) -> (loss, outputs, targets)"
+    )
+    metric: _worded(METRICS) | None = Field(  # type: ignore[valid-type]
+        None, description="a word, or what has name, higher_is_better; (outputs, targets) -> scores"
+    )
     teacher: Teacher | None = Field(None, description="what stages with distil learn from; default: the dense model")
     train: Training = Training()
     hold: Hold = Hold()

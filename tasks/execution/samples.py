@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from deepcompression.training.device import Compute
     from tasks.execution.run import Run
 
+Feed = Callable[[], Iterable[Any]]
+Forward = Callable[[Any, Any], Any]
+BATCH = 16  # samples at a time
 SAMPLES = 64
 MOST_BATCHES = 8
 FEWEST, NUMBERS = 4, 1_000_000  # samples at least; numbers that are enough, of which a large picture has a seventh
@@ -25,6 +30,28 @@ def outputs(run: Run, model: nn.Module) -> Tensor:
     torch.manual_seed(0)
     loss, outputs, _ = stepped(problem.step, model, few(problem.validation))
     return outputs if isinstance(outputs, torch.Tensor) else loss
+
+
+def samples(run: Run, count: int, seed: int, batch: int = BATCH) -> tuple[Compute, Feed, Forward]:
+    """Where models run; what gives the same samples of the training split at each call; what runs a model on some.
+
+    Args:
+        run: whose data and step.
+        count: of samples.
+        seed: of the choice.
+        batch: samples at a time.
+    """
+    from deepcompression.data.splits import drawn
+    from deepcompression.training.context import context_of
+
+    problem = run.problem(min(batch, count))
+    context = context_of(replace(problem, train=drawn(problem.train, count, seed)), run.compute(), seed)
+
+    def feed() -> Iterable[Any]:
+        run.rewind()  # a loader that draws an order draws the same in each pass
+        return context.batches("reconstruct", count)
+
+    return context.compute, feed, context.forward
 
 
 def few(split: Any) -> Any:

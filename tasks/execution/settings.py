@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -65,6 +65,25 @@ def parts(value: Any, place: Place = ()) -> Iterator[tuple[Place, BaseModel]]:
             yield from parts(one, (*place, index))
 
 
+def tables(kind: type[BaseModel]) -> set[str]:
+    """The keys of a part, and of all parts in it, that may be tables by tensor name."""
+    found, waiting, seen = set[str](), [kind], set[type]()
+    while waiting:
+        one = waiting.pop()
+        if one not in seen:
+            seen.add(one)
+            found |= {key for key, field in one.model_fields.items() if ByName in field.metadata}
+            waiting += [inner for field in one.model_fields.values() for inner in _parts_in(field.annotation)]
+    return found
+
+
+def _parts_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for one in get_args(annotation):
+        yield from _parts_in(one)
+
+
 def plain(part: BaseModel | None) -> Any:
     """A part as JSON has it: for keys of the store, other processes, and the library."""
     return None if part is None else part.model_dump(mode="json")
@@ -91,7 +110,9 @@ class Weights(Strict):
     """An existing checkpoint: .safetensors, a file of torch.save (weights only, no code is run), .dcz, or the index or
     folder of a checkpoint in several files. What is in a file tells its kind, whatever its name."""
 
-    path: str
+    path: str = Field(
+        description="a file or folder; hub:default is what torchvision, timm or Hugging Face publish for the factory"
+    )
     key: str | None = Field(None, description="where in the file the weights lie, for instance state_dict or model_ema")
     strip: list[str] = Field([], description="prefixes to remove from tensor names, for instance module.")
     ignore: list[TensorName] = Field(
@@ -100,7 +121,8 @@ class Weights(Strict):
 
 
 class Model(Factory):
-    """The dense model: a factory of an untrained network, and where its weights come from."""
+    """The dense model: a factory of an untrained network, or a hub's name for one (``torchvision:mobilenet_v2``,
+    ``timm:resnet18``, ``transformers:AutoModel``), and where its weights come from."""
 
     weights: Weights | None = Field(None, description="a checkpoint; without one the model is trained here")
 

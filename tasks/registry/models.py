@@ -216,7 +216,7 @@ def package(run: Run, file: Path, example: Any, folder: Path) -> None:
 
     inputs = list(example) if isinstance(example, Mapping) else None
     config = {"factory": run.model.factory, "kwargs": run.model.arguments(), "inputs": inputs, "device": "auto"}
-    config["sha256"] = file_digest(file)
+    config |= {"sha256": file_digest(file), "classes": list(run.splits().classes or ())}
     artifacts, served = {"model": str(file)}, Path(__file__).with_name("served.py")
     code, requirements = _code(run.model.factory.partition(":")[0], folder / "code")
     with _SAVING:

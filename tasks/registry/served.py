@@ -20,7 +20,8 @@ class Compressed(PythonModel):
     """A network with the weights of a ``.dcz`` file, in evaluation mode.
 
     The model's configuration has ``factory`` and ``kwargs`` (what builds the network), ``inputs`` (names of the
-    inputs in the order of the network's arguments; None where there is one), ``device``, and ``sha256`` of the file.
+    inputs in the order of the network's arguments; None where there is one), ``device``, ``sha256`` of the file, and
+    ``classes``, the names of what its outputs stand for, as far as the data has any: ``classes`` of this object.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -37,7 +38,7 @@ class Compressed(PythonModel):
 
         config = context.model_config
         check_file(context.artifacts["model"], config.get("sha256"))
-        self.inputs = config["inputs"]
+        self.inputs, self.classes = config["inputs"], tuple(config.get("classes") or ())
         self.device = Compute(config["device"]).resolved()
         network = factory.build(config["factory"], config["kwargs"])
         self.network = load_into(network, context.artifacts["model"]).to(self.device).eval()

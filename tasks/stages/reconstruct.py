@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import quote
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from tasks.console import bar
 from tasks.execution.bench import Bench, Product, covering
 from tasks.execution.patterns import RESOLVED, SELECTED
+from tasks.execution.samples import samples
 from tasks.execution.settings import Bits, ByName, Density, Rate, Stage, Strict, table_of
 from tasks.stages.linear import Groups
 from tasks.stages.share import Channels
@@ -22,11 +21,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deepcompression.reconstruction.layer import Wanted
-    from deepcompression.reconstruction.reconstruct import Done, Reconstruction, Task
+    from deepcompression.reconstruction.reconstruct import Reconstruction, Task
     from deepcompression.structure.constraints import Structure
     from deepcompression.structure.shared import Shared
 
-BATCH, NAMED = 16, 3  # samples at a time; layers that a note names
+NAMED = 3  # layers that a note names
 MOST = 8  # bits of a value, where a target is all that is said
 
 
@@ -76,6 +75,11 @@ class Settings(Stage):
     damping: float = Field(0.05, gt=0, description="added to each input's mean square, as a part of the mean of all")
     order: Literal["energy", "natural"] = Field(
         "energy", description="in which order a layer's inputs are gone through: those of most energy first, or as is"
+    )
+    inputs: Literal["compressed", "dense"] = Field(
+        "compressed",
+        description="what goes into a layer: what comes out of those before it as they are by then, or as they were, "
+        "which needs half the time and may serve better where samples are few and much is taken away",
     )
     together: int = Field(
         1,
@@ -186,6 +190,7 @@ def work(bench: Bench, settings: Settings) -> Product:
     """Layers pruned and rounded on samples, each beside those before it; every one is kept when it is done."""
     from deepcompression.network.coverage import coverage
     from deepcompression.network.state import plain_state
+    from deepcompression.reconstruction.kept import KeptLayers
     from deepcompression.reconstruction.reconstruct import Task, reconstruct
 
     assert bench.input is not None
@@ -193,11 +198,12 @@ def work(bench: Bench, settings: Settings) -> Product:
     state = plain_state(model)
     blank = {name: "zero throughout" for name in settings.names(model) if not bool(state[name].any())}
     wanted = {name: one for name, one in settings.wanted(model).items() if name not in blank}
-    compute, feed, forward = _samples(bench, settings)
+    compute, feed, forward = samples(bench.run, settings.samples, bench.seed)
     compute.place(model)
     with bar(bench.label, len(wanted)) as advance:
-        kept = _Kept(bench.folder, advance)
-        task = Task(wanted, feed, forward, bench.input.structure, together=settings.together)
+        kept = KeptLayers(bench.folder, advance)
+        independent = settings.inputs == "dense"
+        task = Task(wanted, feed, forward, bench.input.structure, together=settings.together, independent=independent)
         task = task if settings.target is None else _aimed(bench, settings, settings.target, model, task)
         done = reconstruct(model, task, earlier=kept.earlier, done=kept.done)
     rows = coverage(model, [one.name for one in done.layers], {**blank, **done.left})
@@ -206,39 +212,26 @@ def work(bench: Bench, settings: Settings) -> Product:
 
 def _aimed(bench: Bench, settings: Settings, target: Target, model: nn.Module, task: Task) -> Task:
     """With what outputs are worth, and the bytes that there are for the weights."""
-    import torch
-
-    from deepcompression._atomic import written
-    from deepcompression.allocation.bit_costs import coded_bytes
     from deepcompression.errors import StructureError
     from deepcompression.network.state import dense_bytes, plain_state
-    from deepcompression.reconstruction.budget import budget_of
-    from deepcompression.reconstruction.importance import Importance, importance
+    from deepcompression.reconstruction.aimed import aimed, left_for, remember, remembered
+    from deepcompression.reconstruction.importance import importance
 
-    path = bench.folder / "importance.pt"
+    path, state = bench.folder / "importance.pt", plain_state(model)
     names = [name for name, one in task.wanted.items() if one.bits is not None]
-    if path.exists():
-        found = {name: Importance(*pair) for name, pair in torch.load(path, weights_only=True).items()}
-    else:
-        _, feed, forward = _samples(bench, settings, 1)
-        found = importance(model, names, feed, forward, divergence=bench.run.step is None, seed=bench.seed)
-        with written(path) as file:
-            torch.save({name: (one.outputs, one.inputs) for name, one in found.items()}, file)
-    state = plain_state(model)
-    rest = {id(one): one for name, one in state.items() if name not in found and one.is_floating_point()}
-    beside = sum(coded_bytes(one, "adaptive") for one in rest.values() if one.numel())
     limit = target.bytes or dense_bytes(bench.blank_model()) / (target.ratio or 1)
-    if limit <= beside:
+    try:
+        left_for(state, names, limit)
+    except StructureError as error:
         raise StructureError(
-            f"stage {bench.label}: target: {limit:,.0f} bytes are out of reach: what is not reconstructed takes "
-            f"{beside:,} alone; let a stage quantize with rest come before, or ask for less"
-        )
-    wanted = {name: task.wanted[name] for name in found}
-    return replace(
-        task,
-        importance={name: one.outputs for name, one in found.items()},
-        budget=budget_of({name: state[name] for name in wanted}, wanted, found, limit - beside),
-    )
+            f"stage {bench.label}: target: {error}; let a stage quantize with rest come before, or ask for less"
+        ) from None
+    found = remembered(path)
+    if found is None:
+        _, feed, forward = samples(bench.run, settings.samples, bench.seed, 1)
+        found = importance(model, names, feed, forward, divergence=bench.run.step is None, seed=bench.seed)
+        remember(path, found)
+    return aimed(task, state, found, limit)
 
 
 def _product(model: nn.Module, settings: Settings, wanted: Mapping[str, Wanted], done: Reconstruction) -> Product:
@@ -252,55 +245,6 @@ def _product(model: nn.Module, settings: Settings, wanted: Mapping[str, Wanted],
         report={"layers": [asdict(one) for one in done.layers]},
         notes=list(_told(done)),
     )
-
-
-def _samples(bench: Bench, settings: Settings, batch: int = BATCH) -> tuple[Any, Any, Any]:
-    """Where models run; what gives the same batches at each call; what runs a model on one."""
-    from deepcompression.data.splits import drawn
-    from deepcompression.training.context import context_of
-
-    problem = bench.run.problem(min(batch, settings.samples))
-    problem = replace(problem, train=drawn(problem.train, settings.samples, bench.seed))
-    context = context_of(problem, bench.run.compute(), bench.seed)
-
-    def feed() -> Iterable[Any]:
-        bench.run.rewind()  # a loader that draws an order draws the same in each pass
-        return context.batches("reconstruct", settings.samples)
-
-    return context.compute, feed, context.forward
-
-
-class _Kept:
-    """Layers that are done, in files, so that a killed stage goes on with the next."""
-
-    def __init__(self, folder: Path, advance: Callable[[str], None]) -> None:
-        self.folder, self.advance = folder, advance
-
-    def earlier(self, name: str) -> Done | None:
-        """What was done to a layer, if it was."""
-        import torch
-
-        from deepcompression.reconstruction.reconstruct import Done, Layer
-
-        path = self._path(name)
-        if not path.exists():
-            return None
-        made = torch.load(path, weights_only=True)
-        self.advance(f"{name}, done before")
-        return Done(Layer(**made["layer"]), made["state"])
-
-    def done(self, one: Done) -> None:
-        """Keeps a layer."""
-        import torch
-
-        from deepcompression._atomic import written
-
-        with written(self._path(one.layer.name)) as file:
-            torch.save({"layer": asdict(one.layer), "state": one.state}, file)
-        self.advance(f"{one.layer.name}  error {one.layer.error:.2%}")
-
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{quote(name, safe='')}.pt"
 
 
 def _told(done: Reconstruction) -> Iterator[str]:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 def _fit(run: Run, model: nn.Module, units: Any) -> None:
     from deepcompression.network import trace
+    from deepcompression.pruning.kept_units import wanted
 
-    trace.wanted(model, table_of(units), trace.shapes(model, lambda one: outputs(run, one)))
+    wanted(model, table_of(units), trace.shapes(model, lambda one: outputs(run, one)))
 
 
 Units = Annotated[int, Field(ge=1)] | Density
@@ -80,6 +81,6 @@ def _covered(model: nn.Module, made: Slimmed) -> list[Covered]:
     """Every tensor: in a chain of units, or why its layer is in none."""
     from deepcompression.network.coverage import coverage
 
-    done = {f"{layer}.weight" for one in made.layers for layer in (one.name, one.consumer)}
+    done = {f"{layer}.weight" for one in made.layers for layer in (one.name, *one.through, one.consumer)}
     why = {f"{layer}.weight": reason for layer, reason in made.left.items()}
     return coverage(model, done, {**dict.fromkeys(model.state_dict(), "in no chain of units"), **why})

@@ -102,15 +102,14 @@ def _validated(run: Run, reference: Reference) -> dict[str, Any]:
 
 
 def _in_fresh_process(request: dict[str, Any]) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "deepcompression.measure.verification"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = _started(request)
     if done.returncode:
         last = (masked(done.stderr).strip().splitlines() or ["no message"])[-1]
         raise RunError(f"verification in a fresh process failed with exit code {done.returncode}: {last}")
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
+
+
+def _started(request: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deepcompression.measure.verification"]
+    return subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)

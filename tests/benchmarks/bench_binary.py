@@ -23,7 +23,7 @@ import torch
 
 import deepcompression.torch as bridge
 from deepcompression import data
-from deepcompression.data.images import shift
+from deepcompression.data.small_images import shift
 from deepcompression.data.splits import split_validation
 from deepcompression.models import binary_mlp
 from deepcompression.network.state import plain_state

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deepcompression.data.images import digits
+from deepcompression.data.small_images import digits
 from deepcompression.network.state import plain_state
 from deepcompression.quantization.equalize import equalize
 from deepcompression.quantization.linear import quantize, table

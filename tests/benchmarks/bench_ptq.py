@@ -92,7 +92,9 @@ def run_onnx(path: Path, images: Tensor) -> Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
-def by_onnxruntime(source: Path, target: Path, calibrate: Tensor, per_channel: bool, method: str) -> None:
+def by_onnxruntime(
+    source: Path, target: Path, calibrate: Tensor, per_channel: bool, method: str, name: str = "images"
+) -> None:
     """onnxruntime's static quantization, QDQ, weights int8, activations uint8."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import CalibrationDataReader
@@ -100,7 +102,7 @@ def by_onnxruntime(source: Path, target: Path, calibrate: Tensor, per_channel: b
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.parts = iter([{"images": some.numpy()} for some in calibrate.split(8)])
+            self.parts = iter([{name: some.numpy()} for some in calibrate.split(8)])
 
         def get_next(self) -> Any:
             return next(self.parts, None)

@@ -1,6 +1,6 @@
 """Bytes against loss of EfficientNet-Lite0 after `reconstruct`, on 128 pictures of ImageNet without labels.
 
-`python tests/benchmarks/bench_reconstruct.py FOLDER [--ratios 6 8 12] [--split test] [--together 8] [--out FILE.json]`.
+`python tests/benchmarks/bench_reconstruct.py FOLDER [--ratios 6 8 12] [--split test] [--inputs dense] [--out FILE]`.
 FOLDER: see imagenet_sample.py. What is judged is read back from the `.dcz` that a run wrote: its bytes, the mean
 Kullback-Leibler divergence of its softmax from the dense net's, and how often both give the same answer, with the 95 %
 bootstrap interval over pictures. Choose by `--split validation`; test once. Beside them is what the same pictures are
@@ -33,10 +33,10 @@ SHARED: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def stages_of(ratio: float, weights: str, together: int) -> list[dict[str, Any]]:
+def stages_of(ratio: float, weights: str = "linear", inputs: str = "dense", together: int = 64) -> list[dict[str, Any]]:
     """The stages that reach a ratio."""
-    target = {"stage": "reconstruct", "target": {"ratio": ratio}, "weights": weights, "bits": 10, "together": together}
-    return [ROUNDED, target]
+    keys = {"weights": weights, "bits": 10, "inputs": inputs, "together": together}
+    return [ROUNDED, {"stage": "reconstruct", "target": {"ratio": ratio}, **keys}]
 
 
 def compressed(folder: str, stages: list[dict[str, Any]], images: Tensor, place: Path) -> tuple[Tensor, int]:
@@ -86,7 +86,10 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--ratios", type=float, nargs="*", default=[6.0, 8.0, 12.0])
     parser.add_argument("--weights", default="linear", choices=["linear", "kmeans"])
-    parser.add_argument("--together", type=int, default=8, help="layers in one pass; 1 takes longest")
+    parser.add_argument("--inputs", default="dense", choices=["compressed", "dense"])
+    parser.add_argument(
+        "--together", type=int, default=64, help="layers in one pass; 1 takes longest, and least memory"
+    )
     parser.add_argument("--split", default="test", choices=["validation", "test"])
     parser.add_argument("--alone", action="store_true", help="reconstruct alone")
     parser.add_argument("--out", help="a JSON file of all figures")
@@ -97,7 +100,10 @@ def main() -> None:
     model.load_state_dict(torch.load(imagenet_sample.weights(), weights_only=True))
     dense = logits(model, images)
     size = sum(one.numel() * one.element_size() for one in model.state_dict().values())
-    ways = {f"reconstruct, {ratio:g}x": stages_of(ratio, given.weights, given.together) for ratio in given.ratios}
+    ways = {
+        f"reconstruct, {ratio:g}x": stages_of(ratio, given.weights, given.inputs, given.together)
+        for ratio in given.ratios
+    }
     rows: dict[str, dict[str, Any]] = {}
     print(f"{'':20} {'bytes':>11} {'ratio':>6} {'KL':>8} {'same answer':>24} {'right':>7} {'CPU s':>6}")
     with tempfile.TemporaryDirectory() as folder:

@@ -87,6 +87,7 @@ def test_the_search_is_left_for_people(found: dict[str, Any]) -> None:
     assert "The budget, and what was tried for it" in page and 'id="budget-table"' in page
 
 
+@pytest.mark.slow
 def test_started_again_it_goes_on(asked: dict[str, Any], found: dict[str, Any]) -> None:
     """With more asked for, every step that was made before is reused, and the search goes on from there."""
     again = compress({**asked, "budget": {**asked["budget"], "ratio": 26}})
@@ -120,6 +121,7 @@ def test_killed_between_steps_it_ends_in_the_same_bytes(
     ]
 
 
+@pytest.mark.slow
 def test_where_no_step_fits_into_the_time_a_nearly_lossless_file_is_made(tiny: Tiny) -> None:
     """No step is begun that the limit cannot hold; what needs no training keeps to the budget, and that is said."""
     summary = compress(tiny(train={"epochs": 4}, stages=[], budget={"metric_loss": 1.0, "time_limit": 1e-4}))

@@ -144,6 +144,7 @@ def test_help_teaches() -> None:
     assert "run" in _run(["--help"])[1]
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_recipe_at_once_do_the_work_once(
     write: Callable[..., Path], tmp_path: Path, prefect_server: str
 ) -> None:

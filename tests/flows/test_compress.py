@@ -173,7 +173,7 @@ def test_what_stages_left_alone_is_told(finished: dict[str, Any], capsys: pytest
 
 def test_the_file_alone_has_the_measured_accuracy(finished: dict[str, Any]) -> None:
     """Loaded by hand into a new model, the file makes exactly the errors that the summary tells."""
-    from deepcompression.data.images import digits
+    from deepcompression.data.small_images import digits
 
     summary = finished["summary"]
     model = files.load_into(digits_net(), summary["file"]).eval()
@@ -277,6 +277,7 @@ def test_seed_counts_only_where_it_is_drawn(finished: dict[str, Any], tiny: Tiny
     assert first["baseline"]["correct"] == finished["summary"]["final"]["correct"]
 
 
+@pytest.mark.slow
 def test_damaged_object_in_the_store_is_made_again(tiny: Tiny, tmp_path: Path) -> None:
     """A flipped byte in the store costs a stage's time, never a wrong result."""
     recipe = tiny(train={"epochs": 1}, stages=[{"stage": "prune", "density": 0.3}])
@@ -459,6 +460,7 @@ def test_a_run_that_gates_refuse_ends_as_not_promoted(tiny: Tiny) -> None:
     assert Path(summary["file"]).is_file() and summary["promotion"]["version"] is None
 
 
+@pytest.mark.slow
 def test_seeds_that_miss_their_aim_are_runs_of_their_own_that_end_as_aim_missed(
     tiny: Tiny, prefect_server: str
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_recipe_learns_from_its_dense_model(learned: dict[str, Any]) -> None:
     assert summary["final"]["accuracy"] > 0.5
 
 
+@pytest.mark.slow
 def test_another_teacher_is_trained_once_and_counts(learned: dict[str, Any], tmp_path: Path) -> None:
     """A teacher of the recipe's own is a task that is reused; what learns from another teacher is made anew."""
     teacher = {"factory": "deepcompression.models:digits_net", "train": {"epochs": 1, "batch_size": 64}}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deepcompression import torch as files
-from deepcompression.data.images import digits
+from deepcompression.data.small_images import digits
 from deepcompression.errors import ExportError
 from deepcompression.export import onnx
 from flows.compress import compress

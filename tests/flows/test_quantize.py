@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 import deepcompression
 from deepcompression import torch as files
-from deepcompression.data.images import digits
+from deepcompression.data.small_images import digits
 from deepcompression.models.paper import digits_net
 from flows.compress import compress
 

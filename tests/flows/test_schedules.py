@@ -153,6 +153,7 @@ LONG: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_schedule_fires_and_what_was_missed_is_made_up_for_once(
     tiny: Tiny, tmp_path: Path, scheduling_server: str
 ) -> None:
@@ -185,6 +186,7 @@ def test_a_schedule_fires_and_what_was_missed_is_made_up_for_once(
     assert f"{next(tmp_path.glob('runs/*/model.dcz'))}" in log.read_text() and " ended" in log.read_text()
 
 
+@pytest.mark.slow
 def test_what_is_served_says_that_it_failed_and_ends_in_order(
     tiny: Tiny, tmp_path: Path, scheduling_server: str
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deepcompression import torch as files
-from deepcompression.data.images import digits
+from deepcompression.data.small_images import digits
 from deepcompression.errors import StructureError
 from deepcompression.models.paper import digits_net
 from deepcompression.network.state import is_zero
@@ -39,6 +39,7 @@ def entry(summary: dict[str, Any], label: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_slim_stands_anywhere_and_changes_no_result(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pruned, slimmed, shared, slimmed, rounded, slimmed: the file is smaller and makes the very same errors."""
     plain = compress(tiny(stages=[stage for stage in SHARED if stage["stage"] != "slim"]))

@@ -80,6 +80,7 @@ def _after_epochs(store: Path, count: int, act: Callable[[], None]) -> Iterator[
     waiting.join()
 
 
+@pytest.mark.slow
 def test_mlflow_server_killed_in_a_stage_and_synced_later(
     tiny: Tiny, tmp_path: Path, mlflow_template: Path, prefect_server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +156,7 @@ def test_prefect_server_killed_in_a_stage(write: Callable[..., str], tmp_path: P
     assert json.loads(journal[-1])["status"] == "FINISHED" and _runs(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_prefect_server_hangs_at_the_end(write: Callable[..., str], tmp_path: Path, prefect_server: str) -> None:
     """The work is done when its server answers no more: table and exit code 0 within seconds, MLflow's run is over."""
     tap = Tap(int(prefect_server.split(":")[2].partition("/")[0]))

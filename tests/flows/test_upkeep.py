@@ -32,6 +32,7 @@ def _flows(*words: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_store_shows_and_prunes_and_spares_the_champion(tiny: Tiny, tmp_path: Path, s3: str) -> None:
     """In S3: what two runs left, then without the one that is no champion."""

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from trainings import fit
 
 from deepcompression.data.batch import copied, count_of, cut, moved, parts, samples_in
-from deepcompression.data.images import shift
+from deepcompression.data.small_images import shift
 from deepcompression.distillation.logits import Distillation
 from deepcompression.errors import DataError, FactoryError
 from deepcompression.training.batches import Batches, some
@@ -264,6 +264,10 @@ def _raises(outputs: Any, targets: Any) -> Any:
         ({"metric": Metric(lambda o, t: torch.ones(3))}, r"shape \(3,\); samples are 70"),
         ({"metric": Metric(lambda o, t: {"f1": 1.0})}, r"metric mine: .*got \{f1: float\}"),
         ({"metric": Metric(lambda o, t: None)}, "metric mine: .*got NoneType"),
+        (
+            {"metric": Metric(lambda o, t: {}["argmax"])},
+            r"metric mine: .*; it was given outputs float32 \(70, 3\) and targets int64 \(70,\), and should return one",
+        ),
         ({"metric": Metric(_raises)}, r"metric mine: ValueError: only one class in y_true \("),
         (
             {"metric": Meter(lambda o, t: torch.ones(2))},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import threading
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression.errors import ExportError
-from deepcompression.export import litert, litert_environment, litert_sparse, litert_worker
+from deepcompression.export import agreement, litert, litert_environment, litert_sparse, litert_worker
 from deepcompression.export.litert_task import float_program, on_grids, task_of
 from deepcompression.network.edits.apply import apply
 
@@ -255,8 +256,13 @@ def test_pruned_weights_are_sparse_and_compute_the_same(shape: tuple[int, int]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
-def test_litert_multiplies_the_models_integers(tmp_path: Path, scheme: str) -> None:
-    """The whole way: another environment, the runtime, and outputs that are apart by a step of rounding."""
+def test_litert_multiplies_the_models_integers(
+    tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The whole way: another environment, the runtime, and outputs that are apart by a step of rounding; where that is
+    more than a bound, each layer says how far it is from the float file.
+    """
+    monkeypatch.setattr(agreement, "APART", 0.001)
     pytest.importorskip("ai_edge_litert")
     try:
         litert_environment.check_environment()
@@ -264,7 +270,10 @@ def test_litert_multiplies_the_models_integers(tmp_path: Path, scheme: str) -> N
         pytest.skip(str(error))
     net, sample = rounded(scheme), torch.rand(8, 1, 8, 8)
     made = litert.export(net, [sample], tmp_path / "model.tflite")
-    assert made.integers and made.notes[0] == "3 layers multiply integers"
+    assert made.integers and made.notes[1] == "3 layers multiply integers"
+    assert re.search(
+        r"of their size from PyTorch's; more than 0% at (\w+ \d\.\d%, ){2}\w+ \d\.\d%$", caplog.text.strip()
+    )
     assert [one.tensor for one in made.tensors] == ["first", "deep", "head"]
     assert made.max_difference < 0.03 * float(net(sample).detach().abs().max())
     assert made.bytes == (tmp_path / "model.tflite").stat().st_size

@@ -26,7 +26,7 @@ onnx = pytest.importorskip("onnx")
 for package in ("onnxscript", "onnxruntime"):
     pytest.importorskip(package)
 
-from deepcompression.export import onnx_agreement  # noqa: E402
+from deepcompression.export import agreement  # noqa: E402
 from deepcompression.export.onnx_integers import place  # noqa: E402  what it needs may be missing
 from deepcompression.export.onnx_layers import integers_of, refined, with_bias  # noqa: E402
 from deepcompression.export.onnx_run import OnnxSession  # noqa: E402
@@ -111,7 +111,7 @@ def test_no_layer_of_a_residual_net_multiplies_floats(
     """One layer left float costs more than it looks: its neighbours convert there and back. Its hooks stay as they
     were; what rounding makes beyond a bound is warned of.
     """
-    monkeypatch.setattr(onnx_agreement, "APART", 0.005)
+    monkeypatch.setattr(agreement, "APART", 0.005)
     model = quantized(net(), IMAGES)
     before = model(IMAGES)
     made, run = exported(model, IMAGES, tmp_path)

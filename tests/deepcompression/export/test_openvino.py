@@ -113,6 +113,31 @@ def test_what_multiplies_integers_is_told_as_openvino_has_it(tmp_path: Path) -> 
     assert classes == net(samples).argmax(1).tolist() and made.integers and made.bytes < made.float_bytes / 1.8
 
 
+def test_integers_go_in_and_come_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    """As a device gives them: OpenVINO takes and gives uint8 by the scales that the file tells, and opened here the
+    file takes and gives floats as all exports do.
+    """
+    import openvino
+
+    net, samples, path = mixed(), torch.rand(6, 40), tmp_path / "a.onnx"
+    made = target.export(net, [samples], path, io="integer")
+    model = openvino.Core().read_model(path)
+    told = {name: float(str(one)) for name, one in model.get_rt_info("framework").value.items()}
+    ((given,), (gives,)) = ([one.any_name for one in side] for side in (model.inputs, model.outputs))
+    codes = np.rint(samples[:1].numpy() / told[f"{given}.scale"]) + told[f"{given}.zero_point"]
+    (raw,) = openvino.Core().compile_model(model, "CPU", target.EXACT)(codes.astype(np.uint8)).values()
+    values = (raw.astype("f4") - told[f"{gives}.zero_point"]) * told[f"{gives}.scale"]
+    wanted = net(samples[:1]).detach().numpy()
+    assert raw.dtype == np.uint8 and np.abs(values - wanted).max() <= made.max_difference + 1e-6
+    assert made.max_difference < 0.05 * np.abs(wanted).max() and np.ptp(raw) > 100
+    assert np.allclose(target.load(path, 1)([samples[:1].numpy()])[0], values, atol=1e-6)
+    with pytest.raises(ExportError, match=r"^export openvino: io: integer: the model rounds nothing that it takes"):
+        target.export(nn.Sequential(nn.Linear(4, 4)), [torch.rand(2, 4)], tmp_path / "b.onnx", io="integer")
+    within = nn.Sequential(nn.Tanh(), *mixed())
+    with pytest.raises(ExportError, match=r"^export openvino: io: integer: input .* is not always rounded to 8 bits"):
+        target.export(within, [samples], tmp_path / "b.onnx", io="integer")
+
+
 def test_outputs_of_another_model_are_refused_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

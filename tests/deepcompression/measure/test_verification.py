@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from deepcompression import factory
 from deepcompression import torch as files
 from deepcompression.codec.dtypes import RawTensor
-from deepcompression.data.images import digits
+from deepcompression.data.small_images import digits
 from deepcompression.measure import significance
 from deepcompression.measure.verification import difference, verify
 from deepcompression.models import paper

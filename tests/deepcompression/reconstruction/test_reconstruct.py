@@ -204,3 +204,18 @@ def test_constants_stay_as_fine_as_they_were() -> None:
     reconstruct(net, _task(net, Wanted(bits=3)))
     assert not torch.equal(net[3].bias, before) and torch.equal(net[3].bias, net[3].bias.half().float())
     assert not torch.equal(net[5].bias, net[5].bias.half().float())
+
+
+def test_independent_layers_are_the_same_in_one_pass_or_many() -> None:
+    """What goes into them is what did before any of them changed, and so it matters not when it is looked at."""
+    nets, passes = [], []
+    for together in (1, 9):
+        net = _net()
+        seen: list[int] = []
+        task = replace(_task(net, Wanted(bits=3)), together=together, independent=True)
+        feed = lambda seen=seen: seen.append(1) or SAMPLES.split(16)  # noqa: E731
+        reconstruct(net, replace(task, feed=feed))
+        nets.append(net.state_dict())
+        passes.append(len(seen))
+    assert passes == [5, 2]  # one finds the order of calls
+    assert all(torch.equal(one, nets[1][name]) for name, one in nets[0].items())

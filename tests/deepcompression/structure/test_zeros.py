@@ -92,7 +92,7 @@ def test_sharing_while_training_leaves_a_zero_initialised_layer_free(caplog: pyt
     model = Adapted()
     made = share_training(model, problem(), {"up.weight": 2, "base.weight": 2}, **FIT)
     assert [layer.name for layer in made.layers] == ["base.weight"] and model.up.weight.any()
-    assert "up.weight is zero throughout: there is nothing to share in it" in caplog.text
+    assert "zero throughout, with nothing to share: up.weight; these train freely" in caplog.text
 
 
 class Empty(nn.Module):

@@ -213,6 +213,9 @@ def test_every_type_that_names_code_is_judged() -> None:
         {"data": {"factory": "deepcompression.data:digits", "augment": evil}},
         {"model": _model("deepcompression.models:lenet5", inner=[{"x": evil}])},
         {"stages": [{"stage": "deepcompression.models:lenet5", "with": "os:getcwd"}]},
+        {"stages": [{"stage": "prune", "density": {"os:getcwd": 0.5}}]},
+        {"stages": [{"stage": "prune", "density": {"type:Linear & os:getcwd": 0.5}}]},
+        {"hold": {"zeros": ["os:getcwd"]}},
     ):
         assert "os:getcwd" in _refusal(_foreign(**changes)), changes
     assert all(issubclass(one, Strict) for one in found)
@@ -234,6 +237,8 @@ def test_models_that_torchvision_and_timm_list_are_admitted_untrained() -> None:
     for model in (
         _model("torchvision.models:resnet18", num_classes=3, weights=None, replace_stride_with_dilation=[False, True]),
         _model("timm:create_model", model_name="resnet34", num_classes=3, in_chans=1, pretrained=False, global_pool=""),
+        _model("torchvision:resnet18", num_classes=3),
+        _model("timm:resnet34.a1_in1k", num_classes=3),
     ):
         assert admit(_foreign(model=model), [], None, {})["model"]["kwargs"] == model["kwargs"]
 
@@ -249,6 +254,10 @@ def test_models_that_torchvision_and_timm_list_are_admitted_untrained() -> None:
         (_model("torchvision.models:resnet18", pretrained=True), "pretrained"),
         (_model("torchvision.models:resnet18", norm_layer="x"), "norm_layer"),
         (_model("torchvision.models:resnet18", num_classes="x"), "num_classes"),
+        (_model("torchvision:resnet99"), "list_models"),
+        (_model("torchvision:resnet18", weights_backbone="DEFAULT"), "weights_backbone"),
+        (_model("timm:load_checkpoint"), "list_models"),
+        (_model("transformers:AutoModel", config="x/y"), "may call"),
         (_model("timm:create_model", model_name="hf-hub:evil/model"), "hf-hub"),
         (_model("timm:create_model", model_name="local-dir:/evil"), "local-dir"),
         (_model("timm:create_model", model_name=["resnet18"]), "list_models"),

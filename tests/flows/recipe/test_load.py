@@ -64,6 +64,17 @@ def test_an_export_is_a_target_of_the_list() -> None:
     assert "export.0.io: expected float, or integer" in _message(_mapping(export=[{"to": "onnx", "io": "int4"}]))
 
 
+def test_steps_and_metrics_have_words() -> None:
+    """A word, alone or with its arguments, stands for a factory of this library; another one is told what there is."""
+    loaded = recipes.load(_mapping(step="regression", metric={"top_k": {"k": 3}}))
+    assert loaded.step.factory == "deepcompression.training.steps:regression"
+    assert (loaded.metric.factory, loaded.metric.kwargs) == ("deepcompression.training.metrics:top_k", {"k": 3})
+    assert recipes.load(loaded.model_dump()) == loaded
+    own = {"factory": "mine:step", "kwargs": {"a": 1}}
+    assert recipes.load(_mapping(step=own)).step.model_dump() == own
+    assert "did you mean 'regression'" in _message(_mapping(step="regresion"))
+
+
 def test_overrides_by_stage_name_and_by_index() -> None:
     """A stage is addressed by its name where that is unique, else by index."""
     loaded = recipes.load(_mapping(), {"stages.prune.density": 0.25, "stages.2.bits": 3, "seed": 7})
@@ -84,6 +95,20 @@ def test_override_merges_mappings_and_replaces_the_rest() -> None:
     assert merged.stages[0].density == {"fc1": 0.1, "fc2": 0.2}
     assert recipes.load(_mapping(stages=stages), {"stages.prune.density": 0.3}).stages[0].density == 0.3
     assert recipes.load(_mapping(seeds=[1, 2]), {"seeds": [5]}).seeds == [5]
+
+
+def test_what_follows_a_table_of_tensors_in_an_override_is_one_name() -> None:
+    """Names have dots, patterns and choices have signs; one value for all becomes that of the others."""
+    names = ("conv1.weight", "features.0", "block*.conv", "type:Conv2d", "mine.choose:large")
+    for name in names:
+        loaded = recipes.load(_mapping(), {f"stages.prune.density.{name}": 0.25})
+        assert loaded.stages[0].density == {"default": 0.5, name: 0.25}
+    stages = [{"stage": "quantize", "weights": {"bits": {"fc1.weight": 8}}}, {"stage": "slim"}]
+    overrides = {"stages.quantize.weights.bits.fc1.weight": 4, "stages.slim.units.a.b": 3, "stages.slim.units.c.d": 2}
+    loaded = recipes.load(_mapping(stages=stages), overrides)
+    assert loaded.stages[0].weights.bits == {"fc1.weight": 4} and loaded.stages[1].units == {"a.b": 3, "c.d": 2}
+    kwargs = recipes.load(_mapping(), {"data.kwargs.density.a": 1}).data.kwargs
+    assert kwargs == {"density": {"a": 1}}
 
 
 def test_an_override_of_seeds_replaces_the_seed_and_the_other_way_round() -> None:

@@ -160,6 +160,7 @@ def test_what_is_drawn_lies_inside_its_ranges(plan: Callable[..., dict[str, Any]
     assert drawn == again and len({str(one) for one in drawn}) == 3 and all(map(_inside, drawn))
 
 
+@pytest.mark.slow
 def test_tpe_draws_from_ranges_and_asked_for_more_only_the_missing_trials_run(
     plan: Callable[..., dict[str, Any]], prefect_server: str
 ) -> None:
@@ -198,6 +199,7 @@ def test_work_of_a_killed_process_is_done_again(tmp_path: Path, prefect_server: 
         assert crew.submit(_die, str(tmp_path / "marker")).result(timeout=900) == "done"
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_leaves_no_process_and_goes_on(
     plan: Callable[..., dict[str, Any]], prefect_server: str, tmp_path: Path
 ) -> None:

@@ -12,12 +12,14 @@ CONFIG = {
     "stage": "mine.stage:run",
     "train": {"optimizer": {"factory": "torch.optim:SGD", "kwargs": {"hook": "mine.hooks:one"}}, "note": "at 12:30"},
     "parts": [{"act": "mine.net:act"}, "no code: at all"],
+    "density": {"type:Conv2d": 0.5, "type:Linear & mine.choose:large": 0.2, "min_size:10": 1},
 }
 
 
 def test_every_text_that_names_code_is_found() -> None:
-    """Arguments and lists may name code, too; times and sentences are none."""
-    assert list(specs_in(CONFIG)) == ["mine.stage:run", "torch.optim:SGD", "mine.hooks:one", "mine.net:act"]
+    """Arguments, lists and keys that choose tensors may name code, too; times, sentences and classes are none."""
+    expected = ["mine.stage:run", "torch.optim:SGD", "mine.hooks:one", "mine.net:act", "mine.choose:large"]
+    assert list(specs_in(CONFIG)) == expected
 
 
 def test_what_a_stage_calls_itself() -> None:

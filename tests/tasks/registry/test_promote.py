@@ -248,6 +248,7 @@ def test_promoted_file_is_a_model_that_mlflow_loads(
     with torch.inference_mode():
         wanted = load_into(run.blank_model(), file).eval()(batch).numpy()
     np.testing.assert_allclose(model.predict(batch.numpy()), wanted, rtol=1e-5, atol=1e-6)
+    assert model.unwrap_python_model().classes == run.splits().classes == tuple("0123456789")
     [spec] = model.metadata.signature.inputs.inputs
     assert spec.shape == (-1, 1, 8, 8) and spec.type == np.float32
     logged = client.get_logged_model(model.metadata.model_id)

@@ -177,6 +177,7 @@ def test_real_run_has_every_stage_picture_and_fact(finished: dict[str, Any]) -> 
     assert sum(label.startswith("Histogram of") for label in labels) == 4
     assert {row["op"] for row in rows_in(Path(summary["folder"]))} == {"conv1", "conv2", "fc1", "fc2"}
     assert "Which layers lose it" in page.text and "in the net after quantize, dB" in page.text
+    assert "10 classes: 0, 1, 2" in page.text and summary["classes"] == list("0123456789")
     assert "${oc.env:SECRET}" in page.text and torch.__version__ in page.text
     assert summary["mlflow_run_id"] in page.text and summary["prefect_flow_run_id"] in page.text
 

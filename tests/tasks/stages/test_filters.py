@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from deepcompression.data.images import digits
+from deepcompression.data.small_images import digits
 from deepcompression.errors import StructureError
 from deepcompression.models.paper import digits_net
 from deepcompression.training.problem import Problem

@@ -16,6 +16,7 @@ import torch
 from quiet_runs import quiet_run
 
 from deepcompression.quantization.observers.histogram import Histogram
+from deepcompression.reconstruction.kept import KeptLayers
 from deepcompression.training.loop import _Loop
 from tasks.execution.execute import execute
 from tasks.execution.keys import stage_key
@@ -23,7 +24,6 @@ from tasks.execution.run import Reference, Run
 from tasks.execution.settings import Model, Stage
 from tasks.methods import METHODS
 from tasks.stages import OTHERS, STAGES, losses, settings_of, work_of
-from tasks.stages.reconstruct import _Kept
 from tasks.storage.store import Store
 
 CODE = """
@@ -109,7 +109,7 @@ class Case:
         if self.stage == "allocate":
             return [(losses, "write_json", 5), (Store, "put", 1)]
         if self.stage == "reconstruct":
-            return [(_Kept, "done", 2), (Store, "put", 1)]
+            return [(KeptLayers, "done", 2), (Store, "put", 1)]
         late = (Store, "put" if self.settings.trains else "commit", 1)
         return [(_Loop, "_step", 6) if self.settings.trains else (Store, "put", 1), late]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from deepcompression.data import images as data
+from deepcompression.data import small_images as data
 from deepcompression.data.splits import Splits, split_validation
 from deepcompression.errors import DataError
 
@@ -83,10 +83,10 @@ def test_one_environment_variable_serves_both_data_sets(tmp_path, monkeypatch):
     monkeypatch.setenv(data.ENVIRONMENT, str(tmp_path))
     assert not torch.equal(data.mnist().train[0], data.fashion_mnist().train[0])
     monkeypatch.setenv(data.ENVIRONMENT, str(tmp_path / "mnist"))
-    monkeypatch.setattr(data, "_from_openml", lambda *_: "asked")
-    assert data.fashion_mnist() == "asked" and data.mnist().train[0].shape == (6, 1, 28, 28)
+    monkeypatch.setattr(data, "_from_openml", lambda *_: data.Splits("asked", None, None))
+    assert data.fashion_mnist().train == "asked" and data.mnist().train[0].shape == (6, 1, 28, 28)
     monkeypatch.setenv(data.ENVIRONMENT, str(tmp_path / "fashion-mnist"))
-    assert data.mnist() == "asked" and data.fashion_mnist().train[0].shape == (6, 1, 28, 28)
+    assert data.mnist().train == "asked" and data.fashion_mnist().train[0].shape == (6, 1, 28, 28)
 
 
 def test_debians_folder_is_found(tmp_path, monkeypatch):
@@ -233,6 +233,17 @@ def test_shift_is_drawn_from_the_generator_and_moves_the_fraction():
     moved = (one != images).flatten(1).any(1).float().mean()
     assert 0.25 * 24 / 25 - 0.05 < float(moved) < 0.25 * 24 / 25 + 0.05
     assert torch.equal(data.shift(1, fraction=0.0)((images,), torch.Generator())[0], images)
+
+
+def test_flip_turns_the_fraction_and_nothing_else():
+    """Whole images, drawn from the generator; targets stay."""
+    images, targets = torch.rand(400, 1, 3, 4), torch.arange(400)
+    turned, same = data.flip(0.25)((images, targets), torch.Generator().manual_seed(0))
+    moved = (turned != images).flatten(1).any(1)
+    assert torch.equal(turned[moved], images[moved].flip(-1)) and torch.equal(same, targets)
+    assert 0.15 < float(moved.float().mean()) < 0.35
+    with pytest.raises(DataError, match="flip takes a fraction"):
+        data.flip(2)
 
 
 @pytest.mark.parametrize("wrong", [{"pixels": -1}, {"fraction": 1.5}, {"fraction": -0.1}])

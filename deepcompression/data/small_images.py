@@ -8,6 +8,7 @@ import logging
 import os
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ IDX = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+DIGITS = tuple("0123456789")
+CLOTHES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 DEBIAN_FASHION = [Path("/usr/share/datasets/fashion-mnist")]
 
 
@@ -44,7 +49,7 @@ def digits(test: int = 360) -> Splits:
     x = torch.from_numpy(images.astype(np.float32) / 16).reshape(-1, 1, 8, 8)
     y = torch.from_numpy(labels.astype(np.int64))
     kept, held = _stratified(y, test, seed=0)
-    return Splits((x[kept], y[kept]), None, (x[held], y[held]))
+    return Splits((x[kept], y[kept]), None, (x[held], y[held]), DIGITS)
 
 
 def _digits() -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -73,12 +78,12 @@ def mnist(root: str | None = None) -> Splits:
     Raises:
         DataError: files missing, truncated or of another kind; OpenML out of reach.
     """
-    return _idx_or_openml(root, "mnist", "mnist_784", [])
+    return replace(_idx_or_openml(root, "mnist", "mnist_784", []), classes=DIGITS)
 
 
 def fashion_mnist(root: str | None = None) -> Splits:
     """Fashion-MNIST, as ``mnist``; also found where Debian's ``dataset-fashion-mnist`` puts it."""
-    return _idx_or_openml(root, "fashion-mnist", "Fashion-MNIST", DEBIAN_FASHION)
+    return replace(_idx_or_openml(root, "fashion-mnist", "Fashion-MNIST", DEBIAN_FASHION), classes=CLOTHES)
 
 
 def shift(pixels: int = 1, fraction: float = 1.0) -> Callable[[Any, torch.Generator], Any]:
@@ -98,14 +103,43 @@ def shift(pixels: int = 1, fraction: float = 1.0) -> Callable[[Any, torch.Genera
     if pixels < 0 or not 0 <= fraction <= 1:
         raise DataError(f"data.augment: shift takes pixels >= 0 and fraction in [0, 1], got {pixels}, {fraction}")
 
+    return _of_images("shift", lambda images, generator: shift_images(images, pixels, fraction, generator))
+
+
+def flip(fraction: float = 0.5) -> Callable[[Any, torch.Generator], Any]:
+    """An augmentation: left and right of an image change places.
+
+    Args:
+        fraction: of the samples that are turned.
+
+    Returns:
+        (batch, generator) -> batch, as of ``shift``.
+
+    Raises:
+        DataError: an impossible fraction.
+    """
+    if not 0 <= fraction <= 1:
+        raise DataError(f"data.augment: flip takes a fraction in [0, 1], got {fraction}")
+
+    def turned(images: Tensor, generator: torch.Generator) -> Tensor:
+        chosen = torch.rand(len(images), generator=generator, device=generator.device) < fraction
+        chosen = chosen.to(images.device).reshape(-1, *[1] * (images.ndim - 1))
+        return torch.where(chosen, images.flip(-1), images)
+
+    return _of_images("flip", turned)
+
+
+def _of_images(name: str, change: Callable[[Tensor, torch.Generator], Tensor]) -> Callable[[Any, torch.Generator], Any]:
+    """An augmentation of a batch's first part with three dimensions or more."""
+
     def augment(batch: Any, generator: torch.Generator) -> Any:
         if isinstance(batch, Tensor):
-            return shift_images(batch, pixels, fraction, generator)
+            return change(batch, generator)
         held = list(parts(batch) or [])
         place = next((at for at, one in enumerate(held) if isinstance(one, Tensor) and one.ndim > 2), None)
         if place is None:
-            raise DataError(f"data.augment: shift found no images (n, ..., h, w) in a batch {described(batch)}")
-        held[place] = shift_images(held[place], pixels, fraction, generator)
+            raise DataError(f"data.augment: {name} found no images (n, ..., h, w) in a batch {described(batch)}")
+        held[place] = change(held[place], generator)
         return rebuilt(batch, held)
 
     return augment
