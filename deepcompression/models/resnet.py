@@ -27,16 +27,17 @@ class Block(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """Three groups of three blocks, of 16, 32 and 64 channels; BatchNorm follows every convolution."""
+    """Three groups of three blocks, of once, twice and four times a width; BatchNorm follows every convolution."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu1 = nn.ReLU()
-        self.layer1, self.layer2, self.layer3 = _group(16, 16, 1), _group(16, 32, 2), _group(32, 64, 2)
+        self.layer1, self.layer2 = _group(width, width, 1), _group(width, 2 * width, 2)
+        self.layer3 = _group(2 * width, 4 * width, 2)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(64, classes)
+        self.fc = nn.Linear(4 * width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of images (n, channels, h, w)."""
@@ -46,14 +47,15 @@ class ResNet20(nn.Module):
         return logits
 
 
-def resnet20(channels: int = 1, classes: int = 10) -> nn.Module:
+def resnet20(channels: int = 1, classes: int = 10, width: int = 16) -> nn.Module:
     """ResNet-20, untrained; 272,186 parameters for one input channel.
 
     Args:
         channels: of an image.
         classes: that are told apart.
+        width: channels of the first group; 16 in the paper.
     """
-    model = ResNet20(channels, classes)
+    model = ResNet20(channels, classes, width)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
