@@ -134,7 +134,8 @@ def _detect(model: nn.Module, batch: Any) -> tuple[Tensor, Any, Any]:
     images, targets = _boxed(batch)
     if hasattr(model, "loss_of") and hasattr(model, "detections"):
         outputs = model(images)
-        return model.loss_of(outputs, targets), model.detections(outputs), targets  # type: ignore[operator]
+        found = [] if model.training else model.detections(outputs)  # type: ignore[operator]
+        return model.loss_of(outputs, targets), found, targets  # type: ignore[operator]
     if model.training:
         losses = model(list(images), targets)
         return torch.stack(list(losses.values())).sum(), [], targets

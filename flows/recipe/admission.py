@@ -35,7 +35,10 @@ def _each(module: str, names: str) -> frozenset[str]:
 
 # Each builds what its numbers say, or reads data from the folder that it is given; none runs what it is told to.
 CALLABLES = (
-    _each("deepcompression.models", "lenet_300_100 lenet5 digits_net binary_mlp alexnet vgg16 resnet20")
+    _each(
+        "deepcompression.models",
+        "lenet_300_100 lenet5 digits_net binary_mlp alexnet vgg16 resnet20 ssd_lite segmenter",
+    )
     | _each("deepcompression.data", "digits mnist fashion_mnist shift flip images cifar10 tabular text shapes")
     | frozenset((*STEPS.values(), *METRICS.values())) - {METRICS["torchmetrics"]}
     | _each(
