@@ -128,6 +128,10 @@ class Session:
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """After each step of a loop of your own: what follows this one, and what comes before the next."""
         self.after_step()
+        self.next_step(optimizer)
+
+    def next_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """``before_step``, unless all steps are done; a warning where a loop goes on all the same."""
         if self.now.step < self.now.steps:
             self.before_step(optimizer)
         elif self.now.step == self.now.steps + 1:
@@ -212,13 +216,16 @@ def attach(
     Raises:
         StructureError: two methods claim the same, or a method cannot do what it is asked for.
     """
-    kept = None if samples is None else list(samples)
-    some = None if kept is None else lambda _: kept
-    where = Stay(str(next((one.device for one in model.parameters()), "cpu")))
-    context = Context(some, seed=seed, compute=where, structure=structure or {})
-    context = context if forward is None else replace(context, forward=forward)
-    context = replace(context, teacher=_teacher(teacher, context.forward))
-    session = Session(model, methods, total_steps, context)
+    session = prepared(
+        model,
+        methods,
+        total_steps,
+        samples=samples,
+        forward=forward,
+        teacher=teacher,
+        structure=structure,
+        seed=seed,
+    )
     try:
         session.before_step()
     except BaseException:
@@ -231,6 +238,38 @@ def _teacher(given: nn.Module | Callable[[Any], Any] | None, forward: Forward) -
     if isinstance(given, nn.Module):
         return Teacher(partial(forward, given.eval()), given)
     return None if given is None else Teacher(given)
+
+
+def prepared(
+    model: nn.Module,
+    methods: Sequence[Method],
+    total_steps: int = 1,
+    *,
+    samples: Iterable[Any] | None = None,
+    forward: Forward | None = None,
+    teacher: nn.Module | Callable[[Any], Any] | None = None,
+    structure: Structure | None = None,
+    seed: int = 0,
+) -> Session:
+    """As ``attach``, before the first step: where a loop tells later how many steps it has, in ``now.steps``.
+
+    Args:
+        model: changed in place.
+        methods: as for ``attach``, like all the others.
+        total_steps: of the whole training, if they are known yet.
+        samples: some batches of training data.
+        forward: (model, batch) -> outputs, for these.
+        teacher: what to learn from.
+        structure: what is true of tensors already.
+        seed: of what methods draw.
+    """
+    kept = None if samples is None else list(samples)
+    some = None if kept is None else lambda _: kept
+    where = Stay(str(next((one.device for one in model.parameters()), "cpu")))
+    context = Context(some, seed=seed, compute=where, structure=structure or {})
+    context = context if forward is None else replace(context, forward=forward)
+    context = replace(context, teacher=_teacher(teacher, context.forward))
+    return Session(model, methods, total_steps, context)
 
 
 def labels_of(methods: Sequence[Method]) -> dict[Method, str]:

@@ -198,14 +198,36 @@ def test_lightning_trains_with_methods(tmp_path: Path) -> None:
     promised(module)
 
 
-def test_the_page_of_the_docs_runs(tmp_path: Path) -> None:
-    """What a reader copies works as it stands: the bare loop, and where Lightning is installed, its module."""
-    bare, lit = re.findall(r"```python\n(.*?)```", OWN_LOOP.read_text(encoding="utf-8"), re.S)
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", OWN_LOOP.read_text(encoding="utf-8"), re.S)
+
+
+def test_the_page_of_the_docs_runs() -> None:
+    """What a reader copies works as it stands: the bare loop."""
     names: dict[str, Any] = {}
-    exec(bare, names)
+    exec(blocks()[0], names)
     assert names["density"] == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("block", "package"), [(1, "lightning"), (2, "accelerate"), (3, "cv2")])
+def test_callbacks_of_the_docs_run(block: int, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as it stands, where its trainer is installed."""
+    pytest.importorskip({2: "transformers", 3: "mmengine"}.get(block, package))
+    pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(blocks()[0], names)
+    exec(blocks()[block], names)
+    assert names["density"] == pytest.approx(0.2, abs=0.01)
+
+
+def test_hooks_of_the_docs_run(tmp_path: Path) -> None:
+    """The same calls in hooks of Lightning's, where it is installed."""
     lightning = pytest.importorskip("lightning")
-    exec(lit, names)
+    names: dict[str, Any] = {}
+    exec(blocks()[0], names)
+    exec(blocks()[4], names)
     module = names["Compressed"](nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)))
     trainer = lightning.Trainer(
         max_epochs=2, accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_checkpointing=False
