@@ -11,6 +11,7 @@ from pydantic import Field
 from deepcompression.allocation import budget as library
 from deepcompression.allocation.budget import Budget, Clock, Next, Stop
 from deepcompression.errors import BudgetError, DivergedError, RunError, StructureError
+from flows import reconstructed
 from flows.candidates import (
     SAMPLES,
     SHARING,
@@ -20,6 +21,7 @@ from flows.candidates import (
     allocated,
     epochs_of,
     made_step,
+    minutes,
     sensitivity_of,
     sharing_epochs,
     training_keys,
@@ -78,18 +80,27 @@ def search(run: Run, recipe: schema.Recipe, dense: Reference, call: Call) -> tup
     now = Search(
         run, recipe.budget, train, _budget(recipe.budget, dense), dense, call, 0, float(dense.numbers["worked_seconds"])
     )
-    reason = _plan(now, recipe) or _nothing_to_try(now)
-    reason = reason or _search_on(now, _first_bytes(now))
-    if not any(step.result.kept for step in now.steps) and (ways := _fallbacks(now)):
+    reasons = [reconstructed.search(now, _tell)] if reconstructed.reconstructs(now) else []
+    reasons += [_trained(now, recipe)] if train is not None else []
+    reason = "; ".join(reasons)
+    if not any(step.result.kept for step in now.every) and (ways := _fallbacks(now)):
         _fall_back(now, ways)
         reason += "; what is nearly lossless was made instead"
-    if not now.steps:
+    if not now.every:
         raise RunError(f"budget: no file was made: {reason}")
-    chosen = library.best_of(now.budget, [step.result for step in now.steps])
-    say(f"[bold]budget[/]       step {chosen + 1} of {len(now.steps)} is taken; no further: {reason}")
+    chosen = library.best_of(now.budget, [step.result for step in now.every])
+    say(f"[bold]budget[/]       step {chosen + 1} of {len(now.every)} is taken; no further: {reason}")
     outcome = _outcome(now, chosen, reason)
     task_budget.leave(run, outcome)
     return _chain(now, chosen), outcome
+
+
+def _trained(now: Search, recipe: schema.Recipe) -> str:
+    """Makes candidates that are trained, as long as there is time; why there is no other."""
+    try:
+        return _plan(now, recipe) or _nothing_to_try(now) or _search_on(now, _first_bytes(now))
+    except TimeoutError:
+        return f"{now.time} are spent: {now.last} was cut off"
 
 
 def _search_on(now: Search, first: int | None) -> str:
@@ -103,17 +114,17 @@ def _search_on(now: Search, first: int | None) -> str:
         try:
             now.steps.append(made_step(now, following))
         except (DivergedError, StructureError) as error:  # of this candidate: what was made before is as good as it was
-            return f"step {len(now.steps) + 1} came to nothing ({error})"
-        _tell(now, now.steps[-1])
+            return f"step {now.name()} came to nothing ({error})"
+        _tell(now)
 
 
 def _fallbacks(now: Search) -> Sequence[tuple[int | None, str, str]]:
     """Those that may be small enough, a shared weight taken as half of its bits; all of them where no file is made."""
     most = now.budget.most_bytes
     if most is None:
-        return FALLBACKS
+        return [one for one in FALLBACKS if one[2] not in [step.note for step in now.quick]]
     dense = now.dense.numbers["dense_bytes"]
-    return [one for one in SMALL_FALLBACKS if not now.steps or dense * (one[0] or 32) / 2 / 32 <= most]
+    return [one for one in SMALL_FALLBACKS if not now.every or dense * (one[0] or 32) / 2 / 32 <= most]
 
 
 def _fall_back(now: Search, ways: Sequence[tuple[int | None, str, str]]) -> None:
@@ -121,7 +132,7 @@ def _fall_back(now: Search, ways: Sequence[tuple[int | None, str, str]]) -> None
     say("[bold]budget[/]       nothing keeps to the budget so far: what is nearly lossless is made")
     for bits, rest, note in ways:
         now.steps.append(without_training(now, bits, rest, note))
-        _tell(now, now.steps[-1])
+        _tell(now)
         if now.steps[-1].result.kept:
             return
 
@@ -132,6 +143,7 @@ def _first_bytes(now: Search) -> int | None:
         return None
     tried = sensitivity_of(now, now.dense, "1")
     sizes = library.first_sizes(now.dense.numbers["dense_bytes"])
+    sizes = [one for one in sizes if now.smallest is None or one < now.smallest] or sizes[:1]
     in_points = now.dense.numbers["val_correct"] is not None
     for size_ in sizes:
         allocation = allocated(now, tried, size_)
@@ -161,7 +173,7 @@ def _plan(now: Search, recipe: schema.Recipe) -> str:
     if now.plan.time_limit is None:
         return ""
     if now.left <= 0:
-        return f"{_spent(now)} by the dense model alone"
+        return f"{now.time} are spent{'' if now.quick else ' by the dense model alone'}"
     clock = _clock(now, recipe)
     now.samples, now.rest = _thrift(clock, now.left)
     aside = clock.sensitivity(POINTS, now.samples) + (clock.by_effect() if now.rest == "auto" else 0.0)
@@ -172,7 +184,7 @@ def _plan(now: Search, recipe: schema.Recipe) -> str:
     if now.epochs and needed <= now.left:
         return ""
     which = f"a step of {now.epochs} epochs (budget.epochs)" if now.plan.epochs else "the shortest step"
-    return f"{_spent(now)} and {which} takes {_time(needed)}"
+    return f"{now.time} are spent and {which} takes {minutes(needed)}"
 
 
 def _nothing_to_try(now: Search) -> str:
@@ -214,15 +226,7 @@ def _fitting(clock: Clock, left: float, wanted: int) -> int:
 def _late(now: Search, following: Next) -> str:
     """Why there is no time for the next step; empty where there is."""
     needed = max((1.1 * step.needed(epochs_of(now, following)) for step in now.steps), default=now.first)
-    return f"{_spent(now)} and a step takes {_time(needed)}" if needed > now.left else ""
-
-
-def _spent(now: Search) -> str:
-    return f"{_time(now.spent)} of {now.plan.time_limit:g} minutes are spent"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes" if seconds >= 6 else f"{seconds:.1f} s"
+    return f"{now.time} are spent and a step takes {minutes(needed)}" if needed > now.left else ""
 
 
 def _refuse_unmeasured(metric: str, dense: Reference) -> None:
@@ -238,19 +242,20 @@ def _refuse_unmeasured(metric: str, dense: Reference) -> None:
 # ---------------------------------------------------------------- what is left
 
 
-def _tell(now: Search, step: Step) -> None:
+def _tell(now: Search) -> None:
+    step = now.every[-1]
     unit = "points" if now.dense.numbers["val_correct"] is not None else str(now.run.metric_object().name)
     note = f" ({step.note})" if step.note else ""
     verdict = "keeps to the budget" if step.result.kept else "does not keep to the budget"
     say(
-        f"[bold]budget[/]       step {len(now.steps)}: {size(step.result.file_bytes)}, "
+        f"[bold]budget[/]       step {len(now.every)}: {size(step.result.file_bytes)}, "
         f"{now.dense.numbers['dense_bytes'] / step.result.file_bytes:.1f}x, "
         f"{lost(step.result.loss, unit)} on validation: {verdict}{note}"
     )
 
 
 def _chain(now: Search, chosen: int) -> list[Reference]:
-    step: Step | None = now.steps[chosen]
+    step: Step | None = now.every[chosen]
     assert step is not None
     chain = [*step.pruning, *step.sharing]
     while step is not None and step.start is not None:
@@ -260,7 +265,7 @@ def _chain(now: Search, chosen: int) -> list[Reference]:
 
 
 def _outcome(now: Search, chosen: int, reason: str) -> dict[str, Any]:
-    numbers = now.dense.numbers
+    numbers, before = now.dense.numbers, len(now.quick) + 1
     return {
         "name": now.run.name,
         "metric": now.run.metric_object().name,
@@ -274,12 +279,12 @@ def _outcome(now: Search, chosen: int, reason: str) -> dict[str, Any]:
         "dense_bytes": numbers["dense_bytes"],
         "dense_val_metric": numbers["val_metric"],
         "stopped": reason,
-        "kept": now.steps[chosen].result.kept,
+        "kept": now.every[chosen].result.kept,
         "chosen": chosen + 1,
         "steps": [
             {
                 "number": place + 1,
-                "start": None if step.start is None else step.start + 1,
+                "start": None if step.start is None else step.start + before,
                 "target_bytes": step.target_bytes,
                 "predicted_bytes": step.predicted_bytes,
                 "file_bytes": step.result.file_bytes,
@@ -293,6 +298,6 @@ def _outcome(now: Search, chosen: int, reason: str) -> dict[str, Any]:
                 "density": dict(step.density),
                 "bits": dict(step.bits),
             }
-            for place, step in enumerate(now.steps)
+            for place, step in enumerate(now.every)
         ],
     }

@@ -20,6 +20,7 @@ Call = Callable[..., Reference]
 LONGER = 2  # how many times as many epochs a step has once the limit is near
 SHARING = 0.5  # epochs of a step's sharing, to those of its pruning
 REST_BITS = 3  # of biases and normalisations
+LEAST_SECONDS = 1.0  # that a stage gets before it is cut off
 CRITERION = "wanda"
 # What pruning does to the loss without training is known no further than this share of a layer's present weights.
 TRIED = {"points": 7, "down_to": 0.2, "bits": [3, 4, 5], "criterion": CRITERION}
@@ -60,7 +61,7 @@ class Search:
 
     run: Run
     plan: schema.Budget
-    train: Training
+    train: Training | None  # None: nothing trains
     budget: Budget
     dense: Reference
     call: Call
@@ -72,17 +73,54 @@ class Search:
     rest: str = "auto"
     tried: Reference | None = None  # the dense model's sensitivity
     first: float = 0.0  # seconds that the first step's training is planned to take
+    quick: list[Step] = field(default_factory=list)  # made without training, before the others
+    last: str = "the dense model"  # what was begun last
 
     @property
     def left(self) -> float:
         """Seconds; infinite without a time limit."""
         return math.inf if self.plan.time_limit is None else 60 * self.plan.time_limit - self.spent
 
-    def made(self, label: str, settings: Stage, source: Reference, *, counted: bool = True) -> Reference:
-        """A stage's result, its work added to what was spent."""
+    @property
+    def time(self) -> str:
+        """What is spent of the time limit, for people."""
+        return f"{minutes(self.spent)} of {self.plan.time_limit:g} minutes"
+
+    @property
+    def every(self) -> list[Step]:
+        """All candidates, in the order in which they were made."""
+        return [*self.quick, *self.steps]
+
+    @property
+    def smallest(self) -> int | None:
+        """Bytes of the smallest that keeps to the budget and was made without training."""
+        return min((one.result.file_bytes for one in self.quick if one.result.kept), default=None)
+
+    def name(self) -> str:
+        """What labels of the next candidate end in."""
+        return str(len(self.every) + 1)
+
+    def made(
+        self, label: str, settings: Stage, source: Reference, *, counted: bool = True, bounded: bool = True
+    ) -> Reference:
+        """A stage's result, its work added to what was spent.
+
+        Args:
+            label: of the stage.
+            settings: its keys.
+            source: what it begins with.
+            counted: whether it has a place of its own in curves.
+            bounded: whether it is cut off when there is no time left; what it has finished by then is kept.
+
+        Raises:
+            TimeoutError: it was cut off.
+        """
         self.number += counted
-        number = self.number if counted else None
-        reference = self.call(task_of(settings.stage), self.run, label, number, settings, source)
+        self.last = label
+        number, task = self.number if counted else None, task_of(settings.stage)
+        if bounded and self.plan.time_limit is not None:
+            task = task.with_options(timeout_seconds=max(self.left, LEAST_SECONDS))
+        reference = self.call(task, self.run, label, number, settings, source)
         self.spent += float(reference.numbers["worked_seconds"])
         return reference
 
@@ -90,7 +128,7 @@ class Search:
 def made_step(now: Search, following: Next) -> Step:
     """Cut units, prune from an earlier candidate's weights, share, encode, measure."""
     source = now.dense if following.start is None else now.steps[following.start].pruning[-1]
-    name = str(len(now.steps) + 1)
+    name = now.name()
     tried = sensitivity_of(now, source, name)
     allocation = allocated(now, tried, following.target_bytes)
     epochs = epochs_of(now, following)
@@ -125,23 +163,23 @@ def made_step(now: Search, following: Next) -> Step:
         (*cut, pruned, clean),
         (shared, tidy, rounded, encoded),
         epochs,
-        _measured(now, encoded, following.start),
+        measured(now, encoded, following.start),
         tried,
     )
 
 
 def without_training(now: Search, bits: int | None, rest: str, note: str) -> Step:
     """A nearly lossless candidate from the dense model: shared at so many bits (None: not shared), the rest rounded."""
-    name, chain = str(len(now.steps) + 1), [now.dense]
+    name, chain = now.name(), [now.dense]
     if bits:
         sharing = share.Settings(stage="share", bits=bits, init="optimal")
-        chain.append(now.made(f"share-{name}", sharing, chain[-1]))
+        chain.append(now.made(f"share-{name}", sharing, chain[-1], bounded=False))
     if rest != "float32":
         rounding = quantize.Settings.model_validate({"stage": "quantize", "codebook": "auto", "rest": rest})
-        chain.append(now.made(f"quantize-{name}", rounding, chain[-1]))
+        chain.append(now.made(f"quantize-{name}", rounding, chain[-1], bounded=False))
     coding = encode.Settings(stage="encode", coder=now.plan.coder)
-    chain.append(now.made(f"encode-{name}", coding, chain[-1]))
-    result = _measured(now, chain[-1], None)
+    chain.append(now.made(f"encode-{name}", coding, chain[-1], bounded=False))
+    result = measured(now, chain[-1], None)
     return Step(result.file_bytes, None, {}, {}, result.file_bytes, (), tuple(chain[1:]), 0, result, None, note)
 
 
@@ -160,6 +198,7 @@ def sharing_epochs(epochs: int) -> int:
 
 def training_keys(now: Search, epochs: int) -> dict[str, Any]:
     """The recipe's keys of a step's training, so long."""
+    assert now.train is not None
     keys = {key: value for key, value in plain(now.train).items() if key in Training.model_fields}
     return {**keys, "epochs": epochs, "distil": plain(now.plan.distil)}
 
@@ -189,7 +228,19 @@ def _actual_to_predicted(steps: list[Step]) -> float:
     return min(max(steps[-1].result.file_bytes / steps[-1].predicted_bytes, 0.5), 2.0)
 
 
-def _measured(now: Search, encoded: Reference, start: int | None) -> Candidate:
+def minutes(seconds: float) -> str:
+    """A time for people."""
+    return f"{seconds / 60:.1f} minutes" if seconds >= 6 else f"{seconds:.1f} s"
+
+
+def measured(now: Search, encoded: Reference, start: int | None) -> Candidate:
+    """What a file is worth against the dense model.
+
+    Args:
+        now: the search.
+        encoded: the file.
+        start: the place of the candidate whose weights it went on from.
+    """
     higher = bool(now.run.metric_object().higher_is_better)
     numbers, dense = encoded.numbers, now.dense.numbers
     loss = library.loss_of(

@@ -254,7 +254,7 @@ def exports_of(
     return rows, failed
 
 
-def _start(model: Model, train: Training) -> baseline.Settings:
+def _start(model: Model, train: Training | None) -> baseline.Settings:
     """What the baseline task needs: a checkpoint, or how to train."""
     return baseline.Settings(weights=model.weights) if model.weights else baseline.Settings(train=train)
 

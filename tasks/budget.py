@@ -76,6 +76,13 @@ def clock_of(run: Run, dense: Reference, an_epoch: float, a_look: float) -> Cloc
     return Clock(an_epoch, a_look, tensors, max(others, 0), int(dense.numbers["val_total"]), cut)
 
 
+def layers(run: Run, dense: Reference) -> int:
+    """How many tensors are compressed by default."""
+    from deepcompression.network import names
+
+    return len(set(names.prunable(run.model_with(dense))))
+
+
 def epoch_seconds(run: Run, dense: Reference) -> float | None:
     """Mean seconds of an epoch in which the dense model was trained; None where it was read from a file."""
     history = (run.store.find(dense.key) or {}).get("history") or []

@@ -18,7 +18,7 @@ SLOWEST = 1.3  # how many times larger it is at least where nothing has been kep
 NEAR = 1.5  # times the loss that is allowed: so near, training on may be enough
 AGAIN = 1.15  # how many times larger a candidate that is trained on may become
 CLOSE = 1.1  # what is between a result that is kept and one that is not, so near that a step would gain nothing
-LEAST_SAMPLES = 2
+LEAST_SAMPLES = 1  # right or wrong; their loss, which goes into what is expected, tells more
 LARGER = 1.5  # from one size of the first candidate to the next larger one, until one is predicted to keep
 LEFT_OVER = 0.1  # of what pruning and sharing cost before any training, how much training leaves
 OVERHEAD = 1.4  # seconds of a step's epoch to those of the dense model's: masks, a teacher asked, files encoded
@@ -152,14 +152,15 @@ def margin_of(metric_loss: float, correct: int | None, total: int) -> float:
         total: validation samples.
 
     Raises:
-        BudgetError: the loss is less than two samples of the validation split; the smallest usable one is told.
+        BudgetError: the loss is less than one sample of the validation split; the smallest usable one is told.
     """
     if correct is None:
         return metric_loss / 4
     if metric_loss * total / 100 < LEAST_SAMPLES * (1 - 1e-9):
+        smallest = math.ceil(1e4 * LEAST_SAMPLES / total) / 100
         raise BudgetError(
             f"budget.metric_loss {metric_loss:g} points are {metric_loss * total / 100:.2g} of {total:,} validation "
-            f"samples, too few to be told from chance; the smallest usable is {math.ceil(2e4 / total) / 100:g}"
+            f"samples, too few to be told from chance; the smallest usable is {smallest:g}"
         )
     error = 1 - correct / total
     return min(metric_loss / 4, 100 * math.sqrt(max(error * (1 - error), 1 / total) / total))

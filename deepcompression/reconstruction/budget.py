@@ -17,6 +17,7 @@ from deepcompression.structure.rows import rows_of
 POINTS = 60  # prices that are tried
 DAMPED = 0.05  # part of the mean variance that each input has at least
 SOME = 1 << 16  # weights of a tensor that are looked at
+FARTHEST = 16.0  # times as dear, or as cheap, as at first: steps of four times the size
 PRIOR = 0.02  # of the limit: bytes that are taken to be as predicted before any layer is done
 
 
@@ -103,7 +104,17 @@ class Budget:
                 low = middle
             else:
                 high = middle
-        return math.exp(high)
+        return self.bounded(math.exp(high), done)
+
+    def bounded(self, price: float, done: Mapping[str, tuple[float, float]]) -> float:
+        """A price not far from that of the first tensor: what is last, and small, cannot make up for all the others.
+
+        Args:
+            price: of a bit.
+            done: as of ``price``.
+        """
+        first = next((known for name, (known, _) in done.items() if name in self.curves), price)
+        return min(max(price, first / FARTHEST), first * FARTHEST)
 
 
 def budget_of(

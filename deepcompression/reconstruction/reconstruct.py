@@ -254,6 +254,8 @@ def _within(
         if FULL * room <= size <= room:
             return found
         price = found.layer.price * math.exp((size - (1 + FULL) / 2 * room) / (PER_LOG * found.layer.weights))
+        if task.budget and task.budget.bounded(price, spent) != price:
+            return best
         own = replace(own, wanted={**own.wanted, name: replace(own.wanted[name], price=price)})
         found = _done(model, dense, name, moments, order, own)
         size = _bytes(found.state[name], task)

@@ -152,7 +152,9 @@ class Recipe(Strict):
         None, description="a word, or what has name, higher_is_better; (outputs, targets) -> scores"
     )
     teacher: Teacher | None = Field(None, description="what stages with distil learn from; default: the dense model")
-    train: Training = Training()
+    train: Training | None = Field(
+        Training(), description="how the dense model is trained; null with model.weights: a budget's steps train not"
+    )
     hold: Hold = Hold()
     stages: list[Stage] = Field([])
     budget: Budget | None = Field(
@@ -220,8 +222,12 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _taught_by_itself(self) -> Recipe:
-        if self.train.distil and not self.teacher:
+        if self.train and self.train.distil and not self.teacher:
             raise ValueError("train.distil needs a teacher: the dense model cannot learn from itself")
+        if self.train is None and self.model.weights is None:
+            raise ValueError(
+                "train: null goes with model.weights: without a checkpoint the dense model is trained here"
+            )
         return self
 
     @model_validator(mode="after")

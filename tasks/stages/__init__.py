@@ -31,6 +31,7 @@ STAGES: dict[str, str] = {
 OTHERS: dict[str, str] = {
     "custom": "tasks.stages.custom",
     "baseline": "tasks.stages.baseline",
+    "importance": "tasks.stages.importance",
     "pace": "tasks.stages.pace",
     "sensitivity": "tasks.stages.sensitivity",
 }

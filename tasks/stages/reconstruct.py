@@ -179,6 +179,12 @@ class Settings(Stage):
         return ("zeros", wanted.part.word)
 
 
+class Priced(Settings):
+    """Of a budget: what outputs are worth was measured before, by a task ``importance``."""
+
+    measured: str
+
+
 def _matrices(model: nn.Module) -> list[str]:
     from deepcompression.network.names import first_names, parameters
 
@@ -216,6 +222,7 @@ def _aimed(bench: Bench, settings: Settings, target: Target, model: nn.Module, t
     from deepcompression.network.state import dense_bytes, plain_state
     from deepcompression.reconstruction.aimed import aimed, left_for, remember, remembered
     from deepcompression.reconstruction.importance import importance
+    from tasks.stages.importance import measured as importance_of
 
     path, state = bench.folder / "importance.pt", plain_state(model)
     names = [name for name, one in task.wanted.items() if one.bits is not None]
@@ -226,7 +233,7 @@ def _aimed(bench: Bench, settings: Settings, target: Target, model: nn.Module, t
         raise StructureError(
             f"stage {bench.label}: target: {error}; let a stage quantize with rest come before, or ask for less"
         ) from None
-    found = remembered(path)
+    found = importance_of(bench.run, settings.measured) if isinstance(settings, Priced) else remembered(path)
     if found is None:
         _, feed, forward = samples(bench.run, settings.samples, bench.seed, 1)
         found = importance(model, names, feed, forward, divergence=bench.run.step is None, seed=bench.seed)

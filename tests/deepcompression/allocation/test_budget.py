@@ -37,11 +37,11 @@ def test_losses_are_in_the_metrics_unit():
     assert loss_of(0.99, 0.98, higher_is_better=True, in_points=True) == pytest.approx(-1.0)
 
 
-def test_a_budget_of_less_than_two_samples_is_refused():
+def test_a_budget_of_less_than_a_sample_is_refused():
     """It could not be told from chance; the message has the smallest usable one, which is usable."""
-    with pytest.raises(BudgetError, match=r"0\.02 points are 1 of 5,000 .* smallest usable is 0\.04"):
-        margin_of(0.02, 4900, 5000)
-    assert 0 < margin_of(0.04, 4900, 5000) <= 0.01
+    with pytest.raises(BudgetError, match=r"0\.01 points are 0\.5 of 5,000 .* smallest usable is 0\.02"):
+        margin_of(0.01, 4900, 5000)
+    assert 0 < margin_of(0.02, 4900, 5000) <= 0.005
     for total in (7, 215, 333, 5000, 59_999):
         with pytest.raises(BudgetError) as caught:
             margin_of(1e-3, total - 1, total)

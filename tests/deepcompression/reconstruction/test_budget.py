@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deepcompression.allocation.bit_costs import coded_bytes
 from deepcompression.errors import StructureError
-from deepcompression.reconstruction.budget import budget_of
+from deepcompression.reconstruction.budget import FARTHEST, Budget, Curve, budget_of
 from deepcompression.reconstruction.importance import Importance, importance
 from deepcompression.reconstruction.layer import Wanted
 from deepcompression.reconstruction.reconstruct import Task, reconstruct
@@ -93,3 +93,17 @@ def test_outputs_that_are_no_tensor_are_refused() -> None:
     """In one line."""
     with pytest.raises(StructureError, match="one tensor of floats"):
         importance(_net(), ["0.weight"], lambda: SAMPLES.split(1), lambda model, batch: [model(batch)])
+
+
+def test_a_small_last_layer_does_not_pay_for_all_before_it() -> None:
+    """What large layers took too much would leave nothing for it: the price of a bit stays near that of the first."""
+    prices = torch.logspace(-6, 0, 40, dtype=torch.float64)
+    curves = {
+        "large": Curve(prices, 1e4 * (prices / 1e-6) ** -0.1),
+        "last": Curve(prices, 100 * (prices / 1e-6) ** -0.1),
+    }
+    budget = Budget(5000.0, curves)
+    first = budget.price({})
+    late = budget.price({"large": (first, 5050.0)})
+    assert first < late <= FARTHEST * first and budget.bounded(1e3, {"large": (first, 5050.0)}) == late
+    assert budget.bounded(0.5, {}) == 0.5
