@@ -134,6 +134,12 @@ def _of_export(summary: Mapping[str, Any], target: str) -> tuple[str, str]:
     return f"{one['bytes']:,}" if one.get("bytes") else "", time
 
 
+def _called(trial: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A trial's parameters in words."""
+    words: Mapping[str, Any] = trial.get("labels") or trial["parameters"]
+    return words
+
+
 def show_sweep(result: Mapping[str, Any]) -> None:
     """Prints a sweep's trials, smallest file first, the Pareto front marked, failures below."""
     console = Console(highlight=False)
@@ -148,7 +154,7 @@ def show_sweep(result: Mapping[str, Any]) -> None:
     for one in good:
         summary, tested = one["summary"], one["test"]
         table.add_row(
-            *(str(one["parameters"].get(key)) for key in result["parameters"]),
+            *(str(_called(one).get(key)) for key in result["parameters"]),
             f"{'* ' if one['pareto'] else ''}{one['number']}",
             f"{summary['file_bytes']:,}",
             f"{summary['ratio']:.1f}x",
@@ -165,9 +171,7 @@ def show_sweep(result: Mapping[str, Any]) -> None:
     )
     for one in result["trials"]:
         if one["error"]:
-            console.print(
-                f"trial {one['number']} {one['parameters']} failed: {one['error']}", soft_wrap=True, markup=False
-            )
+            console.print(f"trial {one['number']} {_called(one)} failed: {one['error']}", soft_wrap=True, markup=False)
     for one in good:
         if missed(one["summary"]):
             text = f"trial {one['number']} {told(one['summary']['verdict'])}"

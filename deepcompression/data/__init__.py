@@ -1,5 +1,6 @@
 """Data for the paper's networks, doors to files that people have, and the forms in which anybody's splits are read."""
 
+from deepcompression.data.answers import answers
 from deepcompression.data.cifar import cifar10
 from deepcompression.data.pictures import images
 from deepcompression.data.shapes import shapes
@@ -10,6 +11,7 @@ from deepcompression.data.texts import text
 
 __all__ = [
     "Splits",
+    "answers",
     "as_splits",
     "cifar10",
     "digits",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deepcompression._atomic import written
@@ -25,7 +25,7 @@ def digest_of_files(files: Sequence[Path], looked_at: Callable[[Path], None] = l
     Raises:
         DataError: a file cannot be read.
     """
-    kept = _kept_at(files)
+    kept = cache("digests", "\n".join(map(str, files)))
     known, found = _read(kept), dict[str, list[object]]()
     digest = hashlib.sha256()
     for path in files:
@@ -37,14 +37,24 @@ def digest_of_files(files: Sequence[Path], looked_at: Callable[[Path], None] = l
         found[str(path)] = last
         digest.update(str(last[2]).encode())
     if found != known:
-        _keep(kept, found)
+        keep(kept, found)
     return digest.hexdigest()
 
 
-def _kept_at(files: Sequence[Path]) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    named = hashlib.sha256("\n".join(map(str, files)).encode()).hexdigest()[:24]
-    return cache / "deep-compression" / "digests" / f"{named}.json"
+def cache(kind: str, name: str) -> Path:
+    """A file of the user's cache, of a kind, for whatever a name stands for."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return folder / "deep-compression" / kind / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
+
+
+def keep(path: Path, found: object) -> None:
+    """Writes JSON into the cache; a warning says where that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written(path) as file:
+            file.write(json.dumps(found).encode())
+    except (OSError, StorageError) as error:
+        log.warning("data: %s cannot be written (%s): what it keeps is found anew at the next start", path, error)
 
 
 def _facts(path: Path) -> list[object]:
@@ -71,12 +81,3 @@ def _read(path: Path) -> dict[str, list[object]]:
         return {}
     whole = isinstance(found, dict) and all(isinstance(one, list) and len(one) == 3 for one in found.values())
     return found if whole else {}
-
-
-def _keep(path: Path, found: Mapping[str, list[object]]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written(path) as file:
-            file.write(json.dumps(found).encode())
-    except (OSError, StorageError) as error:
-        log.warning("data: %s cannot be written (%s): all files are read again at the next start", path, error)

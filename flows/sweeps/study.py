@@ -50,6 +50,9 @@ class Sweep(Strict):
     recipe: str | dict[str, Any] = Field(description="path or URL of a recipe, or the recipe itself")
     overrides: dict[str, Any] = Field({}, description="dotted key -> value, the same in all trials")
     parameters: dict[str, Values] = Field(min_length=1, description="dotted key -> choices, or a range")
+    labels: dict[str, list[str]] = Field(
+        {}, description="dotted key -> a word for each of its choices, which tables show in their place"
+    )
     method: Literal["grid", "random", "tpe"] = "grid"
     trials: int | None = Field(None, ge=1, description="random and tpe: how many")
     seed: int = Field(0, ge=0, description="of random and tpe")
@@ -68,6 +71,21 @@ class Sweep(Strict):
             if isinstance(choices, list) and not choices:
                 raise ValueError(f"{key}: expected at least one choice")
         return value
+
+    @model_validator(mode="after")
+    def _labelled(self) -> Sweep:
+        for key, words in self.labels.items():
+            choices = self.parameters.get(key)
+            if not isinstance(choices, list) or len(choices) != len(words):
+                many = len(choices) if isinstance(choices, list) else "no"
+                raise ValueError(f"labels.{key}: {len(words)} words for {many} choices; expected one for each")
+        return self
+
+    def label(self, key: str, value: Any) -> str:
+        """What tables call a choice."""
+        choices = self.parameters.get(key)
+        place = choices.index(value) if isinstance(choices, list) and value in choices else None
+        return str(value) if place is None or key not in self.labels else self.labels[key][place]
 
     @model_validator(mode="after")
     def _fitting(self) -> Sweep:

@@ -283,7 +283,14 @@ def _result(plan: Sweep, trials: Sequence[Trial], best: set[int], folder: Path, 
         "dense_bytes": first["dense_bytes"],
         "dense_val_metric": first["baseline"]["metric"],
         "parameters": list(plan.parameters),
-        "trials": [{**asdict(trial), "pareto": trial.number in best} for trial in trials],
+        "trials": [
+            {
+                **asdict(trial),
+                "labels": {key: plan.label(key, value) for key, value in trial.parameters.items()},
+                "pareto": trial.number in best,
+            }
+            for trial in trials
+        ],
         "folder": str(folder),
         "mlflow_run_id": tracker.run_id,
         "prefect_flow_run_id": str(flow_run.id) if flow_run.id else None,
@@ -294,10 +301,7 @@ def _prefect_artifacts(plan: Sweep, result: Mapping[str, Any]) -> None:
     from prefect.artifacts import create_table_artifact
 
     if flow_run.id:
-        rows = [
-            {**{key: str(value) for key, value in trial["parameters"].items()}, **_figures(trial)}
-            for trial in result["trials"]
-        ]
+        rows = [{**trial["labels"], **_figures(trial)} for trial in result["trials"]]
         create_table_artifact(
             key="sweep", table=hidden(rows), description=f"{plan.name}: size and validation of every trial"
         )

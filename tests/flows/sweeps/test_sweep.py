@@ -58,6 +58,7 @@ def plan(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         ({"name": "../../etc"}, "name"),
         ({"worker": 2}, "did you mean 'workers'"),
         ({"parameters": {"stages.nothing.bits": [2]}}, "nothing"),
+        ({"labels": {"stages.nothing.bits": ["two"]}}, "1 words for no choices"),
     ],
 )
 def test_a_wrong_sweep_is_one_line(plan: Callable[..., dict[str, Any]], changes: dict[str, Any], part: str) -> None:
@@ -71,6 +72,21 @@ def test_shipped_sweeps_are_right() -> None:
     """What lies in conf/sweeps can be run."""
     for path in (ROOT / "conf" / "sweeps").glob("*.yaml"):
         assert load(str(path)).name
+
+
+def test_choices_have_words_in_tables() -> None:
+    """A list of stages is no name of a trial; as many words as there are choices."""
+    from flows.sweeps.study import Sweep
+
+    asked = {"stages": [[{"stage": "share"}], [{"stage": "prune"}]], "seed": [0, 1]}
+    plan = Sweep.model_validate({"name": "s", "recipe": {}, "parameters": asked, "labels": {"stages": ["a", "b"]}})
+    assert plan.label("stages", [{"stage": "prune"}]) == "b" and plan.label("seed", 1) == "1"
+    trial = Trial(0, {"stages": [{"stage": "share"}]}, None, {"baseline": {"metric": 1}, "metric": "accuracy"})
+    trial.summary |= {"dense_bytes": 1, "final": {"higher_is_better": True}}
+    (row,) = sweeps._result(plan, [trial], set(), Path("f"), SimpleNamespace(run_id=None))["trials"]  # type: ignore
+    assert row["labels"] == {"stages": "a"}
+    with pytest.raises(ValueError, match="2 words for no choices"):
+        Sweep.model_validate({"name": "s", "recipe": {}, "parameters": {"seed": [0]}, "labels": {"x": ["a", "b"]}})
 
 
 def test_exports_of_trials_are_in_the_table_and_in_the_picture(
