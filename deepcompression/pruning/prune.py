@@ -79,7 +79,7 @@ def prune(
         stays = {name: _above(scores[name], clean[name], quality[name]) for name in scores}
     else:
         stays = kept(scores, density or {}, scope)
-    pruned = {name: _cut(name, clean[name], keep) for name, keep in stays.items()}
+    pruned = {name: cut(name, clean[name], keep) for name, keep in stays.items()}
     layers |= {name: account_of(name, clean[name], weight, scores[name]) for name, weight in pruned.items()}
     return Pruned(replaced(clean, pruned), [layers[name] for name in table])
 
@@ -152,8 +152,8 @@ def count_of(scores: Tensor, density: float) -> int:
     return max(round(density * len(scores)), 1)
 
 
-def _largest(scores: Tensor, count: int) -> Tensor:
-    """Where the ``count`` largest scores (n,) are, as bool (n,); the earlier of equal ones."""
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Where the ``count`` largest scores (n,) are, as bool (n,); of equal ones the earlier."""
     if count >= len(scores):
         return torch.ones_like(scores, dtype=torch.bool)
     threshold = scores.kthvalue(len(scores) - count + 1).values
@@ -182,7 +182,7 @@ def kept(scores: Mapping[str, Tensor], density: Mapping[str, float], scope: str)
     """
     if scope == "global":
         return _globally(scores, density)
-    return {name: _largest(one, count_of(one, density[name])) for name, one in scores.items()}
+    return {name: largest(one, count_of(one, density[name])) for name, one in scores.items()}
 
 
 def _globally(scores: Mapping[str, Tensor], density: Mapping[str, float]) -> dict[str, Tensor]:
@@ -191,16 +191,25 @@ def _globally(scores: Mapping[str, Tensor], density: Mapping[str, float]) -> dic
     common = next(iter(density.values()))
     ranked = []
     for one in scores.values():
-        floor = _largest(one, count_of(one, min(GLOBAL_FLOOR, common)))
+        floor = largest(one, count_of(one, min(GLOBAL_FLOOR, common)))
         # What each tensor keeps in any case ranks first.
         ranked.append(one.masked_fill(floor & (one > -torch.inf), torch.inf))
     whole = torch.cat(ranked)
-    stays = torch.split(_largest(whole, count_of(whole, common)), [len(one) for one in ranked])
+    stays = torch.split(largest(whole, count_of(whole, common)), [len(one) for one in ranked])
     return dict(zip(scores, stays, strict=True))
 
 
-def _cut(name: str, weight: Tensor, keep: Tensor) -> Tensor:
-    """The weight where ``keep`` (n,), +0.0 elsewhere; refuses to empty it."""
+def cut(name: str, weight: Tensor, keep: Tensor) -> Tensor:
+    """The weight where ``keep`` says so, +0.0 elsewhere.
+
+    Args:
+        name: of the tensor, for the message.
+        weight: of n elements, any shape.
+        keep: bool (n,).
+
+    Raises:
+        StructureError: nothing would be left of it.
+    """
     alive = keep.reshape(weight.shape) & (weight != 0)
     if bool((weight != 0).any()) and not bool(alive.any()):
         raise StructureError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from deepcompression.pruning.criteria import CRITERIA, FILTERS
 from tasks.execution.bench import Bench, Product, covering
-from tasks.execution.patterns import SELECTED
+from tasks.execution.patterns import NAMED, SELECTED
 from tasks.execution.settings import ByName, Density, Dropouts, Factory, Stage, Training, plain, table_of
 
 if TYPE_CHECKING:
@@ -20,9 +20,19 @@ if TYPE_CHECKING:
     from deepcompression.structure.constraints import Structure
     from tasks.execution.run import Run
 
+Pattern = Annotated[str, Field(pattern=r"^[1-9]\d*[:x][1-9]\d*$")]
 Quality = Annotated[float, Field(gt=0)]
 Criterion = Literal[tuple(CRITERIA)]
 AnyCriterion = Literal[(*CRITERIA, *FILTERS)]
+
+
+def check_pattern(word: str) -> None:
+    """Raises ValueError where a pattern would prune nothing."""
+    one, other = (int(number) for number in word.replace("x", ":").split(":"))
+    if ":" in word and one >= other:
+        raise ValueError(f"granularity: {word} prunes nothing; expected N:M with N below M, such as 2:4")
+    if "x" in word and one * other == 1:
+        raise ValueError(f"granularity: {word} is of single weights; leave it out")
 
 
 class Gradual(Training):
@@ -36,8 +46,13 @@ class Settings(Stage):
     """Pruning: small weights become +0.0 (Han et al. 2015, section 3), or whole filters go."""
 
     stage: Literal["prune"]
-    granularity: Literal["weight", "filter"] = Field(
-        "weight", description="filter: whole channels go, together in all layers that share them"
+    granularity: Literal["weight", "filter"] | Pattern = Field(
+        "weight",
+        description="filter: whole channels go, together in all layers that share them; 2:4, or any N:M: of every M "
+        "weights along the inputs N stay; 1x4, or any ROWSxCOLUMNS: blocks stay or go whole",
+    )
+    layers: Annotated[list[str] | None, NAMED] = Field(
+        None, min_length=1, description="of a pattern: names of tensors or patterns; default: all that can have it"
     )
     remove: bool = Field(False, description="of filters: shapes shrink, by an edit that the file holds; else zeros")
     density: Annotated[Density | dict[str, Density] | None, ByName, SELECTED] = Field(
@@ -59,7 +74,7 @@ class Settings(Stage):
 
     @model_validator(mode="after")
     def _one_way(self) -> Settings:
-        if (self.density is None) == (self.quality is None):
+        if (self.density is None) == (self.quality is None) and ":" not in self.granularity:
             raise ValueError("expected exactly one of density and quality")
         if self.scope == "global" and not isinstance(self.density, float):
             raise ValueError("scope: global takes one density for all selected layers, such as density: 0.1")
@@ -74,6 +89,10 @@ class Settings(Stage):
     @model_validator(mode="after")
     def _of_one_granularity(self) -> Settings:
         filters = self.granularity == "filter"
+        if self.is_pattern:
+            self._check_pattern()
+        elif self.layers is not None:
+            raise ValueError("layers goes with a granularity such as 2:4 or 1x4; else density names what is pruned")
         if (self.criterion in FILTERS) != filters:
             known = ", ".join(FILTERS if filters else CRITERIA)
             raise ValueError(
@@ -87,8 +106,34 @@ class Settings(Stage):
             raise ValueError("remove: true goes with rounds: 1; density is of the filters that are there")
         return self
 
+    @property
+    def is_pattern(self) -> bool:
+        """Whether zeros lie in a pattern."""
+        return self.granularity not in ("weight", "filter")
+
+    def _check_pattern(self) -> None:
+        check_pattern(self.granularity)
+        if ":" in self.granularity and (self.density is not None or self.quality is not None or self.rounds > 1):
+            raise ValueError(
+                f"granularity: {self.granularity} says how many weights stay: leave density, quality, rounds out"
+            )
+        if "x" in self.granularity and not isinstance(self.density, float):
+            raise ValueError(f"granularity: {self.granularity} takes one density, the part of the blocks that stays")
+        if self.gradual:
+            raise ValueError(
+                f"granularity: {self.granularity} goes without gradual; while training, N:M is a method: stage: train, "
+                f"methods: [{{prune: {{granularity: '{self.granularity}'}}}}]"
+            )
+        if self.scope == "global":
+            raise ValueError(f"granularity: {self.granularity} goes with scope: layer")
+
     def fits(self, run: Run, model: nn.Module) -> None:
-        """Filters must be there to be removed."""
+        """Filters must be there to be removed, and tensors such that they can have a pattern."""
+        if self.is_pattern:
+            from deepcompression.pruning.patterns import fitting
+            from deepcompression.structure.patterns import pattern_of
+
+            fitting(model, pattern_of(self.granularity), self.layers)
         if self.granularity == "filter":
             from tasks.stages.filters import refuse_unfit
 
@@ -97,18 +142,30 @@ class Settings(Stage):
     def follows(self, model: nn.Module, structure: Structure) -> None:
         """Weights of two values stay two values; whole filters of them may go, where nothing is grouped by them."""
         from deepcompression.errors import StructureError
-        from deepcompression.network.names import resolve
         from deepcompression.structure.constraints import refuse_torn
 
         if self.remove:
             refuse_torn(structure, "the removal of filters; let it come before, or take remove: false")
-        key = "quality" if self.density is None else "density"
-        for name in resolve(model, table_of(getattr(self, key))) if self.granularity == "weight" else ():
+        key = "layers" if self.is_pattern else "quality" if self.density is None else "density"
+        for name in self._tensors(model):
             if any(word.startswith("binary") for word in structure.get(name, ())):
                 raise StructureError(
                     f"{name}: is binary already, and 0 would be a third value; prune before it is binarized, or leave "
                     f"it out of {key}"
                 )
+
+    def _tensors(self, model: nn.Module) -> Collection[str]:
+        """Whose single weights, or groups or blocks of them, are pruned."""
+        from deepcompression.network.names import resolve
+
+        if self.granularity == "filter":
+            return ()
+        if self.is_pattern:
+            from deepcompression.pruning.patterns import fitting
+            from deepcompression.structure.patterns import pattern_of
+
+            return fitting(model, pattern_of(self.granularity), self.layers)[0]
+        return resolve(model, table_of(self.density if self.quality is None else self.quality))
 
     def edits(self) -> Mapping[str, str]:
         """Filters that are removed."""
@@ -150,7 +207,30 @@ def work(bench: Bench, settings: Settings) -> Product:
         from tasks.stages.filters import pruned
 
         return pruned(bench, settings)
+    if settings.is_pattern:
+        return _to_patterns(bench, settings)
     return _gradual(bench, settings, settings.gradual) if settings.gradual else _one_shot(bench, settings)
+
+
+def _to_patterns(bench: Bench, settings: Settings) -> Product:
+    from deepcompression.network.coverage import coverage
+    from deepcompression.network.state import plain_state
+    from deepcompression.pruning import patterns as library
+    from deepcompression.structure.constraints import together
+    from deepcompression.structure.patterns import NM, pattern_of
+
+    model, pattern = bench.model(), pattern_of(settings.granularity)
+    tensors, left = library.fitting(model, pattern, settings.layers)
+    density = settings.density if isinstance(settings.density, float) else None
+    score = score_of(bench, settings, model)
+    pruned = library.prune_to_patterns(plain_state(model), tensors, pattern, density, score=score)
+    product = _product(model, pruned.state, pruned.layers)
+    if isinstance(pattern, NM):
+        word = f"n_m({pattern.n}, {pattern.m})"
+        product = replace(product, structure=together(product.structure, dict.fromkeys(product.structure, (word,))))
+    done = [layer.name for layer in pruned.layers if layer.nonzero]
+    notes = [f"{name} {why}: left as it is" for name, why in left.items()]
+    return covering(replace(product, notes=[*product.notes, *notes]), coverage(model, done, left))
 
 
 def _one_shot(bench: Bench, settings: Settings) -> Product:

@@ -50,7 +50,7 @@ FILTERS = {"granularity": "filter", "criterion": "l1", "density": 0.5, "remove":
 # The keys with which each line of a list is killed, in each way in which it works; with those of the stage before,
 # where that is not the dense model. A line without keys here fails.
 STAGES_KILLED: dict[str, list[dict[str, Any]]] = {
-    "prune": [{"density": 0.5}, {"density": 0.5, "gradual": TWO}, FILTERS],
+    "prune": [{"density": 0.5}, {"density": 0.5, "gradual": TWO}, FILTERS, {"granularity": "1x2", "density": 0.5}],
     "finetune": [{**TWO, "dropout": {"3": "4"}}],
     "train": [
         {**TWO, "methods": [{"prune": {"density": 0.5}}, {"share": {"bits": 2}}, "distil", {"dropout": DROPOUT}]}
@@ -72,7 +72,7 @@ STAGES_KILLED: dict[str, list[dict[str, Any]]] = {
     "sensitivity": [{"layers": ["0.weight", "4.weight"], "densities": [0.5], "bits": [2]}],
 }
 METHODS_KILLED: dict[str, dict[str, Any]] = {
-    "prune": {"density": 0.5},
+    "prune": {"granularity": "2:4"},
     "l0": {"penalty": 1.0},
     "compact": {},
     "share": {"bits": 2},
