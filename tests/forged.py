@@ -105,6 +105,7 @@ def wild(random: Random, chunk: int | None = None) -> Iterator[None]:
             patch.setattr(module, "min", least, raising=False)
         patch.setattr(parting, "promising", lambda *given: DTYPES[given[1]].floating and random.random() < 0.5)
         patch.setattr(encoder, "_NEAR", math.inf)
+        patch.setattr(encoder, "_ahead", lambda *_: random.random() < 0.3)
         patch.setattr(apart, "_descended", descended)
         for module, name in (
             (codebooks, "differ"),

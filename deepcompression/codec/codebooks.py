@@ -47,16 +47,15 @@ def find(flat: Bits, how: Writing, most: int | None = None) -> list[Shared]:
     Args:
         flat: (n,) elements.
         how: they are written.
-        most: bytes that they take as they are, if that is known: one codebook for all is made only where it may be
-            smaller.
+        most: bytes that they take as they are, as far as is known, where most differ; 0 or None says nothing.
     """
     if not flat.any():
         return []
     gridded = how.dtype in GRID_DTYPES
-    whole = None if most is not None and _dearer(flat, how, most) else _codebook(flat, how)
+    whole = None if most and _dearer(flat, how, most) else _codebook(flat, how)
     if whole is not None and whole.book.k <= 2:
         return [whole]
-    if most is not None and whole is None and flat.itemsize == 2 and not _alike(flat, how.shape):
+    if most and whole is None and flat.itemsize == 2 and not _alike(flat, how.shape):
         return []
     samples = _samples(flat, whole, how)
     on_grid = _as_grid(whole) if whole is not None and gridded else None

@@ -34,12 +34,11 @@ from deepcompression.codec.head import ADAPTIVE, write_head
 from deepcompression.codec.huffman import Symbols
 from deepcompression.codec.masks import Masks
 from deepcompression.codec.positions import DENSE, FLAGS, Places
-from deepcompression.codec.shared import Shared, histogram
+from deepcompression.codec.shared import Shared, entropy, histogram
 from deepcompression.codec.streams import Stream
 from deepcompression.codec.tiles import Tiles
 from deepcompression.codec.zeros import Tiled, Zeros
 
-_SMALL = 1 << 16
 _FINE = 1 << 10  # codes, from which low bits may be noise
 _WORTH = 1 / 1000  # of the bytes, below which a layout is not tried
 _NEAR = 1.02  # times the smallest, as plans and samples say: what is larger is not written
@@ -62,13 +61,13 @@ def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, th
         return b""
     how = Writing(dtype, shape, settled(coder, flat.size), threads)
     zeros = Zeros(flat != 0, how)
-    dense = codebooks.differ(flat, how)
-    best: Written | None = _encode_raw(flat, zeros, how, flat.nbytes) if dense else None
-    for way in codebooks.find(flat, how, best.size if best else None):
+    raw = parting.guess(flat, dtype) if how.coder != "packed" and flat.size >= parting.LEAST else 0
+    best: Written | None = None
+    for way in codebooks.find(flat, how, raw if codebooks.differ(flat, how) else None):
         # Contexts may gain on order 0: by half is more than any was seen to.
         if best is None or way.least(threads) < best.size * (2 if how.coder == "adaptive" else 1):
             best = _encode_shared(way, zeros, how, best)
-    if not dense and (best is None or best.size > flat.nbytes // 4 or flat.size <= _SMALL):
+    if best is None or raw < parting.CONTEXTS * best.size:
         best = _smaller(best, _encode_raw(flat, zeros, how, best.size if best else flat.nbytes))
     assert best is not None
     lengths = b"".join(varint(len(chunk)) for chunk in best.chunks) if len(best.chunks) > 1 else b""
@@ -98,15 +97,21 @@ def _encode_shared(way: Shared, zeros: Zeros, how: Writing, best: Written | None
     options: list[Option] = []
     for mask in (None, zeros.masks) if how.coder != "packed" and zeros.masks else (None,):
         left = replace(way, symbols=mask.of(way.symbols)) if mask else way
-        options.append(_streams(left, mask, zeros, how))
-        if how.coder == "adaptive":
-            options += _arithmetics(left, mask, zeros, how)
+        coded = _arithmetics(left, mask, zeros, how) if how.coder == "adaptive" else []
+        if not (coded and _ahead(min(size for size, _ in coded), left, how)):
+            options.append(_streams(left, mask, zeros, how))
+        options += coded
     best = _smallest(options, best)
     if how.coder != "packed" and way.book.k >= _FINE:
         best = _smaller(best, _lowered(way, how))
     for tiled in zeros.tiled:
         best = _smaller(best, _tiled(way, tiled, how))
     return best
+
+
+def _ahead(told: int, way: Shared, how: Writing) -> bool:
+    """Whether so many bytes of arithmetic code are fewer than streams may take, of many elements."""
+    return len(way.symbols) > FEW and told < entropy(histogram(way.symbols, way.book.k + 1, how.threads))
 
 
 def _smallest(options: list[Option], best: Written | None) -> Written | None:

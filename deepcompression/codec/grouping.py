@@ -77,9 +77,14 @@ def _of_channel(begun: Bits, parts: list[Groups], stored: float, dtype: str, sha
     if len(parts) > 1 and not (_likely(shortest[:2], dtype) and _likely(shortest, dtype)):
         return
     finest: float | None = None  # scale, of the shortest: other axes have channels of other scales
+    torn: list[int] = []  # sizes of those on no grid, nor are groups that hold such
     for part in reversed(parts):
+        if any(part.size % size == 0 for size in torn):
+            continue
         some = begun[begun[:, : part.size].any(axis=1), : part.size]  # zeros are on any grid
         found = grids.recognise(some, dtype) if len(some) else None
+        if len(some) and found is None:
+            torn.append(part.size)
         if found is not None and grids.credible(found[1], dtype) and not (shared and _as_many(found[1], some)):
             scale = float(np.log2(found[0]).mean())
             finest = scale if finest is None else finest

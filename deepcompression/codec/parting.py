@@ -20,10 +20,10 @@ from deepcompression.codec.planes import ARITHMETIC, DEFLATED, STREAM, Bytes, Pl
 from deepcompression.codec.shared import entropy
 from deepcompression.codec.streams import Stream
 
-_LEAST = 1 << 12  # values, below which files of version 1 do as well
+LEAST = 1 << 12  # values, below which files of version 1 do as well
 _LOOKED_AT, _DEFLATED = 1 << 15, 1 << 12  # values of a sample
 _RUN, _APART = 1 << 12, 1 << 16  # values of a run that tells what those near it have, and from one to the next
-_CONTEXTS = 1.25  # times as many bytes as another way's may become fewer by contexts
+CONTEXTS = 1.25  # times as many bytes as another way's may become fewer by contexts
 _NOISE = 0.995  # of its bytes is the entropy of a plane that is stored as it is
 _FAR = 1.03  # times the entropy, from which codes of single bytes are far from it
 _WORTH = 1 << 12, 1 << 22  # bytes that repay a compiled call, and importing it
@@ -39,13 +39,31 @@ def promising(parts: list[Bits], stored: str, how: Writing, most: int) -> bool:
         most: bytes that the tensor takes otherwise.
     """
     total = sum(map(len, parts))
-    if how.coder == "packed" or not DTYPES[stored].floating or total < _LEAST:
+    if how.coder == "packed" or not DTYPES[stored].floating or total < LEAST:
         return False
     share = _share(np.concatenate([part[:: max(1, total // _LOOKED_AT)] for part in parts]))
-    if share >= 0.98 or share * total * parts[0].itemsize > _CONTEXTS * most:
+    if share >= 0.98 or share * total * parts[0].itemsize > CONTEXTS * most:
         return False
     middle = _middle(parts)
     return _share(middle) < 0.997 * len(arrays.deflate(middle)) / middle.nbytes
+
+
+def guess(flat: Bits, dtype: str) -> int:
+    """Bytes that elements take as they are, deflated or as planes, as samples of them say.
+
+    Args:
+        flat: (n,) elements.
+        dtype: of them.
+    """
+    sample = flat[:: flat.size // _LOOKED_AT + 1]
+    values = sample[sample != 0]
+    middle = _middle([flat])
+    deflated = flat.nbytes * len(arrays.deflate(middle)) / middle.nbytes
+    if not len(values):
+        return int(deflated)
+    flags = entropy(np.array([len(values), len(sample) - len(values)]))
+    share = _share(values) if DTYPES[dtype].floating else 1.0
+    return int(min(deflated, (flags + share * values.nbytes) * flat.size / len(sample)))
 
 
 def _share(values: Bits) -> float:
