@@ -70,8 +70,9 @@ def compress_calibrated(
 ) -> list[Compressed]:
     """What ``compress_state`` does, with what each layer loses on some samples made up for (``reconstruct``).
 
-    Layers come in the order of the forward, and one layer's moments are in memory at a time. For a given size, bytes go
-    where they change least of what the model says. Types are kept. Finished layers lie in a folder beside ``path``
+    Layers come in the order of the forward, and one layer's moments are in memory at a time, of what went into it
+    before any changed: few samples say little of how to make up for what earlier layers lost. For a given size, bytes
+    go where they change least of what the model says. Types are kept. Finished layers lie in a folder beside ``path``
     until all are done; where ``source`` is given and the same again, a later call goes on from there.
 
     Args:
@@ -100,7 +101,7 @@ def compress_calibrated(
         left_for(_by_model(state, names), chosen, most)
     settings = f"{density} {bits} {per} {most} {sorted(keep)} {spare} {coder} {together}"
     with kept_beside(Path(path), f"{source or os.urandom(16).hex()}; {settings}") as kept:
-        task = Task(chosen, lambda: calibration.feed(BATCH), calibration.forward, together=together)
+        task = Task(chosen, lambda: calibration.feed(BATCH), calibration.forward, together=together, independent=True)
         if most is not None:
             task = _aimed(task, calibration, _by_model(state, names), most, kept.folder / "importance.tensor")
         layers = KeptLayers(kept.folder, lambda text: None, ".tensor")

@@ -223,7 +223,7 @@ def _rounded(
     found = None
     for number in range(ROUNDS):
         weights = swept(problem, root, levels.choose, keep)
-        if number == ROUNDS - 1:
+        if number == ROUNDS - 1 and not problem.apart:
             held = problem if wanted.density is None else replace(problem, alive=weights != 0)
             weights = descended(held, weights, levels.choose, PASSES)
         found = fitted(problem, levels.coded(weights))

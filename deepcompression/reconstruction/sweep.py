@@ -29,6 +29,11 @@ class Quadratic:
     importance: Tensor
     alive: Tensor
 
+    @property
+    def apart(self) -> bool:
+        """Whether no weight can make up for another."""
+        return bool((self.hessian.count_nonzero(dim=(1, 2)) == self.hessian.shape[1]).all())
+
     def error(self, weights: Tensor) -> float:
         """Of weights (groups, rows, n)."""
         off = weights - self.target
@@ -51,7 +56,7 @@ def swept(problem: Quadratic, root: Tensor, choose: Choose, keep: Callable[[Tens
         choose: the value that a column's weights take; gets values, what squared changes of them cost, the column.
         keep: which weights of some columns stay: gets their present values, what zeroing costs, the columns.
     """
-    work, made = problem.target.clone(), torch.empty_like(problem.target)
+    work, made, apart = problem.target.clone(), torch.empty_like(problem.target), problem.apart
     spread = root.diagonal(dim1=1, dim2=2)  # (groups, n)
     for start in range(0, work.shape[2], BLOCK):
         block = slice(start, min(start + BLOCK, work.shape[2]))
@@ -63,9 +68,12 @@ def swept(problem: Quadratic, root: Tensor, choose: Choose, keep: Callable[[Tens
             column = own[:, :, place]
             value = torch.where(alive[:, :, place], choose(column, costs[:, :, place], start + place), 0.0)
             made[:, :, start + place] = value
+            if apart:
+                continue
             off[:, :, place] = (column - value) / spread[:, None, start + place]
             own[:, :, place + 1 :] -= off[:, :, place, None] * inside[:, None, place, place + 1 :]
-        work[:, :, block.stop :] -= off @ root[:, block, block.stop :]
+        if not apart:
+            work[:, :, block.stop :] -= off @ root[:, block, block.stop :]
     return made
 
 

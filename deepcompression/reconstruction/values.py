@@ -76,10 +76,9 @@ class Levels:
             books: which codebook each has.
         """
         tried = self._tried(wanted, books)
-        found = self.values[books[..., None], tried]
-        total = (found - wanted[..., None]).square()
+        total = (self._values_of(books[..., None], tried) - wanted[..., None]).square_()
         if self.price:
-            total = total * costs[..., None] + self.price * self.bits[tried]
+            total = total.mul_(costs[..., None]).add_(self.bits[tried], alpha=self.price)
         best = total.argmin(-1, keepdim=True)
         return tried.gather(-1, best).squeeze(-1)
 
@@ -92,14 +91,17 @@ class Levels:
             column: its number.
         """
         books = self.books[:, :, column]
-        return self.values[books, self.codes(wanted, costs, books)]
+        return self._values_of(books, self.codes(wanted, costs, books))
+
+    def _values_of(self, books: Tensor, codes: Tensor) -> Tensor:
+        return self.values[0][codes] if len(self.values) == 1 else self.values[books, codes]
 
     def coded(self, weights: Tensor) -> Coded:
         """Weights (groups, rows, n) that have these values, or are zero, by factors and unknowns."""
-        codes = self._codes_of(weights)
         if self.integers is not None:
             step = self.values[:, -1] / self.integers[-1]
-            return Coded(torch.where(weights == 0, 0.0, self.integers[codes]), self.books, step)
+            return Coded((weights / (step if len(step) == 1 else step[self.books])).round(), self.books, step)
+        codes = self._codes_of(weights)
         count = self.values.shape[1]
         return Coded((weights != 0).double(), self.books * count + codes, self.values.reshape(-1))
 
@@ -113,10 +115,11 @@ class Levels:
 
     def _tried(self, wanted: Tensor, books: Tensor) -> Tensor:
         count = self.values.shape[1]
-        if count <= ALL:
+        if count <= (2 * WINDOW + 2 if self.integers is not None else ALL):
             return torch.arange(count).expand(*wanted.shape, count)
         if self.integers is not None:
-            step = (self.values[:, -1] / self.integers[-1])[books]
+            step = self.values[:, -1] / self.integers[-1]
+            step = step if len(step) == 1 else step[books]
             near = (wanted / step).round().long() - int(self.integers[0])
         elif len(self.values) == 1:
             near = torch.searchsorted((self.values[0, 1:] + self.values[0, :-1]) / 2, wanted.contiguous())

@@ -76,10 +76,10 @@ class Settings(Stage):
     order: Literal["energy", "natural"] = Field(
         "energy", description="in which order a layer's inputs are gone through: those of most energy first, or as is"
     )
-    inputs: Literal["compressed", "dense"] = Field(
-        "compressed",
-        description="what goes into a layer: what comes out of those before it as they are by then, or as they were, "
-        "which needs half the time and may serve better where samples are few and much is taken away",
+    inputs: Literal["dense", "compressed"] = Field(
+        "dense",
+        description="what goes into a layer: what did before any changed, which needs half the time and loses less "
+        "where samples are few; or what the layers before it give by then, for which it makes up too",
     )
     together: int = Field(
         1,

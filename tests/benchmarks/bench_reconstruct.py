@@ -47,6 +47,7 @@ def compressed(folder: str, stages: list[dict[str, Any]], images: Tensor, place:
     recipe = {
         "name": "reconstruct",
         "threads": 1,
+        "channels_last": True,
         "model": {"factory": "imagenet_sample:model", "weights": {"path": imagenet_sample.weights()}},
         "data": {"factory": "imagenet_sample:data", "kwargs": {"folder": folder}},
         "stages": [*stages, {"stage": "encode", "coder": "adaptive"}],

@@ -49,8 +49,11 @@ class Net:
 
     def outputs(self, made: nn.Module) -> Tensor:
         """What a net gives for the test inputs."""
+        pictures = self.test.ndim == 4
+        made = made.to(memory_format=torch.channels_last) if pictures else made
+        parts = self.test.contiguous(memory_format=torch.channels_last) if pictures else self.test
         with torch.no_grad():
-            return torch.cat([made(part) for part in self.test.split(16)])
+            return torch.cat([made(part) for part in parts.split(16)])
 
     def half(self) -> dict[str, Tensor]:
         """The tensors with all vectors in float16, two bytes an element, as each rival gets them."""
