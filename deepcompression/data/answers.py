@@ -67,8 +67,8 @@ def answers(data: Mapping[str, Any], model: Mapping[str, Any]) -> Splits:
     path = _weights(model)
     kwargs = json.dumps(dict(model.get("kwargs") or {}), sort_keys=True)
     of = f"{model['factory']} {kwargs} {digest_of_files(paths_of(path))}"
-    found = [_answered(split, of, model, path) if split else None for split in given.values()]
-    return Splits(*found, made.classes)
+    train, validation, test = (_answered(split, of, model, path) if split else None for split in given.values())
+    return Splits(train, validation, test, made.classes)
 
 
 def _weights(model: Mapping[str, Any]) -> Path:

@@ -20,3 +20,15 @@ def cubic_density(step: int, total: int, start: float, final: float) -> float:
     if step >= total:
         return final
     return final + (start - final) * (1 - step / total) ** 3
+
+
+def exponential_density(step: int, total: int, start: float, final: float) -> float:
+    """Density after ``step`` of ``total`` steps, each the same factor below the one before.
+
+    Args:
+        step: now.
+        total: steps until the final density.
+        start: density at step 0, above 0.
+        final: density from `total` on, above 0.
+    """
+    return final if step >= total else start * (final / start) ** (step / total)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "prune": "tasks.methods.prune",
     "l0": "tasks.methods.l0",
+    "rb": "tasks.methods.rb",
     "share": "tasks.methods.share",
     "centroids": "tasks.methods.centroids",
     "quantize": "tasks.methods.quantize",

@@ -74,6 +74,7 @@ STAGES_KILLED: dict[str, list[dict[str, Any]]] = {
 METHODS_KILLED: dict[str, dict[str, Any]] = {
     "prune": {"granularity": "2:4"},
     "l0": {"penalty": 1.0},
+    "rb": {"density": 0.5},
     "compact": {},
     "share": {"bits": 2},
     "centroids": {"before": SHARED},
