@@ -20,14 +20,14 @@ from deepcompression.structure.constraints import SHARED, ZEROS, Structure, havi
 from deepcompression.structure.hold import held_by, held_state, hold_by
 from deepcompression.structure.zeros import ZeroMask, zero_mask
 from deepcompression.training.method import SPARSITY, Account, Claim, Context, Method, Now
-from deepcompression.training.ramps import cubic_density
+from deepcompression.training.ramps import CURVES, ramped
 
 MASK_UPDATES = 200
 
 
 @dataclass(eq=False)
 class GradualPruning(Method):
-    """The density of each tensor falls along a cubic curve while the model trains.
+    """The density of each tensor falls along a curve while the model trains.
 
     Masks are drawn anew from the present weights up to 200 times, and only shrink. What is zero at first stays so, but
     in a tensor that is zero throughout, as initialisation leaves some: that one learns first. The best state is looked
@@ -39,6 +39,7 @@ class GradualPruning(Method):
         start: density at the first step.
         ramp: fraction of the steps in which the density falls.
         criterion: what makes a weight important, see ``pruning.criteria``.
+        curve: along which it falls: cubic, quadratic, linear, exponential, steps (four of them), or constant, at once.
         score: a criterion of your own instead: (name, weight) -> importance, or ``{factory, kwargs}`` of one. A method
             ``refresh`` of it gets the model before masks are drawn anew.
 
@@ -52,6 +53,7 @@ class GradualPruning(Method):
     ramp: float = 0.7
     criterion: str = "magnitude"
     score: Score | Mapping[str, Any] | None = None
+    curve: str = "cubic"
 
     @property
     def settled(self) -> float:
@@ -70,6 +72,8 @@ class GradualPruning(Method):
         """
         self._final = self._densities(model)
         check_numbers(self._final, None)
+        if self.curve not in CURVES:
+            raise StructureError(f"prune: curve {self.curve!r} is not known; expected one of {', '.join(CURVES)}")
         both = sorted(set(self._final) & set(having(context.structure, SHARED)))
         if both:
             raise StructureError(f"{both[0]}: is shared already; gradual pruning goes before share")
@@ -89,7 +93,7 @@ class GradualPruning(Method):
         if now.step <= falling and (now.step % max(falling // MASK_UPDATES, 1) == 0 or now.step == falling):
             final = self._final.items()
             self._tighten(
-                model, {name: max(cubic_density(now.step, falling, self.start, one), one) for name, one in final}
+                model, {name: max(ramped(self.curve, now.step, falling, self.start, one), one) for name, one in final}
             )
             now.changed = True
 

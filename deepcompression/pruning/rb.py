@@ -18,7 +18,7 @@ from deepcompression.pruning.prune import account_of
 from deepcompression.structure.constraints import SHARED, ZEROS, Structure, having, structured
 from deepcompression.structure.hold import held_by, held_state, hold_by
 from deepcompression.training.method import SPARSITY, Account, Claim, Context, Method, Now
-from deepcompression.training.ramps import exponential_density
+from deepcompression.training.ramps import ramped
 
 OPEN = 0.99  # probability with which a gate is open at first
 RARE = 1e-6  # what is drawn keeps so far from 0 and 1
@@ -80,7 +80,7 @@ class RB(Method):
 
     def before_step(self, model: nn.Module, now: Now) -> None:
         """Draws the gates of this step, the same after a kill, and lowers the level."""
-        self._level = exponential_density(now.step, int(now.steps * self.ramp), 1.0, self.density)
+        self._level = ramped("exponential", now.step, int(now.steps * self.ramp), 1.0, self.density)
         generators: dict[torch.device, torch.Generator] = {}
         for gate in self._gates(model):
             device = gate.noise.device

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from tasks.execution.patterns import NAMED, SELECTED
 from tasks.execution.settings import ByName, Density, Factory, MethodSettings, plain
-from tasks.stages.prune import Criterion, check_pattern
+from tasks.stages.prune import Criterion, Curve, one_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from deepcompression.training.method import Method
     from tasks.execution.run import Run
 
+Granularity = Annotated[str, one_of("weight", blocks=False)]
 N_M = ("layers", "decay")  # keys of N:M alone
 
 
 class Settings(MethodSettings):
     """The density falls along a cubic curve while the model trains (Zhu & Gupta 2017); or N:M (SR-STE, Zhou 2021)."""
 
-    granularity: Literal["weight"] | Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")] = Field(
+    granularity: Granularity = Field(
         "weight", description="2:4, or any N:M: of every M weights along the inputs the N largest count in each step"
     )
     density: Annotated[Density | dict[str, Density] | None, ByName, SELECTED] = Field(
@@ -31,6 +32,7 @@ class Settings(MethodSettings):
     scope: Literal["layer", "global"] = "layer"
     start: Density = Field(1.0, description="density at the first step")
     ramp: float = Field(0.7, gt=0, le=1, description="fraction of the epochs in which the density falls")
+    curve: Curve = Field("cubic", description="along which the density falls")
     criterion: Criterion = Field("magnitude", description="what makes a weight important")
     score: Factory | None = Field(None, description="a criterion of yours: returns (name, weight) -> importance")
     layers: Annotated[list[str] | None, NAMED] = Field(
@@ -62,7 +64,6 @@ class Settings(MethodSettings):
             raise ValueError(f"criterion: {self.criterion} goes without a score of yours")
 
     def _check_n_m(self) -> None:
-        check_pattern(self.granularity)
         if given := sorted(self.model_fields_set - {"granularity", *N_M}):
             raise ValueError(f"granularity: {self.granularity} goes without {given[0]}; it says itself how many stay")
 
@@ -75,7 +76,9 @@ class Settings(MethodSettings):
         from deepcompression.pruning.gradual import GradualPruning
 
         assert self.density is not None
-        return GradualPruning(self.density, self.scope, self.start, self.ramp, self.criterion, plain(self.score))
+        return GradualPruning(
+            self.density, self.scope, self.start, self.ramp, self.criterion, plain(self.score), self.curve
+        )
 
     def fits(self, run: Run, model: nn.Module) -> None:
         """Raises StructureError where a tensor that is named cannot have N:M, or none can."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from deepcompression.pruning.criteria import CRITERIA, FILTERS
+from deepcompression.training.ramps import CURVES
 from tasks.execution.bench import Bench, Product, covering
 from tasks.execution.patterns import NAMED, SELECTED
 from tasks.execution.settings import ByName, Density, Dropouts, Factory, Stage, Training, plain, table_of
@@ -20,19 +22,29 @@ if TYPE_CHECKING:
     from deepcompression.structure.constraints import Structure
     from tasks.execution.run import Run
 
-Pattern = Annotated[str, Field(pattern=r"^[1-9]\d*[:x][1-9]\d*$")]
+
+def one_of(*words: str, blocks: bool = True) -> AfterValidator:
+    """Takes one of some words, or a pattern: N:M, and blocks where they are meant too."""
+    sign, more = ("[:x]", " or ROWSxCOLUMNS, such as 1x4") if blocks else (":", "")
+
+    def checked(word: str) -> str:
+        found = re.fullmatch(rf"([1-9]\d*)({sign})([1-9]\d*)", word)
+        if word not in words and found is None:
+            raise ValueError(f"expected {', '.join(words)}, N:M, such as 2:4,{more}, got {word!r}".replace(",,", ","))
+        if found and found[2] == ":" and int(found[1]) >= int(found[3]):
+            raise ValueError(f"expected N:M with N below M, got {word!r}, which prunes nothing")
+        if found and found[2] == "x" and int(found[1]) * int(found[3]) == 1:
+            raise ValueError(f"expected blocks of more than one weight, got {word!r}")
+        return word
+
+    return AfterValidator(checked)
+
+
+Granularity = Annotated[str, one_of("weight", "filter")]
 Quality = Annotated[float, Field(gt=0)]
+Curve = Literal[tuple(CURVES)]
 Criterion = Literal[tuple(CRITERIA)]
 AnyCriterion = Literal[(*CRITERIA, *FILTERS)]
-
-
-def check_pattern(word: str) -> None:
-    """Raises ValueError where a pattern would prune nothing."""
-    one, other = (int(number) for number in word.replace("x", ":").split(":"))
-    if ":" in word and one >= other:
-        raise ValueError(f"granularity: {word} prunes nothing; expected N:M with N below M, such as 2:4")
-    if "x" in word and one * other == 1:
-        raise ValueError(f"granularity: {word} is of single weights; leave it out")
 
 
 class Gradual(Training):
@@ -40,13 +52,14 @@ class Gradual(Training):
 
     ramp: float = Field(0.7, gt=0, le=1, description="fraction of the epochs in which the density falls")
     start: Density = Field(1.0, description="density at the first step")
+    curve: Curve = Field("cubic", description="along which the density falls")
 
 
 class Settings(Stage):
     """Pruning: small weights become +0.0 (Han et al. 2015, section 3), or whole filters go."""
 
     stage: Literal["prune"]
-    granularity: Literal["weight", "filter"] | Pattern = Field(
+    granularity: Granularity = Field(
         "weight",
         description="filter: whole channels go, together in all layers that share them; 2:4, or any N:M: of every M "
         "weights along the inputs N stay; 1x4, or any ROWSxCOLUMNS: blocks stay or go whole",
@@ -112,7 +125,6 @@ class Settings(Stage):
         return self.granularity not in ("weight", "filter")
 
     def _check_pattern(self) -> None:
-        check_pattern(self.granularity)
         if ":" in self.granularity and (self.density is not None or self.quality is not None or self.rounds > 1):
             raise ValueError(
                 f"granularity: {self.granularity} says how many weights stay: leave density, quality, rounds out"
@@ -263,6 +275,7 @@ def _gradual(bench: Bench, settings: Settings, gradual: Gradual) -> Product:
         gradual.ramp,
         settings.criterion,
         plain(settings.score),
+        gradual.curve,
     )
     model, dropout = bench.model(), [DropoutCorrection(settings.dropout)] if settings.dropout else []
     done = bench.train(model, gradual, [method, *dropout])

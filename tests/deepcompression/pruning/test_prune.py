@@ -15,7 +15,7 @@ from deepcompression.errors import StructureError
 from deepcompression.network.state import bits_of
 from deepcompression.pruning.prune import prune
 from deepcompression.training.problem import Problem, cross_entropy_step
-from deepcompression.training.ramps import cubic_density, round_densities
+from deepcompression.training.ramps import CURVES, ramped, round_densities
 
 SGD = {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.05}}
 
@@ -157,11 +157,17 @@ def test_round_densities_fall_by_equal_factors():
     assert densities[1] / densities[0] == pytest.approx(densities[2] / densities[1])
 
 
-def test_the_cubic_schedule_starts_and_ends_where_it_should():
+def test_curves_start_and_end_where_they_should_and_never_rise():
     """Zhu and Gupta 2017, equation 1, worked out by hand at half of the way."""
-    assert cubic_density(0, 10, 1.0, 0.1) == 1.0
-    assert cubic_density(5, 10, 1.0, 0.1) == pytest.approx(0.1 + 0.9 / 8)
-    assert cubic_density(10, 10, 1.0, 0.1) == cubic_density(11, 10, 1.0, 0.1) == 0.1
+    assert ramped("cubic", 0, 10, 1.0, 0.1) == 1.0
+    middle = {"cubic": 0.1 + 0.9 / 8, "quadratic": 0.1 + 0.9 / 4, "linear": 0.55, "exponential": 0.1**0.5}
+    middle |= {"steps": 1 - 0.9 * 3 / 4, "constant": 0.1}
+    assert set(middle) == set(CURVES)
+    for curve, wanted in middle.items():
+        assert ramped(curve, 5, 10, 1.0, 0.1) == pytest.approx(wanted)
+        assert ramped(curve, 10, 10, 1.0, 0.1) == ramped(curve, 11, 10, 1.0, 0.1) == 0.1
+        levels = [ramped(curve, step, 10, 1.0, 0.1) for step in range(12)]
+        assert levels == sorted(levels, reverse=True)
 
 
 class Recorded:

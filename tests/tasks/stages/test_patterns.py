@@ -17,8 +17,8 @@ from tasks.stages import settings_of, work_of
 @pytest.mark.parametrize(
     ("stage", "keys", "words"),
     [
-        ("prune", {"granularity": "4:4"}, "granularity: 4:4 prunes nothing; expected N:M with N below M"),
-        ("prune", {"granularity": "1x1", "density": 0.5}, "granularity: 1x1 is of single weights"),
+        ("prune", {"granularity": "4:4"}, "expected N:M with N below M, got '4:4', which prunes nothing"),
+        ("prune", {"granularity": "1x1", "density": 0.5}, "expected blocks of more than one weight, got '1x1'"),
         ("prune", {"granularity": "2:4", "density": 0.5}, "granularity: 2:4 says how many weights stay: leave density"),
         ("prune", {"granularity": "2:4", "rounds": 2}, "granularity: 2:4 says how many weights stay"),
         ("prune", {"granularity": "1x4"}, "expected exactly one of density and quality"),
@@ -30,10 +30,14 @@ from tasks.stages import settings_of, work_of
             {"granularity": "2:4", "criterion": "fpgm"},
             "granularity: 2:4 goes with criterion: one of magnitude",
         ),
-        ("prune", {"granularity": "two", "density": 0.5}, "should match pattern"),
+        (
+            "prune",
+            {"granularity": "two", "density": 0.5},
+            "expected weight, filter, N:M, such as 2:4, or ROWSxCOLUMNS, such as 1x4, got 'two'",
+        ),
         ("prune", {"density": 0.5, "layers": ["fc1"]}, "layers goes with a granularity such as 2:4 or 1x4"),
         ("train", {"methods": [{"prune": {}}]}, "expected a density, or a granularity such as 2:4"),
-        ("train", {"methods": [{"prune": {"granularity": "4:2"}}]}, "granularity: 4:2 prunes nothing"),
+        ("train", {"methods": [{"prune": {"granularity": "4:2"}}]}, "expected N:M with N below M, got '4:2'"),
         ("train", {"methods": [{"prune": {"granularity": "2:4", "ramp": 0.5}}]}, "granularity: 2:4 goes without ramp"),
         (
             "train",
