@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepcompression import _numba
 from deepcompression.allocation.bit_costs import coded_bytes
 from deepcompression.errors import StructureError
 from deepcompression.network import names as selection
@@ -127,6 +128,8 @@ def reconstruct(
         StructureError: there are no samples, or a value that goes into a layer is not finite.
     """
     dense = copy.deepcopy(task.targets or model)
+    if task.budget is not None:
+        _numba.wanted(1, 1, 1)  # each tensor is coded to be measured: too small to import it for, but they are many
     with resting(model), resting(dense), torch.no_grad():
         order = called(dense, list(task.wanted), task)
         layers, spent = [], dict[str, tuple[float, float]]()
