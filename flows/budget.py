@@ -13,11 +13,12 @@ from deepcompression.allocation.budget import Budget, Clock, Next, Stop
 from deepcompression.errors import BudgetError, DivergedError, RunError, StructureError
 from flows import reconstructed
 from flows.candidates import (
-    SAMPLES,
     SHARING,
+    TRYINGS,
     Call,
     Search,
     Step,
+    Trying,
     allocated,
     epochs_of,
     made_step,
@@ -38,7 +39,6 @@ from tasks.verdict import lost
 
 PLANNED_EPOCHS = 11  # in epochs of a first step: how many of them a time limit is to be enough for
 EPOCHS, FEWEST, MOST = 20, 4, 60  # of a first step's pruning: without a time limit; with one, at least and at most
-POINTS = 10  # of a tensor: densities and bits
 PLANNED_STEPS = 4  # whose sensitivity a time limit is to be enough for
 # Nearly lossless: nothing pruned or trained; bits of shared weights, or None and the precision of all that floats.
 FALLBACKS: tuple[tuple[int | None, str, str], ...] = (
@@ -175,8 +175,8 @@ def _plan(now: Search, recipe: schema.Recipe) -> str:
     if now.left <= 0:
         return f"{now.time} are spent{'' if now.quick else ' by the dense model alone'}"
     clock = _clock(now, recipe)
-    now.samples, now.rest = _thrift(clock, now.left)
-    aside = clock.sensitivity(POINTS, now.samples) + (clock.by_effect() if now.rest == "auto" else 0.0)
+    now.trying, now.rest = _thrift(clock, now.left)
+    aside = now.trying.seconds(clock) + (clock.by_effect() if now.rest == "auto" else 0.0)
     wanted = now.plan.epochs or _affordable(now, clock, aside)
     now.epochs = wanted if now.plan.epochs else _fitting(clock, now.left - aside, wanted)
     now.first = clock.training(max(now.epochs, 1) + sharing_epochs(max(now.epochs, 1)))
@@ -205,10 +205,10 @@ def _clock(now: Search, recipe: schema.Recipe) -> Clock:
     return task_budget.clock_of(now.run, now.dense, an_epoch if known is None else known, a_look)
 
 
-def _thrift(clock: Clock, left: float) -> tuple[int, str]:
-    """On how many samples tensors are tried, a fifth of the time at most if that can be; the precision of the rest."""
-    samples = next((one for one in SAMPLES if clock.sensitivity(POINTS, one) <= left / 5), SAMPLES[-1])
-    return samples, "auto" if clock.by_effect() <= left / 10 else "bfloat16"
+def _thrift(clock: Clock, left: float) -> tuple[Trying, str]:
+    """How much of which tensors is tried, a fifth of the time at most if that can be; the precision of the rest."""
+    trying = next((one for one in TRYINGS if one.seconds(clock) <= left / 5), TRYINGS[-1])
+    return trying, "auto" if clock.by_effect() <= left / 10 else "bfloat16"
 
 
 def _affordable(now: Search, clock: Clock, aside: float) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from deepcompression.allocation import budget as library
-from deepcompression.allocation.budget import Budget, Candidate, Next
+from deepcompression.allocation.budget import Budget, Candidate, Clock, Next
 from flows.recipe import schema
 from tasks import budget as task_budget
 from tasks.execution.run import Reference, Run
@@ -21,10 +21,33 @@ LONGER = 2  # how many times as many epochs a step has once the limit is near
 SHARING = 0.5  # epochs of a step's sharing, to those of its pruning
 REST_BITS = 3  # of biases and normalisations
 LEAST_SECONDS = 1.0  # that a stage gets before it is cut off
-CRITERION = "wanda"
+CRITERION: Literal["wanda"] = "wanda"
 # What pruning does to the loss without training is known no further than this share of a layer's present weights.
-TRIED = {"points": 7, "down_to": 0.2, "bits": [3, 4, 5], "criterion": CRITERION}
-SAMPLES = (2000, 1000, 500, 250)  # of validation that they are tried on: fewer where there is little time
+DOWN_TO = 0.2
+
+
+@dataclass(frozen=True)
+class Trying:
+    """How much of each tensor is tried: on so many samples of validation, at so many densities, with which bits; of
+    every so many-th tensor.
+    """
+
+    samples: int
+    points: int = 7
+    bits: tuple[int, ...] = (3, 4, 5)
+    every: int = 1
+
+    def seconds(self, clock: Clock) -> float:
+        """What it takes."""
+        return clock.sensitivity(self.points + len(self.bits), self.samples, self.every)
+
+
+# Less and less, where there is little time.
+TRYINGS = (
+    *(Trying(samples) for samples in (2000, 1000, 500, 250)),
+    Trying(250, 3, (3, 5)), Trying(100, 3, (3, 5)), Trying(100, 3, (3, 5), 2), Trying(50, 3, (3, 5), 4),
+    Trying(50, 2, (4,), 8),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +92,7 @@ class Search:
     spent: float
     steps: list[Step] = field(default_factory=list)
     number: int = 0
-    samples: int = SAMPLES[0]
+    trying: Trying = TRYINGS[0]
     rest: str = "auto"
     tried: Reference | None = None  # the dense model's sensitivity
     first: float = 0.0  # seconds that the first step's training is planned to take
@@ -207,7 +230,11 @@ def sensitivity_of(now: Search, source: Reference, name: str) -> Reference:
     """How sensitive the model is; the dense model's is asked for once, before the first step."""
     if now.tried is not None and source is now.dense and not now.steps:
         return now.tried
-    settings = sensitivity.Settings(stage="sensitivity", **TRIED, most_samples=now.samples)
+    how = now.trying
+    settings = sensitivity.Settings(
+        stage="sensitivity", points=how.points, down_to=DOWN_TO, bits=list(how.bits), most_samples=how.samples,
+        every=how.every, criterion=CRITERION,
+    )  # fmt: skip
     return now.made(f"sensitivity-{name}", settings, source, counted=False)
 
 

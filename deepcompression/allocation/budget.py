@@ -81,10 +81,16 @@ class Clock:
     samples: int
     cut: bool
 
-    def sensitivity(self, points: int, most_samples: int) -> float:
-        """Each tensor tried at so many points, on so many samples at most."""
+    def sensitivity(self, points: int, most_samples: int, every: int = 1) -> float:
+        """Seconds that trying tensors takes.
+
+        Args:
+            points: at which each is tried.
+            most_samples: on which, at most.
+            every: of tensors every so many-th is tried.
+        """
         share = min(1.0, most_samples / max(self.samples, 1)) if self.cut else 1.0
-        return self.tensors * points * self.a_look * share
+        return math.ceil(self.tensors / every) * points * self.a_look * share
 
     def by_effect(self) -> float:
         """Three precisions of each other tensor tried."""

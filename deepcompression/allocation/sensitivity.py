@@ -190,6 +190,30 @@ def losses_alone(
     return losses
 
 
+def borrowed(tried: Sequence[TensorSensitivity], model: nn.Module, names: Sequence[str]) -> list[TensorSensitivity]:
+    """Of tensors that were not tried what those tell that are nearest in size; all-zero ones are skipped.
+
+    Args:
+        tried: one at least.
+        model: with ordinary parameters.
+        names: of tensors, by their first names.
+    """
+    state, known = structure.plain_state(model), {one.name for one in tried}
+    found = []
+    for name in names:
+        if name not in known and bool(state[name].any()):
+            size = state[name].numel()
+            near = min(tried, key=lambda one, size=size: abs(math.log(one.weights / size)))  # type: ignore[misc]
+            found.append(_as(near, name, size, structure.density(state, [name])))
+    return found
+
+
+def _as(near: TensorSensitivity, name: str, weights: int, density: float) -> TensorSensitivity:
+    """Another tensor's points, at the same parts of its present weights."""
+    points = tuple(replace(one, density=one.density * density / near.density) for one in near.by_density)
+    return replace(near, name=name, weights=weights, density=density, by_density=points)
+
+
 def restored(plain: Mapping[str, Any]) -> Sensitivity:
     """The inverse of ``dataclasses.asdict``, from what JSON holds: null is what was not a number."""
     tensors = [

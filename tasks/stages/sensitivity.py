@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 class Settings(Stage):
     """What is tried; what is None has the library's default.
 
-    ``layers``: patterns (None: what is pruned by default); ``densities``: None is ``points`` of them by equal factors.
+    ``layers``: patterns (None: what is pruned by default); ``densities``: None is ``points`` of them by equal factors;
+    ``every``: of tensors in the order of their size every so many-th is tried, the others are taken to be as the one
+    that is nearest in size.
     """
 
     draws: ClassVar[bool] = False
@@ -34,6 +36,7 @@ class Settings(Stage):
     down_to: float | None = None
     bits: list[int] | None = None
     most_samples: int | None = None
+    every: int = 1
     criterion: Criterion = "magnitude"
     score: Factory | None = None
 
@@ -57,19 +60,25 @@ def work(bench: Bench, settings: Settings) -> Product:
 
     Tensor by tensor, each kept when it is done, so that a killed task goes on with the next.
     """
-    from deepcompression.allocation.sensitivity import Sensitivity
-    from deepcompression.network.names import prunable, select
+    from deepcompression.allocation.sensitivity import Sensitivity, borrowed
+    from deepcompression.network.names import parameters, prunable, select
 
     assert bench.input is not None
     model = bench.model()
     names = prunable(model) if settings.layers is None else select(model, settings.layers)
+    sizes = {name: one.numel() for name, one in parameters(model).items()}
+    chosen = set(sorted(names, key=lambda name: -sizes[name])[:: settings.every])
+    tried = [name for name in names if name in chosen]
     parts = []
-    with bar(bench.label, len(names)) as advance:
-        for place, name in enumerate(names):
+    with bar(bench.label, len(tried)) as advance:
+        for place, name in enumerate(tried):
             parts.append(_one(bench, settings, model, name, bench.folder / f"{place}.json"))
             advance(name)
-    merged = Sensitivity(parts[0].base, parts[0].samples, tuple(one for part in parts for one in part.tensors))
-    return Product(bench.state(), selected=(), report=dataclasses.asdict(merged))
+    found = [one for part in parts for one in part.tensors]
+    others = borrowed(found, model, names) if found else []
+    merged = Sensitivity(parts[0].base, parts[0].samples, (*found, *others))
+    told = f"{len(others)} of {len(names)} tensors were not tried: they are taken to be as those nearest in size"
+    return Product(bench.state(), selected=(), report=dataclasses.asdict(merged), notes=[told] if others else [])
 
 
 def _one(bench: Bench, settings: Settings, model: Any, name: str, kept: Path) -> Sensitivity:

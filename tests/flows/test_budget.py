@@ -22,7 +22,7 @@ from deepcompression.allocation import budget as library
 from deepcompression.allocation.budget import Clock
 from deepcompression.errors import BudgetError, DivergedError, RecipeError
 from flows import budget as flow_budget
-from flows.candidates import Search
+from flows.candidates import Search, Trying
 from flows.compress import compress
 from flows.recipe import load as recipes
 from flows.recipe import schema
@@ -160,7 +160,7 @@ CLOCK = Clock(an_epoch=4.0, a_look=0.5, tensors=4, others=6, samples=1000, cut=T
         ({"time_limit": 1}, CLOCK, 20, "1.0 minutes of 1 minutes are spent by the dense model alone"),
         ({"time_limit": 5, "epochs": 40}, CLOCK, 40, "and a step of 40 epochs (budget.epochs) takes 6."),
         ({"time_limit": 5}, replace(CLOCK, an_epoch=200), 0, "the shortest step takes"),
-        ({"time_limit": 5}, replace(CLOCK, tensors=400, cut=False), 0, "the shortest step takes"),
+        ({"time_limit": 5}, replace(CLOCK, tensors=4000, cut=False), 0, "the shortest step takes"),
     ],
 )
 def test_steps_are_planned_into_the_time(
@@ -190,12 +190,20 @@ def test_a_step_that_diverges_ends_the_search_and_no_more(monkeypatch: pytest.Mo
 
 
 def test_little_time_is_spent_on_less_trying(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where looking takes long, tensors are tried on fewer samples, and the rest is rounded without trying."""
+    """Where looking takes long, tensors are tried on fewer samples, at fewer points, and every few tensors alone; the
+    rest is rounded without trying.
+    """
     monkeypatch.setattr(flow_budget, "_clock", lambda now, recipe: clock)
-    for looks, samples, rest in ((0.5, 2000, "auto"), (3.0, 500, "bfloat16")):
+    for looks, trying, rest in (
+        (0.5, Trying(2000), "auto"),
+        (3.0, Trying(500), "bfloat16"),
+        (14.0, Trying(250, 3, (3, 5)), "bfloat16"),
+        (70.0, Trying(100, 3, (3, 5), 2), "bfloat16"),
+        (1e4, Trying(50, 2, (4,), 8), "bfloat16"),
+    ):
         clock, now = replace(CLOCK, a_look=looks, samples=2000), planned({"time_limit": 4})
         flow_budget._plan(now, cast(Any, None))
-        assert (now.samples, now.rest) == (samples, rest)
+        assert (now.trying, now.rest) == (trying, rest)
 
 
 def fallen_back(metrics: dict[str, float], plan: dict[str, Any]) -> Search:

@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepcompression.allocation.sensitivity import Sensitivity, restored, sensitivity
+from deepcompression.allocation.sensitivity import (
+    BitsPoint,
+    DensityPoint,
+    Sensitivity,
+    TensorSensitivity,
+    borrowed,
+    restored,
+    sensitivity,
+)
 from deepcompression.errors import FactoryError, StructureError
 from deepcompression.network.names import prunable
 from deepcompression.network.state import bits_of, plain_state
@@ -185,3 +193,19 @@ def test_null_in_json_is_what_was_not_a_number():
     point, coarse = found.tensors[0].by_density[0], found.tensors[0].by_bits[0]
     assert all(math.isnan(one) for one in (found.base.metric, point.metric, point.loss, coarse.loss))
     assert found.base.loss == coarse.metric == 0.5
+
+
+def test_tensors_that_were_not_tried_are_as_those_nearest_in_size() -> None:
+    """At the same parts of their present weights; what is zero throughout is none."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 60), nn.Linear(60, 4), nn.Linear(4, 2))
+    model[1].weight.data[:30] = 0
+    model[3].weight.data[:] = 0
+    small, large = (
+        TensorSensitivity(name, size, 1.0, (DensityPoint(0.5, metric, 1.0),), (BitsPoint(4, metric, 2.0),))
+        for name, size, metric in (("0.weight", 64, 0.9), ("x", 400, 0.7))
+    )
+    names = [f"{place}.weight" for place in range(4)]
+    found = borrowed([small, large], model, names)
+    assert [(one.name, one.weights, one.density) for one in found] == [("1.weight", 480, 0.5), ("2.weight", 240, 1.0)]
+    assert [one.by_density[0] for one in found] == [DensityPoint(0.25, 0.7, 1.0), DensityPoint(0.5, 0.7, 1.0)]
+    assert found[0].by_bits == large.by_bits
