@@ -26,7 +26,7 @@ COPY constraints.txt ./
 RUN pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt torch==2.13.0
 
 COPY --chown=app:app . .
-RUN pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt -e ".[torch,fast,flow,onnx,openvino,coreml,litert,hub,data,s3,dask]"
+RUN pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt -e ".[torch,fast,flow,onnx,openvino,coreml,litert,hub,data,fabric,s3,dask]"
 
 USER 1000
 VOLUME /app/artifacts

@@ -13,8 +13,9 @@ from deepcompression.pruning.gradual import GradualPruning
 from deepcompression.sharing.reassign import TrainedSharing
 from deepcompression.structure.constraints import structured
 from deepcompression.training.dropout import DropoutCorrection
-from deepcompression.training.loop import Fit, Plan, Trained, train
+from deepcompression.training.loop import Trained, train
 from deepcompression.training.method import Method, Now
+from deepcompression.training.plan import Fit, Plan
 from deepcompression.training.problem import Problem
 
 

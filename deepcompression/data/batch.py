@@ -156,9 +156,29 @@ def cut(batch: Any, count: int, size: int | None = None) -> tuple[Any, int]:
     if total <= count:
         return batch, total
     try:
-        return _cut(batch, count, total), count
+        return _cut(batch, slice(count), total), count
     except _Whole:
         return batch, total
+
+
+def portion(batch: Any, which: slice, total: int) -> Any:
+    """Some samples of a batch, cut as ``cut`` does.
+
+    Args:
+        batch: as a loader gives it.
+        which: of its samples.
+        total: how many it has.
+
+    Raises:
+        DataError: where a sample of it ends cannot be told.
+    """
+    try:
+        return _cut(batch, which, total)
+    except _Whole:
+        raise DataError(
+            f"data: a batch is {described(batch)}, and where a sample of it ends cannot be told, so that devices "
+            "cannot share it; let its tensors and lists be as long as it has samples, or train on one device"
+        ) from None
 
 
 def samples_in(batch: Any) -> int:
@@ -188,23 +208,23 @@ def _holds(value: Sequence[Any]) -> bool:
     return any(isinstance(one, Tensor | np.ndarray) or parts(one) is not None for one in value)
 
 
-def _cut(value: Any, count: int, total: int) -> Any:
+def _cut(value: Any, which: slice, total: int) -> Any:
     if value is None or isinstance(value, str | bytes | int | float):
         return value
     if isinstance(value, Tensor | np.ndarray):
-        return value if not value.ndim else _sliced(value, count, total)
+        return value if not value.ndim else _sliced(value, which, total)
     if isinstance(value, list) and not _holds(value):
-        return _sliced(value, count, total)
+        return _sliced(value, which, total)
     inside = parts(value)
     if inside is None or (_moves(value) and not isinstance(value, Mapping)):
         raise _Whole
-    return rebuilt(value, [_cut(one, count, total) for one in inside])
+    return rebuilt(value, [_cut(one, which, total) for one in inside])
 
 
-def _sliced(value: Any, count: int, total: int) -> Any:
+def _sliced(value: Any, which: slice, total: int) -> Any:
     if len(value) != total:
         raise _Whole
-    return value[:count]
+    return value[which]
 
 
 def _second(value: Any) -> set[int]:

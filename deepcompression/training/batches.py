@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-from deepcompression.data.batch import cut, described, moved
+from deepcompression.data.batch import cut, described, moved, portion, samples_in
 from deepcompression.data.splits import Columns, Stream, as_split, columns_of
 from deepcompression.errors import DataError, DeepCompressionError, FactoryError, in_one_line, told
 from deepcompression.training.device import Compute
 from deepcompression.training.problem import log
 from deepcompression.training.randomness import kept
+from deepcompression.training.share import Share, Shared
 
 COUNTING_SECONDS = 600.0  # in which a stream that tells no length must come to its end
 
@@ -33,6 +34,7 @@ class Batches:
         augment: (batch, generator) -> batch.
         drop_last: leaves out a last batch that is smaller; where the split is no DataLoader.
         most: no more batches than that.
+        share: which part of each batch is for this process; of ``shared``.
 
     Raises:
         DataError: the split has another form, or no samples; while iterating, in one line, whatever it raises.
@@ -48,6 +50,7 @@ class Batches:
         augment: Callable[[Any, torch.Generator], Any] | None = None,
         drop_last: bool = False,
         most: int | None = None,
+        share: Share | None = None,
     ) -> None:
         split = as_split(split)
         self.device = compute.resolved()
@@ -61,10 +64,8 @@ class Batches:
         elif isinstance(split, Stream):
             self.loader = DataLoader(split, batch_size, drop_last=drop_last)
         elif not self.tensors:
-            self.loader = DataLoader(
-                split, batch_size, shuffle=generator is not None, generator=generator, drop_last=drop_last
-            )
-        self.most = most
+            self.loader = _loader(split, batch_size, generator, drop_last, compute.workers, share)
+        self.most, self.share = most, share
         self._counted: int | None = None
 
     def __len__(self) -> int:
@@ -81,8 +82,32 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         source = self._slices() if self.loader is None else self._fetched()
         for batch in islice(source, self.most):
-            batch = moved(batch, self.device, self.format)
-            yield batch if self.augment is None or self.generator is None else self._augmented(batch)
+            yield self._ready(batch)
+
+    def _ready(self, batch: Any) -> Any:
+        batch = moved(batch, self.device, self.format)
+        return batch if self.augment is None or self.generator is None else self._augmented(batch)
+
+    def shared(self) -> Iterator[tuple[Any, float]]:
+        """This process's part of each batch, and how much of the batch that is; without ``share`` all of it."""
+        if self.share is None:
+            yield from ((batch, 1.0) for batch in self)
+        elif self.loader is None:
+            for chosen in self._orders():
+                mine = self._chosen(chosen[self.share.of(len(chosen))])
+                yield self._ready(mine), self.share.weight(len(chosen))
+        else:
+            cuts = isinstance(self.loader.batch_sampler, Shared)
+            for batch, size in zip(self._fetched(), self._whole_sizes(), strict=False):
+                total = size or samples_in(batch)
+                part = batch if cuts else portion(batch, self.share.of(total), total)
+                yield self._ready(part), self.share.weight(total)
+
+    def _whole_sizes(self) -> Iterator[int | None]:
+        if isinstance(self.loader.batch_sampler, Shared):
+            total, size = len(self.loader.dataset), self.batch_size
+            return chain(repeat(size, total // size), [total % size])
+        return self.sizes()
 
     def sizes(self) -> Iterator[int | None]:
         """Samples that are put into each batch, as far as the split tells; then None for ever."""
@@ -112,7 +137,7 @@ class Batches:
     def _augmented(self, batch: Any) -> Any:
         assert self.augment is not None and self.generator is not None
         try:
-            changed = self.augment(batch, self.generator)
+            changed = self.augment(batch, self.share.generator if self.share else self.generator)
         except DeepCompressionError:
             raise
         except Exception as error:
@@ -122,14 +147,23 @@ class Batches:
         return changed
 
     def _slices(self) -> Iterator[Any]:
+        if self.generator is not None:
+            yield from (self._chosen(chosen) for chosen in self._orders())
+            return
         count = len(self.tensors[0])
-        order = None if self.generator is None else torch.randperm(count, generator=self.generator).to(self.device)
         for start in range(0, count - (count % self.batch_size if self.drop_last else 0), self.batch_size):
-            if order is None:
-                yield self._batch([part[start : start + self.batch_size] for part in self.tensors])
-            else:
-                chosen = order[start : start + self.batch_size]
-                yield self._batch([part.index_select(0, chosen) for part in self.tensors])
+            yield self._batch([part[start : start + self.batch_size] for part in self.tensors])
+
+    def _orders(self) -> Iterator[Tensor]:
+        """Which samples make each batch, in an order that is drawn."""
+        assert self.generator is not None
+        count = len(self.tensors[0])
+        order = torch.randperm(count, generator=self.generator).to(self.device)
+        for start in range(0, count - (count % self.batch_size if self.drop_last else 0), self.batch_size):
+            yield order[start : start + self.batch_size]
+
+    def _chosen(self, chosen: Tensor) -> Any:
+        return self._batch([part.index_select(0, chosen) for part in self.tensors])
 
     def _batch(self, tensors: list[Tensor]) -> Any:
         return tuple(tensors) if self.names is None else dict(zip(self.names, tensors, strict=True))
@@ -194,6 +228,28 @@ class Batches:
             time.perf_counter() - started,
         )
         return number
+
+
+def _loader(
+    split: Any,
+    batch_size: int,
+    generator: torch.Generator | None,
+    drop_last: bool,
+    workers: int,
+    share: Share | None,
+) -> DataLoader[Any]:
+    """A loader of samples that are fetched one by one."""
+    if share is None:
+        return DataLoader(
+            split,
+            batch_size,
+            shuffle=generator is not None,
+            generator=generator,
+            drop_last=drop_last,
+            num_workers=workers,
+        )
+    order = BatchSampler(RandomSampler(split, generator=generator), batch_size, drop_last)
+    return DataLoader(split, batch_sampler=Shared(order, share), generator=generator, num_workers=workers)
 
 
 def some(split: Any, count: int, batch_size: int, compute: Compute) -> Iterator[Any]:

@@ -17,7 +17,8 @@ class Compute:
     ``device``: auto (CUDA, else MPS, else CPU), or torch's name. ``precision``: of training's forward passes;
     bfloat16 is autocast, weights stay float32. ``channels_last``: memory format of images and convolutions.
     ``evaluate_batch``: samples in a batch of evaluation; None: as many as memory serves well.
-    ``evaluate_precision``: of evaluation's forward passes.
+    ``evaluate_precision``: of evaluation's forward passes. ``workers``: processes that read data sets of single
+    samples. ``compiled``: training's forward passes go through torch.compile.
     """
 
     device: str = "auto"
@@ -25,6 +26,8 @@ class Compute:
     channels_last: bool = False
     evaluate_batch: int | None = None
     evaluate_precision: str = "float32"
+    workers: int = 0
+    compiled: bool = False
 
     def resolved(self) -> torch.device:
         """The device itself."""

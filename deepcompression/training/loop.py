@@ -2,80 +2,37 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deepcompression._atomic import written
 from deepcompression.data.batch import copied
-from deepcompression.errors import DataError, DivergedError, one_line
+from deepcompression.errors import DataError, DivergedError, FactoryError, one_line
 from deepcompression.structure.constraints import Structure, together
+from deepcompression.training import checkpoint as checkpoints
 from deepcompression.training import randomness
 from deepcompression.training.batches import Batches
 from deepcompression.training.context import context_of
-from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import Evaluation, evaluate
 from deepcompression.training.evaluated_batch import evaluated_batch
 from deepcompression.training.method import Account, Claim, Method
 from deepcompression.training.optimizers import make_optimizer, make_schedule
+from deepcompression.training.plan import Fit, Plan, Progress
 from deepcompression.training.problem import Problem, backward, stepped
 from deepcompression.training.session import Session
+from deepcompression.training.team import Team, of_all
 
 log = logging.getLogger(__name__)
 REPORT_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a training loop is; ``loss`` and ``metric`` are the last known ones."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float | None
-    metric: float | None
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a training loop did. The model has the state of ``best_epoch``."""
-
-    history: list[dict[str, float]]
-    best_epoch: int
-    best_metric: float
-    stopped: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a model trains.
-
-    ``optimizer`` is ``{factory, kwargs}``: the factory gets the parameters and the kwargs, such as lr. ``schedule`` is
-    constant, cosine or linear (to zero, by step), ``{shape, start, power}`` where it falls from ``start`` on, or
-    ``{factory, kwargs}`` of a torch scheduler (by epoch). ``warmup``
-    counts epochs in which the rate rises linearly, not for a scheduler by factory. ``patience`` stops after so many
-    epochs without a better validation metric; ``gradient_clip`` is the largest norm of the whole gradient; ``seed`` is
-    that of batch order, augmentation, dropout and methods.
-    """
-
-    epochs: int
-    optimizer: Mapping[str, Any]
-    schedule: str | Mapping[str, Any] = "cosine"
-    warmup: float = 0
-    patience: int | None = None
-    gradient_clip: float | None = None
-    seed: int = 0
-    compute: Compute = field(default_factory=Compute)
 
 
 @dataclass(frozen=True)
@@ -102,6 +59,7 @@ def train(
     teacher: nn.Module | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
+    team: Team | None = None,
 ) -> Trained:
     """Trains ``model`` in place with methods at work, and leaves it with its best state on validation, baked.
 
@@ -115,6 +73,8 @@ def train(
         checkpoint: file from which a killed training goes on, written after each epoch; on the CPU the result
             then has the bits of an uninterrupted one.
         progress: told a few times a second at most, and at the end of each epoch.
+        team: of processes that all call this with the same: each computes its part of every batch, all end with the
+            first one's weights, and only the first one writes and tells.
 
     Raises:
         StructureError: as ``session.attach``.
@@ -123,22 +83,18 @@ def train(
         DataError: the data fails, or nothing is left of it.
         StorageError: the checkpoint cannot be written.
     """
+    if team is not None:
+        plan = replace(plan, compute=replace(plan.compute, device=team.device()))
     context = context_of(problem, plan.compute, plan.seed, structure=structure, teacher=teacher)
     session = Session(model, methods, 1, context)
     with session:
-        done = _fit(session, problem, plan, checkpoint, progress)
+        done = _fit(_Loop(session, problem, plan, checkpoint, progress, team))
     held = together(structure or {}, *(account.structure for _, account in session.accounts))
     return Trained(done, session.accounts, held, session.labels, session.context.claimed)
 
 
-def _fit(
-    session: Session,
-    problem: Problem,
-    plan: Plan,
-    checkpoint: Path | None,
-    progress: Callable[[Progress], None] | None,
-) -> Fit:
-    loop = _Loop(session, problem, plan, checkpoint, progress)
+def _fit(loop: _Loop) -> Fit:
+    plan, problem, session = loop.plan, loop.problem, loop.session
     loop.resume()
     first = min(int(plan.epochs * session.settled + 1e-6) + 1, plan.epochs)
     reason = "all epochs done"
@@ -179,24 +135,31 @@ class _Loop:
         plan: Plan,
         path: Path | None,
         progress: Callable[[Progress], None] | None,
+        team: Team | None,
     ) -> None:
         randomness.seed_everything(plan.seed)
         self.session, self.problem, self.plan, self.compute = session, problem, plan, plan.compute
         self.model = plan.compute.place(session.model)
         self.generator = torch.Generator().manual_seed(plan.seed)
+        self.team = team if team and team.count > 1 else None
+        share = self.team.share if self.team else None
+        augment, drop_last = problem.augment, problem.drop_last
         self.batches = Batches(
-            problem.train, problem.batch_size, plan.compute, self.generator, problem.augment, problem.drop_last
+            problem.train, problem.batch_size, plan.compute, self.generator, augment, drop_last, share=share
         )
         if self.batches.drops_all():
             raise DataError("data: drop_last leaves nothing to train on: all samples are fewer than a batch")
         self.path, self.progress = path, progress
         self.epoch = 0
+        self.forward: nn.Module = torch.compile(self.model) if plan.compute.compiled else self.model  # type: ignore[assignment]
+        if self.team:
+            self.team.agree(self.model, self._generators(), said=False)
         self.start = _copy(self.model)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {}
         self.evaluated: int | None = None  # samples in a batch of validation
         self.optimizer = make_optimizer(self.model, plan.optimizer, session.groups)
-        steps = len(self.batches)
+        steps = -(-len(self.batches) // plan.accumulate)
         self.schedule = make_schedule(self.optimizer, plan.schedule, plan.warmup, plan.epochs, steps)
         session.now.steps = plan.epochs * steps
 
@@ -206,10 +169,7 @@ class _Loop:
         loss = self._train(epoch)
         if not math.isfinite(loss):
             self._diverged(epoch, loss, rate)
-        validation, step, metric = self.problem.validation, self.problem.step, self.problem.metric
-        if self.evaluated is None:
-            self.evaluated = evaluated_batch(self.model, validation, step, self.compute)
-        result = evaluate(self.model, validation, step, metric, self.compute, self.evaluated)
+        result = self._validated()
         self.epoch = epoch
         figures = self.session.after_epoch(result.metric)
         entry = {"epoch": epoch, "loss": loss, self._metric_name: result.metric, "val_loss": result.loss, **figures}
@@ -219,15 +179,34 @@ class _Loop:
         self._save()
         self._tell(epoch, len(self.batches))
 
+    def _validated(self) -> Evaluation:
+        """On the validation split; of several processes by the first one."""
+        if self.team is None:
+            return self._evaluate()
+        self.team.agree(self.model, self._generators())
+        result: Evaluation = self.team.said(self._evaluate() if self.team.first else None)
+        self.team.agree(self.model, self._generators())  # what validation drew, all have drawn
+        return result
+
+    def _evaluate(self) -> Evaluation:
+        validation, step, metric = self.problem.validation, self.problem.step, self.problem.metric
+        if self.evaluated is None:
+            self.evaluated = evaluated_batch(self.model, validation, step, self.compute)
+        return evaluate(self.model, validation, step, metric, self.compute, self.evaluated)
+
     def _train(self, epoch: int) -> float:
         """All steps of one epoch; the mean loss. Nothing in here waits for the device."""
-        steps, told, number = len(self.batches), 0.0, 0
-        total = torch.zeros((), device=self.compute.resolved())
+        every, told, number = self.plan.accumulate, 0.0, 0
+        steps, total = self.session.now.steps // self.plan.epochs, torch.zeros((), device=self.compute.resolved())
         self.model.train()
-        for number, batch in enumerate(self.batches, 1):
-            self.session.now.step = (epoch - 1) * steps + number - 1
+        if self.team:
+            self.team.share.begin(self.plan.seed, epoch)
+        batches = iter(self.batches.shared())
+        for first in batches:
+            self.session.now.step = (epoch - 1) * steps + number // every
             self.session.before_step(self.optimizer)
-            total += self._step(batch)
+            loss, count = self._step(chain([first], islice(batches, every - 1)))
+            total, number = total + loss, number + count
             if time.perf_counter() - told > REPORT_SECONDS:
                 told = time.perf_counter()
                 self._tell(epoch, number)
@@ -237,28 +216,41 @@ class _Loop:
                 "than one batch where drop_last leaves out the last"
             )
         self.schedule.epoch_done()
-        return float(total) / number
+        return float(self.team.total(total) if self.team else total) / number
 
-    def _step(self, batch: Any) -> Tensor:
-        again = copied(batch) if self.session.adds_to_loss else None  # a step may take parts out of its batch
-        with self.compute.autocast():
-            loss, outputs, _ = stepped(self.problem.step, self.model, batch)
-            loss = self.session.loss(loss, again, outputs)
-        self.optimizer.zero_grad(set_to_none=True)
-        backward(loss)
+    def _step(self, batches: Iterable[tuple[Any, float]]) -> tuple[Tensor, int]:
+        """One step of the optimizer: the sum of the batches' losses, and how many they were."""
+        total, count = torch.zeros((), device=self.compute.resolved()), 0
+        for batch, weight in batches:
+            loss = self._loss(batch)
+            loss = loss if weight == 1 else loss * weight
+            if not count:
+                self.optimizer.zero_grad(set_to_none=True)
+            backward(loss)
+            total, count = total + loss.detach(), count + 1
+        if self.team:
+            self.team.add_gradients(self.optimizer)
+        if count > 1:
+            _divide(self.optimizer, count)
         if self.plan.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.gradient_clip)
         self.optimizer.step()
         self.schedule.step_done()
         self.session.after_step()
-        return loss.detach()
+        return total, count
+
+    def _loss(self, batch: Any) -> Tensor:
+        again = copied(batch) if self.session.adds_to_loss else None  # a step may take parts out of its batch
+        with self.compute.autocast(), _compiling(self.compute.compiled):
+            loss, outputs, _ = stepped(self.problem.step, self.forward, batch)
+            return self.session.loss(loss, again, outputs)
 
     @property
     def _metric_name(self) -> str:
         return f"val_{self.problem.metric.name}"
 
     def _tell(self, epoch: int, step: int) -> None:
-        if self.progress is not None:
+        if self.progress is not None and (self.team is None or self.team.first):
             last = self.history[-1] if self.history else {}
             known = last.get("loss"), last.get(self._metric_name)
             self.progress(Progress(epoch, self.plan.epochs, step, len(self.batches), *known))
@@ -290,7 +282,7 @@ class _Loop:
         )
 
     def _save(self) -> None:
-        if self.path is None:
+        if self.path is None or (self.team and not self.team.first):
             return
         content = {
             "epoch": self.epoch,
@@ -302,19 +294,14 @@ class _Loop:
             "methods": self.session.state_dict(),
             "random": randomness.states(self._generators()),
         }
-        with written(self.path, parents=True) as file:
-            try:
-                torch.save(content, file)
-            except RuntimeError as error:  # how torch tells that the operating system refused
-                full = shutil.disk_usage(self.path.parent).free < 1 << 20
-                raise OSError(errno.ENOSPC if full else errno.EIO, one_line(error)[:200]) from error
+        checkpoints.save(self.path, content)
 
     def resume(self) -> None:
         """Goes on from the checkpoint if there is a readable one; an unreadable one is as good as none."""
         if self.path is None or not self.path.exists():
             return
         try:
-            content = torch.load(self.path, map_location=self.compute.resolved(), weights_only=True)
+            content = checkpoints.read(self.path, self.compute.resolved())
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
         except Exception as error:  # torch's readers raise every kind for a damaged file
@@ -324,12 +311,29 @@ class _Loop:
         self.schedule.load_state_dict(content["schedule"])
         self.session.load_state_dict(content["methods"])
         self.epoch, self.history, self.best = content["epoch"], content["history"], content["best"]
-        randomness.restore(content["random"], self._generators())
+        states = of_all(content["random"]) if self.team else content["random"]
+        randomness.restore(states, self._generators())
 
     def _generators(self) -> list[torch.Generator]:
         """What draws batch order: ours, and those in the loader, its samplers and its data set."""
         theirs = [one for one in randomness.found(self.batches.loader) if isinstance(one, torch.Generator)]
         return [self.generator, *(one for one in theirs if one is not self.generator)]
+
+
+@contextmanager
+def _compiling(compiled: bool) -> Iterator[None]:
+    try:
+        yield
+    except FactoryError as error:
+        if not compiled or not type(error.__cause__).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise FactoryError(f"compile: torch.compile fails: {one_line(error.__cause__)[:200]}; leave it out") from error
+
+
+def _divide(optimizer: torch.optim.Optimizer, count: int) -> None:
+    """The mean of ``count`` gradients, from their sum."""
+    for one in (one for group in optimizer.param_groups for one in group["params"] if one.grad is not None):
+        one.grad /= count
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

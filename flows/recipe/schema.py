@@ -161,6 +161,12 @@ class Recipe(Strict):
         None, description="in place of stages: what may be lost, or how large the file may be"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    devices: int = Field(
+        1, ge=1, description="GPUs, or processes on the CPU, that train together; each takes a part of every batch"
+    )
+    strategy: Literal["ddp"] = Field("ddp", description="how they do: each has the whole model, gradients are averaged")
+    compile: bool = Field(False, description="training's forward passes go through torch.compile")
+    num_workers: int = Field(0, ge=0, description="processes that read data sets which give single samples")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of training; of evaluation: evaluate")
     channels_last: bool = Field(False, description="memory format of images, in training and evaluation")
     evaluate: Evaluate = Evaluate()

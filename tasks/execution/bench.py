@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from deepcompression.training.loop import Trained
     from deepcompression.training.method import Context, Method
     from deepcompression.training.problem import Problem
+    from deepcompression.training.team import Team
+
+
+class Teams(Protocol):
+    """What brings this process into a team of several, for a training."""
+
+    def training(self) -> AbstractContextManager[Team]:
+        """The team."""
 
 
 class Lesson(Protocol):
@@ -36,6 +45,7 @@ class Bench:
     label: str
     input: Reference | None
     folder: Path
+    teams: Teams | None = None  # where the run has several devices
 
     @property
     def seed(self) -> int:
@@ -75,7 +85,8 @@ class Bench:
         """Trains ``model`` in place with a recipe's keys of a training, and methods at work; what is true of the input
         is held.
         """
-        from deepcompression.training.loop import Plan, train
+        from deepcompression.training.loop import train
+        from deepcompression.training.plan import Plan
 
         plan = Plan(
             training.epochs,
@@ -86,10 +97,12 @@ class Bench:
             training.gradient_clip,
             self.seed,
             self.run.compute(),
+            training.accumulate,
         )
         taught = [training.distil.make()] if training.distil else []
         learns = any(method.learns for method in (*methods, *taught))
-        with progress(self.label, str(self.run.metric_object().name)) as show:
+        together = self.teams.training() if self.teams else nullcontext()
+        with progress(self.label, str(self.run.metric_object().name)) as show, together as team:
             return train(
                 model,
                 self.problem(training),
@@ -99,6 +112,7 @@ class Bench:
                 teacher=self.run.teacher_model() if learns else None,
                 checkpoint=self.checkpoint,
                 progress=show,
+                team=team,
             )
 
 

@@ -54,7 +54,10 @@ def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> Non
     from deepcompression.errors import InputError, WeightsError
     from deepcompression.network.edits.fold import fold_all
     from deepcompression.structure.constraints import Structure, together
+    from deepcompression.training.team import refuse
 
+    if run.devices > 1:
+        refuse(run.devices, run.device, run.compute().resolved().type)
     weights = run.model.weights
     if weights and not Path(weights.path).exists():
         raise WeightsError(f"model.weights.path {weights.path}: no such file")

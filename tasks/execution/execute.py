@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -14,6 +14,7 @@ from rich.markup import escape
 from deepcompression._atomic import written
 from tasks.console import progress, say, say_some, size
 from tasks.execution.bench import Bench, Product
+from tasks.execution.helpers import Helpers
 from tasks.execution.keys import stage_key
 from tasks.execution.measure import measure, measuring_code
 from tasks.execution.run import Reference, Run
@@ -60,7 +61,7 @@ def execute(
     entry = _usable(run, key, source)
     cached = entry is not None
     if entry is None:
-        entry, cached = _leased(run, key, label, source, lambda bench: work(bench, settings), started)
+        entry, cached = _leased(run, key, label, source, _with_others(run, settings, work), started)
     else:
         run.store.used(key, entry)
     for text in entry.get("warnings", ()):  # of a result that is used again, too
@@ -88,6 +89,18 @@ def _leased(
             run.rewind()
             bench = Bench(run, label, source, folder)
             return _store(run, key, label, bench, work(bench), started, warnings), False
+
+
+def _with_others(run: Run, settings: Stage, work: Work) -> Callable[[Bench], Product]:
+    """The work; of a stage that trains on several devices with a process for each of the others."""
+
+    def together(bench: Bench) -> Product:
+        if run.devices == 1 or not settings.trains:
+            return work(bench, settings)
+        with Helpers(run, bench.label, settings, bench.input, work.__module__, bench.folder) as teams:
+            return work(replace(bench, teams=teams), settings)
+
+    return together
 
 
 def numbers_of(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def stage_key(
             "versions": versions(),
             "device": str(run.compute().resolved()),
             "precision": [run.precision, run.channels_last, plain(run.evaluate)],
+            "devices": [run.devices, run.compiled, run.num_workers],
             "threads": torch.get_num_threads(),
             "also": settings.also(),
             "teacher": _teacher(run) if _learns(settings) else None,

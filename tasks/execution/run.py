@@ -71,6 +71,9 @@ class Run:
     teacher: Teacher | None = None  # what stages with distil learn from
     taught_by: Reference | None = None
     evaluate: Evaluate = field(default_factory=Evaluate)
+    devices: int = 1
+    compiled: bool = False
+    num_workers: int = 0
 
     @property
     def store(self) -> Store:
@@ -96,7 +99,15 @@ class Run:
         from deepcompression.training.device import Compute
 
         how = self.evaluate
-        return Compute(self.device, self.precision, self.channels_last, how.batch_size, how.precision)
+        return Compute(
+            self.device,
+            self.precision,
+            self.channels_last,
+            how.batch_size,
+            how.precision,
+            self.num_workers,
+            self.compiled,
+        )
 
     def blank_model(self, draw: int = 0) -> nn.Module:
         """A new model from the recipe's factory, its initial weights drawn from this run's seed.

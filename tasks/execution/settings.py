@@ -202,6 +202,7 @@ class Training(Strict):
     warmup: float = Field(0, ge=0, description="epochs of rising learning rate at the start")
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better validation")
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step, by their mean")
     distil: Distil | None = Field(None, description="learn from a teacher too")
 
     @model_validator(mode="after")

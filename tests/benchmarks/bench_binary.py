@@ -31,7 +31,8 @@ from deepcompression.quantization.binarize import Binarize
 from deepcompression.quantization.binary.asked import Activations, Phases, Weights
 from deepcompression.training.device import Compute
 from deepcompression.training.evaluate import evaluate
-from deepcompression.training.loop import Plan, train
+from deepcompression.training.loop import train
+from deepcompression.training.plan import Plan
 from deepcompression.training.problem import Problem
 
 

@@ -34,7 +34,8 @@ from deepcompression.factory import load
 from deepcompression.network.names import prunable
 from deepcompression.quantization import linear
 from deepcompression.training.device import Compute
-from deepcompression.training.loop import Plan, train
+from deepcompression.training.loop import train
+from deepcompression.training.plan import Plan
 from deepcompression.training.problem import Accuracy, Problem, cross_entropy_step
 
 NETS = {

@@ -28,7 +28,8 @@ from deepcompression.measure import significance
 from deepcompression.network.state import plain_state
 from deepcompression.quantization.in_training import Activations, QuantizedTraining, Weights
 from deepcompression.training.device import Compute
-from deepcompression.training.loop import Plan, train
+from deepcompression.training.loop import train
+from deepcompression.training.plan import Plan
 from deepcompression.training.problem import Problem
 from deepcompression.training.randomness import seed_everything
 

@@ -34,7 +34,8 @@ from deepcompression.training.problem import Problem
 from deepcompression.pruning.prune import prune
 from deepcompression.sharing.share import share
 from deepcompression.structure.constraints import structured
-from deepcompression.training.loop import Plan, train
+from deepcompression.training.loop import train
+from deepcompression.training.plan import Plan
 from safetensors.torch import save_file
 
 folder = sys.argv[1]

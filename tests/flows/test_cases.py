@@ -15,7 +15,8 @@ from deepcompression.errors import InputError
 from deepcompression.network.state import plain_state
 from deepcompression.quantization.precision import round_precision
 from deepcompression.training.evaluate import evaluate
-from deepcompression.training.loop import Plan, train
+from deepcompression.training.loop import train
+from deepcompression.training.plan import Plan
 from deepcompression.training.problem import Accuracy, cross_entropy_step
 from flows.recipe import load as recipes
 from flows.recipe import rounds

@@ -34,8 +34,8 @@ from deepcompression.training.batches import Batches
 from deepcompression.training.device import Compute
 from deepcompression.training.dropout import DropoutCorrection
 from deepcompression.training.evaluate import evaluate
-from deepcompression.training.loop import Progress
 from deepcompression.training.method import Method
+from deepcompression.training.plan import Progress
 from deepcompression.training.problem import Accuracy, Problem
 
 SGD = {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.1, "momentum": 0.9}}

@@ -20,8 +20,9 @@ from deepcompression.sharing.reassign import TrainedSharing
 from deepcompression.structure import check
 from deepcompression.training.batches import Batches
 from deepcompression.training.device import Compute
-from deepcompression.training.loop import Plan, train
+from deepcompression.training.loop import train
 from deepcompression.training.method import Method
+from deepcompression.training.plan import Plan
 from deepcompression.training.problem import Problem
 from deepcompression.training.session import Session, attach
 

@@ -1,0 +1,208 @@
+"""Several processes that train one model, each on its part of every batch: what they tell each other.
+
+Lightning Fabric says which devices they have and carries what they say. Gradients are added up after the backward
+pass, over all that an optimizer trains: what methods put into a model, or train beside it, is among that, and the model
+stays the object that it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepcompression.errors import RecipeError
+from deepcompression.training import randomness
+from deepcompression.training.share import Share
+
+log = logging.getLogger(__name__)
+PATIENCE = timedelta(hours=6)  # for a process that validates, or reads its data
+NEEDS = "devices: several need lightning-fabric: pip install 'deep-compression[fabric]'"
+
+
+class Team:
+    """The processes of one training, as one of them sees them.
+
+    Args:
+        fabric: a launched ``lightning_fabric.Fabric``.
+    """
+
+    def __init__(self, fabric: Any) -> None:
+        self.fabric = fabric
+        self.rank, self.count = int(fabric.global_rank), int(fabric.world_size)
+        self.share = Share(self.rank, self.count)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes, and tells."""
+        return self.rank == 0
+
+    def device(self) -> str:
+        """This process's."""
+        return str(self.fabric.device)
+
+    def said(self, value: Any = None) -> Any:
+        """What the first process says, to all."""
+        return self.fabric.broadcast(value, src=0)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over processes."""
+        return self.fabric.all_reduce(value, reduce_op="sum")  # type: ignore[no-any-return]
+
+    def add_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """The gradient of each parameter becomes the sum over processes; one that none has stays None."""
+        trained = [one for group in optimizer.param_groups for one in group["params"]]
+        for dtype in sorted({one.dtype for one in trained}, key=str):
+            self._add([one for one in trained if one.dtype == dtype])
+
+    def _add(self, trained: Sequence[Tensor]) -> None:
+        has = torch.tensor([one.grad is not None for one in trained], dtype=trained[0].dtype, device=trained[0].device)
+        parts = [(torch.zeros_like(one) if one.grad is None else one.grad).reshape(-1) for one in trained]
+        flat = self.total(torch.cat([*parts, has]))
+        sums = torch.split(flat, [*(len(part) for part in parts), len(has)])
+        for one, part, some in zip(trained, sums, sums[-1].tolist(), strict=False):
+            one.grad = part.view_as(one).clone() if some else None
+
+    def agree(self, model: nn.Module, generators: Sequence[torch.Generator], *, said: bool = True) -> None:
+        """All go on with the first one's model and random states; statistics of BatchNorm are first averaged.
+
+        Args:
+            model: the same one in each process.
+            generators: beside torch's own.
+            said: whether a warning tells that parameters differed.
+        """
+        norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+        for one in [part for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None]:
+            one.copy_(self.total(one.clone()) / self.count)
+        state = {name: one for name, one in model.state_dict().items() if one.numel()}
+        apart = [name for name, one in state.items() if not self._take(one)]
+        wrong = sorted(set(apart) & {name for name, _ in model.named_parameters(remove_duplicate=False)})
+        if said and (many := int(self.total(torch.tensor(float(len(wrong)), device=self.fabric.device)))):
+            name = wrong[0] if wrong else "a parameter"
+            log.warning(
+                "devices: processes had come apart in %s (%d in all); the first one's weights count", name, many
+            )
+        randomness.restore(of_all(self.said(randomness.states(generators))), generators)
+
+    def _take(self, one: Tensor) -> bool:
+        """Copies the first one's bytes; whether they were the same."""
+        mine = one.detach().contiguous().reshape(-1).view(torch.uint8)
+        theirs = mine.clone()
+        torch.distributed.broadcast(theirs, 0)
+        same = torch.equal(mine, theirs)
+        if not same:
+            with torch.no_grad():
+                one.copy_(theirs.view(one.dtype).view(one.shape))
+        return same
+
+
+def of_all(states: dict[str, Any]) -> dict[str, Any]:
+    """Random states as the first process has them on its device, for whichever device another one has."""
+    return {**states, "cuda": states["cuda"][:1] * len(states["cuda"])}
+
+
+def library() -> Any:
+    """Fabric, as the package of its own or within lightning.
+
+    Raises:
+        RecipeError: neither is installed.
+    """
+    for name in ("lightning_fabric", "lightning.fabric"):
+        try:
+            return import_module(name)
+        except ModuleNotFoundError:
+            continue
+    raise RecipeError(NEEDS)
+
+
+def refuse(count: int, device: str, kind: str) -> None:
+    """Refuses devices that are not here, before anything trains.
+
+    Args:
+        count: of devices.
+        device: as the recipe says it.
+        kind: cpu, cuda or mps, as it is resolved.
+
+    Raises:
+        RecipeError: in one line.
+    """
+    library()
+    if kind not in ("cpu", "cuda"):
+        raise RecipeError(f"devices: {count}: several are GPUs of CUDA, or processes on the CPU; {kind} has one device")
+    if ":" in device:
+        raise RecipeError(f"devices: {count}, but device: {device} names one; say cuda, or devices: 1")
+    if kind == "cuda" and (here := torch.cuda.device_count()) < count:
+        raise RecipeError(f"devices: {count}: this machine has {here}")
+
+
+@contextmanager
+def joined(rank: int, count: int, place: Path, kind: str) -> Iterator[Team]:
+    """A team of processes on this machine that find each other by a file.
+
+    Args:
+        rank: of this process, from 0.
+        count: of processes.
+        place: a file of the same name in each of them, not there before.
+        kind: cpu or cuda; the process takes the device of its number.
+    """
+    fabric = library()
+    environment = _environment(fabric)(rank, count)
+    store = torch.distributed.FileStore(str(place), count)  # type: ignore[attr-defined]
+    backend = "nccl" if kind == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    try:
+        strategy = fabric.strategies.DDPStrategy(process_group_backend=backend, cluster_environment=environment)
+        made = fabric.Fabric(accelerator=kind, devices=count, strategy=strategy)
+        made.launch()
+        yield Team(made)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _environment(fabric: Any) -> type[Any]:
+    base = import_module(f"{fabric.__name__}.plugins.environments").ClusterEnvironment
+
+    class Here(base):  # type: ignore[misc, valid-type]
+        """Processes that somebody else started on this machine."""
+
+        creates_processes_externally = True
+        main_address, main_port = "localhost", 0  # they have found each other already
+
+        def __init__(self, rank: int, count: int) -> None:
+            self.rank, self.count = rank, count
+
+        @staticmethod
+        def detect() -> bool:
+            """Never by itself."""
+            return False
+
+        def world_size(self) -> int:
+            """Of all processes."""
+            return self.count
+
+        def set_world_size(self, size: int) -> None:
+            """It is known."""
+
+        def global_rank(self) -> int:
+            """Of this process."""
+            return self.rank
+
+        def set_global_rank(self, rank: int) -> None:
+            """It is known."""
+
+        def local_rank(self) -> int:
+            """All are on one machine."""
+            return self.rank
+
+        def node_rank(self) -> int:
+            """All are on one machine."""
+            return 0
+
+    return Here
