@@ -7,7 +7,7 @@ pooling nothing, and of a padded border as much as of the picture.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,9 +70,19 @@ def count(model: nn.Module, inputs: Sequence[Tensor]) -> Flops:
         model: on any device.
         inputs: what its forward takes by position.
     """
+    return count_in(model, lambda one: one(*inputs))
+
+
+def count_in(model: nn.Module, run: Callable[[nn.Module], object]) -> Flops:
+    """Counts what ``model`` does, in eval mode, while something runs it.
+
+    Args:
+        model: on any device.
+        run: calls its forward.
+    """
     counting = _Counting()
     with resting(model), torch.no_grad(), _in_the_open(), _followed(model, counting), counting:
-        model(*inputs)
+        run(model)
     modules = dict(model.named_modules())
     layers = [Layer(name, type(modules[name]).__name__, *macs) for name, macs in counting.macs.items()]
     return Flops(layers, {name: type(modules[name]).__name__ for name in _left_out(modules, counting)})

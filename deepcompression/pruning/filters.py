@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from deepcompression.network.channel_proof import undrawn
 from deepcompression.network.channels import channel_groups
 from deepcompression.network.coverage import selected
 from deepcompression.network.edits import resize as edit
+from deepcompression.network.edits.apply import apply
 from deepcompression.network.names import resolve
 from deepcompression.network.resizing import Group, Member, resize
 from deepcompression.network.state import normalised, plain_state, replaced
@@ -26,6 +28,7 @@ from deepcompression.pruning.prune import kept
 
 Outputs = Callable[[nn.Module], Tensor]
 Criterion = Callable[[Tensor], Tensor]  # filters (n, weights), float64 -> importance (n,)
+HALVINGS, TINY = 10, 1e-9  # of the densities between which one is looked for; one channel of each group
 TOLERANCE = 1e-3  # of the outputs' norm: a channel in the wrong place is far beyond it, the rounding of sums far below
 NARROW_TOLERANCE = 0.05  # where a parameter is float16 or bfloat16
 
@@ -108,6 +111,61 @@ def choose(
         stays = kept({"": importance(group, state, criterion)}, {"": fraction}, "layer")[""]
         choices.append(Choice(group, tuple(stays.nonzero().flatten().tolist())))
     return choices, left
+
+
+def choose_within(
+    model: nn.Module, part: float, cost: Callable[[nn.Module], int], criterion: Criterion, outputs: Outputs
+) -> tuple[list[Choice], dict[str, str]]:
+    """The channels that stay at the largest density, one for all groups, at which a thin model costs no more.
+
+    Args:
+        model: not changed.
+        part: of what it costs, in (0, 1).
+        cost: of a model, such as its multiplications.
+        criterion: what makes a filter important, see ``importance``.
+        outputs: what the model gives for some samples.
+
+    Raises:
+        StructureError: no channels can be removed, or it costs more even with one channel in each group; or a weight
+            is NaN or infinite.
+    """
+    groups, left = channel_groups(model, outputs)
+    densities(model, {"default": part}, groups, left)  # refuses a model without such channels
+    state = plain_state(model)
+    state = normalised(state, dict.fromkeys(one.tensor for group in groups for one in group.makers))
+    worth = [importance(group, state, criterion) for group in groups]
+    most = part * cost(model)
+
+    def at(density: float) -> list[Choice]:
+        stays = (kept({"": one}, {"": density}, "layer")[""] for one in worth)
+        return [
+            Choice(*both) for both in zip(groups, (tuple(x.nonzero().flatten().tolist()) for x in stays), strict=True)
+        ]
+
+    low, high, found = 0.0, 1.0, at(TINY)
+    if cost(thinned(model, found)) > most:
+        raise StructureError(
+            f"prune: flops: {part:g} is out of reach: with one channel in each group "
+            f"{cost(thinned(model, found)) / cost(model):.3g} of the multiplications stay"
+        )
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        tried = at(middle)
+        if cost(thinned(model, tried)) <= most:
+            low, found = middle, tried
+        else:
+            high = middle
+    return found, left
+
+
+def thinned(model: nn.Module, choices: Sequence[Choice]) -> nn.Module:
+    """A copy without the channels that go; its remaining values are the model's."""
+    places = cut(model, choices)
+    copied = copy.deepcopy(model)
+    if places is not None:
+        apply(copied, edit_of(model, places))
+        copied.load_state_dict(cut_state(plain_state(model), places))
+    return copied
 
 
 def densities(

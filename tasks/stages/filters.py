@@ -23,7 +23,9 @@ def refuse_unfit(run: Run, model: nn.Module, settings: Settings) -> None:
     from deepcompression.network.channels import channel_groups
     from deepcompression.pruning.filters import densities
 
-    densities(model, table_of(settings.density), *channel_groups(model, lambda one: outputs(run, one)))
+    densities(
+        model, table_of(settings.density or settings.flops), *channel_groups(model, lambda one: outputs(run, one))
+    )
 
 
 def pruned(bench: Bench, settings: Settings) -> Product:
@@ -31,16 +33,36 @@ def pruned(bench: Bench, settings: Settings) -> Product:
     from deepcompression.pruning import filters as library
 
     model = bench.model()
-    choices, left = library.choose(
-        model,
-        table_of(settings.density),
-        library.criterion_of(settings.criterion),
-        lambda one: outputs(bench.run, one),
-    )
+    choices, left = _chosen(bench, model, settings)
     state, zeroed = library.masked(model, choices)
     places = library.cut(model, choices) if settings.remove else None
     product = _masked(bench, state, zeroed) if places is None else _thin(bench, model, state, places)
-    return _told(model, product, choices, left)
+    return _told(model, product, choices, left, _counted(bench, model, choices))
+
+
+def _chosen(bench: Bench, model: nn.Module, settings: Settings) -> tuple[list[Choice], dict[str, str]]:
+    from deepcompression.pruning import filters as library
+
+    criterion, run = library.criterion_of(settings.criterion), lambda one: outputs(bench.run, one)
+    if settings.flops is None:
+        return library.choose(model, table_of(settings.density), criterion, run)
+    return library.choose_within(model, settings.flops, lambda one: _macs(bench, one), criterion, run)
+
+
+def _macs(bench: Bench, model: nn.Module) -> int:
+    from deepcompression.measure.flops import count_in
+
+    return count_in(model, lambda one: outputs(bench.run, one)).macs
+
+
+def _counted(bench: Bench, model: nn.Module, choices: Sequence[Choice]) -> dict[str, Any]:
+    """Multiplications and parameters with and without the channels that go."""
+    from deepcompression.pruning import filters as library
+
+    ends = (model, library.thinned(model, choices))
+    macs = [_macs(bench, one) for one in ends]
+    parameters = [sum(each.numel() for each in one.parameters()) for one in ends]
+    return {"macs": macs[1] / max(macs[0], 1), "parameters": parameters[1] / max(parameters[0], 1)}
 
 
 def _masked(bench: Bench, state: Mapping[str, Tensor], zeroed: Sequence[str]) -> Product:
@@ -66,7 +88,13 @@ def _thin(bench: Bench, model: nn.Module, state: Mapping[str, Tensor], places: M
     return Product(plain_state(thin), edits=[edit], selected=[], compared=before, report={"gap": gap})
 
 
-def _told(model: nn.Module, product: Product, choices: Sequence[Choice], left: Mapping[str, str]) -> Product:
+def _told(
+    model: nn.Module,
+    product: Product,
+    choices: Sequence[Choice],
+    left: Mapping[str, str],
+    counted: Mapping[str, float],
+) -> Product:
     from deepcompression.network.coverage import coverage
     from deepcompression.pruning.filters import account_of
 
@@ -74,6 +102,8 @@ def _told(model: nn.Module, product: Product, choices: Sequence[Choice], left: M
     done = {member.tensor for one in choices for member in one.group.members}
     reasons = {name if name in model.state_dict() else f"{name}.weight": why for name, why in left.items()}
     named = {**dict.fromkeys(model.state_dict(), "makes or takes in no channels that go"), **reasons}
-    notes = [f"{name} loses no channels: {why}" for name, why in left.items()]
-    report = {"layers": layers, "left": left, **product.report}
+    told = f"without the channels that go {counted['macs']:.3g} of the multiplications stay"
+    notes = [f"{told}, {counted['parameters']:.3g} of the parameters"]
+    notes += [f"{name} loses no channels: {why}" for name, why in left.items()]
+    report = {"layers": layers, "left": left, **counted, **product.report}
     return covering(replace(product, report=report, notes=notes), coverage(model, done, named))

@@ -74,6 +74,13 @@ class Settings(Stage):
     quality: Annotated[Quality | dict[str, Quality] | None, ByName, SELECTED] = Field(
         None, description="the paper's: threshold = quality x standard deviation of the layer's weights"
     )
+    flops: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="of filters, instead of density: the part of the multiplications that stays, at "
+        "most; the one density of all channels that keeps to it is looked for",
+    )
     scope: Literal["layer", "global"] = "layer"
     rounds: int = Field(1, ge=1, description="prune and the finetune that follows, alternating so many times")
     gradual: Gradual | None = None
@@ -87,8 +94,11 @@ class Settings(Stage):
 
     @model_validator(mode="after")
     def _one_way(self) -> Settings:
-        if (self.density is None) == (self.quality is None) and ":" not in self.granularity:
-            raise ValueError("expected exactly one of density and quality")
+        given = [self.density, self.quality, *([self.flops] if self.granularity == "filter" else [])]
+        if sum(one is not None for one in given) != 1 and ":" not in self.granularity:
+            raise ValueError(f"expected exactly one of density and {'flops' if len(given) == 3 else 'quality'}")
+        if self.flops is not None and self.granularity != "filter":
+            raise ValueError("flops goes with granularity: filter; single weights that are zero are multiplied too")
         if self.scope == "global" and not isinstance(self.density, float):
             raise ValueError("scope: global takes one density for all selected layers, such as density: 0.1")
         if self.gradual and (self.rounds > 1 or self.quality is not None):
@@ -113,10 +123,12 @@ class Settings(Stage):
             )
         if self.remove and not filters:
             raise ValueError("remove: true goes with granularity: filter; single weights cannot be taken out")
-        if filters and (self.density is None or self.scope == "global" or self.gradual or self.score):
+        if filters and (self.quality is not None or self.scope == "global" or self.gradual or self.score):
             raise ValueError("granularity: filter goes with density and scope: layer, without gradual and score")
         if self.remove and self.rounds > 1:
             raise ValueError("remove: true goes with rounds: 1; density is of the filters that are there")
+        if self.flops is not None and self.rounds > 1:
+            raise ValueError("flops goes with rounds: 1")
         return self
 
     @property

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcompression.errors import InvariantError, StructureError
+from deepcompression.measure.flops import count
+from deepcompression.models import paper
 from deepcompression.network.channels import channel_groups
 from deepcompression.network.edits.apply import apply
 from deepcompression.network.resizing import Group, Member
@@ -174,3 +176,32 @@ def test_densities_that_mean_nothing_are_refused(table: dict[str, float], words:
         library.densities(alone, {"default": 0.5}, *channel_groups(alone, outputs))
     with pytest.raises(StructureError, match="criterion 'l3' is not known for filters; expected one of fpgm, l1, l2"):
         library.criterion_of("l3")
+
+
+def macs(model: nn.Module) -> int:
+    return count(model, [torch.zeros(1, 1, 8, 8)]).macs
+
+
+@pytest.mark.parametrize("part", [0.8, 0.5, 0.1])
+def test_the_density_that_keeps_to_the_multiplications_is_found(part: float) -> None:
+    """At most so many, and with the next larger density more; the thin net is the one that was counted."""
+    torch.manual_seed(0)
+    model = paper.digits_net().eval()
+    run = lambda one: one(torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)))  # noqa: E731
+    choices, left = library.choose_within(model, part, macs, library.l1, run)
+    thin = library.thinned(model, choices)
+    assert 0.9 * part * macs(model) < macs(thin) <= part * macs(model) and "fc2" in left
+    density = max(len(one.kept) / one.group.channels for one in choices)
+    more, _ = library.choose(model, {"default": density + 0.02}, library.l1, run)
+    assert macs(library.thinned(model, more)) > part * macs(model)
+    state, _ = library.masked(model, choices)
+    double = copy.deepcopy(model)
+    double.load_state_dict(state)
+    assert torch.allclose(run(thin), run(double), atol=1e-5)
+
+
+def test_multiplications_that_cannot_be_reached_are_refused() -> None:
+    """One channel in each group is left in any case."""
+    model = paper.digits_net().eval()
+    with pytest.raises(StructureError, match=r"prune: flops: 1e-06 is out of reach: with one channel in each group"):
+        library.choose_within(model, 1e-6, macs, library.l1, lambda one: one(torch.zeros(2, 1, 8, 8)))

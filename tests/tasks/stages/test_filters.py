@@ -29,6 +29,10 @@ FPGM: dict[str, Any] = {"stage": "prune", "granularity": "filter", "criterion": 
         ({**FPGM, "density": 0.5, "scope": "global"}, "granularity: filter goes with density and scope: layer"),
         ({**FPGM, "density": 0.5, "gradual": {}}, "granularity: filter goes with density and scope: layer"),
         ({**FPGM, "density": 0.5, "remove": True, "rounds": 2}, "remove: true goes with rounds: 1"),
+        ({**FPGM}, "expected exactly one of density and flops"),
+        ({**FPGM, "density": 0.5, "flops": 0.5}, "expected exactly one of density and flops"),
+        ({**FPGM, "flops": 0.5, "rounds": 2}, "flops goes with rounds: 1"),
+        ({"stage": "prune", "density": 0.5, "flops": 0.5}, "flops goes with granularity: filter"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], words: str) -> None:

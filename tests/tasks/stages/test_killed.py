@@ -45,7 +45,7 @@ SHARED = {"stage": "share", "bits": 3}
 DROPOUT = {"modules": {"3": "4"}}
 CALIBRATED = {"activations": {"observer": "auto", "samples": 32}, "correct": ["bias"]}
 THRESHOLDS = {"weights": {}, "activations": {"kind": "scaled_threshold", "samples": 32}, "keep": []}
-FILTERS = {"granularity": "filter", "criterion": "l1", "density": 0.5, "remove": True}
+FILTERS = {"granularity": "filter", "criterion": "l1", "flops": 0.5, "remove": True}
 
 # The keys with which each line of a list is killed, in each way in which it works; with those of the stage before,
 # where that is not the dense model. A line without keys here fails.
