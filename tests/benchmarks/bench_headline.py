@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,15 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 DOCS = Path(__file__).parents[2] / "docs"
-RECIPE = """
-name: headline
-threads: 1
-python_path: [{place}]
-model: {{factory: "minilm_sentences:model"}}
-data: {{factory: "minilm_sentences:data"}}
-step: {{factory: "minilm_sentences:step"}}
-stages: [{{stage: encode}}]
-"""
+CACHE = Path(tempfile.gettempdir(), "deep-compression-headline")
 
 
 @dataclass(frozen=True)
@@ -64,15 +55,11 @@ def points(folder: str) -> Iterator[Point]:
 
     eff, mini = "EfficientNet-Lite0", "MiniLM"
     for ratio in (5, 6, 8, 10, 12):
-        yield Point(eff, "reconstruct", f"{ratio}x", lambda net, ratio=ratio: by_recipe(net, folder, ratio))
-    for ratio in (4, 5, 6, 7, 8):
-        yield Point(eff, "dcz compress", f"{ratio}x", lambda net, ratio=ratio: by_dcz(net, "--ratio", ratio))
-    for size in (12_000_000, 9_000_000, 7_500_000, 6_500_000, 5_500_000):
-        asked = "--target-bytes", size
-        yield Point(
-            mini, "reconstruct", f"{size / 1e6:g} MB", lambda net, asked=asked: by_dcz(net, *asked, calibrated=True)
-        )
-        yield Point(mini, "dcz compress", f"{size / 1e6:g} MB", lambda net, asked=asked: by_dcz(net, *asked))
+        yield Point(eff, "reconstruct", f"{ratio}x", lambda net, r=ratio: by_samples(net, net.dense_bytes // r))
+        yield Point(eff, "dcz compress", f"{ratio}x", lambda net, r=ratio: by_dcz(net, net.dense_bytes // r))
+    for most in (12_000_000, 9_000_000, 7_500_000, 6_500_000):
+        yield Point(mini, "reconstruct", f"{most / 1e6:g} MB", lambda net, most=most: by_samples(net, most))
+        yield Point(mini, "dcz compress", f"{most / 1e6:g} MB", lambda net, most=most: by_dcz(net, most))
     for net in (eff, mini):
         for bits in (8, 6, 5, 4):
             yield Point(
@@ -108,44 +95,40 @@ def points(folder: str) -> Iterator[Point]:
         )
 
 
-@cache
-def workplace() -> tempfile.TemporaryDirectory[str]:
-    """Where runs keep what the next ones begin with."""
-    return tempfile.TemporaryDirectory()
+def by_samples(net: Any, most: int) -> Any:
+    """`compress_calibrated`, vectors in float16, its file read back; what outputs are worth is measured once a net."""
+    from deepcompression.reconstruction import compress
+    from deepcompression.reconstruction.aimed import remember, remembered
+
+    path, real = CACHE / f"{net.name}.pt", compress.importance
+
+    def once(*arguments: Any, **named: Any) -> Any:
+        found = remembered(path) or real(*arguments, **named)
+        remember(path, found)
+        return found
+
+    compress.importance = once
+    classes = net.test.ndim == 4
+    calibration = compress.Calibration(net.make(), net.calibrate.split, lambda made, batch: made(batch), classes)
+    with tempfile.TemporaryDirectory() as place:
+        small = Path(place, "small.dcz")
+        compress.compress_calibrated(net.stored(), small, calibration, target_bytes=most, together=64)
+        compress.importance = real
+        return small.stat().st_size, net.read(small)
 
 
-def by_recipe(net: Any, folder: str, ratio: float) -> Any:
-    """Stage `reconstruct` of a run, its file read back; what outputs are worth is measured for the first alone."""
-    from bench_reconstruct import compressed, stages_of
-
-    from deepcompression.reconstruction import importance as measure
-
-    if not hasattr(measure.importance, "found"):
-        real, found = measure.importance, []
-
-        def once(*arguments: Any, **named: Any) -> Any:
-            found.extend([] if found else [real(*arguments, **named)])
-            return found[0]
-
-        once.found = found  # type: ignore[attr-defined]
-        measure.importance = once
-    outputs, size = compressed(folder, stages_of(ratio), net.test, Path(workplace().name))
-    return size, outputs
-
-
-def by_dcz(net: Any, *options: object, calibrated: bool = False) -> Any:
-    """`dcz compress`, with a recipe's samples or without data, its file read back."""
-    from deepcompression.torch import load
+def by_dcz(net: Any, most: int) -> Any:
+    """`dcz compress`, without data, vectors in float16, its file read back."""
+    from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory() as place:
-        recipe, path = Path(place, "recipe.yaml"), Path(place, "small.dcz")
-        recipe.write_text(RECIPE.format(place=Path(__file__).parent), encoding="utf-8")
-        more = ("--calibrate", recipe, "--together", 8) if calibrated else ()
-        command = ["compress", net.checkpoint, path, *options, *more, "--threads", 1]
+        source, small = Path(place, "net.safetensors"), Path(place, "small.dcz")
+        save_file(net.stored(), source)
+        command = ["compress", source, small, "--target-bytes", most, "--threads", 1]
         subprocess.run(
             [sys.executable, "-m", "deepcompression.cli", *map(str, command)], check=True, stdout=subprocess.DEVNULL
         )
-        return path.stat().st_size, net.outputs(net.filled(load(path)))
+        return small.stat().st_size, net.read(small)
 
 
 def measured(point: Point, net: Any) -> dict[str, Any]:
@@ -192,6 +175,7 @@ def measure(folder: str, only: str, again: bool) -> None:
     import headline_nets as nets
 
     torch.set_num_threads(1)
+    CACHE.mkdir(exist_ok=True)
     path = DOCS / "headline.json"
     for point in points(folder):
         rows = json.loads(path.read_text()) if path.exists() else {}

@@ -20,21 +20,27 @@ import torch
 from bench_ptq import divergence
 from torch import Tensor, nn
 
+from deepcompression.torch import load
+
 DRAWS = 10_000
 
 
 @dataclass(frozen=True)
 class Net:
-    """A net with its own weights: ``make`` builds it untrained, ``state`` are its tensors, ``checkpoint`` their file;
-    ``calibrate`` and ``test``, inputs; ``judge``: (dense net's outputs, others) -> figures."""
+    """A net with its own weights: ``make`` builds it untrained, ``state`` are its tensors, ``calibrate`` and ``test``,
+    inputs; ``judge``: (dense net's outputs, others) -> figures."""
 
     name: str
     make: Callable[[], nn.Module]
     state: Mapping[str, Tensor]
-    checkpoint: Path
     calibrate: Tensor
     test: Tensor
     judge: Callable[[Tensor, Tensor], dict[str, Any]]
+
+    @property
+    def dense_bytes(self) -> int:
+        """What the tensors take."""
+        return sum(one.numel() * one.element_size() for one in self.state.values())
 
     @property
     def matrices(self) -> list[str]:
@@ -54,6 +60,16 @@ class Net:
         parts = self.test.contiguous(memory_format=torch.channels_last) if pictures else self.test
         with torch.no_grad():
             return torch.cat([made(part) for part in parts.split(16)])
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors as files have them: vectors in float16."""
+        return {
+            name: one.half() if one.ndim < 2 and one.is_floating_point() else one for name, one in self.state.items()
+        }
+
+    def read(self, path: Path) -> Tensor:
+        """What the net gives with the tensors of a .dcz."""
+        return self.outputs(self.filled({name: one.to(self.state[name].dtype) for name, one in load(path).items()}))
 
     def half(self) -> dict[str, Tensor]:
         """The tensors with all vectors in float16, two bytes an element, as each rival gets them."""
@@ -89,9 +105,8 @@ def efficientnet(folder: str) -> Net:
         right = (other.argmax(1) == classes).double()
         return _mean("divergence", divergence(dense, other)) | _mean("unlike", unlike) | _mean("right", right)
 
-    path = Path(imagenet_sample.weights())
-    state = torch.load(path, weights_only=True)
-    return Net("EfficientNet-Lite0", imagenet_sample.model, state, path, splits.train[0], splits.test[0], judge)
+    state = torch.load(imagenet_sample.weights(), weights_only=True)
+    return Net("EfficientNet-Lite0", imagenet_sample.model, state, splits.train[0], splits.test[0], judge)
 
 
 @cache
@@ -102,7 +117,7 @@ def minilm() -> Net:
     def judge(dense: Tensor, other: Tensor) -> dict[str, Any]:
         return _mean("off", 1 - nn.functional.cosine_similarity(dense.double(), other.double()))
 
-    splits, path = minilm_sentences.data(), minilm_sentences.weights()
+    splits = minilm_sentences.data()
     made = minilm_sentences.model().state_dict()
-    state = {name: one for name, one in load_file(path).items() if name in made}
-    return Net("MiniLM", minilm_sentences.model, state, path, splits.train[0], splits.test[0], judge)
+    state = {name: one for name, one in load_file(minilm_sentences.weights()).items() if name in made}
+    return Net("MiniLM", minilm_sentences.model, state, splits.train[0], splits.test[0], judge)

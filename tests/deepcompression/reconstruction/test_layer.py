@@ -173,3 +173,24 @@ def test_important_outputs_are_kept_better() -> None:
         x = value.double()
         errors.append(float((x @ (weights - made.weights)[2] - made.shift[2]).square().sum()))
     assert errors[1] < 0.7 * errors[0]
+
+
+def test_inputs_that_tell_nothing_of_each_other_are_rounded_at_once() -> None:
+    """As of tables: the same as when the walk over columns looks for what makes up for them, and finds nothing."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(1, 6, 9, generator=generator, dtype=torch.float64)
+    worth = torch.rand(1, 9, generator=generator, dtype=torch.float64) + 0.1
+    whole = torch.ones_like(target, dtype=torch.bool)
+    problem = Quadratic(target, torch.diag_embed(worth), torch.ones(1, 6, dtype=torch.float64), whole)
+    near = problem.hessian + 1e-12 * torch.ones(9, 9, dtype=torch.float64)
+    assert problem.apart and not Quadratic(target, near, problem.importance, whole).apart
+    made = [
+        swept(
+            Quadratic(target, hessian, problem.importance, whole),
+            factor(hessian),
+            lambda values, costs, column: (values * 2).round() / 2,
+            lambda values, costs, block: whole[:, :, block],
+        )
+        for hessian in (problem.hessian, near)
+    ]
+    assert torch.equal(*made) and torch.equal(made[0], (target * 2).round() / 2)
