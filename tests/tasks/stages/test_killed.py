@@ -69,6 +69,7 @@ STAGES_KILLED: dict[str, list[dict[str, Any]]] = {
     "custom": [{"stage": "tkl_mine:halve"}],
     "baseline": [{"train": TWO}],
     "pace": [{}],
+    "importance": [{"samples": 32}],
     "sensitivity": [{"layers": ["0.weight", "4.weight"], "densities": [0.5], "bits": [2]}],
 }
 METHODS_KILLED: dict[str, dict[str, Any]] = {
