@@ -97,7 +97,8 @@ def _target(now: Search) -> int | str:
         return f"{len(made)} of {now.plan.steps} steps are done"
     assert now.budget.metric_loss is not None
     dense = float(now.dense.numbers["dense_bytes"])
-    tried = [Tried(dense / one.file_bytes, _likely(one), one.kept) for one in made]
+    # Of the first file, which is made in another way, only that it is good enough tells something of the others.
+    tried = [Tried(dense / one.file_bytes, _likely(one), one.kept) for one in made if one.kept or one is not made[0]]
     ratio = next_ratio(now.budget.metric_loss - now.budget.margin, tried)
     return "what is kept and what is not are too near to gain anything" if ratio is None else int(dense / ratio)
 
