@@ -12,7 +12,7 @@ from deepcompression.codec import grids, group_books, grouping
 from deepcompression.codec.book import ALL, GRID_DTYPES, MOST_INTEGER, Book, Groups
 from deepcompression.codec.distinct import distinct, looked_up
 from deepcompression.codec.dtypes import DTYPES, Bits, Writing, narrow, order
-from deepcompression.codec.grouping import Spared
+from deepcompression.codec.grouping import Spared, without_negative
 from deepcompression.codec.huffman import Symbols
 from deepcompression.codec.sampling import Samples
 from deepcompression.codec.shared import Shared, entropy, histogram, symbols_of
@@ -137,7 +137,7 @@ def _codebook(flat: Bits, how: Writing) -> Shared | None:
 def _as_grid(shared: Shared) -> Shared | None:
     """The same with a scale and integers in place of the codebook, if its values are on a grid."""
     assert shared.book.values is not None
-    values, negative = _without_negative(shared.book.values)
+    values, negative = without_negative(shared.book.values)
     found = grids.recognise(values, shared.dtype)
     if found is None or int(np.abs(found[1]).max()) >= MOST_INTEGER:
         return None
@@ -153,13 +153,6 @@ def _as_grid(shared: Shared) -> Shared | None:
 def _nearly_empty(width: int, used: int) -> bool:
     """Whether a grid of so many integers costs more in its code than the codebook of `used` values that it spares."""
     return width > 4 * used + 16
-
-
-def _without_negative(bits: Bits) -> tuple[Bits, NDArray[np.bool_] | None]:
-    """`bits` of floats with +0.0 for -0.0, and where that is, if anywhere."""
-    zero = bits.dtype.type(1 << (8 * bits.itemsize - 1))
-    negative = bits == zero
-    return (np.where(negative, bits.dtype.type(0), bits), negative) if negative.any() else (bits, None)
 
 
 def _grid_codes(
@@ -193,12 +186,11 @@ def _grids_of_groups(
     flat: Bits, samples: Samples, how: Writing, whole: Shared | None, on_grid: Shared | None
 ) -> list[Shared]:
     """A grid for each group, of the groups that are the cheapest so."""
-    plain, negative = _without_negative(flat)
     scale = None if on_grid is None else on_grid.book.scales
-    for candidate in grouping.candidates(plain, how.shape, how.dtype, _spared(samples, whole))[:_TRIES]:
+    for candidate in grouping.candidates(flat, how.shape, how.dtype, _spared(samples, whole))[:_TRIES]:
         # Where the whole is on a grid, its groups are too.
         if scale is None or candidate.scale >= 2 * float(scale[0]):
-            found = _on_grids(flat, plain, negative, candidate.groups, how.dtype)
+            found = _on_grids(*without_negative(flat), candidate.groups, how.dtype)
             if found and (whole is None or not _nearly_empty(found[0].book.k, whole.book.k)):
                 return found
     return []
@@ -233,7 +225,7 @@ def _books_of_groups(samples: Samples, how: Writing, whole: Shared | None, on_gr
     return []
 
 
-def _on_grids(flat: Bits, plain: Bits, negative: NDArray[np.bool_] | None, groups: Groups, dtype: str) -> list[Shared]:
+def _on_grids(plain: Bits, negative: NDArray[np.bool_] | None, groups: Groups, dtype: str) -> list[Shared]:
     """A grid for each group; where that is two integers around a 0 that is not there, their two values too."""
     found = grids.recognise(groups.gathered(plain), dtype)
     if found is None or int(np.abs(found[1]).max()) >= MOST_INTEGER:

@@ -78,6 +78,8 @@ class _Filler:
         self.split = split
         self.flat = flat
         self.kept = head.kept
+        whole = head.positions == DENSE and head.tiles is None and head.rows_kept is None
+        self.direct = whole and bool(head.planes) and head.stored == head.dtype
         self.rows = self.across = None
         if head.rows_kept is not None and head.columns_kept is not None:
             self.rows, self.across = np.flatnonzero(head.rows_kept), np.flatnonzero(head.columns_kept)
@@ -91,7 +93,7 @@ class _Filler:
         used = sum(cursor.at for cursor in cursors)
         found = [count if place is None else len(place) for count, place in zip(counts, places, strict=True)]
         if self.head.book is None:
-            raws = self._raw(found, cursors)
+            raws = self._raw(found, cursors, starts if self.direct else None)
             for start, count, place, raw, cursor in zip(starts, counts, places, raws, cursors, strict=True):
                 self._put_raw(start, count, place, raw, cursor)
         else:
@@ -194,10 +196,14 @@ class _Filler:
                 groups = head.book.groups.of(np.arange(where.start, where.stop) if isinstance(where, slice) else where)
             self.flat[where] = head.book.bits(part, head.dtype, groups)
 
-    def _raw(self, counts: Sequence[int], cursors: Sequence[Cursor]) -> list[Bits]:
-        """So many values of each chunk, in the tensor's type."""
+    def _raw(self, counts: Sequence[int], cursors: Sequence[Cursor], starts: Sequence[int] | None = None) -> list[Bits]:
+        """So many values of each chunk, in the tensor's type; planes are joined where they go if they have `starts`."""
         if self.head.planes:
-            small = planes.read_values(cursors, counts, self.head.planes, self.head.stored)
+            kind = unsigned(self.head.stored)
+            small: list[Bits] = [np.empty(count, kind) for count in counts]
+            if starts is not None:
+                small = [self.flat[start : start + count] for start, count in zip(starts, counts, strict=True)]
+            planes.read_values(cursors, small, self.head.planes)
         else:
             small = [self._plain(count, cursor) for count, cursor in zip(counts, cursors, strict=True)]
         stored, dtype = self.head.stored, self.head.dtype
@@ -213,7 +219,8 @@ class _Filler:
     def _put_raw(self, start: int, count: int, place: NDArray[np.int64] | None, found: Bits, cursor: Cursor) -> None:
         if self.head.sparse and not found.all():
             raise cursor.fail("a zero is stored among the non-zero values")
-        self.flat[self._where(start, count, place)] = found
+        if not self.direct:
+            self.flat[self._where(start, count, place)] = found
 
     def _where(self, start: int, count: int, place: NDArray[np.int64] | None) -> slice | NDArray[np.int64]:
         """Where in the tensor the stored elements of a chunk are."""

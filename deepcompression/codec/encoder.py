@@ -60,10 +60,15 @@ def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, th
     if flat.size == 0:
         return b""
     how = Writing(dtype, shape, settled(coder, flat.size), threads)
-    zeros = Zeros(flat != 0, how)
     raw = parting.guess(flat, dtype) if how.coder != "packed" and flat.size >= parting.LEAST else 0
+    differ = codebooks.differ(flat, how)
+    soon = replace(how, coder="huffman") if coder == "auto" and differ else how
+    ways = codebooks.find(flat, soon, raw if differ else None)
+    if not any(way.least(threads) < raw for way in ways):  # of floats that differ, contexts save a thousandth
+        how = soon
+    zeros = Zeros(flat != 0, how)
     best: Written | None = None
-    for way in codebooks.find(flat, how, raw if codebooks.differ(flat, how) else None):
+    for way in ways:
         # Contexts may gain on order 0: by half is more than any was seen to.
         if best is None or way.least(threads) < best.size * (2 if how.coder == "adaptive" else 1):
             best = _encode_shared(way, zeros, how, best)
@@ -76,14 +81,16 @@ def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, th
 
 # Nanoseconds an element of the slowest layout, on the machine of 2026; a table, so that no clock decides.
 DECODE_COST = {"packed": 1.0, "huffman": 1.5, "adaptive": 12.0}
-AUTO_LIMIT = 50_000_000
+ENCODE_COST = {"packed": 300.0, "huffman": 500.0, "adaptive": 1000.0}
+AUTO_LIMIT, AUTO_ENCODE_LIMIT = 50_000_000, 2_000_000_000
 
 
 def settled(coder: str, elements: int) -> str:
-    """The coder; for `auto` the smallest that decodes so many elements within AUTO_LIMIT, by DECODE_COST."""
+    """The coder; for `auto` the smallest that decodes and encodes so many elements within the limits, by the tables."""
     if coder != "auto":
         return coder
-    return "adaptive" if elements * DECODE_COST["adaptive"] <= AUTO_LIMIT else "huffman"
+    decoded, encoded = (elements * cost["adaptive"] for cost in (DECODE_COST, ENCODE_COST))
+    return "adaptive" if decoded <= AUTO_LIMIT and encoded <= AUTO_ENCODE_LIMIT else "huffman"
 
 
 def _smaller(one: Written | None, other: Written | None) -> Any:

@@ -65,7 +65,7 @@ def encode(
     Args:
         tensors: arrays of any layout, or RawTensor for types numpy lacks. Equal ones are stored once. Each is asked
             for once, in turn: a mapping may make them as it goes.
-        coder: "huffman" (decodes fastest), "adaptive" (smallest), "auto" (adaptive where that decodes soon enough), or
+        coder: "huffman" (decodes fastest), "adaptive" (smallest), "auto" (adaptive where that is soon enough), or
             "packed" for codes and gaps of fixed width.
         metadata: texts by key that the file keeps, at most 1 MiB in all.
         edits: records that turn the user's model into the one of these tensors (FORMAT.md), at most 1 MiB in all.

@@ -19,6 +19,7 @@ from deepcompression.codec.dtypes import Bits
 
 _FEWEST = 8  # elements of a group on a grid of its own
 _FEWEST_LAID = 2048  # elements of a vector that is worth a look: biases are none
+_COUNTED = 1 << 18  # elements by which zeros are counted
 SCALE_BITS = 32
 _FEWER = 0.75  # of the distinct elements of several groups, that their distinct integers are at most
 _TRIED, _TRIED_LENGTH = 4, 1024  # groups of a channel that are looked at first, and elements of each
@@ -46,26 +47,27 @@ class Candidate(NamedTuple):
     scale: float
 
 
-def candidates(plain: Bits, shape: tuple[int, ...], dtype: str, spared: Spared) -> list[Candidate]:
+def candidates(flat: Bits, shape: tuple[int, ...], dtype: str, spared: Spared) -> list[Candidate]:
     """Groups of which a few are on a grid each, the cheapest first.
 
     Args:
-        plain: (n,) elements, none of them -0.0.
+        flat: (n,) elements.
         shape: of the tensor.
         dtype: of `grids.LIMITS`.
         spared: what they may be worth.
     """
-    if len(shape) < 2 and plain.size < _FEWEST_LAID:
+    if len(shape) < 2 and flat.size < _FEWEST_LAID:
         return []
-    stored = np.count_nonzero(plain) / plain.size
+    sample = without_negative(flat[:: flat.size // _COUNTED + 1])[0]
+    stored = np.count_nonzero(sample) / sample.size
     found: dict[Groups, Candidate] = {}
     for channel in channels(shape):
         sizes = [part for part in parts(channel) if part.size >= _FEWEST and spared.repays(part, stored)]
         if sizes:
             for candidate in _of_channel(
-                _fullest(plain, channel, sizes[-1].size), sizes, stored, dtype, spared.by is not None
+                _fullest(flat, channel, sizes[-1].size), sizes, stored, dtype, spared.by is not None
             ):
-                if candidate.groups.size < plain.size:
+                if candidate.groups.size < flat.size:
                     found.setdefault(candidate.groups, candidate)
     return sorted(found.values(), key=lambda candidate: (candidate.cost, -candidate.groups.size))
 
@@ -136,9 +138,16 @@ def spread(flat: NDArray[Any], count: int, length: int) -> NDArray[Any]:
     return np.stack([flat[at : at + length] for at in np.arange(count) * (flat.size - length) // (count - 1)])
 
 
-def _fullest(plain: Bits, channel: Groups, size: int) -> Bits:
-    """The beginnings (g, e) of the channels with the fewest zeros among their first `size` elements."""
-    begun = beginnings(plain, channel, _LOOKED, max(size, _TRIED_LENGTH))
+def without_negative(bits: Bits) -> tuple[Bits, NDArray[np.bool_] | None]:
+    """`bits` of floats with +0.0 for -0.0, and where that is, if anywhere."""
+    zero = bits.dtype.type(1 << (8 * bits.itemsize - 1))
+    negative = bits == zero
+    return (np.where(negative, bits.dtype.type(0), bits), negative) if negative.any() else (bits, None)
+
+
+def _fullest(flat: Bits, channel: Groups, size: int) -> Bits:
+    """The beginnings (g, e) of the channels with the fewest zeros, of any sign, among their first `size` elements."""
+    begun = without_negative(beginnings(flat, channel, _LOOKED, max(size, _TRIED_LENGTH)))[0]
     counts = np.count_nonzero(begun[:, :size], axis=1), np.count_nonzero(begun, axis=1)
     chosen = np.lexsort((-counts[1], -counts[0]))[:_FULLEST]
     fullest: Bits = begun[chosen]

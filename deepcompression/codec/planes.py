@@ -13,7 +13,7 @@ from deepcompression import _numba
 from deepcompression.codec import arithmetic, streams
 from deepcompression.codec.arithmetic import Model
 from deepcompression.codec.bitstream import Cursor
-from deepcompression.codec.dtypes import DTYPES, Bits, unsigned
+from deepcompression.codec.dtypes import DTYPES, Bits
 from deepcompression.codec.masks import read_mask, write_mask
 from deepcompression.codec.streams import Stream
 
@@ -146,36 +146,31 @@ def parted(bits: Bits) -> Planes:
     return made
 
 
-def joined(planes: Planes, dtype: str) -> Bits:
-    """The values (m,) of type `dtype` whose planes (itemsize, m) these are, the highest first."""
-    kind = unsigned(dtype)
-    compiled = _numba.kernels(planes.shape[1], *_WORTH) if kind.itemsize in _COMPILED else None
+def joined(planes: Planes, out: Bits) -> None:
+    """Fill `out` (m,) with the values whose planes (itemsize, m) these are, the highest first."""
+    compiled = _numba.kernels(len(out), *_WORTH) if out.itemsize in _COMPILED else None
     if compiled is not None:
-        made: Bits = np.empty(planes.shape[1], kind)
-        (compiled.join_two if kind.itemsize == 2 else compiled.join_four)(planes, made)
-        return made
-    rotated: Bits = np.zeros(planes.shape[1], kind.newbyteorder("<"))
-    rotated.view(np.uint8).reshape(-1, kind.itemsize)[:] = planes[::-1].T
-    rotated = rotated.astype(kind, copy=False)
-    top = rotated << kind.type(8 * kind.itemsize - 1)
-    rotated >>= kind.type(1)
-    rotated |= top
-    return rotated
+        (compiled.join_two if out.itemsize == 2 else compiled.join_four)(planes, out)
+        return
+    rotated: Bits = np.zeros(len(out), out.dtype.newbyteorder("<"))
+    rotated.view(np.uint8).reshape(-1, out.itemsize)[:] = planes[::-1].T
+    one, top = out.dtype.type(1), out.dtype.type(8 * out.itemsize - 1)
+    np.bitwise_or(rotated >> one, rotated << top, out=out)
 
 
-def read_values(cursors: Sequence[Cursor], counts: Sequence[int], planes: Sequence[Plane], dtype: str) -> list[Bits]:
-    """The values of type `dtype` of several chunks.
+def read_values(cursors: Sequence[Cursor], outs: Sequence[Bits], planes: Sequence[Plane]) -> None:
+    """Fill `outs` with the values of several chunks.
 
     Args:
         cursors: at the planes of each chunk; they move behind.
-        counts: values of each.
+        outs: (values,) of each, as wide as the type that they are stored as.
         planes: how they are coded.
-        dtype: that the values are stored as.
 
     Raises:
         MalformedFile: they break FORMAT.md.
     """
-    made: list[Planes] = [np.empty((len(planes), count), np.uint8) for count in counts]
+    made: list[Planes] = [np.empty((len(planes), len(out)), np.uint8) for out in outs]
     for place, plane in enumerate(planes):
         plane.read(cursors, [one[place] for one in made])
-    return [joined(one, dtype) for one in made]
+    for one, out in zip(made, outs, strict=True):
+        joined(one, out)

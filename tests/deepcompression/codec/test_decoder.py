@@ -214,16 +214,23 @@ def test_codes_of_a_grid_cost_their_entropy(bits: int, per: str) -> None:
         assert len(blob) - sections.codebook <= 1.02 * entropy + 64
 
 
-def test_auto_decodes_soon_enough() -> None:
-    """`auto` is adaptive for tensors that decode in time by the table of costs, and Huffman for larger ones."""
-    limit = int(encoder.AUTO_LIMIT / encoder.DECODE_COST["adaptive"])
+@pytest.mark.parametrize(("limit", "cost"), [("AUTO_LIMIT", "DECODE_COST"), ("AUTO_ENCODE_LIMIT", "ENCODE_COST")])
+def test_auto_is_soon_enough(limit: str, cost: str) -> None:
+    """`auto` is adaptive for tensors that decode and encode in time by the tables of costs, Huffman for larger ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoder, "AUTO_LIMIT", encoder.AUTO_LIMIT // (limit // 2000))
+        patch.setattr(encoder, limit, 2000 * getattr(encoder, cost)["adaptive"])
         for rows, coder in ((190, "adaptive"), (210, "huffman")):
             flat = np.tile(np.eye(10, dtype=np.float32).reshape(-1), 21)[: 10 * rows].view(np.uint32)
             auto, named = (encoder.encode_tensor(flat, "float32", (rows, 10), one) for one in ("auto", coder))
             assert auto == named
             assert (head.layout(auto, "float32", flat.size)[1] == "adaptive") == (coder == "adaptive")
+
+
+def test_auto_of_floats_that_differ() -> None:
+    """Of floats that hardly share values, contexts save next to nothing: `auto` has them decoded as fast as can be."""
+    flat = np.random.default_rng(0).normal(size=5000).astype(np.float32).view(np.uint32)
+    auto, huffman = (encoder.encode_tensor(flat, "float32", (50, 100), one) for one in ("auto", "huffman"))
+    assert auto == huffman
 
 
 def test_empty_and_last_chunks() -> None:
