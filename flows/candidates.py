@@ -143,7 +143,11 @@ class Search:
         number, task = self.number if counted else None, task_of(settings.stage)
         if bounded and self.plan.time_limit is not None:
             task = task.with_options(timeout_seconds=max(self.left, LEAST_SECONDS))
-        reference = self.call(task, self.run, label, number, settings, source)
+        try:
+            reference = self.call(task, self.run, label, number, settings, source)
+        except TimeoutError:
+            self.spent += max(self.left, 0.0)
+            raise
         self.spent += float(reference.numbers["worked_seconds"])
         return reference
 

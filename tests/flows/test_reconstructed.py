@@ -122,7 +122,8 @@ def test_what_was_made_stays_where_a_stage_is_cut_off_or_fails(search: Callable[
         return Calls(call)
 
     now = search(failing(TimeoutError()), time_limit=5)
-    assert reconstructed.search(now, lambda _: None).endswith("of 5 minutes are spent: reconstruct-2 was cut off")
+    assert reconstructed.search(now, lambda _: None) == "5.0 minutes of 5 minutes are spent: reconstruct-2 was cut off"
+    assert now.left == 0
     assert len(now.every) == 1 and now.every[0].result.kept
     now = search(failing(StructureError("out of reach")))
     assert reconstructed.search(now, lambda _: None) == "reconstruct-2 came to nothing (out of reach)"
