@@ -45,9 +45,11 @@ def _unfit(model: nn.Module, name: str, pattern: NM | Block) -> str:
     if name in names.padding_rows(model):
         return "has a padding row, which stays as it is"
     if isinstance(pattern, Block):
-        rows, columns = weight.shape[0], math.prod(weight.shape[1:])
-        fits = rows % pattern.rows == 0 and columns % pattern.columns == 0
-        return "" if fits else f"is {rows} x {columns}, which blocks of {pattern.rows} x {pattern.columns} do not fill"
+        size, (rows, columns) = (weight.shape[0], math.prod(weight.shape[1:])), pattern.within(weight.shape)
+        if rows * columns == 1:
+            return "has no kernels of several places"
+        fits = size[0] % rows == 0 and size[1] % columns == 0
+        return "" if fits else f"is {size[0]} x {size[1]}, which blocks of {rows} x {columns} do not fill"
     if channel_axis(model, name) != 0:
         return "has its inputs on another axis than 1"
     return "" if weight.shape[1] >= pattern.m else f"has {weight.shape[1]} inputs, fewer than {pattern.m}"
@@ -116,8 +118,8 @@ def blocks_stay(scores: Tensor, block: Block, density: float) -> Tensor:
         block: divides rows, and all else together.
         density: the part of the blocks that stays.
     """
-    matrix = scores.reshape(scores.shape[0], -1)
-    tiles = matrix.reshape(-1, block.rows, matrix.shape[1] // block.columns, block.columns).transpose(1, 2)
+    matrix, (rows, columns) = scores.reshape(scores.shape[0], -1), block.within(scores.shape)
+    tiles = matrix.reshape(-1, rows, matrix.shape[1] // columns, columns).transpose(1, 2)
     blocks = tiles.flatten(2).flatten(0, 1)
     sums = torch.where(blocks == -torch.inf, 0, blocks).sum(1)
     sums = sums.masked_fill((blocks == -torch.inf).all(1), -torch.inf)

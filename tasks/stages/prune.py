@@ -40,7 +40,7 @@ def one_of(*words: str, blocks: bool = True) -> AfterValidator:
     return AfterValidator(checked)
 
 
-Granularity = Annotated[str, one_of("weight", "filter")]
+Granularity = Annotated[str, one_of("weight", "filter", "kernel")]
 Quality = Annotated[float, Field(gt=0)]
 Curve = Literal[tuple(CURVES)]
 Criterion = Literal[tuple(CRITERIA)]
@@ -62,7 +62,7 @@ class Settings(Stage):
     granularity: Granularity = Field(
         "weight",
         description="filter: whole channels go, together in all layers that share them; 2:4, or any N:M: of every M "
-        "weights along the inputs N stay; 1x4, or any ROWSxCOLUMNS: blocks stay or go whole",
+        "weights along the inputs N stay; 1x4, or any ROWSxCOLUMNS: blocks stay or go whole; kernel: kernels of one input",
     )
     layers: Annotated[list[str] | None, NAMED] = Field(
         None, min_length=1, description="of a pattern: names of tensors or patterns; default: all that can have it"
@@ -141,7 +141,7 @@ class Settings(Stage):
             raise ValueError(
                 f"granularity: {self.granularity} says how many weights stay: leave density, quality, rounds out"
             )
-        if "x" in self.granularity and not isinstance(self.density, float):
+        if ":" not in self.granularity and not isinstance(self.density, float):
             raise ValueError(f"granularity: {self.granularity} takes one density, the part of the blocks that stays")
         if self.gradual:
             raise ValueError(

@@ -64,6 +64,21 @@ def test_blocks_stay_or_go_whole(rows: int, columns: int, down: int, across: int
     )
 
 
+def test_kernels_of_one_input_stay_or_go_whole() -> None:
+    """Whatever their size; layers without kernels are left."""
+    net = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 4, (1, 5)), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(8, 3))
+    found, left = fitting(net, pattern_of("kernel"), None)
+    assert (
+        found == ["0.weight", "1.weight"] and left["2.weight"] == left["4.weight"] == "has no kernels of several places"
+    )
+    for name in found:
+        weight = prune_to_patterns(net.state_dict(), [name], pattern_of("kernel"), 0.25).state[name]
+        alive = (weight != 0).flatten(2)
+        assert bool((alive.all(2) == alive.any(2)).all()) and float(alive.any(2).float().mean()) == 0.25
+        norms = net.state_dict()[name].abs().flatten(2).sum(2)
+        assert float(norms[alive.any(2)].min()) >= float(norms[~alive.any(2)].max())
+
+
 class Net(nn.Module):
     """Inputs of 1, of 8, of 6 on the other axis, and of 32."""
 
