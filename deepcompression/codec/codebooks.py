@@ -25,7 +25,11 @@ _TOGETHER = 1 << 10  # elements that stand together
 _FEWEST = 64  # of them that tell
 _DIFFER = 0.3  # share of different ones, from which they may be smallest as they are: 256 values are a quarter
 _COUNTED = 1 << 16  # elements that tell how often each value of two bytes occurs
-_RUNS = 64, 32  # groups, and elements of each, that tell whether groups are on grids or have codebooks
+_RUNS = (
+    (2048, 32),
+    (64, 32),
+)  # groups, and elements of each, that tell whether they share: of wide values, of short ones
+_BY_CHANCE = 3  # wide values that are there twice
 _DEARER = 0.985  # of the bytes of planes, from which a code of thousands of values does not repay its time
 _OWN = 0.6  # share of the values that a group has, above which groups seem to share them
 _SHARED = 4  # bits of a codebook for each element, from which its values are hardly shared
@@ -55,7 +59,7 @@ def find(flat: Bits, how: Writing, most: int | None = None) -> list[Shared]:
     whole = None if most and _dearer(flat, how, most) else _codebook(flat, how)
     if whole is not None and whole.book.k <= 2:
         return [whole]
-    if most and whole is None and flat.itemsize == 2 and not _alike(flat, how.shape):
+    if most and whole is None and (flat.itemsize == 2 or flat.size >= _LARGE) and not _alike(flat, how.shape):
         return []
     samples = _samples(flat, whole, how)
     on_grid = _as_grid(whole) if whole is not None and gridded else None
@@ -65,12 +69,14 @@ def find(flat: Bits, how: Writing, most: int | None = None) -> list[Shared]:
 
 
 def _alike(flat: Bits, shape: tuple[int, ...]) -> bool:
-    """Whether elements that may be of one group are equal more often than those far apart: groups share values."""
-    runs, length = _RUNS
+    """Whether elements that may be of one group are equal more often than those far apart are."""
+    if len(shape) < 2:
+        return False
+    runs, length = _RUNS[flat.itemsize == 2]
     far = flat[:: flat.size // (runs * length) | 1][: runs * length]
     across = _equal(far[: len(far) // runs * runs].reshape(-1, runs).T)
-    within = [_equal(grouping.beginnings(flat, channel, runs, length)) for channel in grouping.channels(shape)]
-    return max(within) > 1.5 * across + 4 * math.sqrt(across + 9)
+    within = max(_equal(grouping.beginnings(flat, channel, runs, length)) for channel in grouping.channels(shape))
+    return within > (1.5 * across + 4 * math.sqrt(across + 9) if flat.itemsize == 2 else across + _BY_CHANCE)
 
 
 def _equal(rows: Bits) -> int:

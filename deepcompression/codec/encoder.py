@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -67,10 +68,12 @@ def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, th
     if not any(way.least(threads) < raw for way in ways):  # of floats that differ, contexts save a thousandth
         how = soon
     zeros = Zeros(flat != 0, how)
+    # Contexts may gain on order 0: by half is more than any was seen to.
+    gain = 2.0 if how.coder == "adaptive" else 1.0
     best: Written | None = None
     for way in ways:
-        # Contexts may gain on order 0: by half is more than any was seen to.
-        if best is None or way.least(threads) < best.size * (2 if how.coder == "adaptive" else 1):
+        known = best.size if best else parting.CONTEXTS * raw if differ and raw else math.inf
+        if way.least(threads) < gain * known:
             best = _encode_shared(way, zeros, how, best)
     if best is None or raw < parting.CONTEXTS * best.size:
         best = _smaller(best, _encode_raw(flat, zeros, how, best.size if best else flat.nbytes))

@@ -163,10 +163,9 @@ def beginnings(flat: NDArray[Any], groups: Groups, count: int = _TRIED, length: 
         count: of them, at most.
         length: of each, at most.
     """
-    turned = flat.reshape(-1, groups.rounds, groups.channels, groups.run).transpose(0, 2, 1, 3)
-    spans, channels = turned.shape[:2]
-    count = min(count, spans * channels)
-    places = [divmod(i * spans * channels // count, channels) for i in range(count)]
-    length = min(groups.size, length)
-    rounds = -(-length // groups.run)
-    return np.stack([turned[span, channel, :rounds].reshape(-1)[:length] for span, channel in places])
+    number = flat.size // groups.size
+    span, channel = np.divmod(np.arange(min(count, number)) * number // min(count, number), groups.channels)
+    firsts = (span * groups.rounds * groups.channels + channel) * groups.run
+    rounds, place = np.divmod(np.arange(min(groups.size, length)), groups.run)
+    begun: NDArray[Any] = flat[firsts[:, None] + rounds * groups.channels * groups.run + place]
+    return begun
