@@ -62,7 +62,7 @@ class Settings(Stage):
     granularity: Granularity = Field(
         "weight",
         description="filter: whole channels go, together in all layers that share them; 2:4, or any N:M: of every M "
-        "weights along the inputs N stay; 1x4, or any ROWSxCOLUMNS: blocks stay or go whole; kernel: kernels of one input",
+        "weights along the inputs N stay; 1x4, any ROWSxCOLUMNS, or kernel: blocks, or kernels of one input, go whole",
     )
     layers: Annotated[list[str] | None, NAMED] = Field(
         None, min_length=1, description="of a pattern: names of tensors or patterns; default: all that can have it"
