@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deepcompression.allocation.budget import Candidate
 from deepcompression.allocation.ratio import Tried, next_ratio
 from deepcompression.errors import DeepCompressionError
-from flows.candidates import Search, Step, measured, without_training
+from flows.candidates import Search, Step, measured, minutes, without_training
 from tasks import budget as task_budget
 from tasks.execution.run import Reference
 from tasks.stages import encode, importance, quantize, reconstruct
@@ -20,6 +20,7 @@ OTHERWISE = 2.0  # times what the passes take: all else
 CANDIDATES = 3  # that a time limit is to be enough for
 LAST_LOOKS = 8  # evaluations on as many samples as validation has, after the search: of the file, on test
 BEFORE_TRAINING = 0.5  # of the time that is left, where steps are trained too
+BYTES_TRIED, SURELY = 3, 0.99  # files for a size that is given, and of it, for what the coder adds
 SLOWER = 1.15  # times as long as the last that the next may take
 # Nearly lossless, and quickly made: bits of shared weights, the precision of all else that floats.
 FIRST = (8, "float16", "nothing pruned, weights shared at 8 bits")
@@ -65,8 +66,8 @@ def search(now: Search, tell: Callable[[Search], object]) -> str:
 
 
 def _smaller_and_smaller(now: Search, tell: Callable[[Search], object]) -> str:
-    """Ratio after ratio on the validation metric; bytes that are given, once."""
-    settings = quantize.Settings.model_validate({"stage": "quantize", "codebook": "auto", "rest": REST})
+    """Ratio after ratio on the validation metric, or until a size that is given is kept."""
+    settings = quantize.Beside.model_validate({"stage": "quantize", "rest": REST})
     rounded = now.made("quantize", settings, now.dense)
     a_look = float(rounded.numbers["worked_seconds"])
     end = LAST_LOOKS * a_look + (0.0 if now.train is None else BEFORE_TRAINING * now.left)
@@ -81,7 +82,7 @@ def _smaller_and_smaller(now: Search, tell: Callable[[Search], object]) -> str:
         if isinstance(target, str):
             return target
         if SLOWER * longest > now.left - end:
-            return f"{now.time} are spent, and the next file takes {SLOWER * longest / 60:.1f} more"
+            return f"{now.time} are spent, and the next file takes {minutes(SLOWER * longest)}"
         step = _candidate(now, rounded, worth, target, way)
         longest = max(longest, sum(float(one.numbers["worked_seconds"]) for one in step.sharing[1:]))
         now.quick.append(step)
@@ -92,7 +93,7 @@ def _target(now: Search) -> int | str:
     """Bytes of the next file, or why there is none."""
     made = [step.result for step in now.quick]
     if now.budget.most_bytes is not None:
-        return "the bytes that are asked for were tried" if made else now.budget.most_bytes
+        return _towards_bytes(now, now.budget.most_bytes)
     if len(made) >= now.plan.steps:
         return f"{len(made)} of {now.plan.steps} steps are done"
     assert now.budget.metric_loss is not None
@@ -101,6 +102,18 @@ def _target(now: Search) -> int | str:
     tried = [Tried(dense / one.file_bytes, _likely(one), one.kept) for one in made if one.kept or one is not made[0]]
     ratio = next_ratio(now.budget.metric_loss - now.budget.margin, tried)
     return "what is kept and what is not are too near to gain anything" if ratio is None else int(dense / ratio)
+
+
+def _towards_bytes(now: Search, most: int) -> int | str:
+    """The size itself, then less than it by what the file before took too much."""
+    if not now.quick:
+        return most
+    last = now.quick[-1]
+    if last.result.kept:
+        return f"a file has {last.result.file_bytes:,} bytes of {most:,}"
+    if len(now.quick) >= BYTES_TRIED:
+        return f"{len(now.quick)} files for so many bytes became larger"
+    return int(SURELY * last.target_bytes * most / last.result.file_bytes)
 
 
 def _likely(made: Candidate) -> float:

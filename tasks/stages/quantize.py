@@ -105,6 +105,12 @@ class Settings(Stage):
         return {**super().leaves(model), **{name: (how.grid.word,) for name, how in table.items()}}
 
 
+class Beside(Settings):
+    """Of a budget: what is compressed by default stays as it is, for a later stage."""
+
+    beside: Literal[True] = True
+
+
 def work(bench: Bench, settings: Settings) -> Product:
     """Centroids trained by their summed gradient; channels equalized; weights and activations on grids; then codebooks
     and the rest rounded.
@@ -127,9 +133,12 @@ def work(bench: Bench, settings: Settings) -> Product:
 def _rounded(bench: Bench, product: Product, settings: Settings) -> Product:
     """Codebooks and the rest rounded, but for what is on a grid; and the table of all tensors."""
     from deepcompression.network.coverage import coverage
+    from deepcompression.network.names import prunable
 
     assert bench.input is not None and product.state is not None
     exact = _exact(bench, product)
+    if isinstance(settings, Beside):
+        exact |= dict.fromkeys(prunable(bench.model()), "a later stage takes it")
     rounded, precisions = _at_precision(bench, product, settings, exact)
     kept = {name: reason for name, reason in rounded.kept.items() if name not in exact}
     notes = [*product.notes, *_kept(kept)]

@@ -29,8 +29,9 @@ Tiny = Callable[..., dict[str, Any]]
 class Calls:
     """Tasks that come to what a test says: seconds, and what is lost at a ratio."""
 
-    def __init__(self, lost: Callable[[float], float], seconds: float = 10.0) -> None:
+    def __init__(self, lost: Callable[[float], float], seconds: float = 10.0, off: Any = 1.0) -> None:
         self.lost, self.seconds = lost, seconds
+        self.off = off if callable(off) else lambda size: off
         self.labels: list[str] = []
         self.limits: list[float | None] = []
         self.made = {"quantize": DENSE}
@@ -40,7 +41,7 @@ class Calls:
         self.limits.append(task.timeout_seconds)
         size = {"share": DENSE // 4, "reconstruct": DENSE}.get(settings.stage, source.numbers["size_bytes"])
         if settings.stage == "reconstruct":
-            size = settings.target.bytes
+            size = round(settings.target.bytes * self.off(settings.target.bytes))
         loss = 0.9 - self.lost(DENSE / size) / 100 if settings.stage != "quantize" else 0.9
         return Reference(label, label, numbers={
             "val_metric": loss, "val_loss": 0.5, "val_correct": None, "val_total": 100, "size_bytes": size,
@@ -92,11 +93,15 @@ def test_a_first_file_that_loses_too_much_tells_nothing_of_the_others(search: Ca
     assert max(DENSE / one.result.file_bytes for one in now.quick if one.result.kept) > 9
 
 
-def test_bytes_are_asked_for_once(search: Callable[..., Search]) -> None:
-    """The stage itself comes to a size."""
+def test_bytes_that_are_given_are_come_to(search: Callable[..., Search]) -> None:
+    """The stage comes to a size, or nearly: then less is asked for, a few times."""
     now = search(Calls(curve), metric_loss=None, ratio=10)
-    assert reconstructed.search(now, lambda _: None) == "the bytes that are asked for were tried"
+    assert reconstructed.search(now, lambda _: None) == "a file has 100,000 bytes of 100,000"
     assert [step.result.file_bytes for step in now.quick] == [100_000] and now.quick[0].result.kept
+    for off, made in ((1.02, 2), (1.0 / 0.9, 2), (None, 3)):
+        now = search(Calls(curve, off=off or (lambda size: 120_000 / size)), metric_loss=None, ratio=10)
+        reconstructed.search(now, lambda _: None)
+        assert len(now.quick) == made and now.quick[-1].result.kept == (off is not None)
 
 
 def test_a_time_limit_decides_how_thoroughly_and_how_often(search: Callable[..., Search]) -> None:
