@@ -110,9 +110,10 @@ def narrow(bits: Bits, name: str) -> tuple[str, Bits]:
     Bit patterns are compared, so -0.0 survives; a NaN rules out every conversion but float32 to bfloat16, which
     merely drops zero bits.
     """
+    some = bits.reshape(-1)[:: max(1, bits.size // 1024)]
     for target in narrower(name):
-        head = shrink(bits[:1024], name, target)
-        small = None if head is None else shrink(bits, name, target)
+        likely = shrink(some, name, target) is not None
+        small = shrink(bits, name, target) if likely else None
         if small is not None:
             return target, small
     return name, bits

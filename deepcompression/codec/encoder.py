@@ -42,6 +42,7 @@ from deepcompression.codec.zeros import Tiled, Zeros
 
 _FINE = 1 << 10  # codes, from which low bits may be noise
 _WORTH = 1 / 1000  # of the bytes, below which a layout is not tried
+_TOLD = 1.05  # times what a sample says, values as they are surely do not take more
 _NEAR = 1.02  # times the smallest, as plans and samples say: what is larger is not written
 _DENSE_UP_TO = 0.95  # share of zeros beyond which nothing was ever smallest as codes of all elements
 
@@ -72,7 +73,7 @@ def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, th
     gain = 2.0 if how.coder == "adaptive" else 1.0
     best: Written | None = None
     for way in ways:
-        known = best.size if best else parting.CONTEXTS * raw if differ and raw else math.inf
+        known = best.size if best else _TOLD * raw if differ and raw else math.inf
         if way.least(threads) < gain * known:
             best = _encode_shared(way, zeros, how, best)
     if best is None or raw < parting.CONTEXTS * best.size:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deepcompression._numba import compiled
 from deepcompression.codec import arithmetic_loop
-from deepcompression.codec.kernels_floats import count_bytes, fill_codes, find_distinct, join_four, join_two, part
+from deepcompression.codec.kernels_floats import count_bytes, fill_codes, find_distinct, join_four, join_two, take_plane
 
 __all__ = [
     "count_bytes",
@@ -27,8 +27,8 @@ __all__ = [
     "find_distinct",
     "join_four",
     "join_two",
-    "part",
     "run",
+    "take_plane",
 ]
 
 run = compiled(arithmetic_loop.run)

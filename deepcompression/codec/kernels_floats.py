@@ -15,18 +15,22 @@ _FORTY_SIX, _ONE, _LAST = np.uint64(46), np.uint64(1), np.uint64(_SLOTS - 1)
 
 
 @compiled
-def part(bits: NDArray[Any], planes: NDArray[np.uint8]) -> None:
-    """Fill `planes` (size, n) with the bytes of `bits` (n,), rotated left by one, the highest first."""
-    size = len(planes)
-    for place in range(size - 1):
-        down = 8 * (size - 1 - place) - 1
-        plane = planes[place]
+def take_plane(bits: NDArray[Any], size: int, place: int, plane: NDArray[np.uint8]) -> None:
+    """Fill `plane` (n,) with a byte of each of `bits` (n,), rotated left by one.
+
+    Args:
+        bits: the elements.
+        size: their bytes.
+        place: of the byte, 0 the highest.
+        plane: filled.
+    """
+    down = 8 * (size - 1 - place) - 1
+    if down < 0:
+        for i in range(len(bits)):
+            plane[i] = bits[i] << 1 | bits[i] >> (8 * size - 1)
+    else:
         for i in range(len(bits)):
             plane[i] = bits[i] >> down
-    sign = 8 * size - 1
-    plane = planes[size - 1]
-    for i in range(len(bits)):
-        plane[i] = bits[i] << 1 | bits[i] >> sign
 
 
 @compiled

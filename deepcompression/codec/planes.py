@@ -127,6 +127,11 @@ def translated(symbols: NDArray[np.uint8], table: Bytes) -> Bytes:
 def plane_of(bits: Bits, place: int) -> Bytes:
     """One plane (m,) of floats with the bits (m,), the highest being 0."""
     last = bits.itemsize - 1
+    compiled = _numba.kernels(len(bits), *_WORTH) if bits.itemsize in _COMPILED else None
+    if compiled is not None:
+        plane = np.empty(len(bits), np.uint8)
+        compiled.take_plane(bits, bits.itemsize, place, plane)
+        return plane
     if place == last:
         bits = bits << bits.dtype.type(1) | bits >> bits.dtype.type(8 * bits.itemsize - 1)
     else:
@@ -134,16 +139,9 @@ def plane_of(bits: Bits, place: int) -> Bytes:
     return bits.astype(np.uint8)
 
 
-def parted(bits: Bits) -> Planes:
-    """The planes (itemsize, m) of floats with the bits (m,), the highest first."""
-    made: Planes = np.empty((bits.itemsize, len(bits)), np.uint8)
-    compiled = _numba.kernels(len(bits), *_WORTH) if bits.itemsize in _COMPILED else None
-    if compiled is not None:
-        compiled.part(bits, made)
-        return made
-    for place in range(bits.itemsize):
-        made[place] = plane_of(bits, place)
-    return made
+def parted(bits: Bits) -> list[Bytes]:
+    """The planes (m,) of floats with the bits (m,), the highest first."""
+    return [plane_of(bits, place) for place in range(bits.itemsize)]
 
 
 def joined(planes: Planes, out: Bits) -> None:
