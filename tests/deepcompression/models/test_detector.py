@@ -53,7 +53,7 @@ def test_a_few_steps_lower_the_loss(batch, kind):
     torch.manual_seed(0)
     detector = kind == "detector"
     model, step = (ssd_lite(width=8), detection()) if detector else (segmenter(width=4), segmentation())
-    given = batch if detector else (batch["images"], shapes("segmentation", train=6, test=1).train[1])
+    given = batch if detector else shapes("segmentation", size=24, train=6, test=1).train
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     losses = []
     for _ in range(15):
@@ -65,4 +65,4 @@ def test_a_few_steps_lower_the_loss(batch, kind):
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     outputs = step(model.eval(), given)[1]
-    assert set(outputs[0]) == {"boxes", "scores", "labels"} if detector else outputs.shape == (6, 4, 64, 64)
+    assert set(outputs[0]) == {"boxes", "scores", "labels"} if detector else outputs.shape == (6, 4, 24, 24)
