@@ -41,6 +41,9 @@ def warm_up() -> None:
     for coder in ("huffman", "adaptive"):
         bits = weights.view(np.uint32)
         decode_tensor(encode_tensor(bits, "float32", (2048, 2048), coder), "float32", bits.size, "w")
+    dense_weights = np.random.default_rng(0).normal(size=1 << 18).astype(np.float32).view(np.uint32)
+    for bits, dtype in ((dense_weights, "float32"), ((dense_weights >> 16).astype(np.uint16), "bfloat16")):
+        decode_tensor(encode_tensor(bits, dtype, (512, 512), "huffman"), dtype, bits.size, "w")
 
 
 def ours(tensors: Tensors, coder: str, runs: int = 1) -> tuple[int, float, float]:
