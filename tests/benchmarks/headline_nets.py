@@ -64,7 +64,8 @@ class Net:
     def stored(self) -> dict[str, Tensor]:
         """The tensors as files have them: vectors in float16."""
         return {
-            name: one.half() if one.ndim < 2 and one.is_floating_point() else one for name, one in self.state.items()
+            name: one.half() if one.ndim < 2 and one.is_floating_point() else one.contiguous()
+            for name, one in self.state.items()
         }
 
     def read(self, path: Path) -> Tensor:

@@ -21,6 +21,7 @@ from headline_nets import Net
 from torch import Tensor, nn
 
 Made = tuple[int, Tensor]  # bytes, outputs
+INT4 = 21  # the opset that has it
 
 
 def rounded(net: Net, bits: int) -> Made:
@@ -76,14 +77,18 @@ def dynamic(net: Net, bits: int) -> Made:
 
 def by_blocks(net: Net, bits: int) -> Made:
     """onnxruntime's weights of few bits in blocks of 32 (MatMulNBits), tables too (GatherBlockQuantized)."""
-    import onnx
+    import onnx.version_converter
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "float.onnx"), Path(folder, "blocks.onnx")
         onnx_of(net, source)
         made = MatMulNBitsQuantizer(
-            onnx.load(source), bits=bits, block_size=32, is_symmetric=True, op_types_to_quantize=("MatMul", "Gather")
+            onnx.version_converter.convert_version(onnx.load(source), INT4),
+            bits=bits,
+            block_size=32,
+            is_symmetric=True,
+            op_types_to_quantize=("MatMul", "Gather"),
         )
         made.process()
         made.model.save_model_to_file(str(target))
