@@ -6,7 +6,6 @@ count up in the order of the symbols. Symbols are coded in blocks of `BLOCK`: a 
 
 from __future__ import annotations
 
-import heapq
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -38,36 +37,21 @@ def limit(k: int) -> int:
 def code_lengths(counts: NDArray[np.int64]) -> Lengths:
     """Huffman code lengths (k,) of symbols that occur `counts` (k,) times, k >= 2, none longer than limit(k).
 
-    Where the tree is deeper than the limit, package-merge (Larmore and Hirschberg 1990) gives the best code within it;
-    and at once where the alphabet is large. Symbols that do not occur count as occurring once: every symbol has a code.
+    dahuffman builds the tree. Where it is deeper than the limit, package-merge (Larmore and Hirschberg 1990)
+    gives the best code within it; and at once where the alphabet is so large that dahuffman takes
+    seconds. Symbols that do not occur count as occurring once: every symbol has a code.
     """
+    from dahuffman import HuffmanCodec
+
     frequencies = np.maximum(counts, 1)
-    if len(counts) <= _LARGE:
-        lengths = np.array(tree_depths(frequencies.tolist()))
-        if lengths.max() <= limit(len(counts)):
-            return lengths.astype(np.uint8)
-    return package_merge(frequencies, limit(len(counts))).astype(np.uint8)
-
-
-def tree_depths(frequencies: list[int]) -> list[int]:
-    """The depth of each symbol in Huffman's tree; of equal frequencies that with the lower first symbol is taken first.
-
-    A node's first symbol is that of the part that was taken first: so does dahuffman, and depths are equal to its.
-    """
-    heap = [frequency << 16 | symbol for symbol, frequency in enumerate(frequencies)]
-    heapq.heapify(heap)
-    node_of = list(range(len(frequencies)))  # by first symbol
-    above = [0] * (2 * len(frequencies) - 1)
-    for node in range(len(frequencies), len(above)):
-        one = heapq.heappop(heap)
-        other = heap[0]
-        above[node_of[one & 0xFFFF]] = above[node_of[other & 0xFFFF]] = node
-        node_of[one & 0xFFFF] = node
-        heapq.heapreplace(heap, one + (other >> 16 << 16))
-    depths = [0] * len(above)
-    for node in range(len(above) - 2, -1, -1):
-        depths[node] = depths[above[node]] + 1
-    return depths[: len(frequencies)]
+    if len(counts) > _LARGE:
+        return package_merge(frequencies, limit(len(counts))).astype(np.uint8)
+    # An end marker that is itself a symbol keeps dahuffman from adding one of its own.
+    table = HuffmanCodec.from_frequencies(dict(enumerate(frequencies.tolist())), eof=0).get_code_table()
+    lengths = np.array([table[symbol][0] for symbol in range(len(counts))])
+    if lengths.max() > limit(len(counts)):
+        lengths = package_merge(frequencies, limit(len(counts)))
+    return lengths.astype(np.uint8)
 
 
 def package_merge(frequencies: NDArray[np.int64], longest: int) -> NDArray[np.int64]:

@@ -228,7 +228,7 @@ def _versions() -> Callable[[], dict[str, str]]:
         from importlib import metadata
 
         found = {"python": ".".join(map(str, sys.version_info[:2]))}
-        for package in ("torch", "numpy", "prefect", "mlflow", "pydantic", "omegaconf", "safetensors"):
+        for package in ("torch", "numpy", "prefect", "mlflow", "pydantic", "omegaconf", "safetensors", "dahuffman"):
             try:
                 found[package] = metadata.version(package)
             except metadata.PackageNotFoundError:

@@ -217,13 +217,6 @@ def test_dahuffman_decodes_our_blocks(stream: tuple[np.ndarray, int]) -> None:
     assert list(islice(codec.decode_streaming(turned), len(block))) == block
 
 
-@given(st.lists(st.one_of(st.integers(1, 3), st.integers(1, 1 << 40)), min_size=2, max_size=40))
-def test_trees_are_those_of_dahuffman(frequencies: list[int]) -> None:
-    """Each symbol is as deep as in dahuffman's tree, equal frequencies too: files written before come out the same."""
-    table = HuffmanCodec.from_frequencies(dict(enumerate(frequencies)), eof=0).get_code_table()
-    assert coders.tree_depths(frequencies) == [table[symbol][0] for symbol in range(len(frequencies))]
-
-
 def test_not_larger_than_dahuffman() -> None:
     """On symbols of a shared layer, our stream with its table is within a per cent of dahuffman's."""
     random = np.random.default_rng(0)
