@@ -153,7 +153,7 @@ class _Loop:
         self.epoch = 0
         self.forward: nn.Module = torch.compile(self.model) if plan.compute.compiled else self.model  # type: ignore[assignment]
         if self.team:
-            self.team.agree(self.model, self._generators(), said=False)
+            self.team.agree(self.model, said=False)
         self.start = _copy(self.model)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {}
@@ -183,9 +183,11 @@ class _Loop:
         """On the validation split; of several processes by the first one."""
         if self.team is None:
             return self._evaluate()
-        self.team.agree(self.model, self._generators())
-        result: Evaluation = self.team.said(self._evaluate() if self.team.first else None)
-        self.team.agree(self.model, self._generators())  # what validation drew, all have drawn
+        self.team.agree(self.model)
+        drawn = self._generators()
+        result: Evaluation
+        result, states = self.team.said((self._evaluate(), randomness.states(drawn)) if self.team.first else None)
+        randomness.restore(of_all(states), drawn)  # what validation drew, all have drawn
         return result
 
     def _evaluate(self) -> Evaluation:

@@ -8,7 +8,7 @@ stays the object that it was.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression.errors import RecipeError
-from deepcompression.training import randomness
 from deepcompression.training.share import Share
 
 log = logging.getLogger(__name__)
@@ -70,37 +69,51 @@ class Team:
         for one, part, some in zip(trained, sums, sums[-1].tolist(), strict=False):
             one.grad = part.view_as(one).clone() if some else None
 
-    def agree(self, model: nn.Module, generators: Sequence[torch.Generator], *, said: bool = True) -> None:
-        """All go on with the first one's model and random states; statistics of BatchNorm are first averaged.
+    def agree(self, model: nn.Module, *, said: bool = True) -> None:
+        """All go on with the first one's model; statistics of BatchNorm are averaged before.
 
         Args:
             model: the same one in each process.
-            generators: beside torch's own.
             said: whether a warning tells that parameters differed.
         """
-        norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-        for one in [part for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None]:
-            one.copy_(self.total(one.clone()) / self.count)
+        self._average(model)
         state = {name: one for name, one in model.state_dict().items() if one.numel()}
-        apart = [name for name, one in state.items() if not self._take(one)]
+        mine = torch.cat([_bytes(one) for one in state.values()])
+        theirs = mine.clone()
+        torch.distributed.broadcast(theirs, 0)
+        apart = [] if torch.equal(mine, theirs) else _copied(state, theirs)
         wrong = sorted(set(apart) & {name for name, _ in model.named_parameters(remove_duplicate=False)})
         if said and (many := int(self.total(torch.tensor(float(len(wrong)), device=self.fabric.device)))):
             name = wrong[0] if wrong else "a parameter"
             log.warning(
                 "devices: processes had come apart in %s (%d in all); the first one's weights count", name, many
             )
-        randomness.restore(of_all(self.said(randomness.states(generators))), generators)
 
-    def _take(self, one: Tensor) -> bool:
-        """Copies the first one's bytes; whether they were the same."""
-        mine = one.detach().contiguous().reshape(-1).view(torch.uint8)
-        theirs = mine.clone()
-        torch.distributed.broadcast(theirs, 0)
-        same = torch.equal(mine, theirs)
-        if not same:
+    def _average(self, model: nn.Module) -> None:
+        norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+        parts = [part for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None]
+        if not parts:
+            return
+        flat = self.total(torch.cat([part.double() for part in parts])) / self.count
+        for part, mean in zip(parts, torch.split(flat, [len(part) for part in parts]), strict=True):
+            part.copy_(mean)
+
+
+def _bytes(one: Tensor) -> Tensor:
+    return one.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _copied(state: Mapping[str, Tensor], theirs: Tensor) -> list[str]:
+    """The names of those tensors whose bytes were others, which now are these."""
+    apart = []
+    for (name, one), new in zip(
+        state.items(), torch.split(theirs, [one.nbytes for one in state.values()]), strict=True
+    ):
+        if not torch.equal(_bytes(one), new):
+            apart.append(name)
             with torch.no_grad():
-                one.copy_(theirs.view(one.dtype).view(one.shape))
-        return same
+                one.copy_(new.clone().view(one.dtype).view(one.shape))
+    return apart
 
 
 def of_all(states: dict[str, Any]) -> dict[str, Any]:

@@ -160,3 +160,13 @@ def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(1, {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.1}}, compute=Compute("cpu", compiled=True))
     with pytest.raises(FactoryError, match=r"^compile: torch.compile fails: .*no C\+\+ compiler.*; leave it out$"):
         train(nn.Linear(1, 3), problem, plan)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads
+def test_workers_read_the_same_batches() -> None:
+    """How many processes read the data decides nothing."""
+    a, b = (
+        [x for x, _ in Batches(Samples(), 10, Compute("cpu", workers=workers), torch.Generator().manual_seed(1))]
+        for workers in (0, 1)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(a, b, strict=True))
