@@ -135,7 +135,7 @@ def compress(
             done = _compressed(source, target, weights, settings)
         else:
             settings |= {"together": together or 1}
-            done = calibrated(calibrate, samples or SAMPLES, source, target, weights, settings)
+            done = calibrated(calibrate, SAMPLES if samples is None else samples, source, target, weights, settings)
     except KeyboardInterrupt:
         where = f"{target}.unfinished"
         raise Stopped(f"what is finished is kept in {where}, and the same command goes on from there") from None
