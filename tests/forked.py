@@ -1,4 +1,4 @@
-"""``python tests/forked.py`` verifies files for the tests: each in a process forked from one that has imported already.
+"""``python -P tests/forked.py`` verifies files for the tests: each in a process forked from one that has imported already.
 
 A new process imports for seconds, at the end of every run. One test verifies in such a process; that it is a new one
 and not the run's own is what all others need.
@@ -33,7 +33,7 @@ class Verifier:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __call__(self, request: dict[str, Any]) -> subprocess.CompletedProcess[str]:
@@ -73,7 +73,7 @@ def _verify(asked: dict[str, Any]) -> None:
     code = 1
     try:
         os.chdir(asked["folder"])
-        sys.path[0] = asked["folder"]  # as ``python -m`` has it
+        sys.path.insert(0, asked["folder"])  # as ``python -m`` has it
         os.environ.clear()
         os.environ.update(asked["environment"])
         with Path(asked["place"], "out").open("w") as out, Path(asked["place"], "err").open("w") as err:
