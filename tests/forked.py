@@ -1,4 +1,4 @@
-"""``python -P tests/forked.py`` verifies files for the tests: each in a process forked from one that has imported already.
+"""``python -P tests/forked.py`` verifies files for the tests: each in a process forked from one that has imported.
 
 A new process imports for seconds, at the end of every run. One test verifies in such a process; that it is a new one
 and not the run's own is what all others need.
