@@ -25,6 +25,8 @@ for name in sys.argv[3:]:
         path = Path(importlib.import_module(name).__file__)
         assert path.is_relative_to(here), f'{path} is not installed'
     except BaseException as error:
+        if name.rpartition('.')[2].startswith('in_') and ": needs " in str(error) and "pip install" in str(error):
+            continue  # a trainer's, whose package is an extra
         failed.append(f'{name}: {type(error).__name__}: {error}')
 import deepcompression
 assert deepcompression.load(sys.argv[2])
