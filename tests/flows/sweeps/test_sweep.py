@@ -134,7 +134,7 @@ def test_grid_chooses_by_validation_and_reads_test_for_the_chosen_only(
     assert 1 <= len(tested) <= 2 and all(one["pareto"] for one in tested)
     assert all(one["test"]["final"]["split"] == "test" and len(one["test"]["reused"]) == 4 for one in tested)
     reused = [len(one["summary"]["reused"]) for one in good]
-    assert sorted(reused)[0] == 0 and sum(count >= 2 for count in reused) == 1  # baseline and pruning of the other
+    assert sum(reused) >= 2 and min(reused) < 2  # baseline and pruning are done once, by one trial or by one each
     folder = Path(result["folder"])
     assert {"sweep.json", "pareto.svg", "study.log"} <= {path.name for path in folder.iterdir()}
     _children_have_parent(result)
