@@ -15,7 +15,7 @@ from deepcompression.network import names
 from deepcompression.network.state import density as density_of
 from deepcompression.network.state import plain_state
 from deepcompression.pruning.criteria import maker
-from deepcompression.pruning.prune import Score, account_of, check_numbers, count_of, kept, prune, refresh, scores_of
+from deepcompression.pruning.prune import Score, accounts_of, check_numbers, count_of, kept, prune, refresh, scores_of
 from deepcompression.structure.constraints import SHARED, ZEROS, Structure, having, structured
 from deepcompression.structure.hold import held_by, held_state, hold_by
 from deepcompression.structure.zeros import ZeroMask, zero_mask
@@ -108,9 +108,7 @@ class GradualPruning(Method):
             InvariantError: a density is above what was asked for.
         """
         state = plain_state(model)
-        layers = [
-            account_of(name, one, state[name], state[name].abs().reshape(-1)) for name, one in self._before.items()
-        ]
+        layers = accounts_of(self._before, state)
         for layer in layers if self.scope == "layer" else ():
             asked = self._final[layer.name]
             if layer.name not in self._padding and layer.nonzero > count_of(state[layer.name].reshape(-1), asked):

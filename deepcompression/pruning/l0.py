@@ -16,14 +16,14 @@ from deepcompression.errors import StructureError
 from deepcompression.network import names
 from deepcompression.network.parametrized import MASK, Holder
 from deepcompression.network.state import plain_state
-from deepcompression.pruning.prune import account_of
+from deepcompression.pruning.gates import draw
+from deepcompression.pruning.prune import accounts_of
 from deepcompression.structure.constraints import SHARED, ZEROS, Structure, having, structured
 from deepcompression.structure.hold import held_by, held_state, hold_by
 from deepcompression.training.method import SPARSITY, Account, Claim, Context, Method, Now
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # of the hard concrete distribution, as in the paper
 SHIFT = BETA * math.log(-GAMMA / ZETA)
-RARE = 1e-6  # what is drawn keeps so far from 0 and 1
 SETTLED = 0.8  # part of the epochs after which the best state is looked for: before, most gates are open still
 
 
@@ -84,12 +84,7 @@ class L0(Method):
 
     def before_step(self, model: nn.Module, now: Now) -> None:
         """Draws the gates of this step: the same after a kill, and however often a weight is looked at."""
-        generators: dict[torch.device, torch.Generator] = {}
-        for gate in self._gates(model).values():
-            device = gate.noise.device
-            if device not in generators:
-                generators[device] = torch.Generator(device).manual_seed((self._seed * 1_000_003 + now.step) % 2**63)
-            gate.draw(generators[device])
+        draw(self._gates(model).values(), self._seed, now.step)
         now.changed = True
 
     def loss(self, loss: Tensor, model: nn.Module, batch: Any, outputs: Any) -> Tensor:
@@ -112,10 +107,7 @@ class L0(Method):
         Raises:
             StructureError: a tensor has no gate left that is open.
         """
-        state = plain_state(model)
-        layers = [
-            account_of(name, one, state[name], state[name].abs().reshape(-1)) for name, one in self._before.items()
-        ]
+        layers = accounts_of(self._before, plain_state(model))
         for layer in layers:
             if layer.nonzero_before and not layer.nonzero:
                 raise StructureError(
@@ -182,12 +174,6 @@ class Gate(Holder):
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What is trained: the weight itself."""
         return weight
-
-    @torch.no_grad()
-    def draw(self, generator: torch.Generator) -> None:
-        """Gates for one step (equation 10): logistic noise, in the shape of the gates."""
-        u = torch.rand(self.noise.shape, generator=generator, device=self.noise.device).clamp_(RARE, 1 - RARE)
-        self.noise.copy_(u.log() - (1 - u).log())
 
     def drawn(self) -> Tensor:
         """This step's gates (equations 10 and 11), in [0, 1], in a shape that broadcasts against the weight."""

@@ -232,3 +232,13 @@ def account_of(name: str, before: Tensor, after: Tensor, scores: Tensor) -> Laye
     stayed = scores[(after != 0).reshape(-1)]
     threshold = float(stayed.min()) if alive else 0.0
     return LayerDensity(name, after.numel(), int((before != 0).sum()), alive, alive / max(after.numel(), 1), threshold)
+
+
+def accounts_of(before: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[LayerDensity]:
+    """The accounts of tensors that were pruned while they trained, by their magnitudes in the end.
+
+    Args:
+        before: each as it was, by name.
+        state: the same in the end, among others.
+    """
+    return [account_of(name, one, state[name], state[name].abs().reshape(-1)) for name, one in before.items()]

@@ -14,14 +14,14 @@ from deepcompression.errors import StructureError
 from deepcompression.network import names
 from deepcompression.network.parametrized import MASK, Holder
 from deepcompression.network.state import plain_state
-from deepcompression.pruning.prune import account_of
+from deepcompression.pruning.gates import draw
+from deepcompression.pruning.prune import accounts_of
 from deepcompression.structure.constraints import SHARED, ZEROS, Structure, having, structured
 from deepcompression.structure.hold import held_by, held_state, hold_by
 from deepcompression.training.method import SPARSITY, Account, Claim, Context, Method, Now
 from deepcompression.training.ramps import ramped
 
 OPEN = 0.99  # probability with which a gate is open at first
-RARE = 1e-6  # what is drawn keeps so far from 0 and 1
 SETTLED = 0.8  # part of the epochs after which the best state is looked for
 
 
@@ -81,12 +81,7 @@ class RB(Method):
     def before_step(self, model: nn.Module, now: Now) -> None:
         """Draws the gates of this step, the same after a kill, and lowers the level."""
         self._level = ramped("exponential", now.step, int(now.steps * self.ramp), 1.0, self.density)
-        generators: dict[torch.device, torch.Generator] = {}
-        for gate in self._gates(model):
-            device = gate.noise.device
-            if device not in generators:
-                generators[device] = torch.Generator(device).manual_seed((self._seed * 1_000_003 + now.step) % 2**63)
-            gate.draw(generators[device])
+        draw(self._gates(model), self._seed, now.step)
         now.changed = True
 
     def loss(self, loss: Tensor, model: nn.Module, batch: Any, outputs: Any) -> Tensor:
@@ -106,10 +101,7 @@ class RB(Method):
         Raises:
             StructureError: a tensor has no gate left that is open.
         """
-        state = plain_state(model)
-        layers = [
-            account_of(name, one, state[name], state[name].abs().reshape(-1)) for name, one in self._before.items()
-        ]
+        layers = accounts_of(self._before, plain_state(model))
         for layer in layers:
             if layer.nonzero_before and not layer.nonzero:
                 raise StructureError(
@@ -166,12 +158,6 @@ class Random(Holder):
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What is trained: the weight itself."""
         return weight
-
-    @torch.no_grad()
-    def draw(self, generator: torch.Generator) -> None:
-        """Logistic noise for one step, in the shape of the gates."""
-        u = torch.rand(self.noise.shape, generator=generator, device=self.noise.device).clamp_(RARE, 1 - RARE)
-        self.noise.copy_(u.log() - (1 - u).log())
 
     def count(self) -> Tensor:
         """How many weights are open without chance; 0-dim, with the gradient of their probabilities."""

@@ -16,7 +16,7 @@ from deepcompression.network.parametrized import MASK, Holder
 from deepcompression.network.state import density as density_of
 from deepcompression.network.state import plain_state
 from deepcompression.pruning.patterns import fitting, n_m_stays
-from deepcompression.pruning.prune import account_of
+from deepcompression.pruning.prune import accounts_of
 from deepcompression.structure.constraints import SHARED, ZEROS, Structure, having
 from deepcompression.structure.hold import held_by, held_state, hold_by
 from deepcompression.structure.patterns import NM, pattern_of
@@ -79,10 +79,7 @@ class SrSte(Method):
 
     def finish(self, model: nn.Module) -> Account:
         """The account of each tensor."""
-        state, pattern = plain_state(model), self._pattern()
-        layers = [
-            account_of(name, one, state[name], state[name].abs().reshape(-1)) for name, one in self._before.items()
-        ]
+        layers, pattern = accounts_of(self._before, plain_state(model)), self._pattern()
         words = (ZEROS, f"n_m({pattern.n}, {pattern.m})")
         structure = {layer.name: words for layer in layers if layer.nonzero}
         return Account(structure, report={"layers": layers}, left=self._left)

@@ -13,6 +13,7 @@ from trainings import trained
 
 from deepcompression.errors import StructureError
 from deepcompression.network.state import bits_of, plain_state
+from deepcompression.pruning.gates import draw
 from deepcompression.pruning.gradual import GradualPruning
 from deepcompression.pruning.l0 import BETA, GAMMA, L0, ZETA, Gate
 from deepcompression.structure.constraints import structured
@@ -45,7 +46,7 @@ def train(model: nn.Module, method: L0 | None = None, **more: Any) -> Trained:
 def test_gates_follow_the_paper() -> None:
     """Drawn gates are open as often as equation 12 says, and still ones are those of equation 13."""
     gate = Gate(torch.ones(40_000), start=0.7)
-    gate.draw(torch.Generator().manual_seed(0))
+    draw([gate], seed=0, step=0)
     assert float((gate.drawn() > 0).float().mean()) == pytest.approx(0.7, abs=0.01)
     assert float(gate.expected().detach()) == pytest.approx(0.7 * 40_000, rel=1e-4)
     alpha = float(gate.log_alpha[0].detach())

@@ -11,6 +11,7 @@ from trainings import trained
 
 from deepcompression.errors import StructureError
 from deepcompression.network.state import plain_state
+from deepcompression.pruning.gates import draw
 from deepcompression.pruning.rb import RB, Random
 from deepcompression.structure.constraints import structured
 from deepcompression.structure.hold import held_by
@@ -43,7 +44,7 @@ def test_gates_are_drawn_as_often_as_their_probability_says() -> None:
     gate = Random(torch.ones(40_000))
     with torch.no_grad():
         gate.logits.fill_(torch.tensor(0.3).logit())
-    gate.draw(torch.Generator().manual_seed(0))
+    draw([gate], seed=0, step=0)
     drawn = gate(torch.ones(40_000))
     assert set(drawn.unique().tolist()) == {0.0, 1.0} and float(drawn.detach().mean()) == pytest.approx(0.3, abs=0.01)
     assert float(gate.count().detach()) == 0 and not gate.eval()(torch.ones(40_000)).any()
