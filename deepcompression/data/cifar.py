@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tarfile
 from pathlib import Path
@@ -11,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepcompression.data.openml import fetched
 from deepcompression.data.pictures import Pictures, images
 from deepcompression.data.small_images import ENVIRONMENT
 from deepcompression.data.splits import Pair, Splits
 from deepcompression.errors import DataError, one_line
 
-log = logging.getLogger(__name__)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 TEST = ("test_batch.bin",)
@@ -113,16 +112,6 @@ def _stacked(pictures: Pictures) -> Pair:
 
 
 def _from_openml() -> Splits:
-    from sklearn.datasets import fetch_openml
-
-    log.warning("cifar10: fetching from OpenML, some 600 MB, once (kept in ~/scikit_learn_data) ...")
-    try:
-        x, y = fetch_openml("CIFAR_10", version=1, return_X_y=True, as_frame=False)
-    except Exception as error:  # network, TLS, HTTP, parsing: to the user all the same
-        raise DataError(
-            f"cifar10: no local files and OpenML is out of reach ({type(error).__name__}: {one_line(error)[:120]}); "
-            f"put its binary files into a folder and name it by data.kwargs.root or {ENVIRONMENT}"
-        ) from None
-    pixels = torch.from_numpy(np.ascontiguousarray(x, np.float32) / 255).reshape(-1, 3, 32, 32)
-    labels = torch.from_numpy(np.asarray(y).astype(np.int64))
+    instead = f"put its binary files into a folder and name it by data.kwargs.root or {ENVIRONMENT}"
+    pixels, labels = fetched("CIFAR_10", "cifar10", (3, 32, 32), "600 MB", instead)
     return Splits((pixels[:50_000], labels[:50_000]), None, (pixels[50_000:], labels[50_000:]), CLASSES)

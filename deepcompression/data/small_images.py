@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import logging
 import os
 import zlib
 from collections.abc import Callable
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor
 
 from deepcompression.data.batch import described, parts, rebuilt
+from deepcompression.data.openml import fetched
 from deepcompression.data.splits import Pair, Splits, _stratified
-from deepcompression.errors import DataError, one_line
+from deepcompression.errors import DataError
 
-log = logging.getLogger(__name__)
 ENVIRONMENT = "DEEPCOMPRESSION_DATA"
 IDX = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -237,17 +236,6 @@ def _pair(folder: Path, images: str, labels: str) -> Pair:
 
 
 def _from_openml(openml: str, name: str) -> Splits:
-    from sklearn.datasets import fetch_openml
-
-    log.warning("%s: fetching from OpenML, some 15 MB, once (kept in ~/scikit_learn_data) ...", name)
-    try:
-        x, y = fetch_openml(openml, version=1, return_X_y=True, as_frame=False)
-    except Exception as error:  # network, TLS, HTTP, parsing: to the user all the same
-        reason = one_line(error)[:120]
-        raise DataError(
-            f"{name}: no local files and OpenML is out of reach ({type(error).__name__}: {reason}); "
-            f"put the four IDX files into a folder and name it by data.kwargs.root or {ENVIRONMENT}"
-        ) from None
-    images = torch.from_numpy(np.ascontiguousarray(x, np.float32) / 255).reshape(-1, 1, 28, 28)
-    labels = torch.from_numpy(np.asarray(y).astype(np.int64))
+    instead = f"put the four IDX files into a folder and name it by data.kwargs.root or {ENVIRONMENT}"
+    images, labels = fetched(openml, name, (1, 28, 28), "15 MB", instead)
     return Splits((images[:60000], labels[:60000]), None, (images[60000:], labels[60000:]))

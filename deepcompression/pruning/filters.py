@@ -130,7 +130,7 @@ def choose_within(
             is NaN or infinite.
     """
     groups, left = channel_groups(model, outputs)
-    densities(model, {"default": part}, groups, left)  # refuses a model without such channels
+    refuse_out_of_reach(model, part, cost, groups, left)
     state = plain_state(model)
     state = normalised(state, dict.fromkeys(one.tensor for group in groups for one in group.makers))
     worth = [importance(group, state, criterion) for group in groups]
@@ -143,11 +143,6 @@ def choose_within(
         ]
 
     low, high, found = 0.0, 1.0, at(TINY)
-    if cost(thinned(model, found)) > most:
-        raise StructureError(
-            f"prune: flops: {part:g} is out of reach: with one channel in each group "
-            f"{cost(thinned(model, found)) / cost(model):.3g} of the multiplications stay"
-        )
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         tried = at(middle)
@@ -156,6 +151,34 @@ def choose_within(
         else:
             high = middle
     return found, left
+
+
+def refuse_out_of_reach(
+    model: nn.Module,
+    part: float,
+    cost: Callable[[nn.Module], int],
+    groups: Sequence[Group],
+    left: Mapping[str, str],
+) -> None:
+    """Raise where no thin model costs as little as is asked for.
+
+    Args:
+        model: not changed.
+        part: of what it costs, in (0, 1).
+        cost: of a model, such as its multiplications.
+        groups: channels that can be removed, see ``network.channels``.
+        left: why the channels of other layers cannot, by name.
+
+    Raises:
+        StructureError: no channels can be removed, or it costs more even with one channel in each group.
+    """
+    densities(model, {"default": part}, groups, left)
+    least = cost(thinned(model, [Choice(one, (0,)) for one in groups])) / max(cost(model), 1)
+    if least > part:
+        raise StructureError(
+            f"prune: flops: {part:g} is out of reach: with one channel in each group {least:.3g} of the "
+            "multiplications stay"
+        )
 
 
 def thinned(model: nn.Module, choices: Sequence[Choice]) -> nn.Module:

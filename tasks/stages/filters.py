@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 
 def refuse_unfit(run: Run, model: nn.Module, settings: Settings) -> None:
-    """Raises StructureError where the keys mean channels that the model cannot lose."""
+    """Raises StructureError where the keys mean channels, or multiplications, that the model cannot lose."""
     from deepcompression.network.channels import channel_groups
-    from deepcompression.pruning.filters import densities
+    from deepcompression.pruning.filters import densities, refuse_out_of_reach
 
-    densities(
-        model, table_of(settings.density or settings.flops), *channel_groups(model, lambda one: outputs(run, one))
-    )
+    found = channel_groups(model, lambda one: outputs(run, one))
+    if settings.flops is None:
+        densities(model, table_of(settings.density), *found)
+    else:
+        refuse_out_of_reach(model, settings.flops, lambda one: _macs(run, one), *found)
 
 
 def pruned(bench: Bench, settings: Settings) -> Product:
@@ -46,13 +48,13 @@ def _chosen(bench: Bench, model: nn.Module, settings: Settings) -> tuple[list[Ch
     criterion, run = library.criterion_of(settings.criterion), lambda one: outputs(bench.run, one)
     if settings.flops is None:
         return library.choose(model, table_of(settings.density), criterion, run)
-    return library.choose_within(model, settings.flops, lambda one: _macs(bench, one), criterion, run)
+    return library.choose_within(model, settings.flops, lambda one: _macs(bench.run, one), criterion, run)
 
 
-def _macs(bench: Bench, model: nn.Module) -> int:
+def _macs(run: Run, model: nn.Module) -> int:
     from deepcompression.measure.flops import count_in
 
-    return count_in(model, lambda one: outputs(bench.run, one)).macs
+    return count_in(model, lambda one: outputs(run, one)).macs
 
 
 def _counted(bench: Bench, model: nn.Module, choices: Sequence[Choice]) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def _counted(bench: Bench, model: nn.Module, choices: Sequence[Choice]) -> dict[
     from deepcompression.pruning import filters as library
 
     ends = (model, library.thinned(model, choices))
-    macs = [_macs(bench, one) for one in ends]
+    macs = [_macs(bench.run, one) for one in ends]
     parameters = [sum(each.numel() for each in one.parameters()) for one in ends]
     return {"macs": macs[1] / max(macs[0], 1), "parameters": parameters[1] / max(parameters[0], 1)}
 

@@ -49,3 +49,6 @@ def test_filters_that_cannot_go_are_told_before_anything_trains() -> None:
     Settings(stage="prune", density={"fc2": 0.5}).fits(run, digits_net())
     with pytest.raises(StructureError, match=r"fc2.weight: its channels cannot be removed: "):
         Settings(**FPGM, density={"fc2": 0.5}, remove=True).fits(run, digits_net())
+    Settings(**FPGM, flops=0.5).fits(run, digits_net())
+    with pytest.raises(StructureError, match=r"prune: flops: 1e-06 is out of reach: with one channel in each group"):
+        Settings(**FPGM, flops=1e-6).fits(run, digits_net())
