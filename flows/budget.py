@@ -13,6 +13,7 @@ from deepcompression.allocation.budget import Budget, Clock, Next, Stop
 from deepcompression.errors import BudgetError, DivergedError, RunError, StructureError
 from flows import reconstructed
 from flows.candidates import (
+    FALLBACKS,
     SHARING,
     TRYINGS,
     Call,
@@ -40,12 +41,6 @@ from tasks.verdict import lost
 PLANNED_EPOCHS = 11  # in epochs of a first step: how many of them a time limit is to be enough for
 EPOCHS, FEWEST, MOST = 20, 4, 60  # of a first step's pruning: without a time limit; with one, at least and at most
 PLANNED_STEPS = 4  # whose sensitivity a time limit is to be enough for
-# Nearly lossless: nothing pruned or trained; bits of shared weights, or None and the precision of all that floats.
-FALLBACKS: tuple[tuple[int | None, str, str], ...] = (
-    (8, "float16", "nothing pruned, weights shared at 8 bits"),
-    (None, "float16", "nothing pruned or shared, rounded to float16"),
-    (None, "float32", "the dense model, coded without loss"),
-)
 SMALL_FALLBACKS = (FALLBACKS[0], (4, "float16", "nothing pruned, weights shared at 4 bits"))  # where bytes are given
 
 

@@ -22,6 +22,12 @@ SHARING = 0.5  # epochs of a step's sharing, to those of its pruning
 REST_BITS = 3  # of biases and normalisations
 LEAST_SECONDS = 1.0  # that a stage gets before it is cut off
 CRITERION: Literal["wanda"] = "wanda"
+# Nearly lossless: nothing pruned or trained; bits of shared weights, or None and the precision of all that floats.
+FALLBACKS: tuple[tuple[int | None, str, str], ...] = (
+    (8, "float16", "nothing pruned, weights shared at 8 bits"),
+    (None, "float16", "nothing pruned or shared, rounded to float16"),
+    (None, "float32", "the dense model, coded without loss"),
+)
 # What pruning does to the loss without training is known no further than this share of a layer's present weights.
 DOWN_TO = 0.2
 

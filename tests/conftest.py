@@ -26,6 +26,9 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 # Tests run side by side: threads that wait for each other on taken cores make small operations ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The same bytes everywhere, in forks too, are those of the CPU. test_cuda.py is for GPUs, and asked for by itself.
+if "DEEPCOMPRESSION_TEST_CUDA" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 ROOT = Path(__file__).resolve().parent.parent
 SESSION = "DEEP_COMPRESSION_TESTS"  # the folder that all workers of a session share

@@ -86,7 +86,7 @@ def train(
     if team is not None:
         plan = replace(plan, compute=replace(plan.compute, device=team.device()))
     context = context_of(problem, plan.compute, plan.seed, structure=structure, teacher=teacher)
-    session = Session(model, methods, 1, context)
+    session = Session(plan.compute.place(model), methods, 1, context)
     with session:
         done = _fit(_Loop(session, problem, plan, checkpoint, progress, team))
     held = together(structure or {}, *(account.structure for _, account in session.accounts))
@@ -139,7 +139,7 @@ class _Loop:
     ) -> None:
         randomness.seed_everything(plan.seed)
         self.session, self.problem, self.plan, self.compute = session, problem, plan, plan.compute
-        self.model = plan.compute.place(session.model)
+        self.model = session.model
         self.generator = torch.Generator().manual_seed(plan.seed)
         self.team = team if team and team.count > 1 else None
         share = self.team.share if self.team else None

@@ -321,7 +321,7 @@ def _places(name: str) -> list[Path]:
     if spec is None:
         try:
             spec = importlib.util.find_spec(name)
-        except Exception:  # a parent that is no package, or whose own code fails
+        except (Exception, SystemExit):  # a parent that is no package, or whose own code fails
             return []
     if spec is None:
         return []

@@ -222,6 +222,23 @@ def _quantized(name: str, word: str) -> QuantizedTraining:
 
 PAIRS = list(zip_longest(list(RANGES)[::2], list(RANGES)[1::2], fillvalue="lsq"))
 THRESHOLDS, PHASES = (asked.Weights("dorefa"), asked.Activations("scaled_threshold")), asked.Phases(0.25, 0.5, 0.75)
+
+
+def test_methods_see_the_model_where_it_will_train() -> None:
+    """Some run it once when they are attached, on samples that lie there."""
+
+    class Looks(Watch):
+        def attach(self, model: nn.Module, context: Any) -> Any:
+            self.seen = model[0].weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[index, union-attr, operator]
+            return super().attach(model, context)
+
+    looks, x = Looks(), torch.randn(32, 3, 4, 4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    data = problem(train=(x, x[:, :, 0, 0].argmax(1)), validation=(x, x[:, :, 0, 0].argmax(1)))
+    run(model, problem=data, methods=[looks], epochs=1, compute=Compute(device="cpu", channels_last=True))
+    assert looks.seen
+
+
 KILLED: dict[str, tuple[Callable[[], Problem], Callable[[], list[Method]], Callable[[], tuple[nn.Module, Any]]]] = {
     "tensors": (lambda: problem(augment=noise), lambda: [], lambda: (net(), None)),
     "loader": (loader, lambda: [], lambda: (net(), None)),
