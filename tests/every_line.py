@@ -37,6 +37,7 @@ DROPOUT = {"modules": {"3": "4"}}
 CALIBRATED = {"activations": {"observer": "auto", "samples": 32}, "correct": ["bias"]}
 THRESHOLDS = {"weights": {}, "activations": {"kind": "scaled_threshold", "samples": 32}, "keep": []}
 FILTERS = {"granularity": "filter", "criterion": "l1", "flops": 0.5, "remove": True}
+SOFT = {"granularity": "filter", "criterion": "taylor", "density": 0.5, "soft": True, "ramp": 0.9, "remove": True}
 
 # The keys of each line of a list, for each way in which it works; with those of the stage before, where that is not the
 # dense model. A line without keys here fails.
@@ -44,7 +45,8 @@ STAGE_KEYS: dict[str, list[dict[str, Any]]] = {
     "prune": [{"density": 0.5}, {"density": 0.5, "gradual": TWO}, FILTERS, {"granularity": "1x2", "density": 0.5}],
     "finetune": [{**TWO, "dropout": {"3": "4"}}],
     "train": [
-        {**TWO, "methods": [{"prune": {"density": 0.5}}, {"share": {"bits": 2}}, "distil", {"dropout": DROPOUT}]}
+        {**TWO, "methods": [{"prune": {"density": 0.5}}, {"share": {"bits": 2}}, "distil", {"dropout": DROPOUT}]},
+        {**TWO, "methods": [{"prune": SOFT}]},
     ],
     "share": [{"bits": 2}, {"bits": 2, "init": "random"}, {"bits": 2, "train": TWO}],
     "allocate": [{"bits": [2, 8], "like": 8, "samples": 32, "vectors": 8}],
@@ -67,6 +69,7 @@ METHOD_KEYS: dict[str, dict[str, Any]] = {
     "prune": {"granularity": "2:4"},
     "l0": {"penalty": 1.0},
     "rb": {"density": 0.5},
+    "bn_l1": {},
     "compact": {},
     "share": {"bits": 2},
     "centroids": {"before": SHARED},

@@ -88,6 +88,16 @@ def count_in(model: nn.Module, run: Callable[[nn.Module], object]) -> Flops:
     return Flops(layers, {name: type(modules[name]).__name__ for name in _left_out(modules, counting)})
 
 
+def macs_in(model: nn.Module, run: Callable[[nn.Module], object]) -> int:
+    """The multiplications of ``count_in``.
+
+    Args:
+        model: on any device.
+        run: calls its forward.
+    """
+    return count_in(model, run).macs
+
+
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every op below autograd: ``macs`` by the module whose forward runs."""
 

@@ -18,12 +18,23 @@ if TYPE_CHECKING:
 CRITERIA: dict[str, str | None] = {
     "magnitude": None,  # what `prune` goes by where no score is given
     "wanda": "deepcompression.pruning.wanda:Wanda",
+    "taylor": "deepcompression.pruning.taylor:Taylor",
 }
-FILTERS: dict[str, str] = {
-    "fpgm": "deepcompression.pruning.filters:fpgm",
-    "l1": "deepcompression.pruning.filters:l1",
-    "l2": "deepcompression.pruning.filters:l2",
+FILTERS: dict[str, str] = {  # of the weights of filters alone
+    "fpgm": "deepcompression.pruning.worth:fpgm",
+    "l1": "deepcompression.pruning.worth:l1",
+    "l2": "deepcompression.pruning.worth:l2",
+    "fpgm-mix": "deepcompression.pruning.worth:fpgm_mix",
 }
+MEASURED: dict[str, str] = {  # of channels, by what else the model and data say of them
+    "bn_scale": "deepcompression.pruning.bn_scale:BnScale",
+    "apoz": "deepcompression.pruning.apoz:Apoz",
+}
+
+
+def of_filters() -> tuple[str, ...]:
+    """The names of all criteria of filters: their own, and those of single weights that are summed over a filter."""
+    return (*FILTERS, *MEASURED, *(name for name, spec in CRITERIA.items() if spec))
 
 
 def maker(name: str) -> Maker | None:

@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from deepcompression import factory
 from deepcompression.errors import InvariantError, StructureError
 from deepcompression.network.chains import WHOLE
 from deepcompression.network.channel_proof import undrawn
@@ -23,11 +21,10 @@ from deepcompression.network.names import resolve
 from deepcompression.network.resizing import Group, Member, resize
 from deepcompression.network.state import normalised, plain_state, replaced
 from deepcompression.network.trace import resting
-from deepcompression.pruning.criteria import FILTERS
 from deepcompression.pruning.prune import kept
+from deepcompression.pruning.worth import Worth, ranked
 
 Outputs = Callable[[nn.Module], Tensor]
-Criterion = Callable[[Tensor], Tensor]  # filters (n, weights), float64 -> importance (n,)
 HALVINGS, TINY = 10, 1e-9  # of the densities between which one is looked for; one channel of each group
 TOLERANCE = 1e-3  # of the outputs' norm: a channel in the wrong place is far beyond it, the rounding of sums far below
 NARROW_TOLERANCE = 0.05  # where a parameter is float16 or bfloat16
@@ -42,6 +39,19 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """The part, in (0, 1), of what a model costs that it may still cost; ``key`` and ``unit`` are said in messages.
+
+    ``cost`` is of a model, and of what runs it: such as ``measure.flops.macs_in``.
+    """
+
+    part: float
+    cost: Callable[[nn.Module, Outputs], int]
+    key: str = "flops"
+    unit: str = "multiplications"
+
+
+@dataclass(frozen=True)
 class FilterDensity:
     """What became of one group: ``made_by`` are the weights that make its channels."""
 
@@ -52,48 +62,15 @@ class FilterDensity:
     density: float
 
 
-def fpgm(filters: Tensor) -> Tensor:
-    """Mean distance of each filter to the others: one near the geometric median can be given by them.
-
-    The paper's sum (He et al. 2019, arXiv 1811.00250, equation 6), divided by their number, so that weights with
-    different numbers of filters compare.
-    """
-    return torch.cdist(filters, filters).sum(1) / max(len(filters) - 1, 1)
-
-
-def l1(filters: Tensor) -> Tensor:
-    """The sum of magnitudes (Li et al. 2017, arXiv 1608.08710)."""
-    return filters.abs().sum(1)
-
-
-def l2(filters: Tensor) -> Tensor:
-    """The Euclidean norm (He et al. 2018, arXiv 1808.06866)."""
-    return filters.square().sum(1).sqrt()
-
-
-def criterion_of(name: str) -> Criterion:
-    """The criterion of this name.
-
-    Raises:
-        StructureError: there is none.
-    """
-    if name not in FILTERS:
-        raise StructureError(
-            f"prune: criterion {name!r} is not known for filters; expected one of {', '.join(FILTERS)}"
-        )
-    found: Criterion = factory.load(FILTERS[name])
-    return found
-
-
 def choose(
-    model: nn.Module, density: Mapping[str, float], criterion: Criterion, outputs: Outputs
+    model: nn.Module, density: Mapping[str, float], worth: Worth, outputs: Outputs
 ) -> tuple[list[Choice], dict[str, str]]:
     """Which channels of ``model`` stay; one of each group at least.
 
     Args:
         model: not changed.
         density: name or pattern -> fraction of the channels that stays; ``default``: of all that is not named.
-        criterion: what makes a filter important, see ``importance``.
+        worth: what makes channels important, see ``pruning.worth``.
         outputs: what the model gives for some samples.
 
     Returns:
@@ -103,26 +80,40 @@ def choose(
         StructureError: as ``densities``; or a weight is NaN or infinite.
     """
     groups, left = channel_groups(model, outputs)
-    chosen = densities(model, density, groups, left)
-    state = plain_state(model)
-    state = normalised(state, dict.fromkeys(one.tensor for group, _ in chosen for one in group.makers))
-    choices = []
-    for group, fraction in chosen:
-        stays = kept({"": importance(group, state, criterion)}, {"": fraction}, "layer")[""]
-        choices.append(Choice(group, tuple(stays.nonzero().flatten().tolist())))
-    return choices, left
+    return chosen(plain_state(model), densities(model, density, groups, left), worth), left
+
+
+def chosen(state: Mapping[str, Tensor], wanted: Sequence[tuple[Group, float]], worth: Worth) -> list[Choice]:
+    """Which channels of some groups stay, at the density of each; one at least.
+
+    Args:
+        state: tensors by name.
+        wanted: groups and densities.
+        worth: what makes channels important; not asked where all stay.
+
+    Raises:
+        StructureError: a weight is NaN or infinite.
+    """
+    state = normalised(state, dict.fromkeys(one.tensor for group, _ in wanted for one in group.makers))
+    return [Choice(group, _kept(group, state, fraction, worth)) for group, fraction in wanted]
+
+
+def _kept(group: Group, state: Mapping[str, Tensor], density: float, worth: Worth) -> tuple[int, ...]:
+    if density == 1:
+        return tuple(range(group.channels))
+    stays = kept({"": ranked(group, state, worth)}, {"": density}, "layer")[""]
+    return tuple(stays.nonzero().flatten().tolist())
 
 
 def choose_within(
-    model: nn.Module, part: float, cost: Callable[[nn.Module], int], criterion: Criterion, outputs: Outputs
+    model: nn.Module, limit: Limit, worth: Worth, outputs: Outputs
 ) -> tuple[list[Choice], dict[str, str]]:
     """The channels that stay at the largest density, one for all groups, at which a thin model costs no more.
 
     Args:
         model: not changed.
-        part: of what it costs, in (0, 1).
-        cost: of a model, such as its multiplications.
-        criterion: what makes a filter important, see ``importance``.
+        limit: what it may cost.
+        worth: what makes channels important, see ``pruning.worth``.
         outputs: what the model gives for some samples.
 
     Raises:
@@ -130,55 +121,76 @@ def choose_within(
             is NaN or infinite.
     """
     groups, left = channel_groups(model, outputs)
-    refuse_out_of_reach(model, part, cost, groups, left)
+    refuse_out_of_reach(model, limit, groups, left, outputs)
     state = plain_state(model)
-    state = normalised(state, dict.fromkeys(one.tensor for group in groups for one in group.makers))
-    worth = [importance(group, state, criterion) for group in groups]
-    most = part * cost(model)
+    found = {id(one): ranked(one, normalised(state, [each.tensor for each in one.makers]), worth) for one in groups}
+    density = density_within(model, limit, groups, lambda group, _: found[id(group)], outputs)
+    return chosen(state, [(group, density) for group in groups], lambda group, _: found[id(group)]), left
 
-    def at(density: float) -> list[Choice]:
-        stays = (kept({"": one}, {"": density}, "layer")[""] for one in worth)
-        return [
-            Choice(*both) for both in zip(groups, (tuple(x.nonzero().flatten().tolist()) for x in stays), strict=True)
-        ]
 
-    low, high, found = 0.0, 1.0, at(TINY)
+def density_within(model: nn.Module, limit: Limit, groups: Sequence[Group], worth: Worth, outputs: Outputs) -> float:
+    """The largest density, one for all groups, at which a thin model costs no more than it may.
+
+    Args:
+        model: not changed.
+        limit: what it may cost; within reach.
+        groups: of its channels.
+        worth: what makes channels important.
+        outputs: what a model gives for some samples.
+    """
+    state, most = plain_state(model), limit.part * limit.cost(model, outputs)
+    low, high = 0.0, 1.0
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        tried = at(middle)
-        if cost(thinned(model, tried)) <= most:
-            low, found = middle, tried
-        else:
-            high = middle
-    return found, left
+        tried = chosen(state, [(group, middle) for group in groups], worth)
+        low, high = (middle, high) if limit.cost(thinned(model, tried), outputs) <= most else (low, middle)
+    return max(low, TINY)
 
 
 def refuse_out_of_reach(
-    model: nn.Module,
-    part: float,
-    cost: Callable[[nn.Module], int],
-    groups: Sequence[Group],
-    left: Mapping[str, str],
+    model: nn.Module, limit: Limit, groups: Sequence[Group], left: Mapping[str, str], outputs: Outputs
 ) -> None:
     """Raise where no thin model costs as little as is asked for.
 
     Args:
         model: not changed.
-        part: of what it costs, in (0, 1).
-        cost: of a model, such as its multiplications.
+        limit: what it may cost.
         groups: channels that can be removed, see ``network.channels``.
         left: why the channels of other layers cannot, by name.
+        outputs: what a model gives for some samples.
 
     Raises:
         StructureError: no channels can be removed, or it costs more even with one channel in each group.
     """
-    densities(model, {"default": part}, groups, left)
-    least = cost(thinned(model, [Choice(one, (0,)) for one in groups])) / max(cost(model), 1)
-    if least > part:
+    densities(model, {"default": limit.part}, groups, left)
+    thinnest = thinned(model, [Choice(one, (0,)) for one in groups])
+    least = limit.cost(thinnest, outputs) / max(limit.cost(model, outputs), 1)
+    if least > limit.part:
         raise StructureError(
-            f"prune: flops: {part:g} is out of reach: with one channel in each group {least:.3g} of the "
-            "multiplications stay"
+            f"prune: {limit.key}: {limit.part:g} is out of reach: with one channel in each group {least:.3g} of the "
+            f"{limit.unit} stay"
         )
+
+
+def refuse_unfit(worth: Worth, model: nn.Module, groups: Sequence[Group]) -> None:
+    """Raise where what channels are worth cannot be told of some of them.
+
+    Args:
+        worth: see ``pruning.worth``.
+        model: that they are of.
+        groups: of channels.
+
+    Raises:
+        StructureError: with the first of them, and what to do.
+    """
+    fits = getattr(worth, "fits", None)
+    if fits is not None:
+        fits(model, groups)
+
+
+def parameters_of(model: nn.Module, outputs: Outputs | None = None) -> int:
+    """How many parameters a model has; tied ones count once. It need not run."""
+    return sum(one.numel() for one in model.parameters())
 
 
 def thinned(model: nn.Module, choices: Sequence[Choice]) -> nn.Module:
@@ -235,35 +247,6 @@ def _reason(tensor: str, left: Mapping[str, str]) -> str:
     return left.get(tensor) or left.get(layer) or left.get(WHOLE) or "it makes no channels"
 
 
-def importance(group: Group, state: Mapping[str, Tensor], criterion: Criterion) -> Tensor:
-    """What each channel of a group is worth, (channels,) float64: the mean over all weights that make it.
-
-    Where every weight makes every channel, as in most nets, the order is that of the sum. A channel of nothing but
-    zeros is worth less than any other.
-
-    Args:
-        group: its members that make channels are looked at.
-        state: tensors by name.
-        criterion: of a weight matrix (filters, weights), what each filter is worth.
-    """
-    total, makers = (torch.zeros(group.channels, dtype=torch.float64) for _ in range(2))
-    alive = torch.zeros(group.channels, dtype=torch.bool)
-    for member in group.makers:
-        channels, filters = filters_of(state[member.tensor], member)
-        total[channels] += criterion(filters)
-        makers[channels] += 1
-        alive[channels] |= (filters != 0).any(1)
-    return (total / makers.clamp(min=1)).masked_fill(~alive, -torch.inf)
-
-
-def filters_of(weight: Tensor, member: Member) -> tuple[Tensor, Tensor]:
-    """The channels that a weight makes, (n,), and all that makes each in a row, (n, weights) float64."""
-    rows, index = weight.detach().movedim(member.axis, 0).flatten(1).double(), torch.tensor(member.index)
-    channels = sorted({channel for channel in member.index if channel >= 0})
-    filters = [rows[index == channel] for channel in channels]
-    return torch.tensor(channels), pad_sequence(filters, batch_first=True).flatten(1)
-
-
 def masked(model: nn.Module, choices: Sequence[Choice]) -> tuple[dict[str, Tensor], list[str]]:
     """The state_dict with +0.0 for all that belongs to channels that go, and the names of the weights that do so.
 
@@ -271,14 +254,31 @@ def masked(model: nn.Module, choices: Sequence[Choice]) -> tuple[dict[str, Tenso
     them. Running statistics stay.
     """
     state, own = plain_state(model), dict(model.named_parameters())
-    members = [(one, choice) for choice in choices for one in _changed(choice) if one.tensor in own]
-    clean = normalised(state, dict.fromkeys(one.tensor for one, _ in members))
-    zeroed: dict[str, Tensor] = {}
-    for member, choice in members:
+    members = [one for choice in choices for one in _changed(choice) if one.tensor in own]
+    clean = normalised(state, dict.fromkeys(one.tensor for one in members))
+    stays = staying({name: tuple(one.shape) for name, one in own.items()}, choices)
+    zeroed = {name: torch.where(keep, clean[name], torch.zeros_like(clean[name])) for name, keep in stays.items()}
+    return replaced(clean, zeroed), list(dict.fromkeys(one.tensor for one in members if one.role != "along"))
+
+
+def staying(
+    shapes: Mapping[str, tuple[int, ...]], choices: Sequence[Choice], makers: bool = False
+) -> dict[str, Tensor]:
+    """Where tensors do not belong to channels that go, bool, of all that some do.
+
+    Args:
+        shapes: of the tensors that are looked at, by name.
+        choices: groups, and what stays of each.
+        makers: whether only what makes channels counts, not what takes them in or lies between.
+    """
+    found: dict[str, Tensor] = {}
+    members = [(one, choice) for choice in choices for one in _changed(choice) if one.tensor in shapes]
+    for member, choice in [pair for pair in members if not makers or pair[0] in pair[1].group.makers]:
         gone = [place for place, one in enumerate(member.index) if one >= 0 and one not in choice.kept]
-        before = zeroed.get(member.tensor, clean[member.tensor])
-        zeroed[member.tensor] = before.index_fill(member.axis, torch.tensor(gone), 0.0)
-    return replaced(clean, zeroed), list(dict.fromkeys(one.tensor for one, _ in members if one.role != "along"))
+        before = found.get(member.tensor)
+        before = torch.ones(shapes[member.tensor], dtype=torch.bool) if before is None else before
+        found[member.tensor] = before.index_fill(member.axis, torch.tensor(gone), False)
+    return found
 
 
 def _changed(choice: Choice) -> Sequence[Member]:

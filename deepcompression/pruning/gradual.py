@@ -20,7 +20,7 @@ from deepcompression.structure.constraints import SHARED, ZEROS, Structure, havi
 from deepcompression.structure.hold import held_by, held_state, hold_by
 from deepcompression.structure.zeros import ZeroMask, zero_mask
 from deepcompression.training.method import SPARSITY, Account, Claim, Context, Method, Now
-from deepcompression.training.ramps import CURVES, ramped
+from deepcompression.training.ramps import TOLERANCE, Ramp
 
 MASK_UPDATES = 200
 
@@ -39,9 +39,10 @@ class GradualPruning(Method):
         start: density at the first step.
         ramp: fraction of the steps in which the density falls.
         criterion: what makes a weight important, see ``pruning.criteria``.
-        curve: along which it falls: cubic, quadratic, linear, exponential, steps (four of them), or constant, at once.
+        curve: along which it falls, see ``training.ramps``. With ``adaptive`` zeros come back where the metric is lost.
         score: a criterion of your own instead: (name, weight) -> importance, or ``{factory, kwargs}`` of one. A method
             ``refresh`` of it gets the model before masks are drawn anew.
+        tolerance: of ``adaptive``: part of the metric that may be lost.
 
     Zhu and Gupta (2017), arXiv 1710.01878.
     """
@@ -54,6 +55,7 @@ class GradualPruning(Method):
     criterion: str = "magnitude"
     score: Score | Mapping[str, Any] | None = None
     curve: str = "cubic"
+    tolerance: float = TOLERANCE
 
     @property
     def settled(self) -> float:
@@ -72,8 +74,7 @@ class GradualPruning(Method):
         """
         self._final = self._densities(model)
         check_numbers(self._final, None)
-        if self.curve not in CURVES:
-            raise StructureError(f"prune: curve {self.curve!r} is not known; expected one of {', '.join(CURVES)}")
+        self._ramp = Ramp(self.curve, self.ramp, self.start, self.tolerance, context.higher_is_better)
         both = sorted(set(self._final) & set(having(context.structure, SHARED)))
         if both:
             raise StructureError(f"{both[0]}: is shared already; gradual pruning goes before share")
@@ -83,19 +84,27 @@ class GradualPruning(Method):
         # refuses what is impossible before any training
         prune(self._before, self._final, scope=self.scope, score=self._score, padding=self._padding)
         zeros = set(having(context.structure, ZEROS))
-        blank = {name for name in self._final if name not in zeros and not bool(self._before[name].any())}
-        hold_by(model, {name: _all_alive if name in blank else zero_mask for name in self._final})
+        self._blank = {name for name in self._final if name not in zeros and not bool(self._before[name].any())}
+        hold_by(model, {name: _all_alive if name in self._blank else zero_mask for name in self._final})
         return []
 
     def before_step(self, model: nn.Module, now: Now) -> None:
         """Draws masks anew where that is due."""
-        falling = min(int(now.steps * self.ramp), now.steps - 1)
-        if now.step <= falling and (now.step % max(falling // MASK_UPDATES, 1) == 0 or now.step == falling):
-            final = self._final.items()
-            self._tighten(
-                model, {name: max(ramped(self.curve, now.step, falling, self.start, one), one) for name, one in final}
-            )
+        if self._ramp.due(now, max(self._ramp.last(now) // MASK_UPDATES, 1)):
+            self._tighten(model, {name: self._ramp.level(now, one) for name, one in self._final.items()})
             now.changed = True
+
+    def after_epoch(self, model: nn.Module, now: Now, metric: float) -> None:
+        """Goes on, or back, where the curve is adaptive."""
+        self._ramp.after_epoch(now, metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far an adaptive curve has come."""
+        return self._ramp.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from it."""
+        self._ramp.load_state_dict(state)
 
     def figures(self, model: nn.Module) -> dict[str, float]:
         """The density of all that is pruned."""
@@ -109,13 +118,14 @@ class GradualPruning(Method):
         """
         state = plain_state(model)
         layers = accounts_of(self._before, state)
-        for layer in layers if self.scope == "layer" else ():
+        for layer in layers if self.scope == "layer" and not self._ramp.adaptive else ():
             asked = self._final[layer.name]
             if layer.name not in self._padding and layer.nonzero > count_of(state[layer.name].reshape(-1), asked):
                 raise InvariantError(f"{layer.name}: density {layer.density:.4g}, asked for {asked}")
         # What is zero throughout has no structure yet: held so, it could never learn.
         alive = [layer.name for layer in layers if layer.nonzero]
-        return Account(structured(alive), report={"layers": layers})
+        notes = self._ramp.short_of("prune: the density that was asked for")
+        return Account(structured(alive), report={"layers": layers}, notes=notes)
 
     def _densities(self, model: nn.Module) -> dict[str, float]:
         return names.resolve(model, names.table_of(self.density))
@@ -128,17 +138,25 @@ class GradualPruning(Method):
         return self.score or (make(context) if make else None)
 
     def _tighten(self, model: nn.Module, density: Mapping[str, float]) -> None:
-        """Masks of the present weights at ``density``; what is masked already stays so."""
+        """Masks of the present weights at ``density``; what is masked already stays so, unless the way may go back."""
         refresh(self._score, model)
         # looked up anew: moving a model to a device or memory format replaces masks
         held = {name: pair for name, pair in held_by(model, ZeroMask).items() if name in density}
-        state = {name: held[name][0](held[name][1]).detach() for name in density}
+        state = {name: self._free(*held[name], name) for name in density}
         if not all(bool(torch.isfinite(weight).all()) for weight in state.values()):
             return  # training diverged: its own check says so at the end of the epoch
         scores = {name: scores_of(name, weight, self._score, self._padding) for name, weight in state.items()}
         for name, keep in kept(scores, density, self.scope).items():
             mask = held[name][0].mask
-            mask.logical_and_(keep.reshape(mask.shape))
+            mask.copy_((state[name] != 0 if self._ramp.adaptive else mask) & keep.reshape(mask.shape))
+
+    def _free(self, part: ZeroMask, behind: Tensor, name: str) -> Tensor:
+        """The weights that may stay: those that do, or on a way that may go back all that were not zero at first."""
+        before = self._before[name]
+        if self._ramp.adaptive:
+            return behind.detach() * ((before != 0) | (name in self._blank)).to(behind.device)
+        stays: Tensor = part(behind)
+        return stays.detach()
 
 
 def _all_alive(weight: Tensor) -> ZeroMask:

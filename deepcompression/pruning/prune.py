@@ -106,7 +106,7 @@ def _prune_by_counting(name: str, weight: Tensor, density: float) -> LayerDensit
     return LayerDensity(name, flat.size, before, alive, alive / max(flat.size, 1), least)
 
 
-def refresh(score: Score | None, model: nn.Module) -> None:
+def refresh(score: object, model: nn.Module) -> None:
     """Lets a score that has a method ``refresh`` look at the model's present weights."""
     look = getattr(score, "refresh", None)
     if look is not None:

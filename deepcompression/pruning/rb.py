@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from deepcompression.pruning.prune import accounts_of
 from deepcompression.structure.constraints import SHARED, ZEROS, Structure, having, structured
 from deepcompression.structure.hold import held_by, held_state, hold_by
 from deepcompression.training.method import SPARSITY, Account, Claim, Context, Method, Now
-from deepcompression.training.ramps import ramped
+from deepcompression.training.ramps import TOLERANCE, Ramp
 
 OPEN = 0.99  # probability with which a gate is open at first
 SETTLED = 0.8  # part of the epochs after which the best state is looked for
@@ -29,7 +30,7 @@ SETTLED = 0.8  # part of the epochs after which the best state is looked for
 class RB(Method):
     """Gates are drawn anew in each step; the loss grows by ((density of open ones - level) / width)^2.
 
-    The level falls exponentially from 1 to ``density`` in the first ``ramp`` of the training, and is of all tensors
+    The level falls from 1 to ``density`` in the first ``ramp`` of the training, and is of all tensors
     together: which layer gives how much is learnt. In the end gates are open whose probability is above a half, so that
     the density is about what was asked for, not exactly. What is zero at first stays so, but in a tensor that is zero
     throughout.
@@ -40,6 +41,8 @@ class RB(Method):
         ramp: part of the training in which the level falls.
         width: above 0: how far the density may be from the level before that costs 1.
         speed: the gates' learning rate as a multiple of the model's; they have 5 units to go.
+        curve: along which the level falls, see ``training.ramps``.
+        tolerance: of the curve ``adaptive``: part of the metric that may be lost.
 
     The "RB" algorithm of NNCF, as its documentation describes it.
     """
@@ -50,6 +53,8 @@ class RB(Method):
     ramp: float = 0.7
     width: float = 0.05
     speed: float = 50.0
+    curve: str = "exponential"
+    tolerance: float = TOLERANCE
 
     @property
     def settled(self) -> float:
@@ -67,6 +72,7 @@ class RB(Method):
             StructureError: impossible numbers, or a shared tensor.
         """
         self._check()
+        self._ramp = Ramp(self.curve, self.ramp, 1.0, self.tolerance, context.higher_is_better)
         self._names, self._seed, self._level = self._found(model), context.seed, 1.0
         both = sorted(set(self._names) & set(having(context.structure, SHARED)))
         if both:
@@ -80,9 +86,21 @@ class RB(Method):
 
     def before_step(self, model: nn.Module, now: Now) -> None:
         """Draws the gates of this step, the same after a kill, and lowers the level."""
-        self._level = ramped("exponential", now.step, int(now.steps * self.ramp), 1.0, self.density)
+        self._level = self._ramp.level(now, self.density)
         draw(self._gates(model), self._seed, now.step)
         now.changed = True
+
+    def after_epoch(self, model: nn.Module, now: Now, metric: float) -> None:
+        """Goes on, or back, where the curve is adaptive."""
+        self._ramp.after_epoch(now, metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far an adaptive curve has come."""
+        return self._ramp.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from it."""
+        self._ramp.load_state_dict(state)
 
     def loss(self, loss: Tensor, model: nn.Module, batch: Any, outputs: Any) -> Tensor:
         """The loss, and what the density costs."""
@@ -108,7 +126,7 @@ class RB(Method):
                     f"{layer.name}: rb closed all of its gates; raise density, or leave it out of layers"
                 )
         got = sum(layer.nonzero for layer in layers) / self._weights
-        notes = [f"rb: density {got:.3g}, asked for {self.density:g}"]
+        notes = [f"rb: density {got:.3g}, asked for {self.density:g}", *self._ramp.short_of("rb: the level")]
         return Account(structured([one.name for one in layers if one.nonzero]), report={"layers": layers}, notes=notes)
 
     def _found(self, model: nn.Module) -> list[str]:

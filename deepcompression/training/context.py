@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from deepcompression.data.splits import drawn
 from deepcompression.structure.constraints import Structure
@@ -44,7 +44,12 @@ def context_of(
     def forward(one: nn.Module, batch: Any) -> Any:
         return stepped(problem.step, one, batch)[1]
 
+    def loss(one: nn.Module, batch: Any) -> Tensor:
+        return stepped(problem.step, one, batch)[0]
+
     if teacher is not None:
         compute.place(teacher).eval().requires_grad_(False)
     learnt = None if teacher is None else Teacher(partial(forward, teacher), teacher)
-    return Context(first, forward, learnt, seed, compute, structure or {}, drawn=from_all)
+    better = problem.metric.higher_is_better
+    kept = structure or {}
+    return Context(first, forward, learnt, seed, compute, kept, drawn=from_all, loss=loss, higher_is_better=better)

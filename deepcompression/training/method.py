@@ -31,7 +31,8 @@ class Context:
     ``samples(n)`` gives batches with n samples of the training split, in its own order and not augmented: fewer where
     there are no more, more where a batch cannot be cut; None where there are none. ``drawn(n)`` gives as many from all
     of the split; None where that is not known. ``forward`` gives a model's outputs for a batch, ``teacher`` the
-    teacher's. ``structure`` is what was true of the tensors before, ``claimed`` what all methods claim.
+    teacher's, ``loss`` the training's own. ``structure`` is what was true of the tensors before, ``claimed`` what all
+    methods claim.
     """
 
     samples: Samples | None = None
@@ -42,6 +43,8 @@ class Context:
     structure: Structure = field(default_factory=dict)
     claimed: frozenset[Claim] = frozenset()
     drawn: Samples | None = None
+    loss: Callable[[nn.Module, Any], Tensor] | None = None
+    higher_is_better: bool = True
 
     def batches(self, wanting: str, count: int, *, drawn: bool = False) -> Iterable[Any]:
         """``samples(count)``.
@@ -57,6 +60,21 @@ class Context:
         if self.samples is None:
             raise StructureError(f"{wanting} needs samples of the training data; give attach() samples=")
         return self.drawn(count) if drawn and self.drawn else self.samples(count)
+
+    def lost(self, wanting: str, model: nn.Module, batch: Any) -> Tensor:
+        """The training's loss of a model on a batch, 0-dim.
+
+        Args:
+            wanting: who needs it, for the message.
+            model: any of the same kind.
+            batch: of samples.
+
+        Raises:
+            StructureError: it is not known.
+        """
+        if self.loss is None:
+            raise StructureError(f"{wanting} needs the training's loss, which a loop of your own does not tell")
+        return self.loss(model, batch)
 
 
 @dataclass
@@ -87,6 +105,9 @@ class Account:
     regrouped: Sequence[str] = ()  # tensors whose weights did not stay with those that they were equal to
     notes: Sequence[str] = ()
     left: Mapping[str, str] = field(default_factory=dict)  # why it left tensors alone that it could have changed
+    arranged: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = (
+        None  # a state of before, in shapes of now
+    )
 
 
 class Method:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from deepcompression.network.coverage import Covered
     from deepcompression.training.loop import Trained
-    from deepcompression.training.method import Context, Method
+    from deepcompression.training.method import Account, Context, Method
     from deepcompression.training.problem import Problem
     from deepcompression.training.team import Team
 
@@ -151,11 +151,21 @@ def trained(bench: Bench, training: Training, methods: Sequence[Method] = ()) ->
         structure=together(*(account.structure for account in accounts)),
         edits=[edit for account in accounts for edit in account.edits],
         regrouped=[name for account in accounts for name in account.regrouped],
+        compared=_arranged(bench, accounts),
         report={"methods": reports, "best_epoch": done.fit.best_epoch, "stopped": done.fit.stopped},
         history=done.fit.history,
         notes=[note for account in accounts for note in account.notes],
     )
     return covering(product, _covered(model, done)) if done.claimed else product
+
+
+def _arranged(bench: Bench, accounts: Sequence[Account]) -> Mapping[str, Tensor] | None:
+    """The input in the shapes that it has now; None where they are its own."""
+    changed = [account.arranged for account in accounts if account.arranged]
+    state: Mapping[str, Tensor] = bench.state() if changed else {}
+    for arrange in changed:
+        state = arrange(state)
+    return state or None
 
 
 def _covered(model: nn.Module, done: Trained) -> list[Covered]:
@@ -166,7 +176,7 @@ def _covered(model: nn.Module, done: Trained) -> list[Covered]:
     state, claimed = model.state_dict(), {target for target, role in done.claimed if role != ACTIVATION}
     blank = [name for name in claimed if not bool(state[name].any())]
     left = {name: why for _, account in done.accounts for name, why in account.left.items()}
-    return coverage(model, claimed - set(blank), {**left, **dict.fromkeys(blank, "zero throughout")})
+    return coverage(model, claimed - set(blank) - set(left), {**left, **dict.fromkeys(blank, "zero throughout")})
 
 
 def covering(product: Product, rows: Sequence[Covered]) -> Product:

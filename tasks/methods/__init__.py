@@ -16,6 +16,7 @@ METHODS: dict[str, str] = {
     "prune": "tasks.methods.prune",
     "l0": "tasks.methods.l0",
     "rb": "tasks.methods.rb",
+    "bn_l1": "tasks.methods.bn_l1",
     "share": "tasks.methods.share",
     "centroids": "tasks.methods.centroids",
     "quantize": "tasks.methods.quantize",

@@ -4,30 +4,82 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tasks.execution.bench import Bench, Product, covering
 from tasks.execution.run import Run
 from tasks.execution.samples import outputs
-from tasks.execution.settings import table_of
+from tasks.execution.settings import Factory, table_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from deepcompression.pruning.filters import Choice
+    from deepcompression.pruning.filters import Choice, Limit
+    from deepcompression.pruning.worth import Worth
+    from deepcompression.training.method import Context
     from tasks.stages.prune import Settings
 
 
-def refuse_unfit(run: Run, model: nn.Module, settings: Settings) -> None:
-    """Raises StructureError where the keys mean channels, or multiplications, that the model cannot lose."""
-    from deepcompression.network.channels import channel_groups
-    from deepcompression.pruning.filters import densities, refuse_out_of_reach
+class Keys(Protocol):
+    """What the stage and the method say of filters."""
 
-    found = channel_groups(model, lambda one: outputs(run, one))
-    if settings.flops is None:
-        densities(model, table_of(settings.density), *found)
+    @property
+    def density(self) -> float | dict[str, float] | None:
+        """By name, or of all."""
+
+    @property
+    def flops(self) -> float | None:
+        """The part that stays."""
+
+    @property
+    def parameters(self) -> float | None:
+        """The part that stays."""
+
+    @property
+    def criterion(self) -> str | None:
+        """Its name."""
+
+    @property
+    def score(self) -> Factory | None:
+        """Of the user's."""
+
+
+def refuse_unfit(run: Run, model: nn.Module, settings: Keys) -> None:
+    """Raises StructureError where the keys mean channels, or a cost, that the model cannot lose, or cannot judge."""
+    from deepcompression.network.channels import channel_groups
+    from deepcompression.pruning import filters as library
+    from deepcompression.training.context import context_of
+
+    groups, left = channel_groups(model, lambda one: outputs(run, one))
+    limit = limit_of(settings)
+    if limit is None:
+        meant = library.densities(model, table_of(settings.density), groups, left)
+        groups = [group for group, density in meant if density < 1]
     else:
-        refuse_out_of_reach(model, settings.flops, lambda one: _macs(run, one), *found)
+        library.refuse_out_of_reach(model, limit, groups, left, lambda one: outputs(run, one))
+    library.refuse_unfit(worth_of(settings, context_of(run.problem(), run.compute())), model, groups)
+
+
+def limit_of(settings: Keys) -> Limit | None:
+    """What a thin model may cost; None where a density is given."""
+    from deepcompression.measure.flops import macs_in
+    from deepcompression.pruning.filters import Limit, parameters_of
+
+    if settings.flops is not None:
+        return Limit(settings.flops, macs_in)
+    if settings.parameters is not None:
+        return Limit(settings.parameters, parameters_of, "parameters", "parameters")
+    return None
+
+
+def worth_of(settings: Keys, context: Context) -> Worth:
+    """What makes channels important: the criterion, or the user's score summed over a filter."""
+    from deepcompression import factory
+    from deepcompression.pruning import worth as library
+
+    if settings.score:
+        return library.Summed(factory.function(settings.score.factory, settings.score.arguments()))
+    return library.worth_of(settings.criterion or "fpgm", context)
 
 
 def pruned(bench: Bench, settings: Settings) -> Product:
@@ -44,26 +96,23 @@ def pruned(bench: Bench, settings: Settings) -> Product:
 
 def _chosen(bench: Bench, model: nn.Module, settings: Settings) -> tuple[list[Choice], dict[str, str]]:
     from deepcompression.pruning import filters as library
+    from deepcompression.pruning.prune import refresh
 
-    criterion, run = library.criterion_of(settings.criterion), lambda one: outputs(bench.run, one)
-    if settings.flops is None:
-        return library.choose(model, table_of(settings.density), criterion, run)
-    return library.choose_within(model, settings.flops, lambda one: _macs(bench.run, one), criterion, run)
-
-
-def _macs(run: Run, model: nn.Module) -> int:
-    from deepcompression.measure.flops import count_in
-
-    return count_in(model, lambda one: outputs(run, one)).macs
+    worth, limit = worth_of(settings, bench.context()), limit_of(settings)
+    refresh(worth, bench.model())  # a copy: what is measured is measured where models train
+    if limit is None:
+        return library.choose(model, table_of(settings.density), worth, lambda one: outputs(bench.run, one))
+    return library.choose_within(model, limit, worth, lambda one: outputs(bench.run, one))
 
 
 def _counted(bench: Bench, model: nn.Module, choices: Sequence[Choice]) -> dict[str, Any]:
     """Multiplications and parameters with and without the channels that go."""
+    from deepcompression.measure.flops import macs_in
     from deepcompression.pruning import filters as library
 
     ends = (model, library.thinned(model, choices))
-    macs = [_macs(bench.run, one) for one in ends]
-    parameters = [sum(each.numel() for each in one.parameters()) for one in ends]
+    macs = [macs_in(one, lambda two: outputs(bench.run, two)) for one in ends]
+    parameters = [library.parameters_of(one) for one in ends]
     return {"macs": macs[1] / max(macs[0], 1), "parameters": parameters[1] / max(parameters[0], 1)}
 
 

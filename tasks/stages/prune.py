@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from deepcompression.pruning.criteria import CRITERIA, FILTERS
-from deepcompression.training.ramps import CURVES
+from deepcompression.errors import StructureError
+from deepcompression.pruning.criteria import CRITERIA, of_filters
+from deepcompression.training.ramps import TOLERANCE
 from tasks.execution.bench import Bench, Product, covering
 from tasks.execution.patterns import NAMED, SELECTED
+from tasks.execution.pruned_by import AnyCriterion, Curve, Granularity, Quality, Tolerance
 from tasks.execution.settings import ByName, Density, Dropouts, Factory, Stage, Training, plain, table_of
 
 if TYPE_CHECKING:
@@ -23,36 +24,13 @@ if TYPE_CHECKING:
     from tasks.execution.run import Run
 
 
-def one_of(*words: str, blocks: bool = True) -> AfterValidator:
-    """Takes one of some words, or a pattern: N:M, and blocks where they are meant too."""
-    sign, more = ("[:x]", " or ROWSxCOLUMNS, such as 1x4") if blocks else (":", "")
-
-    def checked(word: str) -> str:
-        found = re.fullmatch(rf"([1-9]\d*)({sign})([1-9]\d*)", word)
-        if word not in words and found is None:
-            raise ValueError(f"expected {', '.join(words)}, N:M, such as 2:4,{more}, got {word!r}".replace(",,", ","))
-        if found and found[2] == ":" and int(found[1]) >= int(found[3]):
-            raise ValueError(f"expected N:M with N below M, got {word!r}, which prunes nothing")
-        if found and found[2] == "x" and int(found[1]) * int(found[3]) == 1:
-            raise ValueError(f"expected blocks of more than one weight, got {word!r}")
-        return word
-
-    return AfterValidator(checked)
-
-
-Granularity = Annotated[str, one_of("weight", "filter", "kernel")]
-Quality = Annotated[float, Field(gt=0)]
-Curve = Literal[tuple(CURVES)]
-Criterion = Literal[tuple(CRITERIA)]
-AnyCriterion = Literal[(*CRITERIA, *FILTERS)]
-
-
 class Gradual(Training):
     """Gradual pruning: the density falls along a cubic curve while the model trains (Zhu & Gupta 2017)."""
 
     ramp: float = Field(0.7, gt=0, le=1, description="fraction of the epochs in which the density falls")
     start: Density = Field(1.0, description="density at the first step")
     curve: Curve = Field("cubic", description="along which the density falls")
+    tolerance: Tolerance = TOLERANCE
 
 
 class Settings(Stage):
@@ -81,24 +59,31 @@ class Settings(Stage):
         description="of filters, instead of density: the part of the multiplications that stays, at "
         "most; the one density of all channels that keeps to it is looked for",
     )
+    parameters: float | None = Field(None, gt=0, lt=1, description="the same, of the parameters")
     scope: Literal["layer", "global"] = "layer"
     rounds: int = Field(1, ge=1, description="prune and the finetune that follows, alternating so many times")
     gradual: Gradual | None = None
     criterion: AnyCriterion = Field(
         "magnitude",
-        description="what makes a weight important; wanda: its magnitude times the size of its input. Of filters: fpgm "
-        "(far from the geometric median), l1 or l2 (norms)",
+        description="what makes a weight important; wanda: its magnitude times the size of its input; taylor: times "
+        "its gradient. Of filters: fpgm (far from the geometric median), l1 or l2 (norms), fpgm-mix (both), bn_scale "
+        "(of the BatchNorm behind them), apoz (how seldom they are zero), and wanda or taylor summed",
     )
-    score: Factory | None = Field(None, description="a criterion of yours: returns (name, weight) -> importance")
+    score: Factory | None = Field(
+        None, description="a criterion of yours: returns (name, weight) -> importance, of filters too"
+    )
     dropout: Dropouts = Field({}, description="gradual only: dropout module -> the layer it feeds")
 
     @model_validator(mode="after")
     def _one_way(self) -> Settings:
-        given = [self.density, self.quality, *([self.flops] if self.granularity == "filter" else [])]
+        limits, filters = [self.flops, self.parameters], self.granularity == "filter"
+        given = [self.density, self.quality, *(limits if filters else [])]
         if sum(one is not None for one in given) != 1 and ":" not in self.granularity:
-            raise ValueError(f"expected exactly one of density and {'flops' if len(given) == 3 else 'quality'}")
-        if self.flops is not None and self.granularity != "filter":
-            raise ValueError("flops goes with granularity: filter; single weights that are zero are multiplied too")
+            words = "density, flops and parameters" if filters else "density and quality"
+            raise ValueError(f"expected exactly one of {words}")
+        if limits != [None, None] and not filters:
+            key = "flops" if self.parameters is None else "parameters"
+            raise ValueError(f"{key} goes with granularity: filter; single weights that are zero are still there")
         if self.scope == "global" and not isinstance(self.density, float):
             raise ValueError("scope: global takes one density for all selected layers, such as density: 0.1")
         if self.gradual and (self.rounds > 1 or self.quality is not None):
@@ -116,19 +101,20 @@ class Settings(Stage):
             self._check_pattern()
         elif self.layers is not None:
             raise ValueError("layers goes with a granularity such as 2:4 or 1x4; else density names what is pruned")
-        if (self.criterion in FILTERS) != filters:
-            known = ", ".join(FILTERS if filters else CRITERIA)
+        known = of_filters() if filters else tuple(CRITERIA)
+        if self.criterion not in known and not (filters and self.score):
             raise ValueError(
-                f"granularity: {self.granularity} goes with criterion: one of {known}; not {self.criterion}"
+                f"granularity: {self.granularity} goes with criterion: one of {', '.join(known)}; not {self.criterion}"
             )
         if self.remove and not filters:
             raise ValueError("remove: true goes with granularity: filter; single weights cannot be taken out")
-        if filters and (self.quality is not None or self.scope == "global" or self.gradual or self.score):
-            raise ValueError("granularity: filter goes with density and scope: layer, without gradual and score")
-        if self.remove and self.rounds > 1:
-            raise ValueError("remove: true goes with rounds: 1; density is of the filters that are there")
-        if self.flops is not None and self.rounds > 1:
-            raise ValueError("flops goes with rounds: 1")
+        if filters and (self.quality is not None or self.scope == "global"):
+            raise ValueError("granularity: filter goes with density, flops or parameters, and scope: layer")
+        if filters and self.gradual:
+            raise ValueError(
+                "granularity: filter goes without gradual; while training it is a method: stage: train, methods: "
+                "[{prune: {granularity: filter}}]"
+            )
         return self
 
     @property
@@ -165,7 +151,6 @@ class Settings(Stage):
 
     def follows(self, model: nn.Module, structure: Structure) -> None:
         """Weights of two values stay two values; whole filters of them may go, where nothing is grouped by them."""
-        from deepcompression.errors import StructureError
         from deepcompression.structure.constraints import refuse_torn
 
         if self.remove:
@@ -205,17 +190,19 @@ class Settings(Stage):
         return (self.rounds, "finetune") if self.rounds > 1 else None
 
     def in_round(self, number: int) -> Settings:
-        """The density falls by equal factors, the quality rises by equal steps."""
-        from deepcompression.training.ramps import round_densities
+        """What stays falls by equal factors, the quality rises by equal steps."""
+        if self.quality is not None:
+            share = (number + 1) / self.rounds
+            return self._with("quality", lambda one: one * share)
+        key = next(key for key in ("density", "flops", "parameters") if getattr(self, key) is not None)
+        # Filters that are removed are not there any more when the next ones are counted.
+        done = 1 if self.remove else number + 1
+        return self._with(key, lambda one: one ** (done / self.rounds))
 
-        def of_each(value: Any, change: Callable[[float], float]) -> Any:
-            return {name: change(one) for name, one in value.items()} if isinstance(value, dict) else change(value)
-
-        if self.density is not None:
-            density = of_each(self.density, lambda one: round_densities(one, self.rounds)[number])
-            return self.model_copy(update={"density": density, "rounds": 1})
-        share = (number + 1) / self.rounds
-        return self.model_copy(update={"quality": of_each(self.quality, lambda one: one * share), "rounds": 1})
+    def _with(self, key: str, change: Callable[[float], float]) -> Settings:
+        value = getattr(self, key)
+        changed = {name: change(one) for name, one in value.items()} if isinstance(value, dict) else change(value)
+        return self.model_copy(update={key: changed, "rounds": 1})
 
 
 class Scored(Protocol):
@@ -288,6 +275,7 @@ def _gradual(bench: Bench, settings: Settings, gradual: Gradual) -> Product:
         settings.criterion,
         plain(settings.score),
         gradual.curve,
+        gradual.tolerance,
     )
     model, dropout = bench.model(), [DropoutCorrection(settings.dropout)] if settings.dropout else []
     done = bench.train(model, gradual, [method, *dropout])

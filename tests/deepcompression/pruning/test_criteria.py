@@ -17,8 +17,9 @@ from deepcompression.pruning.criteria import CRITERIA, maker
 from deepcompression.training.context import context_of
 from deepcompression.training.device import Compute
 from deepcompression.training.problem import Problem
+from tasks.execution.pruned_by import Criterion
 from tasks.execution.sources import _imported_here
-from tasks.stages.prune import Criterion, score_of
+from tasks.stages.prune import score_of
 
 
 def _bench() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,9 @@ from deepcompression.network.channels import channel_groups
 from deepcompression.network.edits.apply import apply
 from deepcompression.network.resizing import Group, Member
 from deepcompression.pruning import filters as library
-from deepcompression.pruning.criteria import FILTERS
+from deepcompression.pruning import worth
+
+FPGM, L1 = worth.by_filters(worth.fpgm), worth.by_filters(worth.l1)
 
 
 class Net(nn.Module):
@@ -89,12 +92,12 @@ def of(criterion: str, rows: Any) -> Any:
     return np.array([np.linalg.norm(one, 1 if criterion == "l1" else 2) for one in rows])
 
 
-@pytest.mark.parametrize("criterion", FILTERS)
+@pytest.mark.parametrize("criterion", ["fpgm", "l1", "l2"])
 def test_the_filters_that_stay_are_those_of_the_largest_sums(criterion: str):
     """Both convolutions that make a residual sum have a say in each of its channels; density is exact."""
     model = residual()
     state = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
-    choices, left = library.choose(model, {"default": 0.4}, library.criterion_of(criterion), outputs)
+    choices, left = library.choose(model, {"default": 0.4}, worth.by_filters(worth.criterion_of(criterion)), outputs)
     assert list(left) == ["head"]
     kept = {one.name: (set(one.made_by), one.channels, one.kept) for one in library.account_of(choices)}
     assert kept == {
@@ -113,7 +116,7 @@ def test_the_thin_net_gives_what_the_masked_one_does(make: Callable[[], nn.Modul
     """Zeroed or removed is the same function, of fewer weights; one channel of each group stays in any case."""
     model = make()
     before = copy.deepcopy(model.state_dict())
-    choices, _ = library.choose(model, {"default": density}, library.fpgm, outputs)
+    choices, _ = library.choose(model, {"default": density}, FPGM, outputs)
     assert [len(one.kept) for one in choices] == [max(round(density * one.group.channels), 1) for one in choices]
     state, zeroed = library.masked(model, choices)
     places = library.cut(model, choices)
@@ -140,7 +143,7 @@ def test_a_channel_of_zeros_goes_first_and_nothing_to_remove_is_no_edit():
     with torch.no_grad():
         for name in ("0.weight", "3.weight"):
             model.get_parameter(name)[2:4] = 0
-    choices, _ = library.choose(model, {"0": 0.75, "default": 1.0}, library.fpgm, outputs)
+    choices, _ = library.choose(model, {"0": 0.75, "default": 1.0}, FPGM, outputs)
     assert choices[0].kept == (0, 1, 4, 5, 6, 7) and len(choices[1].kept) == 6
     assert library.cut(model, [choices[1]]) is None and library.masked(model, [choices[1]])[1] == []
 
@@ -149,9 +152,9 @@ def test_weights_that_make_some_of_the_channels_have_a_say_in_these_alone():
     """Behind a padded shortcut a weight makes a part of the channels: the others are not worth less for it."""
     weight, part = torch.ones(4, 3), torch.full((2, 3), 2.0)
     group = Group(4, (Member("a", 0, "out", (0, 1, 2, 3)), Member("b", 0, "out", (2, -1)), Member("c", 1, "in", (0,))))
-    assert library.importance(group, {"a": weight, "b": part}, library.l1).tolist() == [3, 3, 4.5, 3]
+    assert worth.importance(group, {"a": weight, "b": part}, worth.l1).tolist() == [3, 3, 4.5, 3]
     twice = Member("a", 0, "out", (1, 0, 1, -1))
-    channels, rows = library.filters_of(torch.arange(4.0)[:, None], twice)
+    channels, rows = worth.filters_of(torch.arange(4.0)[:, None], twice)
     assert channels.tolist() == [0, 1] and rows.tolist() == [[1, 0], [0, 2]]
 
 
@@ -175,10 +178,10 @@ def test_densities_that_mean_nothing_are_refused(table: dict[str, float], words:
         alone = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
         library.densities(alone, {"default": 0.5}, *channel_groups(alone, outputs))
     with pytest.raises(StructureError, match="criterion 'l3' is not known for filters; expected one of fpgm, l1, l2"):
-        library.criterion_of("l3")
+        worth.criterion_of("l3")
 
 
-def macs(model: nn.Module) -> int:
+def macs(model: nn.Module, _: object = None) -> int:
     return count(model, [torch.zeros(1, 1, 8, 8)]).macs
 
 
@@ -188,11 +191,11 @@ def test_the_density_that_keeps_to_the_multiplications_is_found(part: float) -> 
     torch.manual_seed(0)
     model = paper.digits_net().eval()
     run = lambda one: one(torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)))  # noqa: E731
-    choices, left = library.choose_within(model, part, macs, library.l1, run)
+    choices, left = library.choose_within(model, library.Limit(part, macs), L1, run)
     thin = library.thinned(model, choices)
     assert 0.9 * part * macs(model) < macs(thin) <= part * macs(model) and "fc2" in left
     density = max(len(one.kept) / one.group.channels for one in choices)
-    more, _ = library.choose(model, {"default": density + 0.02}, library.l1, run)
+    more, _ = library.choose(model, {"default": density + 0.02}, L1, run)
     assert macs(library.thinned(model, more)) > part * macs(model)
     state, _ = library.masked(model, choices)
     double = copy.deepcopy(model)
@@ -204,4 +207,16 @@ def test_multiplications_that_cannot_be_reached_are_refused() -> None:
     """One channel in each group is left in any case."""
     model = paper.digits_net().eval()
     with pytest.raises(StructureError, match=r"prune: flops: 1e-06 is out of reach: with one channel in each group"):
-        library.choose_within(model, 1e-6, macs, library.l1, lambda one: one(torch.zeros(2, 1, 8, 8)))
+        library.choose_within(model, library.Limit(1e-6, macs), L1, lambda one: one(torch.zeros(2, 1, 8, 8)))
+
+
+def test_parameters_are_kept_to_as_multiplications_are() -> None:
+    """The largest density at which no more of them stay."""
+    model = paper.digits_net().eval()
+    run = lambda one: one(torch.zeros(2, 1, 8, 8))  # noqa: E731
+    limit = library.Limit(0.3, library.parameters_of, "parameters", "parameters")
+    thin = library.thinned(model, library.choose_within(model, limit, L1, run)[0])
+    whole = library.parameters_of(model)
+    assert 0.9 * 0.3 * whole < library.parameters_of(thin) <= 0.3 * whole
+    with pytest.raises(StructureError, match=r"parameters: 1e-06 is out of reach: .* of the parameters stay"):
+        library.choose_within(model, dataclasses.replace(limit, part=1e-6), L1, run)

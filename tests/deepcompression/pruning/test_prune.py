@@ -15,7 +15,6 @@ from deepcompression.errors import StructureError
 from deepcompression.network.state import bits_of
 from deepcompression.pruning.prune import prune
 from deepcompression.training.problem import Problem, cross_entropy_step
-from deepcompression.training.ramps import CURVES, ramped, round_densities
 
 SGD = {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.05}}
 
@@ -148,26 +147,6 @@ def test_what_is_impossible_is_refused_by_name(arguments: dict, rule: str):
     state = {"w": weights(0, 4), "v": weights(1, 4), "nan": torch.tensor([1.0, torch.nan])}
     with pytest.raises(StructureError, match=rule):
         prune(state, arguments.pop("density", None), **arguments)
-
-
-def test_round_densities_fall_by_equal_factors():
-    """Rounds end exactly at the density that was asked for."""
-    densities = round_densities(0.08, 3)
-    assert densities[-1] == pytest.approx(0.08)
-    assert densities[1] / densities[0] == pytest.approx(densities[2] / densities[1])
-
-
-def test_curves_start_and_end_where_they_should_and_never_rise():
-    """Zhu and Gupta 2017, equation 1, worked out by hand at half of the way."""
-    assert ramped("cubic", 0, 10, 1.0, 0.1) == 1.0
-    middle = {"cubic": 0.1 + 0.9 / 8, "quadratic": 0.1 + 0.9 / 4, "linear": 0.55, "exponential": 0.1**0.5}
-    middle |= {"steps": 1 - 0.9 * 3 / 4, "constant": 0.1}
-    assert set(middle) == set(CURVES)
-    for curve, wanted in middle.items():
-        assert ramped(curve, 5, 10, 1.0, 0.1) == pytest.approx(wanted)
-        assert ramped(curve, 10, 10, 1.0, 0.1) == ramped(curve, 11, 10, 1.0, 0.1) == 0.1
-        levels = [ramped(curve, step, 10, 1.0, 0.1) for step in range(12)]
-        assert levels == sorted(levels, reverse=True)
 
 
 class Recorded:

@@ -18,7 +18,7 @@ from deepcompression.structure.hold import held_by
 from deepcompression.training.loop import Trained
 from deepcompression.training.method import Now
 from deepcompression.training.problem import Problem
-from deepcompression.training.ramps import ramped
+from deepcompression.training.ramps import Ramp
 from deepcompression.training.session import attach
 
 ADAM = {"factory": "torch.optim:AdamW", "kwargs": {"lr": 0.01}}
@@ -68,7 +68,8 @@ def test_the_loss_is_the_squared_distance_from_the_level() -> None:
         level = 0.25**0.5
         found = float(session.loss(torch.tensor(2.0), None, None).detach())
         assert found == pytest.approx(2 + ((192 / 288 - level) / 0.1) ** 2, rel=1e-5)
-    assert [ramped("exponential", step, 2, 1.0, 0.25) for step in (0, 1, 2, 3)] == [1.0, 0.5, 0.25, 0.25]
+    ramp = Ramp("exponential", 0.5, 1.0)
+    assert [ramp.level(Now(step, 4), 0.25) for step in (0, 1, 2, 3)] == [1.0, 0.5, 0.25, 0.25]
 
 
 def test_a_training_ends_near_the_density_that_was_asked_for() -> None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from deepcompression.data.small_images import digits
 from deepcompression.errors import StructureError
 from deepcompression.models.paper import digits_net
+from deepcompression.training.device import Compute
 from deepcompression.training.problem import Problem
 from tasks.stages.prune import Settings
 
@@ -22,16 +23,22 @@ FPGM: dict[str, Any] = {"stage": "prune", "granularity": "filter", "criterion": 
     [
         (
             {**FPGM, "criterion": "magnitude", "density": 0.5},
-            "filter goes with criterion: one of fpgm, l1, l2; not mag",
+            "filter goes with criterion: one of fpgm, l1, l2, fpgm-mix, bn_scale, apoz, wanda, taylor; not mag",
         ),
-        ({"stage": "prune", "criterion": "l1", "density": 0.5}, "weight goes with criterion: one of magnitude, wanda"),
+        (
+            {"stage": "prune", "criterion": "l1", "density": 0.5},
+            "weight goes with criterion: one of magnitude, wanda, t",
+        ),
         ({"stage": "prune", "density": 0.5, "remove": True}, "remove: true goes with granularity: filter"),
-        ({**FPGM, "density": 0.5, "scope": "global"}, "granularity: filter goes with density and scope: layer"),
-        ({**FPGM, "density": 0.5, "gradual": {}}, "granularity: filter goes with density and scope: layer"),
-        ({**FPGM, "density": 0.5, "remove": True, "rounds": 2}, "remove: true goes with rounds: 1"),
-        ({**FPGM}, "expected exactly one of density and flops"),
-        ({**FPGM, "density": 0.5, "flops": 0.5}, "expected exactly one of density and flops"),
-        ({**FPGM, "flops": 0.5, "rounds": 2}, "flops goes with rounds: 1"),
+        (
+            {**FPGM, "density": 0.5, "scope": "global"},
+            "filter goes with density, flops or parameters, and scope: layer",
+        ),
+        ({**FPGM, "density": 0.5, "gradual": {}}, "filter goes without gradual; while training it is a method"),
+        ({**FPGM}, "expected exactly one of density, flops and parameters"),
+        ({**FPGM, "density": 0.5, "flops": 0.5}, "expected exactly one of density, flops and parameters"),
+        ({**FPGM, "parameters": 0.5, "flops": 0.5}, "expected exactly one of density, flops and parameters"),
+        ({"stage": "prune", "density": 0.5, "parameters": 0.5}, "parameters goes with granularity: filter"),
         ({"stage": "prune", "density": 0.5, "flops": 0.5}, "flops goes with granularity: filter"),
     ],
 )
@@ -44,7 +51,7 @@ def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], words: s
 def test_filters_that_cannot_go_are_told_before_anything_trains() -> None:
     """Hours of training must not end in a layer that is the model's output; of single weights it may be pruned."""
     splits = digits()
-    run: Any = SimpleNamespace(problem=lambda: Problem(splits.train, splits.test))
+    run: Any = SimpleNamespace(problem=lambda: Problem(splits.train, splits.test), compute=lambda: Compute("cpu"))
     Settings(**FPGM, density={"conv1": 0.5, "default": 1.0}).fits(run, digits_net())
     Settings(stage="prune", density={"fc2": 0.5}).fits(run, digits_net())
     with pytest.raises(StructureError, match=r"fc2.weight: its channels cannot be removed: "):
@@ -52,3 +59,25 @@ def test_filters_that_cannot_go_are_told_before_anything_trains() -> None:
     Settings(**FPGM, flops=0.5).fits(run, digits_net())
     with pytest.raises(StructureError, match=r"prune: flops: 1e-06 is out of reach: with one channel in each group"):
         Settings(**FPGM, flops=1e-6).fits(run, digits_net())
+
+
+def test_rounds_end_in_what_was_asked_for_whether_filters_stay_as_zeros_or_go() -> None:
+    """Zeros are still counted in the next round, what was removed is not."""
+    zeroed, removed = (Settings(**FPGM, flops=0.25, rounds=2, remove=remove) for remove in (False, True))
+    assert [zeroed.in_round(number).flops for number in range(2)] == [0.5, 0.25]
+    assert [removed.in_round(number).flops for number in range(2)] == [0.5, 0.5]
+    named = Settings(**FPGM, density={"conv1": 0.25, "default": 1.0}, rounds=2).in_round(0)
+    assert named.density == {"conv1": 0.5, "default": 1.0} and named.rounds == 1
+
+
+def test_channels_that_a_criterion_cannot_tell_of_are_named_before_anything_trains() -> None:
+    """A net without BatchNorm has no scales; what keeps all of its channels needs none."""
+    splits = digits()
+    run: Any = SimpleNamespace(problem=lambda: Problem(splits.train, splits.test), compute=lambda: Compute("cpu"))
+    scaled = {**FPGM, "criterion": "bn_scale"}
+    with pytest.raises(
+        StructureError, match=r"conv1.weight: no BatchNorm scales its channels; name it with density: 1"
+    ):
+        Settings(**scaled, density={"conv1": 0.5}).fits(run, digits_net())
+    Settings(**scaled, density={"conv1": 1.0}).fits(run, digits_net())
+    Settings(**{**FPGM, "criterion": "apoz"}, parameters=0.5).fits(run, digits_net())
