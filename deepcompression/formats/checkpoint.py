@@ -6,7 +6,7 @@ import difflib
 import logging
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from deepcompression.formats.stand_ins import STAND_INS, Array, Beside
 
 log = logging.getLogger(__name__)
 _PLAIN = (str, bytes, bool, int, float, type(None), Beside)  # what may stand beside tensors in a state_dict
+ORIGINAL, MASK = "_orig", "_mask"  # how torch.nn.utils.prune calls what it computes a tensor from
 
 
 def read_state(
@@ -31,6 +32,7 @@ def read_state(
     ignore: Sequence[str] = (),
     merge: bool = True,
     setting: str = "model.weights.key",
+    own: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """The tensors of a checkpoint, of whatever name: what is in the file tells its kind.
 
@@ -43,6 +45,7 @@ def read_state(
         merge: whether pairs of ``weight_orig`` and ``weight_mask``, as ``torch.nn.utils.prune`` leaves them, become
             ``weight``.
         setting: what users set ``key`` by, for the error that they need it.
+        own: names of the model's tensors: a pair that it has itself stays one.
 
     Raises:
         WeightsError: missing, unreadable, contains code, no such key, not a mapping of tensors, a pattern of
@@ -60,7 +63,7 @@ def read_state(
     if len(state) < len(found):
         raise WeightsError(f"weights {path}: after stripping {list(strip)} two tensors have the same name")
     state = _without(path, state, ignore)
-    return _merge_masks(state) if merge else state
+    return _merge_masks(state, own) if merge else state
 
 
 def _parts(content: Any, key: str | None) -> list[str]:
@@ -200,14 +203,16 @@ def edits_of(path: str | Path) -> list[dict[str, Any]]:
         return [dict(edit) for edit in file.edits]
 
 
-def _merge_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    merged = {}
+def _merge_masks(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """``state`` with one weight for each pair that the model has not itself, with or without what wraps it."""
+    sources = [name for name in state if name.endswith(ORIGINAL) and f"{name.removesuffix(ORIGINAL)}{MASK}" in state]
+    kept = tuple(f".{name}" for name in own if name.endswith(ORIGINAL))
+    pairs = [name.removesuffix(ORIGINAL) for name in sources if not f".{name}".endswith(kept)]
+    masks, merged = {f"{base}{MASK}": base for base in pairs}, dict[str, Tensor]()
     for name, tensor in state.items():
-        base = name.removesuffix("_orig")
-        if name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in state:
-            continue
-        if name.endswith("_orig") and f"{base}_mask" in state:
-            merged[base] = torch.where(state[f"{base}_mask"] != 0, tensor, torch.zeros_like(tensor))
-        else:
+        base = name.removesuffix(ORIGINAL)
+        if name.endswith(ORIGINAL) and base in pairs:
+            merged[base] = torch.where(state[f"{base}{MASK}"] != 0, tensor, torch.zeros_like(tensor))
+        elif name not in masks:
             merged[name] = tensor
     return merged

@@ -67,7 +67,8 @@ def _load(bench: Bench, weights: Weights) -> Product:
 
     hold, edits = bench.run.hold, checkpoint.edits_of(weights.path)
     model = bench.run.edited_model(edits)
-    read = checkpoint.read_state(weights.path, key=weights.key, strip=weights.strip, ignore=weights.ignore)
+    own = files.own_tensors(model)
+    read = checkpoint.read_state(weights.path, key=weights.key, strip=weights.strip, ignore=weights.ignore, own=own)
     state = files.unwrapped(model, read)
     files.load_state(model, state, where=f"model.weights {weights.path}")
     folded = fold_all(model)

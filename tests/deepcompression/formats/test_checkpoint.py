@@ -14,6 +14,7 @@ from torch.nn.utils import prune as torch_prune
 from deepcompression import torch as files
 from deepcompression.errors import FormatError, WeightsError
 from deepcompression.formats.checkpoint import read_state
+from deepcompression.network.load import load_state, own_tensors, unwrapped
 
 
 class Net(nn.Module):
@@ -85,6 +86,53 @@ def test_pairs_of_torchs_own_pruning_are_merged(tmp_path):
     assert set(state) == {"weight", "bias"} and torch.equal(state["weight"], model.weight)
     assert torch.equal(state["weight"].view(torch.int32) == 0, model.weight_mask == 0)
     assert torch.equal(state["bias"], model.bias)
+
+
+def _locally(model):
+    torch_prune.l1_unstructured(model[0], "weight", amount=0.5)
+    torch_prune.random_unstructured(model[0], "bias", amount=2)
+
+
+def _globally(model):
+    pairs = [(model[0], "weight"), (model[2], "weight"), (model[2], "bias")]
+    torch_prune.global_unstructured(pairs, torch_prune.L1Unstructured, amount=0.6)
+
+
+def _filters_and_inputs(model):
+    torch_prune.ln_structured(model[0], "weight", amount=3, n=2, dim=0)
+    torch_prune.ln_structured(model[2], "weight", amount=0.5, n=1, dim=1)
+    torch_prune.random_structured(model[2], "weight", amount=1, dim=0)  # the second of a tensor: a container of both
+
+
+def _by_a_mask_and_for_good(model):
+    torch_prune.custom_from_mask(model[0], "weight", mask=torch.ones(6, 3, 2, 2).tril())
+    torch_prune.l1_unstructured(model[2], "weight", amount=0.5)
+    torch_prune.remove(model[2], "weight")
+    torch_prune.identity(model[2], "bias")
+
+
+@pytest.mark.parametrize("prune", [_locally, _globally, _filters_and_inputs, _by_a_mask_and_for_good])
+@pytest.mark.parametrize("wrapped", ["", "module."])
+def test_whatever_torch_pruned_is_read_as_the_model_had_it(tmp_path, prune, wrapped):
+    """Weights, biases, filters, inputs, several tensors at once, several ways on one tensor: each with its zeros, in a
+    model of the user's class, which gives the same; and a model that is pruned itself gets the pairs.
+    """
+    torch.manual_seed(0)
+    build = lambda: nn.Sequential(nn.Conv2d(3, 6, 2), nn.Flatten(), nn.Linear(54, 5))  # noqa: E731
+    model, plain, x = build(), build(), torch.randn(2, 3, 4, 4)
+    prune(model)
+    torch.save({f"{wrapped}{name}": one for name, one in model.state_dict().items()}, tmp_path / "w.pt")
+    state = unwrapped(plain, read_state(tmp_path / "w.pt"))
+    load_state(plain, state, where="w.pt")
+    assert torch.equal(plain(x), model(x))
+    for name in [name for name in model.state_dict() if name.endswith("_mask")]:
+        value = plain.get_parameter(name.removesuffix("_mask"))
+        assert torch.equal(value.view(torch.int32) == 0, model.get_buffer(name) == 0)
+    pruned = build()
+    prune(pruned)
+    state = unwrapped(pruned, read_state(tmp_path / "w.pt", own=own_tensors(pruned)))
+    load_state(pruned, state, where="w.pt")
+    assert torch.equal(pruned(x), model(x))
 
 
 def test_names_that_only_look_like_pairs_are_kept(tmp_path):
