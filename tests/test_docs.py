@@ -122,7 +122,7 @@ def test_what_the_tutorial_adds_works(tmp_path: Path) -> None:
     for where, line in _blocks("line"):
         _insert(tmp_path / where.split()[0], where.split()[1], line)
     for where, line in _blocks("import"):
-        _insert(tmp_path / where, "from deepcompression.network.edits import", line)
+        _insert(tmp_path / where, "from deepcompression.errors import", line)
     (tmp_path / "tests/test_recipes.py").write_text(RECIPES.format([text for _, text in _blocks("recipe")]))
     own = {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "tests"]

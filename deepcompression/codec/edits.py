@@ -25,11 +25,12 @@ SINCE = {
     "quantize_values": "0.2.0",
     "fold": "0.2.0",
     "binary": "0.3.0",
+    "dictionary": "0.3.0",
+    "threshold": "0.3.0",
 }
 # Of a kind, what later versions added: (kind, key, value).
 ADDED = {("quantize_values", "range", value): "0.3.0" for value in ("dynamic_row", "dynamic_token")}
 _INSIDE = re.compile(r":(layer|hidden)\[[0-9]+\]")  # sites since 0.3.0
-RESERVED = ("threshold", "dictionary")
 Edit = dict[str, Any]
 
 
@@ -110,8 +111,7 @@ def _stamped(place: int, edit: Mapping[str, Any]) -> Edit:
     kind = edit["kind"]
     if kind in SINCE or "since" in edit:  # one of a later version, read from its file, is written as it was
         return {"since": _since(edit), **edit}
-    why = "it is reserved for a later version" if kind in RESERVED else f"known are {', '.join(SINCE)}"
-    raise InputError(f"edit {place}: kind {kind[:80]!r} cannot be written: {why}")
+    raise InputError(f"edit {place}: kind {kind[:80]!r} cannot be written: known are {', '.join(SINCE)}")
 
 
 def _since(edit: Mapping[str, Any]) -> str | None:

@@ -30,7 +30,7 @@ from deepcompression.export.ran import difference
 from deepcompression.network.trace import resting
 
 FILE = "c"
-CARRIES = frozenset({"resize", "bypass", "fold", "quantize_values"})
+CARRIES = frozenset({"resize", "bypass", "fold", "quantize_values", "dictionary"})
 RANGES = ("static",)
 UNTIMED = (
     "not timed: its program would be started anew for each call, which takes longer than the net; time it where it is "

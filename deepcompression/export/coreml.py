@@ -31,7 +31,7 @@ from deepcompression.network.edits.integers import levels
 from deepcompression.network.edits.quantize_values import INSIDE, After, Before, OnGrid, Quantizer, quantizers
 
 FILE = "model.mlpackage"
-CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold", "quantize_values"})
+CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold", "quantize_values", "dictionary", "threshold"})
 NOT_WITHIN = INSIDE
 RANGES = ("static",)
 PACKAGES = ("coremltools",)

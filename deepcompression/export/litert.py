@@ -27,7 +27,7 @@ from deepcompression.export.pt2 import compared, first, pairs, program_of, save
 
 FILE = "model.tflite"
 FLOAT, SMALL = "float.tflite", "small.tflite"  # of the worker, which rounds nothing; what is written
-CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold", "quantize_values"})
+CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold", "quantize_values", "dictionary"})
 ROUNDING = 1e-4  # of the largest output
 
 

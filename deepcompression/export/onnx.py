@@ -31,7 +31,7 @@ from deepcompression.network.trace import resting
 
 FILE = "model.onnx"
 OPTIONS = {"io": ("float", "integer")}
-CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold", "quantize_values"})
+CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold", "quantize_values", "dictionary", "threshold"})
 NOT_WITHIN = INSIDE  # sides of sites: recurrent layers are written whole
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INSTALL = "pip install 'deep-compression[onnx]'"

@@ -29,7 +29,9 @@ from deepcompression.export.ran import difference
 from deepcompression.network.trace import resting
 
 FILE = "model.pt2"
-CARRIES = frozenset({"resize", "select_inputs", "bypass", "fold", "quantize_values", "binary"})
+CARRIES = frozenset(
+    {"resize", "select_inputs", "bypass", "fold", "quantize_values", "binary", "dictionary", "threshold"}
+)
 ROUNDING = 1e-4  # of the largest output
 OPERATORS = re.compile(r"torch\.ops\.(aten|prims|quantized_decomposed)\.\w+\.\w+|_operator\.\w+")
 SIZES = re.compile(r"[\w +*-]*")

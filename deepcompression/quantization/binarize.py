@@ -17,6 +17,7 @@ from deepcompression.network.edits.quantize_values import Site
 from deepcompression.network.parametrized import MASK
 from deepcompression.network.state import density
 from deepcompression.network.trace import resting
+from deepcompression.network.watching import watched
 from deepcompression.quantization import binary
 from deepcompression.quantization.binary.asked import Activations, Phases, Weights
 from deepcompression.quantization.binary.dorefa_gradients import QuantizedGradient
@@ -26,7 +27,6 @@ from deepcompression.quantization.binary.layers import Chosen, chosen, sites_of
 from deepcompression.quantization.binary.planned import planned
 from deepcompression.quantization.binary.told import BinarizedInput, BinarizedWeights
 from deepcompression.quantization.sites import Seen, measured
-from deepcompression.quantization.watching import watched
 from deepcompression.structure.constraints import Structure, of_order
 from deepcompression.structure.hold import held_by, held_state, hold_by
 from deepcompression.training.method import ACTIVATION, SPARSITY, UNITS, VALUES, Account, Claim, Context, Method, Now

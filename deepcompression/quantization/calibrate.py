@@ -21,13 +21,13 @@ from deepcompression.network.edits.integers import levels, on_grid
 from deepcompression.network.edits.quantize_values import Site, read_site
 from deepcompression.network.names import join
 from deepcompression.network.trace import resting
+from deepcompression.network.watching import Carried, watched
 from deepcompression.quantization import products
 from deepcompression.quantization.observers import OBSERVERS, bounds
 from deepcompression.quantization.observers.histogram import Histogram
 from deepcompression.quantization.observers.ranges import Wanted, grid
 from deepcompression.quantization.output_errors import output_errors
 from deepcompression.quantization.products import counted
-from deepcompression.quantization.watching import Carried, watched
 from deepcompression.training.digest import content
 from deepcompression.training.method import Context
 from deepcompression.training.randomness import kept

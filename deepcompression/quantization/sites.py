@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from deepcompression.errors import StructureError
 from deepcompression.network.edits.quantize_values import Site
 from deepcompression.network.trace import resting
+from deepcompression.network.watching import Carried, watched
 from deepcompression.quantization.products import Products, counted
-from deepcompression.quantization.watching import Carried, watched
 from deepcompression.training.method import Context
 
 WHO = "quantize: activations"

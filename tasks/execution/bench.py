@@ -130,6 +130,7 @@ class Product:
     regrouped: Sequence[str] = ()  # shared tensors whose weights did not stay with those that they were equal to
     compared: Mapping[str, Tensor] | None = None  # the input, arranged as ``state`` is, where units went or moved
     report: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)  # logged as label/name, at the stage's step
     history: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()  # what a person must see: console, report, the run's folder, a tag of its MLflow run

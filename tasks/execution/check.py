@@ -87,6 +87,7 @@ def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> Non
                 _refuse_unseen(run, model, sites)
                 quantized |= dict.fromkeys(sites, label)
                 most = settings.allocates(model) or most
+                settings.alter(run, model)
         except InputError as error:
             raise type(error)(f"stage {label}: {error}") from None
     refuse_hidden_state(run)  # first: a forward that makes layers leaves a model that the trial cannot put back
@@ -107,7 +108,7 @@ def _refuse_unseen(run: Run, model: Any, sites: Collection[str]) -> None:
     """
     from deepcompression.errors import StructureError
     from deepcompression.network.edits.quantize_values import read_site
-    from deepcompression.quantization.watching import unseen
+    from deepcompression.network.watching import unseen
 
     found: Mapping[Any, str] = {}
     with suppress(Exception):

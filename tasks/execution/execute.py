@@ -177,6 +177,7 @@ def _store(
             "edits": plain(edits),
             "numbers": {**numbers, "worked_seconds": round(seconds, 3)},
             "report": plain(product.report),
+            "figures": plain(product.figures),
             "history": plain(product.history),
             "notes": list(product.notes),
             "warnings": list(dict.fromkeys([*warnings, *product.warnings])),
@@ -189,7 +190,9 @@ def _become(source: Reference | None, product: Product) -> tuple[Structure, tupl
     from deepcompression.structure.constraints import together
 
     old, edits = (source.structure, source.edits) if source else ({}, ())
-    return together(old, product.structure), (*edits, *product.edits)
+    gone = [name for name in old if product.state is not None and name not in product.state]  # with their modules
+    kept = {name: words for name, words in old.items() if name not in gone}
+    return together(kept, product.structure), (*edits, *product.edits)
 
 
 def _coarsened(bench: Bench, product: Product, structure: Structure) -> Coarsened | None:
@@ -234,7 +237,8 @@ def _log(
     logged |= numbers.get("coarsened") or {}
     logged = {name: value for name, value in logged.items() if value is not None}
     named = {f"{name}/{stage}": value for name, value in logged.items()}
-    run.tracker.metrics({**named, **(logged if number is not None else {})}, step=number or 0)
+    own = {f"{label}/{name}": value for name, value in entry.get("figures", {}).items()}
+    run.tracker.metrics({**named, **own, **(logged if number is not None else {})}, step=number or 0)
     if entry["history"]:
         run.tracker.curve(label, entry["history"])
     of_all = "" if logged.get("model_density") is None else f" (of all weights {logged['model_density']:.1%})"

@@ -1,6 +1,7 @@
 """What a stage's result is worth: bytes as really encoded, metric on validation, density.
 
-Ratio, bits a weight and densities are of the dense model's weights: what was removed counts as what is zero.
+Ratio, bits a weight and densities are of the dense model's weights: what was removed counts as what is zero, and what
+came in its place as what is left.
 """
 
 from __future__ import annotations
@@ -70,14 +71,18 @@ def measure(
     state, zeros = plain_state(model), having(structure, ZEROS)
     dense = _dense_model(run, model, edits)
     weights = dense.state_dict()
+    came = {name: one for name, one in selection.first_names(model).items() if name == one and name not in weights}
     return {
         "dense_bytes": base["dense_bytes"],
         "weights": base["weights"],
         **_sizes(len(files.encode(state, "packed")), base),
         "density": left(
-            state, judged(selection.prunable(dense), [one for one in zeros if one in weights], weights), weights
+            state,
+            judged(selection.prunable(dense), [one for one in zeros if one in weights], weights),
+            weights,
+            [name for name in selection.prunable(model) if name in came],
         ),
-        "model_density": left(state, dict.fromkeys(selection.first_names(dense).values()), weights),
+        "model_density": left(state, dict.fromkeys(selection.first_names(dense).values()), weights, came),
         "val_metric": result.metric,
         "val_loss": result.loss,
         "val_correct": result.correct,
@@ -98,19 +103,22 @@ def _dense(run: Run) -> dict[str, int]:
     return {"dense_bytes": dense_bytes(model), "weights": _weights(model)}
 
 
-def left(state: Mapping[str, Tensor], names: Iterable[str], dense: Mapping[str, Tensor]) -> float:
+def left(
+    state: Mapping[str, Tensor], names: Iterable[str], dense: Mapping[str, Tensor], came: Iterable[str] = ()
+) -> float:
     """The share of the dense weights that is left and not +0.0; 1.0 where there are none.
 
     Args:
         state: what is left; a tensor may be smaller than its dense one, or gone.
         names: which tensors count.
         dense: those of the dense model, by name; sizes alone matter.
+        came: tensors that the dense model has not, and whose weights count with what is left.
     """
     from deepcompression.network.state import is_zero
 
     names = list(names)
     total = sum(dense[name].numel() for name in names)
-    kept = sum(int((~is_zero(state[name])).sum()) for name in names if name in state)
+    kept = sum(int((~is_zero(state[name])).sum()) for name in (*names, *came) if name in state)
     return 1 - (total - kept) / total if total else 1.0
 
 

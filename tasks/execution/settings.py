@@ -295,6 +295,9 @@ class Stage(Strict):
         made = [part.edits() for _, part in parts(self) if isinstance(part, MethodSettings)]
         return {kind: key for one in made for kind, key in one.items()}
 
+    def alter(self, run: Run, model: nn.Module) -> None:
+        """Makes of a new model, in place, one with the names of tensors and modules that later stages find."""
+
     def ranges(self) -> Mapping[str, str]:
         """Ranges of the grids that it puts values on, other than static ones, each with the key that asks for it."""
         return {}

@@ -22,6 +22,7 @@ METHODS: dict[str, str] = {
     "quantize": "tasks.methods.quantize",
     "binarize": "tasks.methods.binarize",
     "compact": "tasks.methods.compact",
+    "activation_sparsity": "tasks.methods.activation_sparsity",
     "dropout": "tasks.methods.dropout",
     "distil": "tasks.methods.distil",
     "hints": "tasks.methods.hints",

@@ -25,6 +25,8 @@ STAGES: dict[str, str] = {
     "binarize": "tasks.stages.binarize",
     "recalibrate": "tasks.stages.recalibrate",
     "slim": "tasks.stages.slim",
+    "lcnn": "tasks.stages.lcnn",
+    "sparsify": "tasks.stages.sparsify",
     "encode": "tasks.stages.encode",
 }
 # The same for what no recipe says by this word: a callable of the user's, and what runs beside the stages.

@@ -9,10 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression import __version__
-from deepcompression.codec.edits import RESERVED, SINCE
+from deepcompression.codec.edits import SINCE
 from deepcompression.errors import EditError, told
-from deepcompression.network.edits import binary, bypass, fold, quantize_values, resize, select_inputs
-from deepcompression.network.edits.quantize_values import quantizers
+from deepcompression.network.edits import (
+    binary,
+    bypass,
+    dictionary,
+    fold,
+    quantize_values,
+    resize,
+    select_inputs,
+    threshold,
+)
+from deepcompression.network.edits.quantize_values import at_sites
 from deepcompression.network.edits.record import Record
 from deepcompression.network.edits.undo import whole_or_not
 from deepcompression.network.trace import resting
@@ -24,6 +33,8 @@ KINDS: dict[str, Any] = {
     "quantize_values": quantize_values,
     "fold": fold,
     "binary": binary,
+    "dictionary": dictionary,
+    "threshold": threshold,
 }
 
 
@@ -80,7 +91,7 @@ def check(model: nn.Module, run: Callable[[nn.Module], object]) -> None:
         run: calls its argument on a sample, such as ``lambda model: model(images)``.
 
     Raises:
-        EditError: the forward fails, and in which layer; or it never comes by a site that is quantized.
+        EditError: the forward fails, and in which layer; or it never comes by a site of an edit.
     """
     names = {module: name for name, module in model.named_modules()}
     entered: list[nn.Module] = []
@@ -108,7 +119,7 @@ def check(model: nn.Module, run: Callable[[nn.Module], object]) -> None:
         for handle in handles:
             handle.remove()
     for module, name in names.items():
-        for one in quantizers(module) if module not in called else []:
+        for one in at_sites(module) if module not in called else []:
             raise EditError(f"edit {one.kind}: the forward never comes by {one.site}: {name} is not called")
 
 
@@ -121,6 +132,4 @@ def _kind(record: Record) -> Any:
         return KINDS[kind]
     since = record.get("since")
     needs = f"it needs deep-compression {since}" if since else "no version known here makes it"
-    if kind in RESERVED and not since:
-        needs = "the name is reserved for a later version"
     raise EditError(f"edit {kind[:80]}: {needs}; this is {__version__}, which knows {', '.join(SINCE)}")

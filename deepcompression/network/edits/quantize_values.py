@@ -56,18 +56,14 @@ def read_site(site: str) -> Site | None:
 
 
 @dataclass(frozen=True)
-class Quantizer:
-    """A hook that changes one input or output of the module it is called for, to one of few values."""
+class AtSite:
+    """A hook that changes one input or output of the module it is called for."""
 
     kind: ClassVar[str]  # of edit
     site: Site
 
     def changed(self, module: nn.Module, value: Tensor) -> Tensor:
         """The value, of at least one element, as it is used."""
-        raise NotImplementedError
-
-    def beyond(self, module: nn.Module, value: Tensor) -> tuple[int, int]:
-        """How many of the values lie beyond the ends of what they can become; and how many there are."""
         raise NotImplementedError
 
     def rounded(self, module: nn.Module, value: object) -> Any:
@@ -91,7 +87,7 @@ class Quantizer:
 
 
 @dataclass(frozen=True)
-class Before(Quantizer):
+class Before(AtSite):
     """Before a forward."""
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> Any:
@@ -100,7 +96,7 @@ class Before(Quantizer):
 
 
 @dataclass(frozen=True)
-class After(Quantizer):
+class After(AtSite):
     """After a forward."""
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
@@ -108,6 +104,15 @@ class After(Quantizer):
         if isinstance(output, tuple | list):
             return self.replaced(module, output)
         return self.replaced(module, (output,))[0]
+
+
+@dataclass(frozen=True)
+class Quantizer(AtSite):
+    """A hook by which values become one of few."""
+
+    def beyond(self, module: nn.Module, value: Tensor) -> tuple[int, int]:
+        """How many of the values lie beyond the ends of what they can become; and how many there are."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,7 @@ def apply(model: nn.Module, record: Record) -> None:
     install(model, record, made, _tensors(record))
 
 
-def install(model: nn.Module, record: Record, hooks: Sequence[Quantizer], tensors: Mapping[str, Tensor]) -> None:
+def install(model: nn.Module, record: Record, hooks: Sequence[AtSite], tensors: Mapping[str, Tensor]) -> None:
     """Register hooks at their sites, and the tensors that they read, the same objects at each site.
 
     Args:
@@ -254,9 +259,14 @@ def state_names(record: Record) -> list[str]:
 
 
 def quantizers(module: nn.Module) -> list[Quantizer]:
-    """The hooks of this kind that a module has."""
+    """The hooks of a module by which values become one of few."""
+    return [hook for hook in at_sites(module) if isinstance(hook, Quantizer)]
+
+
+def at_sites(module: nn.Module) -> list[AtSite]:
+    """The hooks of a module by which edits change values."""
     hooks: list[Any] = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    return [hook for hook in hooks if isinstance(hook, Quantizer)]
+    return [hook for hook in hooks if isinstance(hook, AtSite)]
 
 
 def sites_of(record: Record) -> list[Site]:

@@ -81,7 +81,6 @@ def test_an_unknown_kind_stands_in_the_way_of_no_reader() -> None:
         (["fold"], "edit 0: expected a mapping with the key kind"),
         ([{"kind": "fold"}, {"tensor": "w"}], "edit 1: expected a mapping with the key kind"),
         ([{"kind": "rotate"}], "edit 0: kind 'rotate' cannot be written: known are resize, select_inputs"),
-        ([{"kind": "threshold"}], "edit 0: kind 'threshold' cannot be written: it is reserved for a later version"),
         ([{"kind": "fold", 1: 2}], "edits: keys are text"),
         ([{"kind": "fold", "tensor": 0.5}], "edits: no JSON: 0.5 is no integer"),
         ([{"kind": "fold", "tensor": float("nan")}], "edits: no plain records: Out of range"),

@@ -18,9 +18,9 @@ from deepcompression.export.exported import Exported
 from deepcompression.network.edits.apply import apply
 from deepcompression.network.edits.integers import range_of
 from deepcompression.network.edits.quantize_values import Site
+from deepcompression.network.watching import watched
 from deepcompression.quantization import linear
 from deepcompression.quantization.inputs import inputs_of
-from deepcompression.quantization.watching import watched
 
 onnx = pytest.importorskip("onnx")
 for package in ("onnxscript", "onnxruntime"):

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import deepcompression
 from deepcompression import torch as bridge
-from deepcompression.codec.edits import RESERVED, SINCE
+from deepcompression.codec.edits import SINCE
 from deepcompression.errors import EditError, InputError, WeightsError
 from deepcompression.network.channels import channel_groups
 from deepcompression.network.edits.apply import KINDS, apply, apply_all, check, check_values
@@ -185,9 +185,8 @@ def test_a_model_on_the_meta_device_is_edited_and_filled() -> None:
 
 
 def test_the_closed_set_of_kinds() -> None:
-    """What can be written can be made; what is reserved is neither."""
+    """What can be written can be made."""
     assert set(KINDS) == set(SINCE)
-    assert not set(RESERVED) & set(KINDS)
 
 
 @pytest.mark.parametrize(
@@ -195,8 +194,9 @@ def test_the_closed_set_of_kinds() -> None:
     [
         ({"kind": "rotate"}, r"edit rotate: no version known here makes it; this is .*, which knows resize, "),
         ({"kind": "rotate", "since": "9.1"}, r"edit rotate: it needs deep-compression 9\.1; this is "),
-        ({"kind": "dictionary"}, "edit dictionary: the name is reserved for a later version; this is "),
-        ({"kind": "threshold", "since": "0.4.0"}, r"edit threshold: it needs deep-compression 0\.4\.0; this is "),
+        ({"kind": "threshold", "sites": ["0:hidden[0]"]}, "a site is module:input"),
+        ({"kind": "threshold", "sites": ["9:input[0]"]}, "edit threshold: the model has no module '9'"),
+        ({"kind": "threshold", "sites": ["0:input[0]"], "value": 1}, "edit threshold: the key 'value' is not known"),
         ({"kind": 3}, "an edit is a mapping with the key kind"),
         ("fold", "an edit is a mapping with the key kind, not 'fold'"),
     ],
@@ -316,7 +316,7 @@ KEYS = [
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.sampled_from([*KINDS, *RESERVED, "x"]), st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), st.data())
+@given(st.sampled_from([*KINDS, "x"]), st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), st.data())
 def test_any_plain_record_is_made_or_refused(kind: str, values: dict[str, Any], data: st.DataObject) -> None:
     """Records come from files of anybody: nothing but an EditError, and no half of an edit."""
     wanted = {"bypass": ["module"], "fold": ["tensor"], "select_inputs": ["module", "count"]}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sklearn.decomposition
 import torch
 from every_line import Case, of_method, of_stage, small_run
 
@@ -23,6 +24,7 @@ from tasks.methods import METHODS
 from tasks.stages import OTHERS, STAGES, losses
 from tasks.storage.store import Store
 
+assert sklearn.decomposition  # imported here, once, and not in each fork
 Point = tuple[Any, str, int]
 
 
