@@ -92,7 +92,8 @@ class FilterPruning(Method):
         self._ramp = Ramp(self.curve, self.ramp, self.start, self.tolerance, context.higher_is_better)
         self._context, self._worth = context, self._made_worth(context)
         self._batch = next(iter(context.batches("pruning of filters", FEW)))
-        plain = bake(copy.deepcopy(model)).cpu()
+        # Operations on channels_last are others: of some nothing is known.
+        plain = bake(copy.deepcopy(model)).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self._wanted, self._left = self._resolved(plain)
         library.refuse_unfit(self._worth, plain, [group for group, one in self._wanted if one < 1])
         self._choices = [Choice(group, tuple(range(group.channels))) for group, _ in self._wanted]
@@ -125,7 +126,7 @@ class FilterPruning(Method):
         state, zeroed = library.masked(model, self._choices)
         model.load_state_dict(state)
         report = {"layers": library.account_of(self._choices), **self._costs(model)}
-        notes = self._ramp.short_of("prune: the density that was asked for")
+        notes = [*self._ramp.short_of("prune: the density that was asked for"), *self._told(report)]
         places = library.cut(model, self._choices) if self.remove else None
         if places is None:
             return Account(structured(zeroed), report=report, notes=notes, left=self._left)
@@ -212,6 +213,12 @@ class FilterPruning(Method):
                 behind.mul_(keep.to(behind.device))
             else:
                 part.mask.copy_(keep & self._base.get(name, keep))
+
+    def _told(self, report: Mapping[str, Any]) -> list[str]:
+        """What stays, and which layers lose no channels."""
+        stays = ", ".join(f"{report[key]:.3g} of the {key}" for key in ("flops", "parameters") if key in report)
+        left = [f"{name.removesuffix('.weight')} loses no channels: {why}" for name, why in self._left.items()]
+        return [f"prune: without the channels that go {stays} stay", *left]
 
     def _costs(self, model: nn.Module) -> dict[str, float]:
         """The parts of the parameters, and of what the limit is of, that stay without the channels that went."""
