@@ -6,12 +6,16 @@ DEEPCOMPRESSION_NO_NUMBA, if not empty, keeps to numpy. The results are the same
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
+
+log = logging.getLogger(__name__)  # INFO: that the first compilation begins, which takes seconds
 
 
 def wanted(count: int, worth_calling: int, worth_importing: int) -> bool:
@@ -52,7 +56,27 @@ def compiled(function: Callable[..., Any]) -> Any:
     """Compile without the GIL; keep the machine code where there is a place to write it."""
     import numba
 
+    _tell_of_compiling()
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:
         return numba.njit(nogil=True)(function)
+
+
+@cache
+def _tell_of_compiling() -> None:
+    """Has numba say when it compiles first in this process; what lies ready on disk is not compiled."""
+    event: Any = import_module("numba.core.event")
+
+    class Begins(event.Listener):  # type: ignore[misc]
+        told = False
+
+        def on_start(self, _: Any) -> None:
+            if not self.told:
+                self.told = True
+                log.info("compiling, once ...")
+
+        def on_end(self, _: Any) -> None:
+            pass
+
+    event.register("numba:compile", Begins())

@@ -28,7 +28,7 @@ A message is one line: where, the rule, what came, what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,7 +38,9 @@ class DeepCompressionError(Exception):
 
 
 class InputError(DeepCompressionError, ValueError):
-    """The user's input is wrong."""
+    """The user's input is wrong. ``others``: what else is wrong with it, an error each."""
+
+    others: tuple[InputError, ...] = ()
 
 
 class RecipeError(InputError):
@@ -129,6 +131,13 @@ class AimMissed(RunError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.summary)
+
+
+def together(errors: Sequence[InputError]) -> InputError:
+    """The first of several errors, with the others in its ``others``."""
+    first, *more = errors
+    first.others = (*first.others, *more)
+    return first
 
 
 def one_line(what: object) -> str:

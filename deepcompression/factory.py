@@ -11,6 +11,11 @@ from typing import Any
 from deepcompression.errors import FactoryError, InputError, one_line
 
 HUBS = ("torchvision", "timm", "transformers")
+EXTRAS = {  # of this package, by what they bring
+    "hub": (*HUBS, "torchmetrics"),
+    "data": ("PIL", "pandas", "pyarrow", "tokenizers"),
+    "torch": ("torch", "sklearn", "scipy"),
+}
 
 
 def load(spec: str) -> Callable[..., Any]:
@@ -34,9 +39,11 @@ def load(spec: str) -> Callable[..., Any]:
     try:
         found: Any = import_module(module_name)
     except Exception as error:
+        missing = str(error.name).partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        extra = next((extra for extra, packages in EXTRAS.items() if missing in packages), None)
+        hint = f"pip install 'deep-compression[{extra}]'" if extra else "is its folder in python_path?"
         raise FactoryError(
-            f"factory {spec!r}: {module_name} does not import: {type(error).__name__}: {one_line(error)}; "
-            "is its folder in python_path?"
+            f"factory {spec!r}: {module_name} does not import: {type(error).__name__}: {one_line(error)}; {hint}"
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from deepcompression.allocation import budget as library
 from deepcompression.allocation.budget import Budget, Clock, Next, Stop
@@ -32,9 +30,7 @@ from flows.candidates import (
 from flows.recipe import schema
 from tasks import budget as task_budget
 from tasks.console import say, size
-from tasks.execution.patterns import SELECTED
 from tasks.execution.run import Reference, Run
-from tasks.execution.settings import Strict
 from tasks.stages import pace
 from tasks.verdict import lost
 
@@ -42,12 +38,6 @@ PLANNED_EPOCHS = 11  # in epochs of a first step: how many of them a time limit 
 EPOCHS, FEWEST, MOST = 20, 4, 60  # of a first step's pruning: without a time limit; with one, at least and at most
 PLANNED_STEPS = 4  # whose sensitivity a time limit is to be enough for
 SMALL_FALLBACKS = (FALLBACKS[0], (4, "float16", "nothing pruned, weights shared at 4 bits"))  # where bytes are given
-
-
-class Chosen(Strict):
-    """What a budget prunes: tensors that are pruned by default, to densities that it finds."""
-
-    density: Annotated[dict[str, None], SELECTED] = Field({"default": None})
 
 
 def search(run: Run, recipe: schema.Recipe, dense: Reference, call: Call) -> tuple[list[Reference], dict[str, Any]]:
@@ -115,7 +105,7 @@ def _search_on(now: Search, first: int | None) -> str:
 
 def _fallbacks(now: Search) -> Sequence[tuple[int | None, str, str]]:
     """Those that may be small enough, a shared weight taken as half of its bits; all of them where no file is made."""
-    most = now.budget.most_bytes
+    most = now.budget.bytes_alone
     if most is None:
         return [one for one in FALLBACKS if one[2] not in [step.note for step in now.quick]]
     dense = now.dense.numbers["dense_bytes"]
@@ -153,13 +143,13 @@ def _first_bytes(now: Search) -> int | None:
 
 def _budget(plan: schema.Budget, dense: Reference) -> Budget:
     numbers = dense.numbers
-    if plan.metric_loss is not None:
-        margin = library.margin_of(plan.metric_loss, numbers["val_correct"], numbers["val_total"])
-        return Budget(plan.metric_loss, None, margin if plan.margin is None else plan.margin)
-    most = plan.file_bytes or int(numbers["dense_bytes"] / (plan.ratio or 1))
-    if most >= numbers["dense_bytes"]:
+    most = plan.file_bytes or (int(numbers["dense_bytes"] / plan.ratio) if plan.ratio else None)
+    if most is not None and most >= numbers["dense_bytes"]:
         raise BudgetError(f"budget.file_bytes {most:,}: the dense model has {numbers['dense_bytes']:,} bytes already")
-    return Budget(None, most)
+    if plan.metric_loss is None:
+        return Budget(None, most)
+    margin = library.margin_of(plan.metric_loss, numbers["val_correct"], numbers["val_total"])
+    return Budget(plan.metric_loss, most, margin if plan.margin is None else plan.margin)
 
 
 def _plan(now: Search, recipe: schema.Recipe) -> str:
@@ -241,12 +231,17 @@ def _tell(now: Search) -> None:
     step = now.every[-1]
     unit = "points" if now.dense.numbers["val_correct"] is not None else str(now.run.metric_object().name)
     note = f" ({step.note})" if step.note else ""
-    verdict = "keeps to the budget" if step.result.kept else "does not keep to the budget"
+    verdict = "keeps to the budget" if _kept(now, step) else "does not keep to the budget"
     say(
         f"[bold]budget[/]       step {len(now.every)}: {size(step.result.file_bytes)}, "
         f"{now.dense.numbers['dense_bytes'] / step.result.file_bytes:.1f}x, "
         f"{lost(step.result.loss, unit)} on validation: {verdict}{note}"
     )
+
+
+def _kept(now: Search, step: Step) -> bool:
+    """Whether a file keeps to all that was asked for."""
+    return step.result.kept and now.budget.fits(step.result.file_bytes)
 
 
 def _chain(now: Search, chosen: int) -> list[Reference]:
@@ -274,7 +269,7 @@ def _outcome(now: Search, chosen: int, reason: str) -> dict[str, Any]:
         "dense_bytes": numbers["dense_bytes"],
         "dense_val_metric": numbers["val_metric"],
         "stopped": reason,
-        "kept": now.every[chosen].result.kept,
+        "kept": _kept(now, now.every[chosen]),
         "chosen": chosen + 1,
         "steps": [
             {
@@ -287,7 +282,7 @@ def _outcome(now: Search, chosen: int, reason: str) -> dict[str, Any]:
                 "val_metric": step.sharing[-1].numbers["val_metric"],
                 "loss": step.result.loss,
                 "expected_loss": step.result.expected,
-                "kept": step.result.kept,
+                "kept": _kept(now, step),
                 "seconds": step.seconds,
                 "note": step.note,
                 "density": dict(step.density),

@@ -219,8 +219,8 @@ def without_training(now: Search, bits: int | None, rest: str, note: str) -> Ste
 def epochs_of(now: Search, following: Next) -> int:
     """Of a step's pruning: more once some step has lost too much, or where the bytes asked for are reached with it."""
     near = not all(step.result.kept for step in now.steps)
-    if now.budget.most_bytes is not None:
-        near = following.target_bytes <= now.budget.most_bytes
+    if now.budget.bytes_alone is not None:
+        near = following.target_bytes <= now.budget.bytes_alone
     return now.epochs * (LONGER if near else 1)
 
 

@@ -17,9 +17,10 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, State
 from rich.markup import escape
 
-from deepcompression.errors import AimMissed, ExportError, InvariantError, RecipeError, one_line
+from deepcompression.errors import AimMissed, ExportError, InvariantError, one_line
 from flows import watchdog
-from flows.budget import Chosen, search
+from flows.budget import search
+from flows.checked import refuse, start_of
 from flows.folders import new_folder, store_of
 from flows.overdue import skip_missed
 from flows.recipe import load as recipes
@@ -31,19 +32,15 @@ from flows.summary import SUMMARY_VERSION, leave, spread_of, summary_of
 from tasks.console import say
 from tasks.difference import difference
 from tasks.execution.allocated import with_found
-from tasks.execution.check import check
-from tasks.execution.example import example_of
 from tasks.execution.run import Reference, Run
-from tasks.execution.settings import Model, Strict, Training
 from tasks.execution.stage import task_of
 from tasks.execution.warned import kept
 from tasks.export_settings import Export
-from tasks.exports import check_export, export
+from tasks.exports import export
 from tasks.machine.revision import git_revision
 from tasks.registry.promote import promote
 from tasks.report.words import sentence
 from tasks.secrets import restored, sealed
-from tasks.stages import baseline
 from tasks.stages.verify import verify
 from tasks.storage.places import is_url, place_at
 from tasks.storage.store import UNSENT, publish, write_json
@@ -188,17 +185,11 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
     folder = new_folder(parsed, stored)
     with _living(parsed, stored, folder, parent) as tracker:
         run, stages = run_of(parsed, seed, folder, tracker), rounds.expand(parsed)
-        start = _start(run.model, parsed.train)
-        _no_secret_promoted(parsed, stored)
-        planned = [*_first_trainings(parsed, start), *stages]
-        check(run, planned, test=parsed.test)
-        if parsed.promote:
-            example_of(run, parsed.promote.inputs)  # what would stop a promotion is told before anything trains
-        for one in parsed.export:
-            check_export(run, one, planned)
+        start = start_of(run.model, parsed.train)
+        refuse(run, parsed, stored)
         if parsed.teacher:
             taught = replace(run, model=run.teacher)
-            first = _start(taught.model, parsed.teacher.train)
+            first = start_of(taught.model, parsed.teacher.train)
             run = replace(run, taught_by=_call(task_of("baseline"), taught, "teacher", None, first))
         references = [_call(task_of("baseline"), run, "baseline", 0, start)]
         if not parsed.teacher:
@@ -252,27 +243,6 @@ def exports_of(
             rows.append({"target": one.to, "error": str(error)})
             failed = failed or error
     return rows, failed
-
-
-def _start(model: Model, train: Training | None) -> baseline.Settings:
-    """What the baseline task needs: a checkpoint, or how to train."""
-    return baseline.Settings(weights=model.weights) if model.weights else baseline.Settings(train=train)
-
-
-def _first_trainings(parsed: Recipe, start: baseline.Settings) -> list[tuple[str, Strict]]:
-    """Trainings that stand in the recipe beside its stages, under the keys that they stand in; what a budget prunes."""
-    budget = parsed.budget.train if parsed.budget else None
-    chosen = [("budget", Chosen())] if parsed.budget else []
-    training = [("budget.train", budget)] if budget else []
-    return [("train", start), *chosen, *training]
-
-
-def _no_secret_promoted(parsed: Recipe, stored: Mapping[str, Any]) -> None:
-    model = stored["model"]
-    if parsed.promote and "${" in json.dumps(model["kwargs"] if isinstance(model, Mapping) else model):
-        raise RecipeError(
-            "model.kwargs has a secret (${oc.env:...}), which a promoted model would store; read it in code"
-        )
 
 
 def _call(task: Task[..., Any], *arguments: Any) -> Any:

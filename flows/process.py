@@ -10,15 +10,20 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import typer
 
+from deepcompression.cli.terminal import tell_of_compiling
 from deepcompression.errors import one_line
 from flows.watchdog import AGAIN, Terminated, Watchdog
 from tasks.root import ROOT
 
 PREFECT_SECONDS = 15.0
+MODULE = "python -m flows"
+NAME = "deep-compression"  # the command, where it is installed
 FLOW = {  # what the extra [flow] brings, as it is imported
     "torch", "sklearn", "scipy", "prefect", "fastapi", "sqlalchemy", "mlflow", "omegaconf", "pydantic", "filelock",
     "psutil", "matplotlib", "jinja2", "fsspec", "optuna",
@@ -31,6 +36,7 @@ def guarded(verbose: bool, quiet: bool) -> Iterator[None]:
     from tasks import secrets
 
     _settings(verbose)
+    tell_of_compiling(_say)
     if quiet:
         from tasks import console
 
@@ -47,11 +53,18 @@ def guarded(verbose: bool, quiet: bool) -> Iterator[None]:
             fail(secrets.without_secrets(error), verbose)
 
 
-def begin(tell: Callable[[Any], None]) -> Watchdog:
+def _say(text: str) -> None:
+    from tasks import console
+
+    console.say(text)
+
+
+def begin(tell: Callable[[Any], None], check: Callable[[], None] | None = None) -> Watchdog:
     """Before a flow: nothing will hold it up when it is told to end, what earlier ones left running is ended.
 
     Args:
         tell: shows what came out; the exit code is 0, or that of the ``typer.Exit`` that it raises.
+        check: raises what is wrong with the input: before a server is asked, or while ours starts, which takes longer.
     """
     from flows import watchdog
 
@@ -65,7 +78,10 @@ def begin(tell: Callable[[Any], None]) -> Watchdog:
     started = watchdog.start(code_of)
     end_orphans()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    with _importing(), _prefect() as waiting:  # every run needs these, and a server takes longer to start
+    with (
+        _prefect(partial(_checked, check)) as waiting,
+        _importing(),
+    ):  # every run needs these; a server takes longer to start
         import torch
 
         import flows.compress  # noqa: F401
@@ -76,6 +92,15 @@ def begin(tell: Callable[[Any], None]) -> Watchdog:
             import matplotlib.figure  # noqa: F401  # of the report's figures
             import torch._dynamo  # noqa: F401  # the first optimizer imports it, even where nothing is compiled
     return started
+
+
+def _checked(check: Callable[[], None] | None) -> None:
+    """The check, without garbage collection: most of it is imports."""
+    gc.disable()
+    try:
+        _ = check and check()
+    finally:
+        gc.enable()
 
 
 @contextlib.contextmanager
@@ -89,30 +114,60 @@ def _importing() -> Iterator[None]:
         gc.enable()
 
 
+def prefect() -> contextlib.AbstractContextManager[object]:
+    """A Prefect server answers while it lasts: the one that is named, or else a temporary one."""
+
+    @contextlib.contextmanager
+    def there() -> Iterator[None]:
+        end_orphans()
+        with _prefect(partial(_checked, None)):
+            pass
+        yield
+
+    return there()
+
+
 @contextlib.contextmanager
-def _prefect() -> Iterator[bool]:
+def _prefect(check: Callable[[], None]) -> Iterator[bool]:
     """A Prefect server that is named and away is told at once; where none is named, one is there after the block.
+
+    Args:
+        check: called first; while our server starts only where that finds its database made: one that is stopped while
+            it makes it would leave half of it.
 
     Yields:
         Whether one is being started, which the end of the block waits for.
     """
+    from flows import servers
+
+    if servers.unconfigured() or _starts_its_own():
+        made = servers.has_database()
+        if not made:
+            check()
+        with servers.temporary():
+            if made:
+                check()
+            yield True
+        return
+    check()
     from prefect.settings import get_current_settings
 
     from deepcompression.errors import RunError
-    from flows import servers
     from tasks.secrets import masked
     from tasks.upkeep.liveness import prefect_answers
 
-    settings = get_current_settings()
-    if settings.api.url is None and settings.server.ephemeral.enabled:
-        with servers.temporary():
-            yield True
-        return
-    if (url := settings.api.url) and not prefect_answers(PREFECT_SECONDS):
+    if (url := get_current_settings().api.url) and not prefect_answers(PREFECT_SECONDS):
         raise RunError(
             f"no Prefect server answers at {masked(url)}: start it, or unset PREFECT_API_URL (runs then start one)"
         )
     yield False
+
+
+def _starts_its_own() -> bool:
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    return settings.api.url is None and bool(settings.server.ephemeral.enabled)
 
 
 def _settings(verbose: bool) -> None:
@@ -167,22 +222,24 @@ def terminated(*_: object) -> None:
 
 
 def fail(error: BaseException, verbose: bool) -> None:
-    """Tells an error in one line, or with its traceback, and ends the command: 2 for the user's mistake, else 1."""
+    """Tells an error in one line, or with its traceback, and ends the command: 2 for the user's mistakes, of which each
+    has its line, else 1."""
     from deepcompression.errors import InputError
 
     code = 2 if isinstance(error, InputError) else 1
+    others = error.others if isinstance(error, InputError) else ()
     if verbose:
         stop(code, "".join(traceback.format_exception(error)).rstrip())
     if type(error).__module__.partition(".")[0] in ("httpx", "httpcore"):
         print(f"error: Prefect's server does not answer any more ({error}); {AGAIN}", file=sys.stderr, flush=True)
         os._exit(1)  # Prefect would try for a minute to deliver its events
     if isinstance(error, ModuleNotFoundError) and error.name in FLOW:
-        stop(2, f"error: python -m flows needs {error.name}: pip install 'deep-compression[flow]'")
+        stop(2, f"error: {command()} needs {error.name}: pip install 'deep-compression[flow]'")
     known = type(error).__module__.startswith("deepcompression.")
     text = one_line(error) or type(error).__name__
     kind = "" if known else f"{type(error).__name__}: "
     hint = "" if known else " (run again with -v for the traceback)"
-    stop(code, f"error: {kind}{text}{hint}")
+    stop(code, "\n".join([f"error: {kind}{text}{hint}", *(f"error: {one_line(one)}" for one in others)]))
 
 
 def stop(code: int, message: str) -> None:
@@ -194,6 +251,13 @@ def stop(code: int, message: str) -> None:
     raise typer.Exit(code)
 
 
+def command() -> str:
+    """What was typed to begin this process."""
+    return NAME if Path(sys.argv[0]).stem == NAME else MODULE
+
+
 def printable(message: str) -> str:
-    """A message may quote what a server or a file says: no sequence in it reaches the terminal."""
-    return "".join(one if one.isprintable() else "?" for one in message)
+    """A message may quote what a server or a file says: no sequence in it reaches the terminal. It names the command
+    that was typed."""
+    told = message if command() == MODULE else message.replace(MODULE, command())
+    return "".join(one if one.isprintable() else "?" for one in told)

@@ -99,8 +99,8 @@ def _smaller_and_smaller(now: Search, tell: Callable[[Search], object]) -> str:
 def _target(now: Search) -> int | str:
     """Bytes of the next file, or why there is none."""
     made = [step.result for step in now.quick]
-    if now.budget.most_bytes is not None:
-        return _towards_bytes(now, now.budget.most_bytes)
+    if now.budget.bytes_alone is not None:
+        return _towards_bytes(now, now.budget.bytes_alone)
     if len(made) >= now.plan.steps:
         return f"{len(made)} of {now.plan.steps} steps are done"
     assert now.budget.metric_loss is not None

@@ -62,6 +62,12 @@ class Server:
             return False
         return True
 
+    def tell_to_stop(self) -> None:
+        """Asks the process to end; does not wait."""
+        if self.process is not None:
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGTERM)
+
     def stop(self) -> None:
         """Ends the process and its children."""
         if self.process is None:
@@ -117,16 +123,51 @@ def temporary() -> Iterator[None]:
     Raises:
         RunError: it does not come up; what it printed says why.
     """
-    from prefect.context import refresh_global_settings_context
-
     server = temporary_prefect()
     with alone_on_fresh(os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL", "")):
         server.start()
         atexit.register(server.stop)
         os.environ["PREFECT_API_URL"] = server.health.removesuffix("/health")
-        refresh_global_settings_context()
-        yield
+        if "prefect.context" in sys.modules:  # it has read its settings
+            from prefect.context import refresh_global_settings_context
+
+            refresh_global_settings_context()
+        try:
+            yield
+        except BaseException:  # it ends by itself, once it has come up; nobody waits for that
+            atexit.unregister(server.stop)
+            server.tell_to_stop()
+            raise
         _wait(server)
+
+
+def unconfigured() -> bool:
+    """Whether nothing here says where a Prefect server is: no variable, no profile, no file of settings. Then
+    Prefect, whose import takes a second, need not be asked."""
+    if any(name.startswith(("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_SERVER_E")) for name in _set_by_user()):
+        return False
+    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
+    files = (home / "profiles.toml", Path("prefect.toml"), Path(".env"), Path("pyproject.toml"))
+    return not any(one.exists() and "prefect" in _text(one).lower() for one in files[1:]) and not files[0].exists()
+
+
+def _set_by_user() -> list[str]:
+    """Names of variables, but for the time that our own server has to start."""
+    return [name for name in os.environ if not name.endswith("STARTUP_TIMEOUT_SECONDS")]
+
+
+def _text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return "prefect"
+    return text if path.name != "pyproject.toml" else text if "[tool.prefect" in text else ""
+
+
+def has_database() -> bool:
+    """Whether the database of the Prefect server that ``temporary`` starts is there."""
+    url = os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL", "")
+    return not url.startswith("sqlite") or Path(url.partition(":///")[2]).exists()
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ def sync(words: Sequence[str], runs: str, store: str, uri: str | None) -> list[s
     if missing:
         raise RecipeError(f"{missing[0]}: not the folder of a run (there is no {JOURNAL})")
     opened, count = _open(store), 0
-    live = {one.key.removeprefix(PREFIX) for one in leases(opened.place) if one.alive}
+    live = _live_names(opened)
     with tempfile.TemporaryDirectory() as borrowed:
         own = [path.parent for path in home.glob(f"*/{JOURNAL}")]
         others, failures = ([], []) if named else _left_by_others(opened, {one.name for one in own}, Path(borrowed))
@@ -89,7 +89,7 @@ def sync(words: Sequence[str], runs: str, store: str, uri: str | None) -> list[s
         for folder in sorted((one for one in folders if one.name not in live), key=_childish):
             theirs = folder in others or _in_store(folder, opened)
             try:
-                tracker = _their_tracker(folder, uri, own) if theirs else _tracker(folder, uri)
+                tracker = _their_tracker(folder, uri, own) if theirs else tracker_of(folder, uri)
                 sent = tracker.sync(theirs)
             except DeepCompressionError as error:
                 failures.append(str(error))
@@ -101,6 +101,15 @@ def sync(words: Sequence[str], runs: str, store: str, uri: str | None) -> list[s
     if not count and not failures:
         say("nothing to send: MLflow has everything of these runs")
     return failures
+
+
+def live_names(where: str) -> set[str]:
+    """Names of the runs that live, by the leases in a store."""
+    return _live_names(_open(where))
+
+
+def _live_names(store: Store) -> set[str]:
+    return {one.key.removeprefix(PREFIX) for one in leases(store.place) if one.alive}
 
 
 def _open(where: str) -> Store:
@@ -151,7 +160,7 @@ def _in_store(folder: Path, store: Store) -> bool:
     return isinstance(store.place, Near) and folder.resolve().is_relative_to(store.place.root.resolve())
 
 
-def _tracker(folder: Path, uri: str | None) -> Tracker:
+def tracker_of(folder: Path, uri: str | None) -> Tracker:
     """With the address that the run's recipe names; passwords are read from the environment, as in the run."""
     resolved = recipes.resolve(_tracking(folder), f"{folder}/recipe.yaml: tracking")
     return Tracker(str(folder), resolve_uri(uri or resolved["uri"]), resolved["experiment"])
@@ -203,7 +212,7 @@ def _your_servers(own: Sequence[Path]) -> list[str]:
     found = [resolve_uri(Tracking().uri), history.default_uri()]
     for folder in own:
         with contextlib.suppress(DeepCompressionError):  # a run's variable that is not set any more
-            found.append(_tracker(folder, None).uri)
+            found.append(tracker_of(folder, None).uri)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
-from deepcompression.allocation.budget import loss_of
+from deepcompression.allocation.budget import Budget, keeps, loss_of
 from tasks.secrets import hidden
 
 ABSOLUTE = ("max_metric_loss", "min_ratio")
@@ -78,19 +78,30 @@ def told(verdict: Mapping[str, Any]) -> str:
 
 
 def budget_aims(outcome: Mapping[str, Any] | None) -> list[Aim]:
-    """What a budget asked for, as a list of one; none without a budget."""
+    """What a budget asked for, an aim for each limit; none without a budget."""
     if outcome is None:
         return []
     step = outcome["steps"][outcome["chosen"] - 1]
-    if outcome["metric_loss"] is None:
-        text = f"{step['file_bytes']:,} bytes, {outcome['file_bytes']:,} allowed"
-        return [Aim("file_bytes", outcome["kept"], outcome["file_bytes"], step["file_bytes"], text)]
+    loss = [_loss_aim(outcome, step)] if outcome["metric_loss"] is not None else []
+    return [*loss, *([_bytes_aim(outcome, step)] if outcome["file_bytes"] is not None else [])]
+
+
+def _bytes_aim(outcome: Mapping[str, Any], step: Mapping[str, Any]) -> Aim:
+    text = f"{step['file_bytes']:,} bytes, {outcome['file_bytes']:,} allowed"
+    kept = outcome["kept"] or (outcome["metric_loss"] is not None and step["file_bytes"] <= outcome["file_bytes"])
+    return Aim("file_bytes", kept, outcome["file_bytes"], step["file_bytes"], text)
+
+
+def _loss_aim(outcome: Mapping[str, Any], step: Mapping[str, Any]) -> Aim:
     unit = "points" if outcome["in_points"] else outcome["metric"]
     text = f"{lost(step['loss'], unit)} on validation, {outcome['metric_loss']:g} allowed"
-    if not outcome["kept"] and step["loss"] <= outcome["metric_loss"]:
-        expected = step["loss"] if step["expected_loss"] is None else step["expected_loss"]
+    expected = step["loss"] if step["expected_loss"] is None else step["expected_loss"]
+    kept = outcome["kept"] or keeps(
+        Budget(outcome["metric_loss"], None, outcome["margin"]), step["file_bytes"], step["loss"], expected
+    )
+    if not kept and step["loss"] <= outcome["metric_loss"]:
         text += f", but {lost(expected, unit)} expected on new samples, where {outcome['margin']:.2g} is kept back"
-    return [Aim("metric_loss", outcome["kept"], outcome["metric_loss"], _finite(step["loss"]), text)]
+    return Aim("metric_loss", kept, outcome["metric_loss"], _finite(step["loss"]), text)
 
 
 def lost(loss: float, unit: str) -> str:

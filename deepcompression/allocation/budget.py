@@ -27,7 +27,8 @@ LOOKS = 10  # evaluations at all else in a step
 
 @dataclass(frozen=True)
 class Budget:
-    """What a file must keep to. Exactly one of ``metric_loss`` and ``most_bytes`` is given.
+    """What a file must keep to. At least one of ``metric_loss`` and ``most_bytes`` is given; where both are, files
+    become smaller for as long as they keep to the loss, and the smallest of these must keep to the bytes.
 
     Attributes:
         metric_loss: most by which the metric may be worse than the dense model's, on validation; percentage points
@@ -39,6 +40,15 @@ class Budget:
     metric_loss: float | None = None
     most_bytes: int | None = None
     margin: float = 0.0
+
+    @property
+    def bytes_alone(self) -> int | None:
+        """``most_bytes``, where they are all that is given."""
+        return self.most_bytes if self.metric_loss is None else None
+
+    def fits(self, file_bytes: int) -> bool:
+        """Whether so many bytes are no more than are allowed."""
+        return self.most_bytes is None or file_bytes <= self.most_bytes
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,8 @@ def margin_of(metric_loss: float, correct: int | None, total: int) -> float:
 
 
 def keeps(budget: Budget, file_bytes: int, loss: float, expected: float | None = None) -> bool:
-    """Whether a candidate keeps to the budget: what it lost, and, less the margin, what it is expected to lose.
+    """Whether a candidate keeps to the budget: what it lost, and, less the margin, what it is expected to lose; its
+    bytes where these alone are given, for of those that lost no more it is the smallest that must fit.
 
     Where the loss that is expected on new samples is not known, it is the one that was observed. What is not a number
     keeps to nothing.

@@ -109,6 +109,11 @@ def same_source(path: Path) -> str:
     return "; ".join(f"{one} {stat.st_size} {stat.st_mtime_ns}" for one, stat in stats)
 
 
+def is_all_weights(path: Path) -> bool:
+    """Whether a file, or several, hold nothing but tensors that are encoded: a torch checkpoint has more."""
+    return kind_of(path) in (Kind.SAFETENSORS, Kind.SAFETENSORS_SHARDS)
+
+
 def size_of(path: Path) -> int:
     """Bytes of the files that were read."""
     return sum(one.stat().st_size for one in paths_of(path))

@@ -13,7 +13,7 @@ import typer
 
 from deepcompression.cli import compress as _compress  # noqa: F401, its verb is added by this
 from deepcompression.cli.app import app
-from deepcompression.cli.terminal import Bar, Stopped, compiled, note
+from deepcompression.cli.terminal import Bar, Stopped, compiled, note, tell_of_compiling
 from deepcompression.errors import DeepCompressionError, InputError
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def encode(
     if target is not None:
         files.check_dcz_target(target, source, "encode")
     tensors, size, metadata, edits = files.read(source, key, merge_masks)
-    before = files.size_of(source)
+    whole = files.is_all_weights(source)
+    before = files.size_of(source) if whole else size
     if coder == "all":
         from deepcompression.cli.show import compare_coders, print_coders
 
@@ -133,10 +134,11 @@ def encode(
             after = encoded_size(tensors, coder, records(metadata, edits), threads, bar)
         else:
             after = save(tensors, target, coder=coder, metadata=metadata, edits=edits, threads=threads, progress=bar)
-    _say_encoded(target or coder, after, source, before, " would be written" if dry_run else "")
+    of = str(source) if whole else f"the tensors of {source}"
+    _say_encoded(target or coder, after, of, before, " would be written" if dry_run else "")
 
 
-def _say_encoded(what: object, after: int, source: Path, before: int, would: str = "") -> None:
+def _say_encoded(what: object, after: int, source: object, before: int, would: str = "") -> None:
     gain = f"{before / after:.2f}x smaller" if after <= before else f"{after / before:.2f}x larger"
     typer.echo(f"{what}: {after:,} bytes{would}, {gain} than {source} ({before:,} bytes)")
 
@@ -268,6 +270,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     left = "nothing was left behind"
+    tell_of_compiling()
     try:
         code = app(prog_name="dcz", standalone_mode=False) or 0
         sys.stdout.flush()

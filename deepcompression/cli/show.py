@@ -246,7 +246,11 @@ def print_baselines(found: Mapping[str, int | None]) -> None:
     dense = found["dense"] or 0
     for name, size in found.items():
         table.add_row(name, *(("-", "-") if not size else (f"{size:,}", f"{dense / size:.2f}x")))
-    missing = [Text("zstd -19 needs a package: pip install zstandard")] if found["zstd -19"] is None else []
+    missing = (
+        [Text("zstd -19 needs a package that comes with this one: pip install zstandard")]
+        if found["zstd -19"] is None
+        else []
+    )
     _print(_console(), Text(), table, *missing)
 
 

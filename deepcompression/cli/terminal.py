@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from deepcompression.errors import one_line
@@ -103,6 +105,25 @@ def note(text: str) -> None:
     """One line on stderr, cut where a hostile file's name made it endless."""
     line = plain(one_line(text))
     print(f"dcz: {line if len(line) <= MOST_OF_A_NOTE else f'{line[:MOST_OF_A_NOTE]}...'}", file=sys.stderr)
+
+
+class _Telling(logging.Handler):
+    """Hands on each message."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(record.getMessage())
+
+
+def tell_of_compiling(tell: Callable[[str], None] = note) -> None:
+    """From now on a person is told when something is compiled, which takes seconds, once a machine."""
+    logger = logging.getLogger("deepcompression._numba")
+    if not any(isinstance(one, _Telling) for one in logger.handlers):
+        logger.addHandler(_Telling(tell))
+        logger.setLevel(logging.INFO)
 
 
 def compiled() -> tuple[float, bool]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,16 @@ def drawn(split: Any, count: int, seed: int = 0) -> Any:
         return split
     chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
     return like(split, [part[chosen] for part in tensors]) if tensors else Subset(split, chosen.tolist())
+
+
+class Begun(IterableDataset[Any]):
+    """The first samples of a stream."""
+
+    def __init__(self, stream: Any, count: int) -> None:
+        self.stream, self.count = stream, count
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.stream), self.count)
 
 
 def _are_columns(split: list[Any]) -> bool:

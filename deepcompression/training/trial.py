@@ -166,7 +166,7 @@ def few(
         cut = like(split, [part[: size * number] for part in tensors])
         return made(cut)
     if isinstance(split, DataLoader):
-        return made(_like(split, most, number))
+        return made(beginning(split, most, number))
     if isinstance(split, Stream):
         return made(DataLoader(split, size))
     chosen = range(min(len(split), size * number))
@@ -174,8 +174,14 @@ def few(
     return made(DataLoader(split, batch_sampler=indices))
 
 
-def _like(loader: Any, most: int, number: int) -> Any:
-    """A DataLoader that yields the beginning of what ``loader`` would, in a worker of its own if that has some."""
+def beginning(loader: Any, most: int, number: int) -> Any:
+    """A DataLoader that yields the beginning of what ``loader`` would, in a worker of its own if that has some.
+
+    Args:
+        loader: of the user's; one with an ``__iter__`` of its own is returned as it is.
+        most: samples of a batch.
+        number: of batches.
+    """
     if type(loader).__iter__ is not DataLoader.__iter__:
         return loader
     same: dict[str, Any] = {"collate_fn": loader.collate_fn, "worker_init_fn": loader.worker_init_fn}

@@ -1,9 +1,10 @@
-"""What is wrong in a recipe, in one line."""
+"""What is wrong in a recipe, a line for each thing."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -21,6 +22,23 @@ FORMS = (
 )
 
 
+@dataclass(frozen=True)
+class _Complaint:
+    """One of pydantic's, where the user's keys lead, and which parts of unions it is about, by the place of each."""
+
+    path: Sequence[Any]
+    problem: Mapping[str, Any]
+    parts: Mapping[tuple[Any, ...], tuple[Any, ...]]
+
+    def repeats(self, told: _Complaint) -> bool:
+        """Whether it is about nothing else than what was told: the same place, one around it, or another part of a
+        union, of which the one that was told is most likely meant.
+        """
+        around = list(self.path) == list(told.path[: len(self.path)])
+        other = any(told.parts.get(place, part) != part for place, part in self.parts.items())
+        return around or other or _same(told.path, told.problem, self.path, self.problem)
+
+
 def explain(
     error: ValidationError,
     values: Any,
@@ -29,34 +47,43 @@ def explain(
     overrides: Mapping[str, Any],
     root: type[BaseModel] = Recipe,
     stored: Any = None,
+) -> list[str]:
+    """A line for each thing that is wrong, the one that tells most first; what came is shown as ``stored`` has it,
+    where that is given.
+    """
+    left = [_complaint(one, values) for one in error.errors()]
+    told: list[_Complaint] = []
+    while left:
+        told.append(max(left, key=_telling))
+        left = [one for one in left if not one.repeats(told[-1])]
+    possible = Possible(root, values)
+    return [_line_of(one, text, where, overrides, possible, stored) for one in told]
+
+
+def _line_of(
+    told: _Complaint, text: str, where: str, overrides: Mapping[str, Any], possible: Possible, stored: Any
 ) -> str:
-    """One line about the most specific complaint; what came is shown as ``stored`` has it, where that is given."""
-    placed = [(_user_path(one, values), one) for one in error.errors()]
-    path, first = max(placed, key=_telling)
+    path, problem = told.path, told.problem
     key = ".".join(map(str, path)) or "recipe"
     line = _line(text, path)
     place = f"{where}:{line}" if line and not _overridden(path, overrides) else where
-    others = {tuple(one) for one, other in placed if one != path[: len(one)] and not _same(path, first, one, other)}
-    more = f" (and {len(others)} more)" if others else ""
-    possible = Possible(root, values)
-    if first["type"] == "extra_forbidden":
+    if problem["type"] == "extra_forbidden":
         known = sorted(possible.keys(path[:-1]))
         near = difflib.get_close_matches(str(path[-1]), known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
-        return f"{place}: {key}: unknown key; {hint}{more}"
-    got = first.get("input")
-    if isinstance(told := value_at(stored, path), str):
-        got = told
-    return f"{place}: {key}: {_message(first, got, possible, path)}{more}"
+        return f"{place}: {key}: unknown key; {hint}"
+    got = problem.get("input")
+    if isinstance(hidden := value_at(stored, path), str):
+        got = hidden
+    return f"{place}: {key}: {_message(problem, got, possible, path)}"
 
 
-def _telling(placed: tuple[Sequence[Any], Mapping[str, Any]]) -> tuple[int, int]:
+def _telling(complaint: _Complaint) -> tuple[int, int]:
     """How much a complaint tells. Of a union that is the most specific one: where a key is known in one of its parts,
     that it is unknown in another is none.
     """
-    path, problem = placed
-    kind = problem["type"]
-    return len(path), {"missing": 0, "extra_forbidden": 1}.get(kind, 2 if kind in FORMS else 3)
+    kind = complaint.problem["type"]
+    return len(complaint.path), {"missing": 0, "extra_forbidden": 1}.get(kind, 2 if kind in FORMS else 3)
 
 
 def _same(path: Sequence[Any], first: Mapping[str, Any], other: Sequence[Any], problem: Mapping[str, Any]) -> bool:
@@ -81,9 +108,10 @@ def _came(first: Mapping[str, Any], got: Any, whole: bool) -> str:
     return f", got {got!r}"
 
 
-def _user_path(problem: Mapping[str, Any], values: Any) -> list[Any]:
-    """An error's place without the union tags and type names that pydantic puts between the user's keys."""
+def _complaint(problem: Mapping[str, Any], values: Any) -> _Complaint:
+    """Its place without the union tags and type names that pydantic puts between the user's keys."""
     path: list[Any] = []
+    parts: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     here = values
     for part in problem["loc"]:
         if isinstance(here, Mapping):  # of layers called by numbers, the key as YAML read it
@@ -91,7 +119,12 @@ def _user_path(problem: Mapping[str, Any], values: Any) -> list[Any]:
         if (isinstance(here, Mapping) and part in here) or (isinstance(here, list) and isinstance(part, int)):
             here = here[part]
             path.append(part)
-    return [*path, problem["loc"][-1]] if problem["type"] == "missing" else path
+        else:
+            parts[tuple(path)] = (*parts.get(tuple(path), ()), part)
+    if problem["type"] != "missing":
+        return _Complaint(path, problem, parts)
+    missing = parts.pop(tuple(path))
+    return _Complaint([*path, missing[-1]], problem, {**parts, **({tuple(path): missing[:-1]} if missing[1:] else {})})
 
 
 def _line(text: str, path: Sequence[Any]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +12,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from deepcompression.errors import RecipeError
+from deepcompression.errors import InputError, RecipeError, together
 from flows.recipe.explain import explain
-from flows.recipe.merge import merge, reason
+from flows.recipe.merge import folder_of, merge, reason
+from flows.recipe.places import placed
 from flows.recipe.schema import Recipe
 from flows.recipe.stored import each_text, own_names, register_resolvers, with_labels
 from tasks import secrets
@@ -30,7 +32,26 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
             (``stages.prune.density``, ``stages.0.density``). A mapping merges, a scalar or list replaces.
 
     Raises:
-        RecipeError: with file, line, key, what came and what was expected, in one line.
+        RecipeError: with file, line, key, what came and what was expected, in one line; ``others``: what else is wrong.
+    """
+    recipe, problems = examined(source, overrides)
+    if recipe is None or problems:
+        raise together(problems)
+    return recipe
+
+
+def examined(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> tuple[Recipe | None, list[InputError]]:
+    """The recipe and no problem; or all that is wrong with its keys and, if that can be told, the recipe without them,
+    of which the rest can be looked at.
+
+    Args:
+        source: as of ``load``.
+        overrides: as of ``load``.
+
+    Raises:
+        RecipeError: it cannot be read, or what it refers to.
     """
     config, text, where = merge(source, overrides)
     try:
@@ -38,13 +59,37 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     except (OmegaConfBaseException, RecursionError) as error:
         raise RecipeError(secrets.masked(f"{where}: {reason(error)}")) from None
     each_text(values, secrets.know_passwords)
+    wrong: list[InputError] = []
     try:
-        recipe = Recipe.model_validate(values)
+        recipe: Recipe | None = Recipe.model_validate(values)
     except ValidationError as error:
         told = explain(error, values, text, where, overrides or {}, stored=with_labels(values, config))
-        raise RecipeError(secrets.masked(told)) from None
+        wrong += [RecipeError(secrets.masked(one)) for one in told]
+        recipe = _without_wrong(values, error)
+    if recipe is None:
+        return None, wrong
+    try:
+        recipe = placed(recipe, folder_of(source))
+    except RecipeError as error:
+        wrong.append(RecipeError(secrets.masked(f"{where}: {error}")))
     secrets.public(*own_names(recipe))
-    return recipe
+    return recipe, wrong
+
+
+def _without_wrong(values: Any, error: ValidationError) -> Recipe | None:
+    """The recipe without the keys that are wrong, of stages without the whole stage; None where none is left."""
+    kept = copy.deepcopy(values)
+    for path in {tuple(one["loc"][: 2 if one["loc"][:1] == ("stages",) else 1]) for one in error.errors()}:
+        if len(path) == 2 and isinstance(path[1], int):
+            kept["stages"][path[1]] = None
+        elif path:
+            kept.pop(path[0], None)
+    if isinstance(kept.get("stages"), list):
+        kept["stages"] = [one for one in kept["stages"] if one is not None] or [{"stage": "encode"}]
+    try:
+        return Recipe.model_validate(kept)
+    except ValidationError:
+        return None
 
 
 def load_as(kind: type[Model], source: str, overrides: Mapping[str, Any] | None = None) -> Model:
@@ -58,7 +103,8 @@ def load_as(kind: type[Model], source: str, overrides: Mapping[str, Any] | None 
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(explain(error, values, text, where, overrides or {}, kind)) from None
+        told = explain(error, values, text, where, overrides or {}, kind)
+        raise together([RecipeError(one) for one in told]) from None
 
 
 def resolve(values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -76,16 +76,30 @@ def merge(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] |
 
 
 def _read(source: str) -> tuple[str, str]:
-    """Text and a name for messages. Relative paths are taken from here, then from the repository's root."""
+    """Text and a name for messages."""
     secrets.know_passwords(source)
     if urlsplit(source).scheme in ("http", "https"):
         return reading.fetched(source), secrets.masked(source)
-    path = Path(source) if Path(source).exists() else ROOT / source
+    path = path_of(source)
     try:
         return reading.text_of(path), source
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RecipeError(f"recipe {source}: cannot be read: {reason}; expected a YAML file, see conf/") from None
+        raise RecipeError(
+            f"recipe {source}: {path.resolve()} cannot be read: {reason}; expected a YAML file, see conf/"
+        ) from None
+
+
+def path_of(source: str) -> Path:
+    """The file of a recipe: relative paths are taken from here, then from the repository's root."""
+    return Path(source) if Path(source).exists() else ROOT / source
+
+
+def folder_of(source: str | Path | Mapping[str, Any]) -> Path | None:
+    """The folder of a recipe's file; None of one that has none."""
+    if isinstance(source, Mapping) or urlsplit(str(source)).scheme in ("http", "https"):
+        return None
+    return path_of(str(source)).resolve().parent
 
 
 def _set(config: DictConfig, key: str, value: Any) -> None:

@@ -45,7 +45,8 @@ Stage = Annotated[
 class Budget(Strict):
     """What may be lost, or how large the file may be: density and bits of every layer are found by the run itself.
 
-    It stands in place of ``stages``. Exactly one of metric_loss, file_bytes and ratio is given.
+    It stands in place of ``stages``. At least one of metric_loss, file_bytes and ratio is given; metric_loss beside one
+    of the others: the smallest file that loses no more, if it has no more bytes.
     """
 
     metric_loss: float | None = Field(
@@ -76,8 +77,10 @@ class Budget(Strict):
     @model_validator(mode="after")
     def _one_limit(self) -> Budget:
         given = [name for name in ("metric_loss", "file_bytes", "ratio") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"expected exactly one of metric_loss, file_bytes and ratio, got {given or 'none'}")
+        if not given:
+            raise ValueError("expected one of metric_loss, file_bytes and ratio, or metric_loss and one of the others")
+        if self.file_bytes is not None and self.ratio is not None:
+            raise ValueError("file_bytes and ratio both say how large the file may be: keep one")
         if self.margin is not None and (self.metric_loss is None or self.margin >= self.metric_loss):
             raise ValueError("margin goes with metric_loss, and is less than it")
         return self

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from flows.process import guarded, terminated
 from flows.verbs.options import Runs, StoreOption, Uri, Verbose
@@ -56,6 +57,14 @@ def store(
         str | None, typer.Option(help="remove what was used longest ago until it fits, such as 10GB")
     ] = None,
     gone: Annotated[bool, typer.Option("--gone", help="remove what no run in --runs has used")] = False,
+    delete_runs: Annotated[
+        bool,
+        typer.Option(
+            "--delete-runs",
+            help="with --older, instead: delete runs that old, folder, MLflow run and Prefect flow run; --runs with no "
+            "folder behind it is the same",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would go")] = False,
     tracking_uri: Uri = None,
     runs: Runs = "artifacts/runs",
@@ -69,14 +78,40 @@ def store(
     Examples:
       python -m flows store
       python -m flows store --older 30d --dry-run
+      python -m flows store --runs --older 30d --dry-run
     """
     with guarded(verbose, False):
         from flows import history, upkeep
 
+        if delete_runs:
+            _delete_runs(where, runs, older, tracking_uri or history.default_uri(), dry_run)
+            return
         upkeep.show_store(where)
         if older or size or gone:
             uri = tracking_uri or history.default_uri()
             upkeep.clean(where, runs, older=older, size_=size, gone=gone, uri=uri, dry_run=dry_run)
+
+
+def _delete_runs(where: str, runs: str, older: str | None, uri: str, dry_run: bool) -> None:
+    from deepcompression.errors import RecipeError, RunError
+    from flows.forgotten import forget
+    from flows.process import prefect
+
+    if not older:
+        raise RecipeError("store --runs: which ones? --older 30d deletes runs that were last at work so long ago")
+    if failed := forget(where, runs, older, uri, prefect, dry_run=dry_run):
+        raise RunError(failed[0] + (f" (and {len(failed) - 1} more)" if failed[1:] else ""))
+
+
+class BareRuns(TyperCommand):
+    """``--runs`` with no folder behind it means the runs themselves."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, with the long name in its place."""
+        following = [*args[1:], "-"]
+        bare = [one == "--runs" and after.startswith("-") for one, after in zip(args, following, strict=True)]
+        told = ["--delete-runs" if is_bare else one for one, is_bare in zip(args, bare, strict=True)]
+        return list(super().parse_args(ctx, told))
 
 
 def sync(

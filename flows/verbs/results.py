@@ -1,14 +1,15 @@
-"""Verbs about runs that are over: compare, export."""
+"""Verbs about what runs left: compare, export, evaluate."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flows.process import begin, guarded, print_json
-from flows.verbs.options import Quiet, Runs, Uri, Verbose
+from flows.verbs.options import Json, Overrides, Quiet, Runs, Uri, Verbose
 
 
 def compare(
@@ -98,6 +99,46 @@ def export(
         result = export_run(str(done.folder), list(dict.fromkeys(to)), inputs, io)
         if code := watchdog.report(result):
             raise typer.Exit(code)
+
+
+def evaluate(
+    file: Annotated[Path, typer.Argument(help="a .dcz, a checkpoint, or what an export wrote", show_default=False)],
+    recipe: Annotated[
+        str, typer.Argument(help="YAML file: its model, data, step and metric are used", show_default=False)
+    ],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="validation, test or train")] = "validation",
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="of an export, where samples are mappings: what the model takes; repeatable"),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Judge a file by a recipe: metric and loss on a split, and a table of classes; nothing is logged.
+
+    A run chooses by its validation split and reads the test split once; --split test reads it again.
+
+    \b
+    Examples:
+      python -m flows evaluate artifacts/runs/digits-20261121-083034-e980/model.dcz conf/digits.yaml
+      python -m flows evaluate model.onnx conf/digits.yaml --split test
+    """
+    with guarded(verbose, quiet):
+        from flows import history
+        from flows.evaluated import SPLITS, evaluated, show
+        from flows.recipe import load as recipes
+        from flows.recipe import merge
+        from tasks.execution.warned import listen
+
+        listen()
+        parsed = recipes.load(recipe, merge.parse_overrides(overrides or []))
+        result = evaluated(file, parsed, history.one_of(split, SPLITS), inputs)
+        if as_json:
+            print_json(result)
+        else:
+            show(result)
 
 
 def _tell(summary: dict[str, Any], as_json: bool) -> None:

@@ -34,12 +34,10 @@ def run(
       python -m flows run conf/digits.yaml 'seeds=[0,1,2]' --json
     """
     with guarded(verbose, quiet):
-        from flows.recipe import load as recipes
         from flows.recipe import merge
 
         words = overrides or []
         changes = merge.parse_overrides(words)
-        recipes.load(recipe, changes)  # a wrong recipe is told at once, before any server starts
         _compress(recipe, changes, recipe, words, as_json)
 
 
@@ -90,7 +88,6 @@ def rerun(
         found = history.find(run, tracking_uri or history.default_uri(), runs)
         ours = recipes.load(recipe) if recipe else None
         again = history.admit(found, allow or [], ours, changes, allow_folder or [])
-        recipes.load(again, changes)
         _compress(again, changes, f"{found.name} again", overrides or [], as_json)
 
 
@@ -131,7 +128,10 @@ def sweep(
 def _compress(
     recipe: str | dict[str, Any], overrides: dict[str, Any], title: str, words: list[str], as_json: bool
 ) -> None:
-    watchdog = begin(lambda summary: tell(summary, as_json))
+    from flows.recipe import load as recipes
+
+    recipes.load(recipe, overrides)  # a wrong key is told at once, before torch is imported
+    watchdog = begin(lambda summary: tell(summary, as_json), lambda: _refuse(recipe, overrides))
     from rich.markup import escape
 
     from deepcompression.errors import AimMissed
@@ -145,6 +145,12 @@ def _compress(
         result = missed.summary
     if code := watchdog.report(result):
         raise typer.Exit(code)
+
+
+def _refuse(recipe: str | dict[str, Any], overrides: dict[str, Any]) -> None:
+    from flows.checked import refuse_recipe
+
+    refuse_recipe(recipe, overrides)
 
 
 def tell(result: dict[str, Any], as_json: bool, *, sweep: bool = False) -> None:

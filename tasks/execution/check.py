@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from rich.markup import escape
 
+from deepcompression.errors import InputError, StructureError, WeightsError
 from tasks.console import say
 from tasks.execution.allocated import with_bits
 from tasks.execution.keys import callables
@@ -35,11 +37,14 @@ def check(run: Run, stages: Sequence[tuple[str, BaseModel]], *, test: bool = Tru
         test: whether the run will read the test split.
 
     Raises:
-        FactoryError, DataError, StructureError, WeightsError: in one line, with the stage's label where there is one.
+        FactoryError, DataError, StructureError, WeightsError: in one line, with the stage's label where there is one;
+            ``others``: what else is wrong.
     """
-    run.ready()
+    from deepcompression.errors import together
+
     with warned(run.folder, "check"):
-        _check(run, stages, test)
+        if found := problems(run, stages, test=test).found:
+            raise together(found)
     identity = run.data_identity()
     for note in identity.notes:
         say(escape(note))
@@ -49,33 +54,109 @@ def check(run: Run, stages: Sequence[tuple[str, BaseModel]], *, test: bool = Tru
         factory_digest(spec)
 
 
-def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> None:
+@dataclass
+class Problems:
+    """What is wrong, found part by part: one that fails does not keep the next from being looked at."""
+
+    found: list[InputError] = field(default_factory=list)
+    works: bool = True  # model, data, step and metric are there
+
+    @contextmanager
+    def part(self, before: str = "") -> Iterator[None]:
+        """Notes what the block raises; a file of weights is told by its own name, all else behind ``before``."""
+        try:
+            yield
+        except WeightsError as error:
+            self.found.append(error)
+        except InputError as error:
+            self.found.append(type(error)(f"{before}{error}") if before else error)
+
+
+def problems(
+    run: Run, stages: Sequence[tuple[str, BaseModel]], *, test: bool = True, everything: bool = True
+) -> Problems:
+    """All that ``check`` would raise, the first first; model, step, metric and trainings are tried where they are.
+
+    Args:
+        run: the run.
+        stages: as of ``check``.
+        test: as of ``check``.
+        everything: whether model, step and trainings are tried, which takes longest, where something is wrong already.
+    """
+    run.ready()
+    noted = Problems()
+    with noted.part():
+        _refuse_devices(run)
+    model = _sound_model(run, noted)
+    noted.works = model is not None
+    for read in (run.splits, *_judges(run)):
+        before = len(noted.found)
+        with noted.part():
+            read()
+        noted.works = noted.works and len(noted.found) == before
+    if model is None:
+        return noted
+    if noted.works:
+        public(*model.state_dict(), str(run.metric_object().name))
+    bad = _misfits(run, model, stages, noted)
+    if noted.works and (everything or not noted.found):
+        with noted.part():
+            refuse_hidden_state(run)  # first: a forward that makes layers leaves a model that cannot be put back
+            trial(run, [one for one in stages if one[0] not in bad], test=test)
+    return noted
+
+
+def _judges(run: Run) -> list[Callable[[], object]]:
+    """What makes metric, step and augmentation of the recipe."""
     from deepcompression import factory
-    from deepcompression.errors import InputError, WeightsError
-    from deepcompression.network.edits.fold import fold_all
-    from deepcompression.structure.constraints import Structure, together
+    from deepcompression.training.problem import step_of
+
+    augment = run.data.augment
+    makes: list[Callable[[], object]] = [run.metric_object, lambda: step_of(plain(run.step))]
+    return [*makes, *([lambda: factory.function(augment.factory, augment.arguments())] if augment else [])]
+
+
+def _refuse_devices(run: Run) -> None:
     from deepcompression.training.team import refuse
 
     if run.devices > 1:
         refuse(run.devices, run.device, run.compute().resolved().type)
-    weights = run.model.weights
-    if weights and not Path(weights.path).exists():
-        raise WeightsError(f"model.weights.path {weights.path}: no such file")
-    model = run.blank_model()
-    fold_all(model)
-    if run.teacher:
-        factory.load(run.teacher.factory)
-    refuse_unfit(run)
-    run.problem()
-    public(*model.state_dict(), str(run.metric_object().name))
-    _match(run, model, run.hold)
+
+
+def _sound_model(run: Run, noted: Problems) -> Any:
+    """The recipe's model, folded; None where it cannot be made, or not be trained and stored."""
+    from deepcompression import factory
+    from deepcompression.network.edits.fold import fold_all
+
+    for key, one in {"model": run.model, "teacher": run.teacher}.items():
+        if one and one.weights and not Path(one.weights.path).exists():
+            noted.found.append(WeightsError(f"{key}.weights.path {one.weights.path}: no such file"))
+    before, model = len(noted.found), None
+    with noted.part():
+        if run.teacher:
+            factory.load(run.teacher.factory)
+        model = run.blank_model()
+        fold_all(model)
+        refuse_unfit(run)
+    return model if len(noted.found) == before else None
+
+
+def _misfits(run: Run, model: Any, stages: Sequence[tuple[str, BaseModel]], noted: Problems) -> list[str]:
+    """Labels of stages that do not fit the model, or what earlier ones make of it."""
+    from deepcompression import factory
+    from deepcompression.structure.constraints import Structure, together
+
+    with noted.part():
+        _match(run, model, run.hold)
     structure: Structure = {}
     quantized: dict[str, str] = {}
     most: Mapping[str, int] = {}
+    bad: list[str] = []
     for label, settings in stages:
-        for spec in factories_in(plain(settings)):
-            factory.load(spec)
-        try:
+        before = len(noted.found)
+        with noted.part(f"stage {label}: "):
+            for spec in factories_in(plain(settings)):
+                factory.load(spec)
             _match(run, model, settings)
             if isinstance(settings, Stage):
                 settings = with_bits(settings, most)
@@ -88,15 +169,11 @@ def _check(run: Run, stages: Sequence[tuple[str, BaseModel]], test: bool) -> Non
                 quantized |= dict.fromkeys(sites, label)
                 most = settings.allocates(model) or most
                 settings.alter(run, model)
-        except InputError as error:
-            raise type(error)(f"stage {label}: {error}") from None
-    refuse_hidden_state(run)  # first: a forward that makes layers leaves a model that the trial cannot put back
-    trial(run, stages, test=test)
+        bad += [label] if len(noted.found) > before else []
+    return bad
 
 
 def _refuse_twice(sites: Collection[str], quantized: Mapping[str, str]) -> None:
-    from deepcompression.errors import StructureError
-
     for site in sorted(sites):
         if site in quantized:
             raise StructureError(f"{site}: stage {quantized[site]} quantizes it already; leave it out of activations")
@@ -106,7 +183,6 @@ def _refuse_unseen(run: Run, model: Any, sites: Collection[str]) -> None:
     """Raises StructureError where no value comes by a site, as far as samples tell; where the model does not run, the
     trial says so.
     """
-    from deepcompression.errors import StructureError
     from deepcompression.network.edits.quantize_values import read_site
     from deepcompression.network.watching import unseen
 
@@ -122,7 +198,7 @@ def _refuse_unseen(run: Run, model: Any, sites: Collection[str]) -> None:
 def _match(run: Run, model: Any, settings: BaseModel) -> None:
     """Every key whose annotation says that it holds names of the model's; a user's stage means its own by its keys."""
     for _, part in parts(settings):
-        for name, field in type(part).model_fields.items():
-            for one in field.metadata:
+        for name, key in type(part).model_fields.items():
+            for one in key.metadata:
                 if isinstance(one, Matched) and (value := getattr(part, name)):
                     one.by(run, model, value)

@@ -151,7 +151,7 @@ def _store(
     run: Run, key: str, label: str, bench: Bench, product: Product, started: float, warnings: Sequence[str]
 ) -> dict[str, Any]:
     """Checks, measures and stores what a stage made."""
-    structure, edits = _become(bench.input, product)
+    structure, edits = become(bench.input, product)
     measured = measure(run, bench.input, product.state, product.file, structure, edits)
     numbers = {"coarsened": plain(_coarsened(bench, product, structure)), **measured}
     seconds = time.perf_counter() - started
@@ -185,7 +185,7 @@ def _store(
     )
 
 
-def _become(source: Reference | None, product: Product) -> tuple[Structure, tuple[Mapping[str, Any], ...]]:
+def become(source: Reference | None, product: Product) -> tuple[Structure, tuple[Mapping[str, Any], ...]]:
     """Structure and edits of what a stage made: those of its input, and its own."""
     from deepcompression.structure.constraints import together
 

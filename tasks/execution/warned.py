@@ -60,6 +60,18 @@ def warned(folder: str | Path, label: str) -> Iterator[list[str]]:
         _hears.reset(token)
 
 
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """Collects, while the block works, every warning of it, and neither says nor keeps one; yields the growing list."""
+    listen()
+    texts: list[str] = []
+    token = _hears.set(lambda text: texts.append(text) if text not in texts else None)
+    try:
+        yield texts
+    finally:
+        _hears.reset(token)
+
+
 def warn(folder: str | Path, label: str, text: str) -> None:
     """Says a warning, and keeps it in the run's folder; the same one again is neither said nor kept."""
     line = {"stage": label, "text": masked(text)}

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tasks.execution.bench import Bench, Product
 from tasks.execution.settings import Stage, Training, Weights
 from tasks.storage.store import file_digest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tasks.execution.run import Run
 
 
 class Settings(Stage):
@@ -27,6 +34,11 @@ class Settings(Stage):
 
         own = edits_of(self.weights.path) if self.weights else []
         return {"fold": "a parametrized layer", **{str(edit["kind"]): "model.weights" for edit in own}}
+
+    def fits(self, run: Run, model: nn.Module) -> None:
+        """The checkpoint is read, and is the model's."""
+        if self.weights and Path(self.weights.path).exists():
+            read(run, self.weights)
 
     def also(self) -> Mapping[str, str] | None:
         """The checkpoint's digest."""
@@ -57,20 +69,14 @@ def _train(bench: Bench, train: Training) -> Product:
 
 
 def _load(bench: Bench, weights: Weights) -> Product:
-    from deepcompression.formats import checkpoint
-    from deepcompression.network import load as files
     from deepcompression.network.edits.fold import fold_all
     from deepcompression.network.names import select
     from deepcompression.network.state import plain_state
     from deepcompression.structure import hold as holding
     from deepcompression.structure.constraints import structured
 
-    hold, edits = bench.run.hold, checkpoint.edits_of(weights.path)
-    model = bench.run.edited_model(edits)
-    own = files.own_tensors(model)
-    read = checkpoint.read_state(weights.path, key=weights.key, strip=weights.strip, ignore=weights.ignore, own=own)
-    state = files.unwrapped(model, read)
-    files.load_state(model, state, where=f"model.weights {weights.path}")
+    hold = bench.run.hold
+    model, edits, renamed = read(bench.run, weights)
     folded = fold_all(model)
     held = holding.hold(
         model,
@@ -85,10 +91,24 @@ def _load(bench: Bench, weights: Weights) -> Product:
         edits=[*edits, *folded],
         notes=[
             f"read from {weights.path}; zeros held in {names}; sharing in {', '.join(held.shared) or 'none'}",
-            *_renamed(read, state),
+            *renamed,
             *_told(folded),
         ],
     )
+
+
+def read(run: Run, weights: Weights) -> tuple[nn.Module, list[Mapping[str, Any]], list[str]]:
+    """The model with a checkpoint's weights, the edits that the file has, and what is to be told of names."""
+    from deepcompression.formats import checkpoint
+    from deepcompression.network import load as files
+
+    edits = checkpoint.edits_of(weights.path)
+    model = run.edited_model(edits)
+    own = files.own_tensors(model)
+    found = checkpoint.read_state(weights.path, key=weights.key, strip=weights.strip, ignore=weights.ignore, own=own)
+    state = files.unwrapped(model, found)
+    files.load_state(model, state, where=f"model.weights {weights.path}")
+    return model, list(edits), _renamed(found, state)
 
 
 def _renamed(read: Mapping[str, object], state: Mapping[str, object]) -> list[str]:
@@ -109,8 +129,6 @@ def _told(edits: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _digest(path: str) -> str:
     """Of the file, or of all files of a checkpoint in several."""
-    from pathlib import Path
-
     from deepcompression.errors import InputError, WeightsError
     from deepcompression.formats.shards import paths_of
 

@@ -20,7 +20,7 @@ def told(stage: Any, **keys: Any) -> str:
     values = {"name": "x", "model": factory, "data": factory, "stages": [stage], **keys}
     with pytest.raises(ValidationError) as caught:
         Recipe.model_validate(values)
-    return explain(caught.value, values, "", "r.yaml", {})
+    return explain(caught.value, values, "", "r.yaml", {})[0]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def told(stage: Any, **keys: Any) -> str:
         ({"stage": "allocate", "like": 4, "bits": [2, "x"]}, "bits.1: expected an integer from 2 to 16, got 'x'"),
         (
             {"stage": "allocate", "cost": "latency", "like": 4, "latency": {"fc": 3}},
-            "latency.fc: expected a table by name, got 3 (and 1 more)",
+            "latency.fc: expected a table by name, got 3",
         ),
     ],
 )

@@ -1,0 +1,117 @@
+"""What is told of a run before it: all that is wrong, and what would come out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deepcompression.errors import InputError
+from flows import checked, plan
+from flows.recipe import load as recipes
+from flows.recipe.stored import as_stored
+
+Tiny = Callable[..., dict[str, Any]]
+
+
+def _written(folder: Path, recipe: dict[str, Any]) -> str:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return str(folder / "recipe.yaml")
+
+
+def test_every_wrong_key_is_told_at_once(tiny: Tiny) -> None:
+    """Not the first and how many more: each has its own line, and those of one union have one together."""
+    stages = [{"stage": "prune", "density": 2}, {"stage": "pruen"}, {"stage": "share", "bits": "x", "per": {"goup": 4}}]
+    recipe = tiny(stages=stages, sed=1, train={"epochs": 0, "schedule": {"factory": 3}})
+    with pytest.raises(InputError) as caught:
+        recipes.load(recipe)
+    told = [str(one) for one in (caught.value, *caught.value.others)]
+    places = ("stages.0.density", "stages.1", "stages.2.bits", "stages.2.per", "sed: unknown", "train.epochs")
+    for place in (*places, "train.schedule.factory"):
+        assert len([one for one in told if place in one]) == 1, (place, told)
+    assert len(told) == 7, told
+
+
+def test_wrong_names_are_told_with_wrong_keys(tiny: Tiny, tmp_path: Path) -> None:
+    """What does not fit the model is found in every stage, and beside a key that is wrong."""
+    stages = [
+        {"stage": "prune", "density": {"conv9": 0.5}},
+        {"stage": "finetune", "epochs": 1, "optimizer": {"factory": "torch.optim:Adm"}},
+        {"stage": "share", "bits": {"fc9": 4}},
+    ]
+    source = _written(tmp_path, tiny(stages=stages, seeed=1))
+    problems = plan.plan(source, {"model.weights": {"path": str(tmp_path / "no.pt")}})["problems"]
+    for part in ("seeed: unknown", "stage prune: ", "Adm", "stage share: ", "no.pt: no such file"):
+        assert len([one for one in problems if part in one]) == 1, (part, problems)
+
+
+def test_weights_of_another_model_are_told_before_anything_runs(tiny: Tiny, tmp_path: Path) -> None:
+    """A checkpoint that is there is read, too: one that does not fit would stop the run."""
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"other.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    recipe = tiny()
+    recipe["model"]["weights"] = {"path": str(tmp_path / "other.safetensors")}
+    with pytest.raises(InputError, match=r"other\.safetensors"):
+        checked.refuse_recipe(recipe, {})
+
+
+@pytest.fixture
+def planned(tiny: Tiny, tmp_path: Path) -> dict[str, Any]:
+    return plan.plan(_written(tmp_path, tiny()), {})
+
+
+def test_a_plan_foresees_stages_tensors_and_bytes(planned: dict[str, Any], tmp_path: Path) -> None:
+    """Nothing is trained or stored but the prediction, whose error later plans tell from the run's folder."""
+    assert planned["problems"] == [] and not planned["not_rehearsed"]
+    labels = ["baseline", "prune", "finetune", "share", "quantize", "encode"]
+    assert [row["stage"] for row in planned["stages"]] == labels
+    assert [row["epochs"] for row in planned["stages"]] == [6, 0, 2, 0, 1, 0]
+    assert all(row["seconds"] > 0 and not row["reused"] for row in planned["stages"])
+    size = planned["predicted"]["bytes"]
+    assert 8_000 < size < 20_000 and planned["predicted"]["seconds"] > 1 and planned["peak_memory_bytes"] > 1e8
+    rows = {row["tensor"]: row for row in planned["tensors"]}
+    assert {"prune", "share"} <= set(rows["conv1.weight"]["stages"]) and rows["conv1.weight"]["density"] < 0.4
+    assert any("only when named" in reason for row in rows.values() for reason in row["left_alone"].values())
+    assert not (tmp_path / "store" / "keys").exists() and not (tmp_path / "runs").exists()
+    run = tmp_path / "runs" / "tiny-20261126-000000-aaaa"
+    run.mkdir(parents=True)
+    parsed = recipes.load(str(tmp_path / "recipe.yaml"))
+    (run / "recipe.yaml").write_text(yaml.safe_dump(as_stored(parsed, str(tmp_path / "recipe.yaml")), sort_keys=False))
+    (run / "summary.json").write_text(json.dumps({"file_bytes": 2 * size, "stages": []}))
+    (earlier,) = plan.earlier_of(plan.store_of(parsed), parsed)
+    assert (earlier["run"], earlier["error"]) == (run.name, -0.5)
+
+
+def test_a_plan_says_what_the_store_has(tiny_run: dict[str, Any], tmp_path: Path) -> None:
+    """Of a run that was made everything is reused, and the bytes are those of its file."""
+    found = plan.plan(_written(tmp_path, tiny_run["recipe"]), {})
+    assert all(row["reused"] for row in found["stages"]) and found["predicted"]["exact"]
+    assert found["predicted"]["bytes"] == tiny_run["summary"]["file_bytes"]
+    other = plan.plan(str(tmp_path / "recipe.yaml"), {"stages.share.bits": 3})
+    assert [row["reused"] for row in other["stages"]] == [True, True, True, False, False, False]
+    assert other["predicted"]["bytes"] < found["predicted"]["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"metric": {"factory": "deepcompression.models:digits_net"}}, "has no 'name'"),
+        ({"step": {"factory": "no_such_module:step"}}, "no_such_module does not import"),
+        ({"model": {"factory": "torchvison.models:resnet18"}}, "torchvison"),
+        ({"promote": {"model": "m", "inputs": ["x"]}}, "promote.inputs"),
+        ({"stages": [{"stage": "prune", "density": {"conv9": 0.5}}]}, "nearest are conv2"),
+    ],
+)
+def test_what_is_wrong_stops_a_run_before_it_has_a_folder(
+    tiny: Tiny, tmp_path: Path, changes: dict[str, Any], part: str
+) -> None:
+    """The verb looks at all that the run would look at before it trains: no folder, no store, no failed run."""
+    with pytest.raises(InputError, match=part):
+        checked.refuse_recipe(tiny(**changes), {})
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "store").exists()
