@@ -53,7 +53,7 @@ def find(flat: Bits, how: Writing, most: int | None = None) -> list[Shared]:
         how: they are written.
         most: bytes that they take as they are, as far as is known, where most differ; 0 or None says nothing.
     """
-    if not flat.any():
+    if not (flat[:_TOGETHER].any() or flat.any()):
         return []
     gridded = how.dtype in GRID_DTYPES
     whole = None if most and _dearer(flat, how, most) else _codebook(flat, how)

@@ -93,11 +93,15 @@ def _reversed(words: NDArray[np.uint32], count: int) -> NDArray[np.uint32]:
     return turned
 
 
-def lookup(lengths: Lengths) -> NDArray[np.uint32]:
-    """(2**longest,) entries symbol << 8 | length: what a stream whose next bits are the index begins with."""
-    order = np.argsort(lengths, kind="stable").astype(np.uint32)
+def lookup(lengths: Lengths, values: NDArray[np.uint8] | None = None) -> NDArray[np.uint32]:
+    """(2**longest,) entries symbol << 8 | length: what a stream whose next bits are the index begins with.
+
+    With `values` (k,) there is the value of the symbol in its place.
+    """
+    order = np.argsort(lengths, kind="stable")
     longest = int(lengths.max())
-    entries = order << np.uint32(8) | lengths[order]
+    symbols = order if values is None else values[order]
+    entries = symbols.astype(np.uint32) << np.uint32(8) | lengths[order]
     by_code = np.repeat(entries, 1 << (longest - lengths[order].astype(np.int64)))
     return by_code[_places(longest)]
 
@@ -127,9 +131,9 @@ def lookup_three(table: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 
 @lru_cache(maxsize=8)
-def _tables(lengths: bytes, three: bool) -> tuple[NDArray[np.uint32], NDArray[np.uint32] | None]:
+def _tables(lengths: bytes, values: bytes, three: bool) -> tuple[NDArray[np.uint32], NDArray[np.uint32] | None]:
     """lookup() of a code and, if wanted, lookup_three(), of at most 256 symbols: the same for all chunks."""
-    table = lookup(np.frombuffer(lengths, np.uint8))
+    table = lookup(np.frombuffer(lengths, np.uint8), np.frombuffer(values, np.uint8) if values else None)
     return table, lookup_three(table) if three and len(lengths) <= 256 else None
 
 
@@ -185,8 +189,32 @@ def encode_blocks(symbols: Symbols, lengths: Lengths) -> tuple[bytes, list[int]]
     return b"".join(blocks), [len(block) for block in blocks]
 
 
+def encode_plane(bits: Symbols, down: int, lengths: Lengths, used: NDArray[np.uint8]) -> tuple[bytes, list[int]] | None:
+    """As `encode_blocks`, of one byte of each of `bits` (n,); None where compiled code is not worth it.
+
+    Args:
+        bits: unsigned integers.
+        down: places that the byte is above the lowest.
+        lengths: (k,) bits of each symbol's code.
+        used: (k,) the bytes that are the symbols.
+    """
+    compiled = _numba.kernels(len(bits), _WORTH)
+    if compiled is None:
+        return None
+    entries = np.zeros(256, np.uint32)
+    entries[used] = canonical(lengths) << np.uint32(5) | lengths
+    sizes = np.empty(-(-len(bits) // BLOCK), np.int64)
+    out = np.empty(len(bits) * int(lengths.max()) // 8 + len(sizes) + 16, np.uint8)
+    end = compiled.encode_plane(bits, down, entries, BLOCK, out, sizes)
+    return out[:end].tobytes(), sizes.tolist()
+
+
 def decode_blocks(
-    data: memoryview | bytes, sizes: Sequence[int], counts: Sequence[int], lengths: Lengths
+    data: memoryview | bytes,
+    sizes: Sequence[int],
+    counts: Sequence[int],
+    lengths: Lengths,
+    values: NDArray[np.uint8] | None = None,
 ) -> tuple[Symbols, NDArray[np.int64]]:
     """All symbols of consecutive blocks of sizes[i] bytes and counts[i] symbols, and the bit where each ends.
 
@@ -197,11 +225,13 @@ def decode_blocks(
         sizes: bytes of each.
         counts: symbols of each.
         lengths: (k,) bits of each symbol's code.
+        values: (k,) what stands in place of each symbol, if not itself; k at most 256.
     """
     total, longest = int(sum(counts)), int(lengths.max())
     symbols: Symbols = np.zeros(total + 8, np.uint8 if len(lengths) <= 256 else np.uint16)
     compiled = _numba.kernels(total, _WORTH)
-    table, threes = _tables(lengths.tobytes(), compiled is None or total >= _THREES)
+    three = compiled is None or total >= _THREES
+    table, threes = _tables(lengths.tobytes(), b"" if values is None else values.tobytes(), three)
     starts = 8 * (np.cumsum(sizes, dtype=np.int64) - np.array(sizes, np.int64))
     number = np.array(counts, np.int64)
     first = np.cumsum(number) - number

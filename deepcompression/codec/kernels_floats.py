@@ -34,34 +34,54 @@ def take_plane(bits: NDArray[Any], size: int, place: int, plane: NDArray[np.uint
 
 
 @compiled
-def join_two(planes: NDArray[np.uint8], out: NDArray[np.uint16]) -> None:
-    """Fill `out` (n,) with the values whose planes (2, n) these are."""
-    high, low = planes[0], planes[1]
+def join_two(high: NDArray[np.uint8], low: NDArray[np.uint8], out: NDArray[np.uint16]) -> None:
+    """Fill `out` with the values of two planes.
+
+    Args:
+        high: (n,) the upper plane.
+        low: (n,) the lower one.
+        out: (n,) filled.
+    """
     for i in range(len(out)):
         out[i] = np.uint32(high[i]) << 7 | np.uint32(low[i]) >> 1 | (np.uint32(low[i]) & 1) << 15
 
 
 @compiled
-def join_four(planes: NDArray[np.uint8], out: NDArray[np.uint32]) -> None:
-    """Fill `out` (n,) with the values whose planes (4, n) these are."""
-    a, b, c, d = planes[0], planes[1], planes[2], planes[3]
+def join_four(
+    a: NDArray[np.uint8], b: NDArray[np.uint8], c: NDArray[np.uint8], d: NDArray[np.uint8], out: NDArray[np.uint32]
+) -> None:
+    """Fill `out` with the values of four planes.
+
+    Args:
+        a: (n,) the highest plane.
+        b: (n,) the next one.
+        c: (n,) the next one.
+        d: (n,) the lowest one.
+        out: (n,) filled.
+    """
     for i in range(len(out)):
         above = np.uint32(a[i]) << 23 | np.uint32(b[i]) << 15 | np.uint32(c[i]) << 7
         out[i] = above | np.uint32(d[i]) >> 1 | (np.uint32(d[i]) & 1) << 31
 
 
 @compiled
-def count_bytes(symbols: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
-    """Add to `counts` (256,) how often each byte occurs."""
+def count_plane(bits: NDArray[Any], down: int, counts: NDArray[np.int64]) -> None:
+    """Add to `counts` how often each byte occurs.
+
+    Args:
+        bits: (n,) elements.
+        down: places that the byte is above the lowest.
+        counts: (256,) added to.
+    """
     own = np.zeros((4, 256), np.int64)
-    whole = len(symbols) // 4 * 4
+    whole = len(bits) // 4 * 4
     for i in range(0, whole, 4):  # four tables: equal neighbours do not wait for each other
-        own[0, symbols[i]] += 1
-        own[1, symbols[i + 1]] += 1
-        own[2, symbols[i + 2]] += 1
-        own[3, symbols[i + 3]] += 1
-    for i in range(whole, len(symbols)):
-        own[0, symbols[i]] += 1
+        own[0, (bits[i] >> down) & 255] += 1
+        own[1, (bits[i + 1] >> down) & 255] += 1
+        own[2, (bits[i + 2] >> down) & 255] += 1
+        own[3, (bits[i + 3] >> down) & 255] += 1
+    for i in range(whole, len(bits)):
+        own[0, (bits[i] >> down) & 255] += 1
     for j in range(256):
         counts[j] += own[0, j] + own[1, j] + own[2, j] + own[3, j]
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcompression import _numba
 from deepcompression._parallel import mapped
 from deepcompression.codec import arrays, planes, streams
 from deepcompression.codec.apart import Piece, in_rows_of_one, plan_codes
@@ -26,7 +25,6 @@ _RUN, _APART = 1 << 12, 1 << 16  # values of a run that tells what those near it
 CONTEXTS = 1.25  # times as many bytes as another way's may become fewer by contexts
 _NOISE = 0.995  # of its bytes is the entropy of a plane that is stored as it is
 _FAR = 1.03  # times the entropy, from which codes of single bytes are far from it
-_WORTH = 1 << 12, 1 << 22  # bytes that repay a compiled call, and importing it
 
 
 def promising(parts: list[Bits], stored: str, how: Writing, most: int) -> bool:
@@ -79,20 +77,11 @@ def _middle(parts: list[Bits]) -> Bits:
 
 
 class _Plan(NamedTuple):
-    """How a plane is coded, and its bytes; of a stream the symbol of each byte, of others what each chunk has."""
+    """How a plane is coded, and its bytes; what each chunk has of it, where that is known."""
 
     size: int
     plane: Plane
-    table: Bytes | None = None
     coded: list[bytes] | None = None
-
-    def write(self, chunk: int, values: Bytes) -> bytes:
-        """The plane (m,) of a chunk."""
-        if self.coded is not None:
-            return self.coded[chunk]
-        if self.table is None or self.plane.stream is None:
-            return values.tobytes()
-        return streams.encode(planes.translated(values, self.table), self.plane.stream)
 
 
 def parted(parts: list[Bits], kind: int, how: Writing) -> Piece:
@@ -107,8 +96,10 @@ def parted(parts: list[Bits], kind: int, how: Writing) -> Piece:
     plans = [_smallest(parts, place, sample, how) for place in range(parts[0].itemsize)]
 
     def chunk(number: int) -> bytes:
-        made = planes.parted(parts[number])  # anew each time, or the tensor is here twice
-        return b"".join(plan.write(number, values) for plan, values in zip(plans, made, strict=True))
+        return b"".join(
+            plan.plane.write(parts[number], place) if plan.coded is None else plan.coded[number]
+            for place, plan in enumerate(plans)
+        )
 
     head = bytes([kind]) + b"".join(plan.plane.header() for plan in plans)
     return Piece(mapped(chunk, range(len(parts)), how.threads), PLANES << 2, head)
@@ -156,7 +147,7 @@ def _deflated(parts: list[Bits], place: int, quick: bool, how: Writing) -> _Plan
     """A plane deflated, with matches or, if `quick`, by codes of each region alone."""
     coded = mapped(lambda part: _deflate(planes.plane_of(part, place), quick), parts, how.threads)
     coded = [varint(len(code)) + code for code in coded]
-    return _Plan(1 + sum(map(len, coded)), Plane(DEFLATED), None, coded)
+    return _Plan(1 + sum(map(len, coded)), Plane(DEFLATED), coded)
 
 
 def _deflate(part: Bytes, quick: bool) -> bytes:
@@ -165,22 +156,11 @@ def _deflate(part: Bytes, quick: bool) -> bytes:
     return made.compress(part.tobytes()) + made.flush()
 
 
-def _counted(plane: Bytes) -> NDArray[np.int64]:
-    """How often each byte occurs (256,)."""
-    compiled = _numba.kernels(len(plane), *_WORTH)
-    if compiled is None:
-        return np.bincount(plane, minlength=256)
-    counts = np.zeros(256, np.int64)
-    compiled.count_bytes(plane, counts)
-    return counts
-
-
 def _as_symbols(parts: list[Bits], place: int, how: Writing) -> _Plan:
     """The bytes that occur, as symbols of a stream or, by the adaptive coder, of arithmetic code."""
-    counts = np.sum(mapped(lambda part: _counted(planes.plane_of(part, place)), parts, how.threads), axis=0)
+    counts = np.sum(mapped(lambda part: planes.counted(part, place), parts, how.threads), axis=0)
     used = np.flatnonzero(counts).astype(np.uint8)
-    table = np.zeros(256, np.uint8)
-    table[used] = np.arange(len(used))
+    table = planes.symbols_of(used)
 
     def symbols() -> list[Bytes]:
         return [planes.translated(planes.plane_of(part, place), table) for part in parts]
@@ -195,5 +175,5 @@ def _as_symbols(parts: list[Bits], place: int, how: Writing) -> _Plan:
         if sum(map(len, chunks)) + 4 * len(chunks) < size:
             coded = [varint(len(code)) + code for code in chunks]
             plane = Plane(ARITHMETIC, used, None, context)
-            return _Plan(head + 1 + sum(map(len, coded)), plane, None, coded)
-    return _Plan(head + size, Plane(STREAM, used, stream), table)
+            return _Plan(head + 1 + sum(map(len, coded)), plane, coded)
+    return _Plan(head + size, Plane(STREAM, used, stream))

@@ -19,7 +19,6 @@ from deepcompression.codec.streams import Stream
 
 PLAIN, STREAM, DEFLATED, ARITHMETIC = range(4)
 Bytes = NDArray[np.uint8]
-Planes = NDArray[np.uint8]  # (bytes of a value, values)
 _WORTH = 1 << 12, 1 << 22  # values that repay a compiled call, and importing it
 _COMPILED = (2, 4)  # bytes of values for which there is a compiled way
 
@@ -43,24 +42,27 @@ class Plane:
         ending = self.stream.header() if self.stream is not None else bytes([self.context])
         return head + write_mask(kept) + ending
 
-    def read(self, cursors: Sequence[Cursor], outs: Sequence[Bytes]) -> None:
-        """Fill `outs` with the plane of several chunks.
-
-        Args:
-            cursors: at it, in each chunk; they move behind it.
-            outs: (values,) of each.
+    def read(self, cursors: Sequence[Cursor], counts: Sequence[int]) -> list[Bytes]:
+        """The plane of several chunks, which have so many values each.
 
         Raises:
             MalformedFile: it breaks FORMAT.md.
         """
         if self.stream is not None:
-            assert self.used is not None
-            for symbols, out in zip(streams.decode(cursors, list(map(len, outs)), self.stream), outs, strict=True):
-                out[:] = translated(symbols, self.used)
-            return
+            return streams.decode(cursors, counts, self.stream, self.used)
         read = {PLAIN: _plain, DEFLATED: _inflated, ARITHMETIC: self._arithmetic}[self.coding]
-        for cursor, out in zip(cursors, outs, strict=True):
-            out[:] = read(cursor, len(out))
+        return [read(cursor, count) for cursor, count in zip(cursors, counts, strict=True)]
+
+    def write(self, bits: Bits, place: int) -> bytes:
+        """The plane, of PLAIN or STREAM, at `place` of a chunk's values (m,)."""
+        if self.stream is None or self.used is None:
+            return plane_of(bits, place).tobytes()
+        down = _down(bits.itemsize, place)
+        fused = down >= 0 and bits.itemsize in _COMPILED
+        made = streams.encode_plane(bits, down, self.stream, self.used) if fused else None
+        if made is not None:
+            return made
+        return streams.encode(translated(plane_of(bits, place), symbols_of(self.used)), self.stream)
 
     def _arithmetic(self, cursor: Cursor, count: int) -> Bytes:
         assert self.used is not None
@@ -77,7 +79,7 @@ class Plane:
 
 
 def _plain(cursor: Cursor, count: int) -> Bytes:
-    return np.frombuffer(cursor.take(count, "a plane"), np.uint8)
+    return np.frombuffer(cursor.take(count, "a plane"), np.uint8).copy()  # compiled code tells what is read-only apart
 
 
 def _inflated(cursor: Cursor, count: int) -> Bytes:
@@ -89,7 +91,7 @@ def _inflated(cursor: Cursor, count: int) -> Bytes:
         raise cursor.fail(f"a deflated plane is damaged: {error}") from None
     if len(found) != count or not reader.eof or reader.unused_data:
         raise cursor.fail(f"a deflated plane is not the {count} bytes that it must be")
-    return np.frombuffer(found, np.uint8)
+    return np.frombuffer(found, np.uint8).copy()
 
 
 def read_planes(cursor: Cursor, dtype: str) -> tuple[Plane, ...]:
@@ -124,18 +126,41 @@ def translated(symbols: NDArray[np.uint8], table: Bytes) -> Bytes:
     return np.frombuffer(bytearray(symbols).translate(table.tobytes().ljust(256, bytes(1))), np.uint8)
 
 
+def symbols_of(used: Bytes) -> Bytes:
+    """The symbol (256,) of each byte, of the bytes `used` (k,), ascending."""
+    table = np.zeros(256, np.uint8)
+    table[used] = np.arange(len(used))
+    return table
+
+
+def _down(itemsize: int, place: int) -> int:
+    """Bits that a plane is above the lowest bit of a value; -1 of the last, into which the sign is rotated."""
+    return 8 * (itemsize - 1 - place) - 1
+
+
+def counted(bits: Bits, place: int) -> NDArray[np.int64]:
+    """How often each byte (256,) occurs in one plane of floats with the bits (m,), the highest being 0."""
+    down = _down(bits.itemsize, place)
+    compiled = _numba.kernels(len(bits), *_WORTH) if bits.itemsize in _COMPILED and down >= 0 else None
+    if compiled is None:
+        return np.bincount(plane_of(bits, place), minlength=256)
+    counts = np.zeros(256, np.int64)
+    compiled.count_plane(bits, down, counts)
+    return counts
+
+
 def plane_of(bits: Bits, place: int) -> Bytes:
     """One plane (m,) of floats with the bits (m,), the highest being 0."""
-    last = bits.itemsize - 1
+    down = _down(bits.itemsize, place)
     compiled = _numba.kernels(len(bits), *_WORTH) if bits.itemsize in _COMPILED else None
     if compiled is not None:
         plane = np.empty(len(bits), np.uint8)
         compiled.take_plane(bits, bits.itemsize, place, plane)
         return plane
-    if place == last:
+    if down < 0:
         bits = bits << bits.dtype.type(1) | bits >> bits.dtype.type(8 * bits.itemsize - 1)
     else:
-        bits = bits >> bits.dtype.type(8 * (last - place) - 1)
+        bits = bits >> bits.dtype.type(down)
     return bits.astype(np.uint8)
 
 
@@ -144,14 +169,16 @@ def parted(bits: Bits) -> list[Bytes]:
     return [plane_of(bits, place) for place in range(bits.itemsize)]
 
 
-def joined(planes: Planes, out: Bits) -> None:
-    """Fill `out` (m,) with the values whose planes (itemsize, m) these are, the highest first."""
+def joined(planes: Sequence[Bytes], out: Bits) -> None:
+    """Fill `out` (m,) with the values whose planes (m,) these are, the highest first."""
     compiled = _numba.kernels(len(out), *_WORTH) if out.itemsize in _COMPILED else None
     if compiled is not None:
-        (compiled.join_two if out.itemsize == 2 else compiled.join_four)(planes, out)
+        (compiled.join_two if out.itemsize == 2 else compiled.join_four)(*planes, out)
         return
     rotated: Bits = np.zeros(len(out), out.dtype.newbyteorder("<"))
-    rotated.view(np.uint8).reshape(-1, out.itemsize)[:] = planes[::-1].T
+    each = rotated.view(np.uint8).reshape(-1, out.itemsize)
+    for place, plane in enumerate(reversed(planes)):
+        each[:, place] = plane
     one, top = out.dtype.type(1), out.dtype.type(8 * out.itemsize - 1)
     np.bitwise_or(rotated >> one, rotated << top, out=out)
 
@@ -167,8 +194,7 @@ def read_values(cursors: Sequence[Cursor], outs: Sequence[Bits], planes: Sequenc
     Raises:
         MalformedFile: they break FORMAT.md.
     """
-    made: list[Planes] = [np.empty((len(planes), len(out)), np.uint8) for out in outs]
-    for place, plane in enumerate(planes):
-        plane.read(cursors, [one[place] for one in made])
-    for one, out in zip(made, outs, strict=True):
-        joined(one, out)
+    counts = list(map(len, outs))
+    made = [plane.read(cursors, counts) for plane in planes]
+    for out, *each in zip(outs, *made, strict=True):
+        joined(each, out)

@@ -167,7 +167,24 @@ def read_stream(cursor: Cursor, k: int) -> Stream:
     return Stream(k, size, huffman.read_lengths(cursor, k**size) if byte & 128 else None)
 
 
-def decode(cursors: Sequence[Cursor], counts: Sequence[int], stream: Stream) -> list[Symbols]:
+def encode_plane(bits: Symbols, down: int, stream: Stream, used: NDArray[np.uint8]) -> bytes | None:
+    """One byte of each of `bits` (m,) as a stream of single symbols; None where no compiled code does it.
+
+    Args:
+        bits: unsigned integers.
+        down: places that the byte is above the lowest.
+        stream: how they are written.
+        used: (k,) the bytes that are its symbols.
+    """
+    if stream.lengths is None or stream.tuple_size > 1:
+        return None
+    made = huffman.encode_plane(bits, down, stream.lengths, used)
+    return None if made is None else b"".join([*map(bitstream.varint, made[1]), made[0]])
+
+
+def decode(
+    cursors: Sequence[Cursor], counts: Sequence[int], stream: Stream, values: NDArray[np.uint8] | None = None
+) -> list[Symbols]:
     """The next counts[i] symbols of each of `cursors`, streams of different chunks, decoded together.
 
     Symbols are uint8 up to k = 256, else uint16.
@@ -176,10 +193,18 @@ def decode(cursors: Sequence[Cursor], counts: Sequence[int], stream: Stream) -> 
         cursors: at the stream of each chunk; they move behind it.
         counts: symbols of each.
         stream: how they are written.
+        values: (k,) what comes in place of each symbol, if not itself; k at most 256.
 
     Raises:
         MalformedFile: a stream breaks FORMAT.md.
     """
+    if stream.k > 1 and stream.lengths is not None and stream.tuple_size == 1:
+        return _read_huffman(cursors, list(counts), stream, values)
+    found = _singles(cursors, counts, stream)
+    return found if values is None else [values[symbols] for symbols in found]
+
+
+def _singles(cursors: Sequence[Cursor], counts: Sequence[int], stream: Stream) -> list[Symbols]:
     if stream.k == 1:
         return [np.zeros(count, np.uint8) for count in counts]
     sizes = [-(-count // stream.tuple_size) for count in counts]
@@ -203,7 +228,9 @@ def _read_packed(cursors: Sequence[Cursor], sizes: Sequence[int], stream: Stream
     return made
 
 
-def _read_huffman(cursors: Sequence[Cursor], sizes: Sequence[int], stream: Stream) -> list[Symbols]:
+def _read_huffman(
+    cursors: Sequence[Cursor], sizes: Sequence[int], stream: Stream, values: NDArray[np.uint8] | None = None
+) -> list[Symbols]:
     assert stream.lengths is not None
     most = (huffman.BLOCK * int(stream.lengths.max()) + 7) // 8
     parts: list[memoryview] = []
@@ -218,7 +245,7 @@ def _read_huffman(cursors: Sequence[Cursor], sizes: Sequence[int], stream: Strea
         blocks += own
         counts += [huffman.BLOCK] * (number - 1) + [size - huffman.BLOCK * (number - 1)] * min(number, 1)
     data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
-    symbols, ends = huffman.decode_blocks(data, blocks, counts, stream.lengths)
+    symbols, ends = huffman.decode_blocks(data, blocks, counts, stream.lengths, values)
     if not _end_well(data, np.cumsum(blocks, dtype=np.int64), ends):
         raise cursors[0].fail("a coded block does not end where its length says, or its padding is not zero")
     return np.split(symbols, np.cumsum(sizes)[:-1]) if len(sizes) > 1 else [symbols]

@@ -17,7 +17,7 @@ from deepcompression.datafree.points import points_of
 from deepcompression.datafree.tensor import stepped
 from deepcompression.datafree.treatment import Treatment
 from deepcompression.errors import StructureError
-from deepcompression.sharing.kmeans import Floats
+from deepcompression.sharing.points import Floats
 from deepcompression.structure.counted import Counted
 from deepcompression.structure.cut import Cut
 

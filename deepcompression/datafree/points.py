@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcompression.sharing.kmeans import Points
+from deepcompression.sharing.points import Points
 from deepcompression.structure.counted import Counted, ascending_patterns, values_of
 
 

@@ -12,8 +12,9 @@ from deepcompression._parallel import mapped
 from deepcompression.codec.dtypes import Bits, RawTensor, to_array, unsigned
 from deepcompression.datafree.points import points_of
 from deepcompression.datafree.treatment import Treatment
-from deepcompression.sharing.kmeans import Floats, Points, limits_of, means_of
+from deepcompression.sharing.kmeans import limits_of, means_of
 from deepcompression.sharing.kmeans_groups import kmeans_groups
+from deepcompression.sharing.points import Floats, Points
 from deepcompression.structure.counted import (
     SLICE,
     Counted,

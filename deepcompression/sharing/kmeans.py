@@ -8,7 +8,6 @@ there. Codes are exact in both cases.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,16 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from deepcompression.errors import StructureError
 from deepcompression.sharing.optimal import best_groups
+from deepcompression.sharing.points import BINS, Floats, Grid, Points, Series, Values, grid_of, pieces, sorted_points
 
 Init = Literal["linear", "density", "random", "optimal"]
-Floats = NDArray[np.float64]
-Values = NDArray[np.float32]
 Codes = NDArray[np.unsignedinteger[Any]]
 MAX_CENTROIDS = 1 << 16
-BINS = 1 << 16
 # Sorting more values than this takes longer than counting them into bins.
 LARGE = 1 << 18
-GRID_PIECE, CODE_PIECE = 1 << 18, 1 << 15
+CODE_PIECE = 1 << 15
 # Dynamic programming up to this k; beyond it the asymptotic density of centroids is as good.
 OPTIMAL_MOST = 512
 # Steps of Lloyd's iteration after dynamic programming, whose start has little left to gain.
@@ -71,18 +68,31 @@ def kmeans1d(values: ArrayLike, k: int, *, init: Init = "linear", seed: int = 0,
 
     Section 3.1 of Han, Mao, Dally (2016), arXiv 1510.00149.
     """
-    check(k, init, iterations)
     flat = np.asarray(values).astype(np.float32, copy=False).ravel()
     check_finite(flat)
-    grid = _grid(flat, k) if len(flat) >= LARGE else None
-    points = sorted_points(flat) if grid is None else grid.points
+    return _coded(flat, nearest1d(flat, k, init=init, seed=seed, iterations=iterations))
+
+
+def nearest1d(values: Series, k: int, *, init: Init = "linear", seed: int = 0, iterations: int = 1000) -> Nearest:
+    """The centroids of ``kmeans1d``, without the codes: what tells which of them a value takes.
+
+    Args:
+        values: (n,) finite, read in slices where there are many: so they need not be in memory as float32.
+        k: as the others, of ``kmeans1d``.
+
+    Raises:
+        StructureError: as ``kmeans1d``.
+    """
+    check(k, init, iterations)
+    grid = grid_of(values, k) if len(values) >= LARGE else None
+    points = sorted_points(values) if grid is None else grid.points
     if len(points.keys) <= k:
-        return codebook(flat, points.keys)
-    borders = middles(started(points, flat, k, init, seed))
+        return Nearest(points.keys)
+    borders = middles(started(points, values, k, init, seed))
     if init == "optimal":
         iterations = min(iterations, OPTIMAL_ITERATIONS)
     means = _lloyd(points if grid is None else grid, points, borders, k, iterations)
-    return codebook(flat, means, grid)
+    return Nearest(means, grid)
 
 
 def means_of(points: Points, k: int, iterations: int = OPTIMAL_ITERATIONS) -> Floats:
@@ -98,57 +108,6 @@ def means_of(points: Points, k: int, iterations: int = OPTIMAL_ITERATIONS) -> Fl
     gaps = np.diff(points.keys, prepend=-np.inf, append=np.inf)
     start = _optimal(points, k, 1, np.minimum(gaps[1:], gaps[:-1]))  # one value far away is not wide
     return _lloyd(points, points, middles(start), k, iterations)
-
-
-class Points:
-    """Distinct points (m,), ascending, each standing for some values: their count, mean and sum."""
-
-    tolerance = 0.0
-
-    def __init__(self, counts: NDArray[Any], sums: Floats) -> None:
-        self.counts, self.sums = counts.astype(np.float64), sums
-        self.keys = sums / self.counts
-        self.before = np.zeros((2, len(sums) + 1))
-        np.cumsum([self.counts, sums], axis=1, out=self.before[:, 1:])
-        self.all = self.before[:, -1]
-
-    def below(self, borders: Floats) -> Floats:
-        """Count and sum (2, b) of the values up to each border."""
-        return self.before[:, np.searchsorted(self.keys, borders, side="right")]
-
-
-class _Grid:
-    """Values counted into an even grid of bins; bins keep the order of the values."""
-
-    def __init__(self, values: Values, low: np.float32, per_unit: np.float32) -> None:
-        self.low, self.per_unit, self.width = low, per_unit, 1 / float(per_unit)
-        self.tolerance = self.width / 256
-        self.counts, sums = np.zeros(BINS, np.int64), np.zeros(BINS)
-        for piece in _pieces(len(values), GRID_PIECE):
-            bins = self.bin_of(values[piece])
-            self.counts += np.bincount(bins, minlength=BINS)
-            sums += np.bincount(bins, weights=values[piece], minlength=BINS)
-        used = self.counts > 0
-        self.points = Points(self.counts[used], sums[used])
-        self.all = self.points.all
-        self.first = np.append(0, np.cumsum(used))
-
-    def bin_of(self, values: Values) -> NDArray[np.int64]:
-        """Bins of values in the range; rounding keeps their order, truncation the highest one below BINS."""
-        return ((values - self.low) * self.per_unit).astype(np.int64)
-
-    def below(self, borders: Floats) -> Floats:
-        """Count and sum (2, b) of the values up to each border, the values of a bin evenly spread."""
-        place = (borders - self.low) * float(self.per_unit)
-        whole = place.astype(np.int64)
-        part = (place - whole) * self.counts[whole]
-        middle = (borders + self.low + whole * self.width) / 2
-        return np.take(self.points.before, self.first[whole], axis=1) + np.stack([part, part * middle])
-
-
-def _pieces(length: int, size: int) -> Iterator[slice]:
-    """Consecutive slices whose intermediate results stay in a processor's cache."""
-    return (slice(start, start + size) for start in range(0, length, size))
 
 
 def check(k: int, init: str, iterations: int) -> None:
@@ -174,27 +133,7 @@ def check_finite(values: Values) -> None:
         raise StructureError(f"kmeans1d: values must be finite in float32; {bad} of {len(values)} are not")
 
 
-def _grid(values: Values, k: int) -> _Grid | None:
-    """The grid; None where it would be too coarse for k: crowded bins, or few in use."""
-    low, high = values.min(), values.max()
-    with np.errstate(over="ignore", divide="ignore"):
-        per_unit = np.float32(BINS - 1) / (high - low)
-    if not 0 < per_unit < np.inf:
-        return None
-    grid = _Grid(values, low, per_unit)
-    crowded = grid.counts.max() * 256 > len(values) or len(grid.points.keys) < 16 * k
-    return None if crowded else grid
-
-
-def sorted_points(values: Values) -> Points:
-    """The distinct ones of ``values`` (n,)."""
-    ordered = np.sort(values)
-    first = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]
-    counts = np.diff(np.flatnonzero(first), append=len(ordered))
-    return Points(counts, counts * ordered[first].astype(np.float64))
-
-
-def started(points: Points, values: Values, k: int, init: Init, seed: int, times: int = 1) -> Floats:
+def started(points: Points, values: Series, k: int, init: Init, seed: int, times: int = 1) -> Floats:
     """First centroids, at most k, ascending.
 
     Args:
@@ -245,7 +184,7 @@ def middles(centroids: Floats) -> Floats:
     return middles
 
 
-def _lloyd(data: Points | _Grid, points: Points, borders: Floats, k: int, iterations: int) -> Floats:
+def _lloyd(data: Points | Grid, points: Points, borders: Floats, k: int, iterations: int) -> Floats:
     """Means (k,) of the clusters when their borders stand still; ``points`` must be more than k."""
     for step in range(iterations):
         clusters = _clusters(data, borders)
@@ -266,7 +205,7 @@ def _lloyd(data: Points | _Grid, points: Points, borders: Floats, k: int, iterat
     return means
 
 
-def _clusters(data: Points | _Grid, borders: Floats) -> Floats:
+def _clusters(data: Points | Grid, borders: Floats) -> Floats:
     """Counts and sums (2, b + 1) between borders."""
     clusters: Floats = np.diff(np.column_stack([np.zeros(2), data.below(borders), data.all]))
     return clusters
@@ -302,29 +241,50 @@ def limits_of(centroids: Values) -> Values:
     return np.append(np.where(near > middle, np.nextafter(near, -infinity), near), infinity)
 
 
-def codebook(values: Values, means: Floats, grid: _Grid | None = None) -> Codebook:
+class Nearest:
+    """Which of some centroids a value takes, exactly: the nearest, in the middle between two the lower one.
+
+    centroids: (g,) float32, ascending, distinct; rounding may have left some that no value takes.
+    """
+
+    def __init__(self, means: Floats, grid: Grid | None = None) -> None:
+        """Of means, ascending; grid: into which the values that will be asked for were counted, if they were."""
+        self.centroids: Values = np.unique(means.astype(np.float32))
+        self._limits, self._grid = limits_of(self.centroids), grid
+        # Limits in lower bins are passed for certain; those in a value's own bin, mostly one at most, are
+        # compared.
+        within = np.bincount(grid.bin_of(self._limits[:-1]), minlength=BINS) if grid else np.zeros(1, np.int64)
+        self._compared = int(within.max())
+        self._passed: Codes = (np.cumsum(within) - within).astype(np.uint8 if len(self.centroids) <= 256 else np.uint16)
+
+    def codes(self, values: Values) -> Codes:
+        """The place of its centroid for each of ``values`` (n,)."""
+        codes: Codes = np.empty(len(values), self._passed.dtype)
+        for piece in pieces(len(values), CODE_PIECE):
+            part, found = values[piece], codes[piece]
+            found[:] = self._passed.take(self._grid.bin_of(part)) if self._grid else np.searchsorted(self._limits, part)
+            for _ in range(self._compared):
+                found += part > self._limits.take(found)
+        return codes
+
+
+def codebook(values: Values, means: Floats) -> Codebook:
     """Exact codes and error for the rounded means; those that rounding left without a value go.
 
     Args:
         values: (n,).
         means: ascending.
-        grid: into which the values were counted, if they were.
     """
-    centroids = np.unique(means.astype(np.float32))
-    limits, exact = limits_of(centroids), centroids.astype(np.float64)
-    codes: Codes = np.empty(len(values), np.uint8 if len(centroids) <= 256 else np.uint16)
+    return _coded(values, Nearest(means))
+
+
+def _coded(values: Values, nearest: Nearest) -> Codebook:
+    centroids, codes = nearest.centroids, nearest.codes(values)
+    exact = centroids.astype(np.float64)
     used, error = np.zeros(len(centroids), np.int64), 0.0
-    # Limits in lower bins are passed for certain; those in a value's own bin, mostly one at most, are
-    # compared.
-    within = np.bincount(grid.bin_of(limits[:-1]), minlength=BINS) if grid else np.zeros(1, np.int64)
-    passed = (np.cumsum(within) - within).astype(codes.dtype)
-    for piece in _pieces(len(values), CODE_PIECE):
-        part, found = values[piece], codes[piece]
-        found[:] = passed.take(grid.bin_of(part)) if grid else np.searchsorted(limits, part)
-        for _ in range(within.max()):
-            found += part > limits.take(found)
-        used += np.bincount(found, minlength=len(centroids))
-        error += float(np.square(part - exact.take(found)).sum())
+    for piece in pieces(len(values), CODE_PIECE):
+        used += np.bincount(codes[piece], minlength=len(centroids))
+        error += float(np.square(values[piece] - exact.take(codes[piece])).sum())
     if not used.all():
         kept = np.flatnonzero(used)
         centroids, codes = centroids[kept], np.searchsorted(kept, codes).astype(codes.dtype)

@@ -11,19 +11,16 @@ from deepcompression.sharing.kmeans import (
     LEAST,
     OPTIMAL_ITERATIONS,
     Codebook,
-    Floats,
     Init,
-    Points,
-    Values,
     check,
     check_finite,
     codebook,
     filled,
     kmeans1d,
     middles,
-    sorted_points,
     started,
 )
+from deepcompression.sharing.points import Floats, Points, Values, sorted_points
 
 LONG = 1 << 14  # values of a set, beyond which its own time outweighs that of calls
 AT_ONCE = 1 << 20  # values, which bounds the memory of what is worked on together

@@ -17,8 +17,9 @@ from deepcompression.errors import StructureError
 from deepcompression.formats.state_dict import to_raw
 from deepcompression.network.state import PIECE, normalised, replaced
 from deepcompression.sharing.entropy_constrained import rate_codebook
-from deepcompression.sharing.kmeans import Codebook, Init, kmeans1d
+from deepcompression.sharing.kmeans import Codebook, Init, Nearest, check_finite, nearest1d
 from deepcompression.sharing.kmeans_groups import LONG, kmeans_groups
+from deepcompression.sharing.moved import Moved, moved_together
 from deepcompression.sharing.nearest import uniform
 from deepcompression.sharing.sklearn_kmeans import sklearn_kmeans
 from deepcompression.structure.rows import from_rows, rows_of
@@ -111,45 +112,37 @@ def share(
 
 
 def _share_whole(name: str, weight: Tensor, bits: int, init: Init, seed: int) -> LayerSharing:
-    """Shares `weight` in place, by one codebook: with little memory beside its values and codes."""
+    """Shares `weight` in place, by one codebook: hardly any memory beside it."""
     raw = to_raw(weight)
-    flat = raw.bits.reshape(-1)
-    pieces = [slice(at, at + PIECE) for at in range(0, flat.size, PIECE)]
-    values, masks = _moved_together(flat, raw.dtype, pieces)
-    book = kmeans1d(values, 2**bits, init=init, seed=seed)
-    centroids = torch.from_numpy(book.centroids).to(weight.dtype)
-    if bool((centroids == 0).any()):
-        centroids = _without_zero(centroids, values.astype(np.float64), book.codes)
+    values = moved_together(raw.bits.reshape(-1), raw.dtype)
+    for piece in values.pieces():
+        check_finite(piece)  # float64 may be beyond float32
+    nearest = nearest1d(values, 2**bits, init=init, seed=seed)
+    centroids = _never_zero(torch.from_numpy(nearest.centroids).to(weight.dtype), values, nearest)
     table = to_raw(centroids).bits
-    error = _error_of(values, to_array(table, raw.dtype).astype(np.float64), book.codes)
-    count, at = len(values), 0
-    for piece, mask in zip(pieces, masks, strict=True):
-        part = flat[piece]
-        alive = np.unpackbits(mask, count=len(part)).view(bool)
-        part[:] = 0
-        part[alive] = table[book.codes[at : (at := at + int(alive.sum()))]]
-    return LayerSharing(name, bits, torch.unique(centroids).float().tolist(), count, error, (error / count) ** 0.5)
+    levels, counts, errors = to_array(table, raw.dtype).astype(np.float64), np.zeros(len(table), np.int64), []
+
+    def shared(some: NDArray[np.float32]) -> Bits:
+        codes = nearest.codes(some)
+        gaps = some - levels.take(codes)
+        errors.append(float(np.square(gaps, out=gaps).sum()))  # no BLAS, whose threads spin
+        np.add(counts, np.bincount(codes, minlength=len(table)), out=counts)
+        return table.take(codes)
+
+    values.put_back(shared)
+    count, error = len(values), sum(errors)
+    kept = torch.unique(centroids[torch.from_numpy(counts > 0)]).float().tolist()
+    return LayerSharing(name, bits, kept, count, error, (error / count) ** 0.5)
 
 
-def _moved_together(flat: Bits, dtype: str, pieces: list[slice]) -> tuple[NDArray[np.float32], list[NDArray[np.uint8]]]:
-    """The values (m,) of `flat` (n,) that are not zero, and packed bits of where; those of float32 in `flat` itself."""
-    wide = flat.view(np.float32) if dtype == "float32" else np.empty(flat.size, np.float32)
-    masks, at = [], 0
-    for piece in pieces:
-        part = to_array(flat[piece], dtype)
-        alive = part != 0
-        masks.append(np.packbits(alive))
-        moved = part[alive]
-        wide[at : at + len(moved)] = moved
-        at += len(moved)
-    return wide[:at], masks
-
-
-def _error_of(values: NDArray[np.float32], levels: NDArray[np.float64], codes: NDArray[Any]) -> float:
-    """Squared error of the levels (k,) that values (m,) take by their codes."""
-    starts = range(0, len(values), PIECE)
-    gaps = (values[at : at + PIECE] - levels[codes[at : at + PIECE]] for at in starts)
-    return sum(float(gap @ gap) for gap in gaps)
+def _never_zero(centroids: Tensor, values: Moved, nearest: Nearest) -> Tensor:
+    """As `_without_zero`, of values in pieces."""
+    for code in (centroids == 0).nonzero().reshape(-1).tolist():
+        members = (piece[nearest.codes(piece) == code].astype(np.float64) for piece in values.pieces())
+        least = [part[np.argmin(np.abs(part))] for part in members if len(part)]
+        if least:
+            centroids[code] = float(min(least, key=abs))
+    return centroids
 
 
 def _share_parts(

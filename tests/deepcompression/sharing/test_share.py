@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -151,3 +152,16 @@ def test_large_tensors_are_shared_in_place_as_others_are(dtype: torch.dtype, zer
     assert (found.centroids, found.nonzero) == (account.centroids, account.nonzero)
     assert found.squared_error == pytest.approx(account.squared_error, rel=1e-5)
     assert torch.equal(share({"w": weight}, {"w": 3}).state["w"], wanted)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 10), (torch.bfloat16, 4)])
+def test_sharing_takes_little_memory_beside_the_tensor(dtype: torch.dtype, bits: int) -> None:
+    """Neither codes nor float32 values of the whole tensor are held."""
+    weight = torch.randn(1 << 22, generator=torch.Generator().manual_seed(1)).to(dtype)
+    if dtype == torch.bfloat16:
+        weight[: 1 << 21] = 0.5  # so many are equal that values are not counted into bins
+    tracemalloc.start()
+    sharing._share_whole("w", weight, bits, "linear", 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20  # which does not grow with the tensor
