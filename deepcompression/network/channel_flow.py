@@ -62,7 +62,8 @@ class Found:
 
     ``ties``: places that are the same channel; ``stops``: places that must stay, and why; ``makes``, ``reads``,
     ``depthwise``: axes of weights that make channels, take channels in, or do both a channel at a time; ``outputs``:
-    axes that the model returned.
+    axes that the model returned; ``heads``: of axes that are parted into heads, where these are followed, each head's
+    first place.
     """
 
     ties: list[tuple[Ids, Ids]] = field(default_factory=list)
@@ -71,6 +72,7 @@ class Found:
     reads: list[Ids] = field(default_factory=list)
     depthwise: list[Ids] = field(default_factory=list)
     outputs: list[Ids] = field(default_factory=list)
+    heads: list[Ids] = field(default_factory=list)
 
     def stop(self, ids: Ids | None, why: str) -> None:
         """Says that places must stay."""
@@ -98,6 +100,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         numbered: the model's tensors and the numbers of their axes; a tensor that has several names once.
         resizable: whether the number of groups that a depthwise weight is used with can be changed with it.
         rules: of an operation, by its name and whether it is made element by element, what it does to channels.
+        heads: whether an axis that is parted in two stays whole in the second part, instead of alike in all parts.
     """
 
     def __init__(
@@ -105,9 +108,10 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         numbered: Sequence[tuple[Tensor, Axes]],
         resizable: Callable[[Tensor, int], bool],
         rules: Callable[[str, bool], Callable[[Flow, Call], None]],
+        heads: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found = Found()
+        self.found, self.heads = Found(), heads
         self.resizable, self.rules = resizable, rules
         self.known: Any = WeakTensorKeyDictionary()
         self.mixed: Any = WeakTensorKeyDictionary()  # of what a softmax gave: the axes that it was made of

@@ -196,6 +196,22 @@ def _embedding(flow: Flow, call: Call) -> None:
     flow.put(call.outputs[0], [*[None] * call["indices"].ndim, columns])
 
 
+def _attention(flow: Flow, call: Call) -> None:
+    """Heads stay apart, as all that comes before the last two axes; of these only what the values are is followed."""
+    three = [call["query"], call["key"], call["value"]]
+    axes = [flow.axes(one) for one in three]
+    for axis in (axes[0][-1], axes[1][-1], *(one[-2] for one in axes)):
+        flow.found.stop(axis, f"{call.told} mixes its channels")
+    for added in call.inputs[3:]:
+        for axis in flow.axes(added):
+            flow.found.stop(axis, f"{call.told} adds it")
+    before = [
+        flow.join([one[place] for one in axes], [one.shape[place] for one in three], "attention")
+        for place in range(three[0].ndim - 2)
+    ]
+    flow.put(call.outputs[0], [*before, None, axes[2][-1]])
+
+
 COPIES = ("clone", "detach", "alias", "_to_copy", "lift_fresh")
 
 
@@ -226,6 +242,10 @@ _RULES: dict[Rule, tuple[str, ...]] = {
     _convolution: ("convolution", "_convolution"),
     _embedding: ("embedding",),
     _gated: ("glu",),
+    _attention: tuple(
+        f"_scaled_dot_product_{how}attention{where}"
+        for how, where in (("flash_", "_for_cpu"), ("flash_", ""), ("efficient_", ""), ("cudnn_", ""))
+    ),
     shapes.permuted: ("permute", "transpose", "t"),
     shapes.reshaped: ("view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze"),
     shapes.expanded: ("expand",),

@@ -69,10 +69,21 @@ def _regrouped(flow: Flow, given: Tensor, olds: Sequence[int], sizes: Shape) -> 
         line = grid[tuple(slice(None) if one == place else slice(0, 1) for one in range(len(sizes)))]
         if (grid == line).all():
             return [line.reshape(-1) if one == place else None for one in range(len(sizes))]
+    if len(olds) == 1 and flow.heads:
+        return _parted(flow, ids, sizes)
     if len(olds) == 1:  # as many of each part stay: channels are shuffled, or are heads
         return [*[None] * (len(sizes) - 1), alike(flow, ids, math.prod(sizes[:-1]))[0]]
     flow.found.stop(ids, "a reshape splits its channels")
     return [None] * len(sizes)
+
+
+def _parted(flow: Flow, ids: Ids, sizes: Shape) -> list[Ids | None]:
+    """An axis as heads, of several together where there are more parts than these: each is whole, or gone."""
+    grid = ids.reshape(-1, sizes[-2], sizes[-1])  # (parts, heads, places of a head)
+    first = grid[:1, :, :1]
+    flow.found.tie(np.broadcast_to(first, grid.shape).reshape(-1), ids, "the places of a head belong together")
+    flow.found.heads.append(first.reshape(-1))
+    return [*[None] * (len(sizes) - 2), first.reshape(-1), None]
 
 
 def expanded(flow: Flow, call: Call) -> None:

@@ -29,7 +29,7 @@ _UNREAD = "no layer takes its channels in"
 _OUTPUT = "it makes the model's output"
 
 
-def channel_groups(model: nn.Module, run: Run) -> tuple[list[Group], dict[str, str]]:
+def channel_groups(model: nn.Module, run: Run, *, heads: bool = False) -> tuple[list[Group], dict[str, str]]:
     """The channels of ``model`` that can be removed, by groups, and of each other layer why its channels cannot.
 
     Without a channel, outputs are those that the model gives while all weights that take this channel in are zero
@@ -41,15 +41,16 @@ def channel_groups(model: nn.Module, run: Run) -> tuple[list[Group], dict[str, s
         model: not changed: a copy of it runs, in eval mode, without gradients.
         run: calls its argument, the copy, on a few samples as the model is called later. Only what this run comes by
             is seen: a branch not taken is not known of. Where it leaves layers out, it is tried in training mode too.
+        heads: groups of attention heads instead, each a channel: all that makes one, and what takes it in.
 
     Returns:
         Groups in the order of the model's tensors; reasons by the name of a layer that is pruned by default, or of
         another tensor that was seen to make channels (``WHOLE`` where the model cannot be followed, or is the layer).
     """
-    followed = _followed(model, run)
+    followed = _followed(model, run, heads)
     if isinstance(followed, str):
         return [], {WHOLE: followed}
-    groups, left = _Reading(model, *followed).result()
+    groups, left = _Reading(model, *followed).result(heads)
     with _as_later(model):
         good, failed = proved(model, run, groups)
     sound = {_place(model, one) for group in good for one in group.makers}
@@ -63,7 +64,7 @@ def _place(model: nn.Module, member: Member) -> str:
     return (member.module or WHOLE) if is_layer(module) else member.tensor
 
 
-def _followed(model: nn.Module, run: Run) -> tuple[list[tuple[str, Axes]], Found] | str:
+def _followed(model: nn.Module, run: Run, heads: bool) -> tuple[list[tuple[str, Axes]], Found] | str:
     """The numbers of all tensors' axes, by first names, and what a run of a copy told of them; or why there is none."""
     why = _unfit(model)
     if why is not None:
@@ -73,17 +74,17 @@ def _followed(model: nn.Module, run: Run) -> tuple[list[tuple[str, Axes]], Found
             double = copy.deepcopy(model)
         except Exception as error:  # a model's classes are anybody's code
             return f"it cannot be copied: {told(error)}"
-        numbers, flow = _begun(double)
+        numbers, flow = _begun(double, heads)
         why = _ran(double, run, flow)
     _keep_fixed(model, numbers, flow.found)
     return why or (numbers, flow.found)
 
 
-def _begun(double: nn.Module) -> tuple[list[tuple[str, Axes]], Flow]:
+def _begun(double: nn.Module, heads: bool) -> tuple[list[tuple[str, Axes]], Flow]:
     """The numbers of a copy's tensors, and what follows them."""
     tensors = dict(tensors_of(double))
     numbers = list(_numbered({own[0]: tensors[own[0]] for own in names(double)}))
-    return numbers, Flow([(tensors[name], axes) for name, axes in numbers], _regroupable(double), rule)
+    return numbers, Flow([(tensors[name], axes) for name, axes in numbers], _regroupable(double), rule, heads)
 
 
 def _ran(double: nn.Module, run: Run, flow: Flow) -> str | None:
@@ -221,8 +222,8 @@ class _Reading:
                 if axis is not None:
                     yield name, place, axis
 
-    def result(self) -> tuple[list[Group], dict[str, str]]:
-        """Groups in order, and reasons by module."""
+    def result(self, heads: bool) -> tuple[list[Group], dict[str, str]]:
+        """Groups in order, of heads alone or of all channels, and reasons by module."""
         makers = [axis for _, _, axis in self._axes() if self._role(axis, "out")]
         ties = [(np.full(int(self.free[axis].sum()), axis[0]), axis[self.free[axis]]) for axis in makers]
         together = _components(self.size, [*self.found.ties, *ties])
@@ -230,9 +231,12 @@ class _Reading:
         for name, place, axis in self._axes():
             for one in dict.fromkeys(together[axis[self.free[axis]]].tolist()):
                 members.setdefault(one, []).append((name, place, axis))
+        if heads:
+            meant = set(together[np.concatenate([np.zeros(0, np.int64), *self.found.heads])].tolist())
+            members = {one: own for one, own in members.items() if one in meant}
         groups = [self._group(one, together, own) for one, own in members.items()]
         groups = [group for group in groups if group.channels > 1 and group.makers]
-        return groups, self._left(groups)
+        return groups, self._left(groups, heads)
 
     def _role(self, axis: Ids, role: Role) -> bool:
         return bool(self.roles[role][axis].any())
@@ -249,7 +253,7 @@ class _Reading:
             members += [Member(name, place, role, index) for role in roles]
         return Group(len(order), tuple(members))
 
-    def _left(self, groups: Sequence[Group]) -> dict[str, str]:
+    def _left(self, groups: Sequence[Group], heads: bool) -> dict[str, str]:
         """Of each layer whose channels are in no group, the reason."""
         grouped = {member.tensor for group in groups for member in group.makers}
         made: dict[str, list[Ids]] = {}
@@ -263,7 +267,7 @@ class _Reading:
             for name in own:
                 layer = layers.pop(name, None) if own[0] in made else None
                 if own[0] in made and own[0] not in grouped:
-                    left[name if layer is None else layer or WHOLE] = self._reason(made[own[0]])
+                    left[name if layer is None else layer or WHOLE] = self._reason(made[own[0]], heads)
         return left | {layer or WHOLE: self._unmade(layer) for layer in layers.values()}
 
     def _unmade(self, layer: str) -> str:
@@ -274,10 +278,10 @@ class _Reading:
             return "its weight is computed from other tensors"
         return "it has one channel only" if 1 in shape[:1] else "the run did not use it as a layer"
 
-    def _reason(self, made: Sequence[Ids]) -> str:
+    def _reason(self, made: Sequence[Ids], heads: bool) -> str:
         channels = [channel for axis in made for channel in self.classes[axis].tolist()]
         if any(self.free[axis].any() for axis in made):
-            return "its channels can only be removed all together"
+            return "it makes no heads" if heads else "its channels can only be removed all together"
         return next((self.why[channel] for channel in channels if channel in self.why), _UNREAD)
 
 

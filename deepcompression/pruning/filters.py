@@ -22,6 +22,7 @@ from deepcompression.network.resizing import Group, Member, resize
 from deepcompression.network.state import normalised, plain_state, replaced
 from deepcompression.network.trace import resting
 from deepcompression.pruning.prune import kept
+from deepcompression.pruning.units import Find
 from deepcompression.pruning.worth import Worth, ranked
 
 Outputs = Callable[[nn.Module], Tensor]
@@ -63,7 +64,7 @@ class FilterDensity:
 
 
 def choose(
-    model: nn.Module, density: Mapping[str, float], worth: Worth, outputs: Outputs
+    model: nn.Module, density: Mapping[str, float], worth: Worth, outputs: Outputs, find: Find = channel_groups
 ) -> tuple[list[Choice], dict[str, str]]:
     """Which channels of ``model`` stay; one of each group at least.
 
@@ -72,6 +73,7 @@ def choose(
         density: name or pattern -> fraction of the channels that stays; ``default``: of all that is not named.
         worth: what makes channels important, see ``pruning.worth``.
         outputs: what the model gives for some samples.
+        find: what goes whole, see ``pruning.units``.
 
     Returns:
         A choice for each group of channels that a density is for, and the layers that cannot lose any, with the reason.
@@ -79,7 +81,7 @@ def choose(
     Raises:
         StructureError: as ``densities``; or a weight is NaN or infinite.
     """
-    groups, left = channel_groups(model, outputs)
+    groups, left = find(model, outputs)
     return chosen(plain_state(model), densities(model, density, groups, left), worth), left
 
 
@@ -106,7 +108,7 @@ def _kept(group: Group, state: Mapping[str, Tensor], density: float, worth: Wort
 
 
 def choose_within(
-    model: nn.Module, limit: Limit, worth: Worth, outputs: Outputs
+    model: nn.Module, limit: Limit, worth: Worth, outputs: Outputs, find: Find = channel_groups
 ) -> tuple[list[Choice], dict[str, str]]:
     """The channels that stay at the largest density, one for all groups, at which a thin model costs no more.
 
@@ -115,12 +117,13 @@ def choose_within(
         limit: what it may cost.
         worth: what makes channels important, see ``pruning.worth``.
         outputs: what the model gives for some samples.
+        find: what goes whole, see ``pruning.units``.
 
     Raises:
         StructureError: no channels can be removed, or it costs more even with one channel in each group; or a weight
             is NaN or infinite.
     """
-    groups, left = channel_groups(model, outputs)
+    groups, left = find(model, outputs)
     refuse_out_of_reach(model, limit, groups, left, outputs)
     state = plain_state(model)
     found = {id(one): ranked(one, normalised(state, [each.tensor for each in one.makers]), worth) for one in groups}

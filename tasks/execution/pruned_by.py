@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from deepcompression.errors import StructureError
-from deepcompression.pruning.criteria import CRITERIA, of_filters
+from deepcompression.pruning.criteria import CRITERIA, MEASURED, of_filters
 from deepcompression.training.ramps import CURVES, NUMBERED, curve_of
 
 
@@ -38,7 +38,16 @@ def known_curve(word: str) -> str:
     return word
 
 
-Granularity = Annotated[str, one_of("weight", "filter", "kernel")]
+def criteria_of(granularity: str) -> tuple[str, ...]:
+    """The names of what can make important what goes."""
+    if granularity == "channel":  # scales and zeros are of what makes channels
+        return tuple(one for one in of_filters() if one not in MEASURED)
+    return of_filters() if granularity in WHOLE else tuple(CRITERIA)
+
+
+WHOLE = ("filter", "channel", "head")  # what goes with all that belongs to it, in all layers that share it
+LAYER = "layer"
+Granularity = Annotated[str, one_of("weight", *WHOLE, LAYER, "kernel")]
 Quality = Annotated[float, Field(gt=0)]
 Curve = Annotated[str, AfterValidator(known_curve), WithJsonSchema({"anyOf": [{"enum": list(CURVES)}, NUMBERED]})]
 Tolerance = Annotated[float, Field(ge=0, lt=1, description="of curve: adaptive: part of the metric that may be lost")]

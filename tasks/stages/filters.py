@@ -1,4 +1,4 @@
-"""Pruning of filters: what the stage `prune` does with ``granularity: filter``."""
+"""Pruning of what goes whole: what the stage `prune` does with ``granularity: filter``, ``channel`` or ``head``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ class Keys(Protocol):
     """What the stage and the method say of filters."""
 
     @property
+    def granularity(self) -> str:
+        """What goes whole."""
+
+    @property
     def density(self) -> float | dict[str, float] | None:
         """By name, or of all."""
 
@@ -46,11 +50,11 @@ class Keys(Protocol):
 
 def refuse_unfit(run: Run, model: nn.Module, settings: Keys) -> None:
     """Raises StructureError where the keys mean channels, or a cost, that the model cannot lose, or cannot judge."""
-    from deepcompression.network.channels import channel_groups
     from deepcompression.pruning import filters as library
+    from deepcompression.pruning.units import UNITS
     from deepcompression.training.context import context_of
 
-    groups, left = channel_groups(model, lambda one: outputs(run, one))
+    groups, left = UNITS[settings.granularity](model, lambda one: outputs(run, one))
     limit = limit_of(settings)
     if limit is None:
         meant = library.densities(model, table_of(settings.density), groups, left)
@@ -97,12 +101,13 @@ def pruned(bench: Bench, settings: Settings) -> Product:
 def _chosen(bench: Bench, model: nn.Module, settings: Settings) -> tuple[list[Choice], dict[str, str]]:
     from deepcompression.pruning import filters as library
     from deepcompression.pruning.prune import refresh
+    from deepcompression.pruning.units import UNITS
 
-    worth, limit = worth_of(settings, bench.context()), limit_of(settings)
+    worth, limit, find = worth_of(settings, bench.context()), limit_of(settings), UNITS[settings.granularity]
     refresh(worth, bench.model())  # a copy: what is measured is measured where models train
     if limit is None:
-        return library.choose(model, table_of(settings.density), worth, lambda one: outputs(bench.run, one))
-    return library.choose_within(model, limit, worth, lambda one: outputs(bench.run, one))
+        return library.choose(model, table_of(settings.density), worth, lambda one: outputs(bench.run, one), find)
+    return library.choose_within(model, limit, worth, lambda one: outputs(bench.run, one), find)
 
 
 def _counted(bench: Bench, model: nn.Module, choices: Sequence[Choice]) -> dict[str, Any]:

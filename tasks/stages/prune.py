@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from pydantic import Field, model_validator
 
 from deepcompression.errors import StructureError
-from deepcompression.pruning.criteria import CRITERIA, of_filters
 from deepcompression.training.ramps import TOLERANCE
 from tasks.execution.bench import Bench, Product, covering
 from tasks.execution.patterns import NAMED, SELECTED
-from tasks.execution.pruned_by import AnyCriterion, Curve, Granularity, Quality, Tolerance
+from tasks.execution.pruned_by import LAYER, WHOLE, AnyCriterion, Curve, Granularity, Quality, Tolerance, criteria_of
 from tasks.execution.settings import ByName, Density, Dropouts, Factory, Stage, Training, plain, table_of
 
 if TYPE_CHECKING:
@@ -39,13 +38,16 @@ class Settings(Stage):
     stage: Literal["prune"]
     granularity: Granularity = Field(
         "weight",
-        description="filter: whole channels go, together in all layers that share them; 2:4, or any N:M: of every M "
-        "weights along the inputs N stay; 1x4, any ROWSxCOLUMNS, or kernel: blocks, or kernels of one input, go whole",
+        description="filter: whole channels go, together in all layers that share them; channel: the same, named and "
+        "judged by what takes them in; head: of attention; layer: residual blocks; 2:4, or any N:M: of every M weights "
+        "along the inputs N stay; 1x4, any ROWSxCOLUMNS, or kernel: blocks, or kernels of one input, go whole",
     )
     layers: Annotated[list[str] | None, NAMED] = Field(
         None, min_length=1, description="of a pattern: names of tensors or patterns; default: all that can have it"
     )
-    remove: bool = Field(False, description="of filters: shapes shrink, by an edit that the file holds; else zeros")
+    remove: bool = Field(
+        False, description="of filters and the like: shapes shrink, by an edit that the file holds; else zeros"
+    )
     density: Annotated[Density | dict[str, Density] | None, ByName, SELECTED] = Field(
         None, description="fraction of weights, or of a layer's filters, that stays"
     )
@@ -76,12 +78,12 @@ class Settings(Stage):
 
     @model_validator(mode="after")
     def _one_way(self) -> Settings:
-        limits, filters = [self.flops, self.parameters], self.granularity == "filter"
-        given = [self.density, self.quality, *(limits if filters else [])]
+        limits, whole = [self.flops, self.parameters], self.granularity in (*WHOLE, LAYER)
+        given = [self.density, self.quality, *(limits if whole else [])]
         if sum(one is not None for one in given) != 1 and ":" not in self.granularity:
-            words = "density, flops and parameters" if filters else "density and quality"
+            words = "density, flops and parameters" if whole else "density and quality"
             raise ValueError(f"expected exactly one of {words}")
-        if limits != [None, None] and not filters:
+        if limits != [None, None] and not whole:
             key = "flops" if self.parameters is None else "parameters"
             raise ValueError(f"{key} goes with granularity: filter; single weights that are zero are still there")
         if self.scope == "global" and not isinstance(self.density, float):
@@ -96,31 +98,46 @@ class Settings(Stage):
 
     @model_validator(mode="after")
     def _of_one_granularity(self) -> Settings:
-        filters = self.granularity == "filter"
+        whole = self.granularity in WHOLE
         if self.is_pattern:
             self._check_pattern()
         elif self.layers is not None:
             raise ValueError("layers goes with a granularity such as 2:4 or 1x4; else density names what is pruned")
-        known = of_filters() if filters else tuple(CRITERIA)
-        if self.criterion not in known and not (filters and self.score):
+        if self.granularity == LAYER:
+            self._check_layer()
+        known = criteria_of(self.granularity)
+        if self.criterion not in known and not (whole and self.score):
             raise ValueError(
                 f"granularity: {self.granularity} goes with criterion: one of {', '.join(known)}; not {self.criterion}"
             )
-        if self.remove and not filters:
+        if self.remove and not whole and self.granularity != LAYER:
             raise ValueError("remove: true goes with granularity: filter; single weights cannot be taken out")
-        if filters and (self.quality is not None or self.scope == "global"):
-            raise ValueError("granularity: filter goes with density, flops or parameters, and scope: layer")
-        if filters and self.gradual:
+        if whole and (self.quality is not None or self.scope == "global"):
             raise ValueError(
-                "granularity: filter goes without gradual; while training it is a method: stage: train, methods: "
-                "[{prune: {granularity: filter}}]"
+                f"granularity: {self.granularity} goes with density, flops or parameters, and scope: layer"
+            )
+        if whole and self.gradual:
+            raise ValueError(
+                f"granularity: {self.granularity} goes without gradual; while training it is a method: stage: train, "
+                "methods: [{prune: {granularity: filter}}]"
             )
         return self
+
+    def _check_layer(self) -> None:
+        if not self.remove:
+            raise ValueError("granularity: layer goes with remove: true; a block is there, or returns what it takes")
+        if isinstance(self.density, dict) or self.quality is not None:
+            raise ValueError("granularity: layer goes with one density of all blocks, flops or parameters")
+        others = (self.gradual, self.score, self.rounds > 1, self.scope == "global", self.criterion != "magnitude")
+        if any(others):
+            raise ValueError(
+                "granularity: layer goes by the loss alone: leave gradual, score, rounds, scope, criterion"
+            )
 
     @property
     def is_pattern(self) -> bool:
         """Whether zeros lie in a pattern."""
-        return self.granularity not in ("weight", "filter")
+        return self.granularity not in ("weight", *WHOLE, LAYER)
 
     def _check_pattern(self) -> None:
         if ":" in self.granularity and (self.density is not None or self.quality is not None or self.rounds > 1):
@@ -144,16 +161,20 @@ class Settings(Stage):
             from deepcompression.structure.patterns import pattern_of
 
             fitting(model, pattern_of(self.granularity), self.layers)
-        if self.granularity == "filter":
+        if self.granularity in WHOLE:
             from tasks.stages.filters import refuse_unfit
 
             refuse_unfit(run, model, self)
+        if self.granularity == LAYER:
+            from tasks.stages import blocks
+
+            blocks.refuse_unfit(run, model, self)
 
     def follows(self, model: nn.Module, structure: Structure) -> None:
         """Weights of two values stay two values; whole filters of them may go, where nothing is grouped by them."""
         from deepcompression.structure.constraints import refuse_torn
 
-        if self.remove:
+        if self.remove and self.granularity != LAYER:
             refuse_torn(structure, "the removal of filters; let it come before, or take remove: false")
         key = "layers" if self.is_pattern else "quality" if self.density is None else "density"
         for name in self._tensors(model):
@@ -167,7 +188,7 @@ class Settings(Stage):
         """Whose single weights, or groups or blocks of them, are pruned."""
         from deepcompression.network.names import resolve
 
-        if self.granularity == "filter":
+        if self.granularity in (*WHOLE, LAYER):
             return ()
         if self.is_pattern:
             from deepcompression.pruning.patterns import fitting
@@ -177,7 +198,9 @@ class Settings(Stage):
         return resolve(model, table_of(self.density if self.quality is None else self.quality))
 
     def edits(self) -> Mapping[str, str]:
-        """Filters that are removed."""
+        """Filters that are removed, or blocks that are left out."""
+        if self.granularity == LAYER:
+            return {"bypass": "granularity: layer"}
         return {"resize": "remove: true"} if self.remove else {}
 
     @property
@@ -214,10 +237,14 @@ class Scored(Protocol):
 
 def work(bench: Bench, settings: Settings) -> Product:
     """Small weights, or whole filters, become +0.0, or are removed."""
-    if settings.granularity == "filter":
+    if settings.granularity in WHOLE:
         from tasks.stages.filters import pruned
 
         return pruned(bench, settings)
+    if settings.granularity == LAYER:
+        from tasks.stages import blocks
+
+        return blocks.pruned(bench, settings)
     if settings.is_pattern:
         return _to_patterns(bench, settings)
     return _gradual(bench, settings, settings.gradual) if settings.gradual else _one_shot(bench, settings)

@@ -1,9 +1,10 @@
 """Dictionaries and lookups (LCNN): LeNet-5 on MNIST with a third of the operations, counted and timed.
 
-`python tests/benchmarks/bench_lcnn.py --weights LENET5.safetensors [--epochs 3] [--seed 0]`; without weights the dense
-net is trained first, by the plan of conf/lenet-5.yaml. Each of a few dictionaries is trained for some epochs; which one
-is told by validation among those with at most a third of the multiplications (`--operations`), and the test split is
-read once, by the net that a new LeNet-5 became with the `.dcz`. Times are of this machine, one thread, in turns.
+`python tests/benchmarks/bench_lcnn.py --weights LENET5.safetensors [--epochs 3] [--rate 1e-3]`; without weights the
+dense net is trained first, by the plan of conf/lenet-5.yaml. Each of a few dictionaries is trained for some epochs;
+which one is told by validation among those with at most a third of the multiplications (`--operations`), and the test
+split is read once, by the net that a new LeNet-5 became with the `.dcz`. Times are of this machine, one thread, in
+turns.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def trained(state: dict[str, Tensor], tried: tuple[int, ...], task: Problem, giv
     before = evaluate(model, task.validation, task.step, task.metric)
     started = time.process_time()
     structure = structured([f"{row.name}.lookup.weight" for row in rows])
-    train(model, task, plan(given.epochs, given.seed), [], structure=structure)
+    train(model, task, plan(given.epochs, given.seed, given.rate), [], structure=structure)
     after = evaluate(model, task.validation, task.step, task.metric)
     model.load_state_dict(plain_state(model))
     return {
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--fit", choices=("kmeans", "learned"), default="kmeans")
     parser.add_argument("--operations", type=float, default=1 / 3, help="of the dense net's, at most")
     given = parser.parse_args()
