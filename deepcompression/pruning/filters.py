@@ -26,7 +26,6 @@ from deepcompression.pruning.units import Find
 from deepcompression.pruning.worth import Worth, ranked
 
 Outputs = Callable[[nn.Module], Tensor]
-HALVINGS, TINY = 10, 1e-9  # of the densities between which one is looked for; one channel of each group
 TOLERANCE = 1e-3  # of the outputs' norm: a channel in the wrong place is far beyond it, the rounding of sums far below
 NARROW_TOLERANCE = 0.05  # where a parameter is float16 or bfloat16
 
@@ -64,7 +63,12 @@ class FilterDensity:
 
 
 def choose(
-    model: nn.Module, density: Mapping[str, float], worth: Worth, outputs: Outputs, find: Find = channel_groups
+    model: nn.Module,
+    density: Mapping[str, float],
+    worth: Worth,
+    outputs: Outputs,
+    find: Find = channel_groups,
+    multiple: int = 1,
 ) -> tuple[list[Choice], dict[str, str]]:
     """Which channels of ``model`` stay; one of each group at least.
 
@@ -74,6 +78,7 @@ def choose(
         worth: what makes channels important, see ``pruning.worth``.
         outputs: what the model gives for some samples.
         find: what goes whole, see ``pruning.units``.
+        multiple: of which as many stay in each group, where it has so many.
 
     Returns:
         A choice for each group of channels that a density is for, and the layers that cannot lose any, with the reason.
@@ -82,22 +87,33 @@ def choose(
         StructureError: as ``densities``; or a weight is NaN or infinite.
     """
     groups, left = find(model, outputs)
-    return chosen(plain_state(model), densities(model, density, groups, left), worth), left
+    return chosen(plain_state(model), densities(model, density, groups, left), worth, multiple), left
 
 
-def chosen(state: Mapping[str, Tensor], wanted: Sequence[tuple[Group, float]], worth: Worth) -> list[Choice]:
+def chosen(
+    state: Mapping[str, Tensor], wanted: Sequence[tuple[Group, float]], worth: Worth, multiple: int = 1
+) -> list[Choice]:
     """Which channels of some groups stay, at the density of each; one at least.
 
     Args:
         state: tensors by name.
         wanted: groups and densities.
         worth: what makes channels important; not asked where all stay.
+        multiple: of which as many stay in each group, where it has so many.
 
     Raises:
         StructureError: a weight is NaN or infinite.
     """
     state = normalised(state, dict.fromkeys(one.tensor for group, _ in wanted for one in group.makers))
-    return [Choice(group, _kept(group, state, fraction, worth)) for group, fraction in wanted]
+    parts = [(group, _in_multiples(group.channels, density, multiple)) for group, density in wanted]
+    return [Choice(group, _kept(group, state, part, worth)) for group, part in parts]
+
+
+def _in_multiples(channels: int, density: float, multiple: int) -> float:
+    """The density at which the nearest multiple stays: one at least, and no more than there are."""
+    if multiple == 1:
+        return density
+    return min(max(round(density * channels / multiple), 1) * multiple, channels) / channels
 
 
 def _kept(group: Group, state: Mapping[str, Tensor], density: float, worth: Worth) -> tuple[int, ...]:
@@ -105,74 +121,6 @@ def _kept(group: Group, state: Mapping[str, Tensor], density: float, worth: Wort
         return tuple(range(group.channels))
     stays = kept({"": ranked(group, state, worth)}, {"": density}, "layer")[""]
     return tuple(stays.nonzero().flatten().tolist())
-
-
-def choose_within(
-    model: nn.Module, limit: Limit, worth: Worth, outputs: Outputs, find: Find = channel_groups
-) -> tuple[list[Choice], dict[str, str]]:
-    """The channels that stay at the largest density, one for all groups, at which a thin model costs no more.
-
-    Args:
-        model: not changed.
-        limit: what it may cost.
-        worth: what makes channels important, see ``pruning.worth``.
-        outputs: what the model gives for some samples.
-        find: what goes whole, see ``pruning.units``.
-
-    Raises:
-        StructureError: no channels can be removed, or it costs more even with one channel in each group; or a weight
-            is NaN or infinite.
-    """
-    groups, left = find(model, outputs)
-    refuse_out_of_reach(model, limit, groups, left, outputs)
-    state = plain_state(model)
-    found = {id(one): ranked(one, normalised(state, [each.tensor for each in one.makers]), worth) for one in groups}
-    density = density_within(model, limit, groups, lambda group, _: found[id(group)], outputs)
-    return chosen(state, [(group, density) for group in groups], lambda group, _: found[id(group)]), left
-
-
-def density_within(model: nn.Module, limit: Limit, groups: Sequence[Group], worth: Worth, outputs: Outputs) -> float:
-    """The largest density, one for all groups, at which a thin model costs no more than it may.
-
-    Args:
-        model: not changed.
-        limit: what it may cost; within reach.
-        groups: of its channels.
-        worth: what makes channels important.
-        outputs: what a model gives for some samples.
-    """
-    state, most = plain_state(model), limit.part * limit.cost(model, outputs)
-    low, high = 0.0, 1.0
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        tried = chosen(state, [(group, middle) for group in groups], worth)
-        low, high = (middle, high) if limit.cost(thinned(model, tried), outputs) <= most else (low, middle)
-    return max(low, TINY)
-
-
-def refuse_out_of_reach(
-    model: nn.Module, limit: Limit, groups: Sequence[Group], left: Mapping[str, str], outputs: Outputs
-) -> None:
-    """Raise where no thin model costs as little as is asked for.
-
-    Args:
-        model: not changed.
-        limit: what it may cost.
-        groups: channels that can be removed, see ``network.channels``.
-        left: why the channels of other layers cannot, by name.
-        outputs: what a model gives for some samples.
-
-    Raises:
-        StructureError: no channels can be removed, or it costs more even with one channel in each group.
-    """
-    densities(model, {"default": limit.part}, groups, left)
-    thinnest = thinned(model, [Choice(one, (0,)) for one in groups])
-    least = limit.cost(thinnest, outputs) / max(limit.cost(model, outputs), 1)
-    if least > limit.part:
-        raise StructureError(
-            f"prune: {limit.key}: {limit.part:g} is out of reach: with one channel in each group {least:.3g} of the "
-            f"{limit.unit} stay"
-        )
 
 
 def refuse_unfit(worth: Worth, model: nn.Module, groups: Sequence[Group]) -> None:

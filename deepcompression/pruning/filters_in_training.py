@@ -22,6 +22,7 @@ from deepcompression.network.edits.apply import apply
 from deepcompression.network.resizing import Group
 from deepcompression.pruning import filters as library
 from deepcompression.pruning.filters import Choice, Limit
+from deepcompression.pruning.limits import density_within, refuse_out_of_reach
 from deepcompression.pruning.prune import Score, refresh
 from deepcompression.pruning.worth import Summed, Worth, worth_of
 from deepcompression.structure.constraints import SHARED, ZEROS, Structure, having, structured
@@ -55,6 +56,7 @@ class FilterPruning(Method):
         updates: how many times channels are chosen.
         remove: whether the model ends thin, by an edit; else with zeros.
         tolerance: of the curve ``adaptive``: part of the metric that may be lost.
+        multiple: of which as many channels stay in each group, where it has so many: processors take 8 or 16 at once.
 
     He, Kang, Dong, Fu, Yang (2018), "Soft filter pruning", arXiv 1808.06866; He et al. (2019), arXiv 1811.00250.
     """
@@ -71,6 +73,7 @@ class FilterPruning(Method):
     updates: int = UPDATES
     remove: bool = False
     tolerance: float = TOLERANCE
+    multiple: int = 1
 
     @property
     def settled(self) -> float:
@@ -151,8 +154,9 @@ class FilterPruning(Method):
     def _check(self, context: Context) -> None:
         if (self.density is None) == (self.limit is None):
             raise StructureError("prune: expected either a density of filters or a limit")
-        if self.updates < 1:
-            raise StructureError(f"prune: updates {self.updates}; expected 1 or more")
+        if self.updates < 1 or self.multiple < 1:
+            got = f"{self.updates} and {self.multiple}"
+            raise StructureError(f"prune: expected updates and a multiple of 1 or more, got {got}")
         grids = sorted(target for target, role in context.claimed if role in (VALUES, ACTIVATION))
         if self.remove and grids:
             raise StructureError(
@@ -170,8 +174,8 @@ class FilterPruning(Method):
         reasons = {name if name in plain.state_dict() else f"{name}.weight": why for name, why in left.items()}
         if self.limit is None:
             return library.densities(plain, names.table_of(self.density or {}), groups, left), reasons
-        library.refuse_out_of_reach(plain, self.limit, groups, left, self._outputs)
-        density = library.density_within(plain, self.limit, groups, _in_order, self._outputs)
+        refuse_out_of_reach(plain, self.limit, groups, left, self._outputs, self.multiple)
+        density = density_within(plain, self.limit, groups, _in_order, self._outputs, self.multiple)
         return [(group, density) for group in groups], reasons
 
     def _hold(self, model: nn.Module, structure: Structure) -> None:
@@ -188,7 +192,7 @@ class FilterPruning(Method):
         state = {name: one.cpu() for name, one in self._free(model).items()}
         if all(bool(one.isfinite().all()) for one in state.values()):  # else training's own check says so
             refresh(self._worth, model)
-            self._choices = library.chosen(state, wanted, self._worth)
+            self._choices = library.chosen(state, wanted, self._worth, self.multiple)
 
     def _free(self, model: nn.Module) -> dict[str, Tensor]:
         """The weights that may stay: those that do, or on a way that may go back all that were not zero at first."""

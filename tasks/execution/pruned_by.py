@@ -51,5 +51,8 @@ Granularity = Annotated[str, one_of("weight", *WHOLE, LAYER, "kernel")]
 Quality = Annotated[float, Field(gt=0)]
 Curve = Annotated[str, AfterValidator(known_curve), WithJsonSchema({"anyOf": [{"enum": list(CURVES)}, NUMBERED]})]
 Tolerance = Annotated[float, Field(ge=0, lt=1, description="of curve: adaptive: part of the metric that may be lost")]
+Multiple = Annotated[
+    int, Field(ge=1, description="of which as many stay in each group, where it has so many: 8 suits most processors")
+]
 Criterion = Literal[tuple(CRITERIA)]
 AnyCriterion = Literal[tuple(dict.fromkeys((*CRITERIA, *of_filters())))]

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from deepcompression.pruning.criteria import CRITERIA, of_filters
 from deepcompression.training.ramps import TOLERANCE
 from tasks.execution.patterns import NAMED, SELECTED
-from tasks.execution.pruned_by import AnyCriterion, Curve, Tolerance, one_of
+from tasks.execution.pruned_by import AnyCriterion, Curve, Multiple, Tolerance, one_of
 from tasks.execution.settings import ByName, Density, Factory, MethodSettings, plain
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Granularity = Annotated[str, one_of("weight", "filter", blocks=False)]
 N_M = ("layers", "decay")  # keys of N:M alone
-FILTER = ("flops", "parameters", "soft", "updates", "remove")  # of filters alone
+FILTER = ("flops", "parameters", "soft", "updates", "remove", "multiple")  # of filters alone
 
 
 class Settings(MethodSettings):
@@ -41,6 +41,7 @@ class Settings(MethodSettings):
         None, gt=0, lt=1, description="of filters, instead of density: the part of the multiplications that stays"
     )
     parameters: float | None = Field(None, gt=0, lt=1, description="the same, of the parameters")
+    multiple: Multiple = 1
     scope: Literal["layer", "global"] = "layer"
     start: Density = Field(1.0, description="density at the first step")
     ramp: float = Field(0.7, gt=0, le=1, description="fraction of the epochs in which the density falls")
@@ -81,7 +82,7 @@ class Settings(MethodSettings):
         return self._check_filters() if self.granularity == "filter" else self._check_density()
 
     def _check_density(self) -> Settings:
-        if given := [name for name in FILTER if getattr(self, name)]:
+        if given := [name for name in FILTER if name in self.model_fields_set and getattr(self, name)]:
             raise ValueError(f"{given[0]} goes with granularity: filter; remove it")
         if self.density is None:
             raise ValueError("expected a density, or a granularity such as 2:4")
@@ -143,6 +144,7 @@ class Settings(MethodSettings):
             self.updates or UPDATES,
             self.remove,
             self.tolerance,
+            self.multiple,
         )
 
     def fits(self, run: Run, model: nn.Module) -> None:

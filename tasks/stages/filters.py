@@ -40,6 +40,10 @@ class Keys(Protocol):
         """The part that stays."""
 
     @property
+    def multiple(self) -> int:
+        """Of which as many stay."""
+
+    @property
     def criterion(self) -> str | None:
         """Its name."""
 
@@ -51,6 +55,7 @@ class Keys(Protocol):
 def refuse_unfit(run: Run, model: nn.Module, settings: Keys) -> None:
     """Raises StructureError where the keys mean channels, or a cost, that the model cannot lose, or cannot judge."""
     from deepcompression.pruning import filters as library
+    from deepcompression.pruning.limits import refuse_out_of_reach
     from deepcompression.pruning.units import UNITS
     from deepcompression.training.context import context_of
 
@@ -60,7 +65,7 @@ def refuse_unfit(run: Run, model: nn.Module, settings: Keys) -> None:
         meant = library.densities(model, table_of(settings.density), groups, left)
         groups = [group for group, density in meant if density < 1]
     else:
-        library.refuse_out_of_reach(model, limit, groups, left, lambda one: outputs(run, one))
+        refuse_out_of_reach(model, limit, groups, left, lambda one: outputs(run, one), settings.multiple)
     library.refuse_unfit(worth_of(settings, context_of(run.problem(), run.compute())), model, groups)
 
 
@@ -100,14 +105,16 @@ def pruned(bench: Bench, settings: Settings) -> Product:
 
 def _chosen(bench: Bench, model: nn.Module, settings: Settings) -> tuple[list[Choice], dict[str, str]]:
     from deepcompression.pruning import filters as library
+    from deepcompression.pruning.limits import choose_within
     from deepcompression.pruning.prune import refresh
     from deepcompression.pruning.units import UNITS
 
     worth, limit, find = worth_of(settings, bench.context()), limit_of(settings), UNITS[settings.granularity]
     refresh(worth, bench.model())  # a copy: what is measured is measured where models train
+    run, multiple = lambda one: outputs(bench.run, one), settings.multiple
     if limit is None:
-        return library.choose(model, table_of(settings.density), worth, lambda one: outputs(bench.run, one), find)
-    return library.choose_within(model, limit, worth, lambda one: outputs(bench.run, one), find)
+        return library.choose(model, table_of(settings.density), worth, run, find, multiple)
+    return choose_within(model, limit, worth, run, find, multiple)
 
 
 def _counted(bench: Bench, model: nn.Module, choices: Sequence[Choice]) -> dict[str, Any]:

@@ -12,7 +12,17 @@ from deepcompression.errors import StructureError
 from deepcompression.training.ramps import TOLERANCE
 from tasks.execution.bench import Bench, Product, covering
 from tasks.execution.patterns import NAMED, SELECTED
-from tasks.execution.pruned_by import LAYER, WHOLE, AnyCriterion, Curve, Granularity, Quality, Tolerance, criteria_of
+from tasks.execution.pruned_by import (
+    LAYER,
+    WHOLE,
+    AnyCriterion,
+    Curve,
+    Granularity,
+    Multiple,
+    Quality,
+    Tolerance,
+    criteria_of,
+)
 from tasks.execution.settings import ByName, Density, Dropouts, Factory, Stage, Training, plain, table_of
 
 if TYPE_CHECKING:
@@ -46,7 +56,7 @@ class Settings(Stage):
         None, min_length=1, description="of a pattern: names of tensors or patterns; default: all that can have it"
     )
     remove: bool = Field(
-        False, description="of filters and the like: shapes shrink, by an edit that the file holds; else zeros"
+        False, description="of filters and the like: shapes shrink, by an edit in the file; else zeros"
     )
     density: Annotated[Density | dict[str, Density] | None, ByName, SELECTED] = Field(
         None, description="fraction of weights, or of a layer's filters, that stays"
@@ -62,6 +72,7 @@ class Settings(Stage):
         "most; the one density of all channels that keeps to it is looked for",
     )
     parameters: float | None = Field(None, gt=0, lt=1, description="the same, of the parameters")
+    multiple: Multiple = 1
     scope: Literal["layer", "global"] = "layer"
     rounds: int = Field(1, ge=1, description="prune and the finetune that follows, alternating so many times")
     gradual: Gradual | None = None
@@ -116,6 +127,8 @@ class Settings(Stage):
             raise ValueError(
                 f"granularity: {self.granularity} goes with density, flops or parameters, and scope: layer"
             )
+        if self.multiple > 1 and not whole:
+            raise ValueError(f"multiple goes with granularity: one of {', '.join(WHOLE)}")
         if whole and self.gradual:
             raise ValueError(
                 f"granularity: {self.granularity} goes without gradual; while training it is a method: stage: train, "

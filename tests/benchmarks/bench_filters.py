@@ -3,9 +3,9 @@
 `python tests/benchmarks/bench_filters.py FOLDER [--seeds 0 1 2] [--ways fpgm l1 bn_scale tp-fpgm tp-l1 tp-bn_scale]
 [--device cuda]`, with Torch-Pruning 1.6.1 installed where ways of `tp-` are wanted (`pip install --no-deps
 torch-pruning==1.6.1`). A way of ours is a criterion and how: `fpgm+soft`, `l1+once` (all at the first step), `+distil`
-(the float net teaches), `+bn_l1`; of theirs a criterion: all at once, then the same training. All train by the same
-plan: the same data, epochs, rate and batches. Ours are read back from a `.dcz`. `--share` trains on, with few weights
-of 4 bits. `--validation` judges by the validation split, and leaves the test images alone: settings are chosen by it.
+(the float net teaches), `+bn_l1`, `+8` (multiples of 8 channels); of theirs a criterion, and `+8`: all at once, then
+the same training. All train by the same plan: the same data, epochs, rate and batches. Ours are read back from a
+`.dcz`. `--share` trains on, with few weights of 4 bits. `--validation` judges by the validation split, and leaves the test images alone: settings are chosen by it.
 FOLDER keeps float nets (as of bench_lsq.py) and what each net gets right, so that several processes may share the work
 and the command goes on. Latency is that of this process' CPU, beside the dense net, in turn.
 """
@@ -46,6 +46,7 @@ from deepcompression.training.problem import Problem
 SPARSE = "bn_l1"
 THEIRS = "tp-"
 BATCHES = (1, 32)
+MULTIPLE = 8
 STEPS = 400  # in which Torch-Pruning comes to all of the channels
 
 
@@ -73,7 +74,12 @@ def ours(state: dict[str, Tensor], way: str, part: float, task: Problem, how: Pl
     criterion, *more = way.split("+")
     once = {"curve": "constant", "updates": 1, "ramp": 0.01} if "once" in more else {"ramp": 0.5}
     method = FilterPruning(
-        limit=Limit(part, macs_in), criterion=criterion, soft="soft" in more, remove=True, **{"updates": 10, **once}
+        limit=Limit(part, macs_in),
+        criterion=criterion,
+        soft="soft" in more,
+        remove=True,
+        multiple=MULTIPLE if str(MULTIPLE) in more else 1,
+        **{"updates": 10, **once},
     )
     model, teacher = models.resnet20(), models.resnet20()
     model.load_state_dict(state)
@@ -99,7 +105,9 @@ def theirs(state: dict[str, Tensor], way: str, part: float, task: Problem, how: 
     model = models.resnet20()
     model.load_state_dict(state)
     model, whole = model.eval(), macs(model)
-    keys = {"importance": importances[way.removeprefix(THEIRS).split("+")[0]](), "pruning_ratio": 1.0}
+    criterion, *more = way.removeprefix(THEIRS).split("+")
+    keys = {"importance": importances[criterion](), "pruning_ratio": 1.0}
+    keys |= {"round_to": MULTIPLE} if str(MULTIPLE) in more else {}
     pruner = tp.pruner.BasePruner(
         model, torch.zeros(1, 1, 28, 28), ignored_layers=[model.fc], iterative_steps=STEPS, **keys
     )
@@ -119,13 +127,17 @@ def shared(model: nn.Module, task: Problem, how: Plan, density: float, path: Pat
 
 
 def timed(model: nn.Module, dense: nn.Module, seconds: float) -> dict[str, dict[str, float]]:
-    """Medians in milliseconds of both nets on the CPU, and how many times as fast the thin one is, by batch size."""
-    found, rivals = {}, {"dense": copy.deepcopy(dense).cpu().eval(), "thin": copy.deepcopy(model).cpu().eval()}
+    """Medians in milliseconds of both nets on the CPU, and how many times as fast the thin one is, by batch size: as
+    they are, and as PyTorch freezes them (BatchNorm in the convolutions)."""
+    found, nets = {}, {"dense": copy.deepcopy(dense).cpu().eval(), "thin": copy.deepcopy(model).cpu().eval()}
     with torch.inference_mode():
         for size in BATCHES:
-            came = latency.interleaved(rivals, torch.zeros(size, 1, 28, 28), latency.Plan(seconds=seconds))
-            medians = {name: 1000 * one.median for name, one in came.items()}
-            found[str(size)] = {**medians, "faster": latency.ratio(came["dense"], came["thin"])}
+            batch = torch.zeros(size, 1, 28, 28)
+            frozen = {name: torch.jit.freeze(torch.jit.trace(one, batch)) for name, one in nets.items()}
+            for form, rivals in (("", nets), (" frozen", frozen)):
+                came = latency.interleaved(rivals, batch, latency.Plan(seconds=seconds))
+                medians = {name: 1000 * one.median for name, one in came.items()}
+                found[f"{size}{form}"] = {**medians, "faster": latency.ratio(came["dense"], came["thin"])}
     return found
 
 

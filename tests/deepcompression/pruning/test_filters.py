@@ -21,6 +21,7 @@ from deepcompression.network.edits.apply import apply
 from deepcompression.network.resizing import Group, Member
 from deepcompression.pruning import filters as library
 from deepcompression.pruning import worth
+from deepcompression.pruning.limits import choose_within
 
 FPGM, L1 = worth.by_filters(worth.fpgm), worth.by_filters(worth.l1)
 
@@ -191,7 +192,7 @@ def test_the_density_that_keeps_to_the_multiplications_is_found(part: float) -> 
     torch.manual_seed(0)
     model = paper.digits_net().eval()
     run = lambda one: one(torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)))  # noqa: E731
-    choices, left = library.choose_within(model, library.Limit(part, macs), L1, run)
+    choices, left = choose_within(model, library.Limit(part, macs), L1, run)
     thin = library.thinned(model, choices)
     assert 0.9 * part * macs(model) < macs(thin) <= part * macs(model) and "fc2" in left
     density = max(len(one.kept) / one.group.channels for one in choices)
@@ -207,7 +208,7 @@ def test_multiplications_that_cannot_be_reached_are_refused() -> None:
     """One channel in each group is left in any case."""
     model = paper.digits_net().eval()
     with pytest.raises(StructureError, match=r"prune: flops: 1e-06 is out of reach: with one channel in each group"):
-        library.choose_within(model, library.Limit(1e-6, macs), L1, lambda one: one(torch.zeros(2, 1, 8, 8)))
+        choose_within(model, library.Limit(1e-6, macs), L1, lambda one: one(torch.zeros(2, 1, 8, 8)))
 
 
 def test_parameters_are_kept_to_as_multiplications_are() -> None:
@@ -215,8 +216,24 @@ def test_parameters_are_kept_to_as_multiplications_are() -> None:
     model = paper.digits_net().eval()
     run = lambda one: one(torch.zeros(2, 1, 8, 8))  # noqa: E731
     limit = library.Limit(0.3, library.parameters_of, "parameters", "parameters")
-    thin = library.thinned(model, library.choose_within(model, limit, L1, run)[0])
+    thin = library.thinned(model, choose_within(model, limit, L1, run)[0])
     whole = library.parameters_of(model)
     assert 0.9 * 0.3 * whole < library.parameters_of(thin) <= 0.3 * whole
     with pytest.raises(StructureError, match=r"parameters: 1e-06 is out of reach: .* of the parameters stay"):
-        library.choose_within(model, dataclasses.replace(limit, part=1e-6), L1, run)
+        choose_within(model, dataclasses.replace(limit, part=1e-6), L1, run)
+
+
+@pytest.mark.parametrize("by", ["density", "parameters"])
+def test_as_many_channels_stay_as_processors_like(by: str) -> None:
+    """Multiples of 4, the nearest to a density; all of a group that has fewer; within a limit as well."""
+    model = varied(nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 3), nn.ReLU(), conv(3, 10), nn.ReLU(), conv(10, 4)))
+    if by == "density":
+        choices, _ = library.choose(model, {"default": 0.4}, L1, outputs, multiple=4)
+        assert [len(one.kept) for one in choices] == [8, 3, 4]
+        return
+    limit = library.Limit(0.6, library.parameters_of, "parameters", "parameters")
+    choices, _ = choose_within(model, limit, L1, outputs, multiple=4)
+    assert [len(one.kept) for one in choices] in ([8, 3, 8], [8, 3, 4])
+    assert library.parameters_of(library.thinned(model, choices)) <= 0.6 * library.parameters_of(model)
+    with pytest.raises(StructureError, match=r"parameters: 0.1 is out of reach: with 4 channels in each group"):
+        choose_within(model, dataclasses.replace(limit, part=0.1), L1, outputs, multiple=4)

@@ -130,7 +130,7 @@ def test_channels_go_little_by_little_and_never_more_than_asked() -> None:
         (FilterPruning(), [], "expected either a density of filters or a limit"),
         (FilterPruning(0.5, limit=Limit(0.5, macs_in)), [], "expected either a density of filters or a limit"),
         (FilterPruning(0.5, curve="up"), [], "curve 'up' is not known"),
-        (FilterPruning(0.5, updates=0), [], "updates 0; expected 1 or more"),
+        (FilterPruning(0.5, updates=0), [], "expected updates and a multiple of 1 or more, got 0 and 1"),
         (FilterPruning(0.5, criterion="l3"), [], "criterion 'l3' is not known for filters"),
         (FilterPruning({"head": 0.5}), [], "head.weight: its channels cannot be removed"),
         (FilterPruning(0.5), [GradualPruning(0.5)], "prune and prune both claim its sparsity"),

@@ -38,6 +38,7 @@ FPGM: dict[str, Any] = {"stage": "prune", "granularity": "filter", "criterion": 
         ({**FPGM}, "expected exactly one of density, flops and parameters"),
         ({**FPGM, "density": 0.5, "flops": 0.5}, "expected exactly one of density, flops and parameters"),
         ({**FPGM, "parameters": 0.5, "flops": 0.5}, "expected exactly one of density, flops and parameters"),
+        ({"stage": "prune", "density": 0.5, "multiple": 8}, "multiple goes with granularity: one of filter"),
         ({"stage": "prune", "density": 0.5, "parameters": 0.5}, "parameters goes with granularity: filter"),
         ({"stage": "prune", "density": 0.5, "flops": 0.5}, "flops goes with granularity: filter"),
     ],
