@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,7 @@ from tasks.execution.pruned_by import (
     Tolerance,
     criteria_of,
 )
+from tasks.execution.scores import score_of
 from tasks.execution.settings import ByName, Density, Dropouts, Factory, Stage, Training, plain, table_of
 
 if TYPE_CHECKING:
@@ -241,13 +242,6 @@ class Settings(Stage):
         return self.model_copy(update={key: changed, "rounds": 1})
 
 
-class Scored(Protocol):
-    """Keys that say what makes a weight important."""
-
-    criterion: str
-    score: Factory | None
-
-
 def work(bench: Bench, settings: Settings) -> Product:
     """Small weights, or whole filters, become +0.0, or are removed."""
     if settings.granularity in WHOLE:
@@ -338,24 +332,3 @@ def _product(model: nn.Module, state: Mapping[str, Tensor], layers: Sequence[Lay
         notes=[f"{name} is zero throughout: nothing is pruned in it, and it stays free to learn" for name in blank],
     )
     return covering(product, coverage(model, done, dict.fromkeys(blank, "zero throughout")))
-
-
-def score_of(bench: Bench, settings: Scored, model: Any = None) -> Any:
-    """What the criterion, or the user's score, makes of weights; measured for ``model``, where one is given.
-
-    Raises:
-        StructureError: no criterion has the name that ``settings`` give.
-        FactoryError: the user's score does not import, or is no function of two arguments.
-    """
-    from deepcompression import factory
-    from deepcompression.pruning.criteria import maker
-
-    if settings.score:
-        return factory.function(settings.score.factory, settings.score.arguments())
-    make = maker(settings.criterion)
-    if make is None:
-        return None
-    made = make(bench.context())
-    if model is not None and hasattr(made, "refresh"):
-        made.refresh(model)
-    return made

@@ -11,9 +11,9 @@ from tasks.console import bar
 from tasks.execution.bench import Bench, Product
 from tasks.execution.pruned_by import Criterion
 from tasks.execution.run import Reference, Run
+from tasks.execution.scores import score_of
 from tasks.execution.settings import Factory, Stage
 from tasks.report.sensitivity import sensitivity as picture
-from tasks.stages.prune import score_of
 from tasks.storage.store import write_json
 
 if TYPE_CHECKING:

@@ -5,9 +5,10 @@
 torch-pruning==1.6.1`). A way of ours is a criterion and how: `fpgm+soft`, `l1+once` (all at the first step), `+distil`
 (the float net teaches), `+bn_l1`, `+8` (multiples of 8 channels); of theirs a criterion, and `+8`: all at once, then
 the same training. All train by the same plan: the same data, epochs, rate and batches. Ours are read back from a
-`.dcz`. `--share` trains on, with few weights of 4 bits. `--validation` judges by the validation split, and leaves the test images alone: settings are chosen by it.
-FOLDER keeps float nets (as of bench_lsq.py) and what each net gets right, so that several processes may share the work
-and the command goes on. Latency is that of this process' CPU, beside the dense net, in turn.
+`.dcz`. `--share` trains on, with few weights of 4 bits. `--validation` judges by the validation split, and leaves the
+test images alone: settings are chosen by it. FOLDER keeps float nets (as of bench_lsq.py) and what each net gets right,
+so that several processes may share the work and the command goes on. Latency is that of this process' CPU, beside the
+dense net, in turn.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from deepcompression.training.context import context_of
 from deepcompression.training.device import Compute
 from deepcompression.training.problem import Problem
 from tasks.execution.pruned_by import Criterion
+from tasks.execution.scores import score_of
 from tasks.execution.sources import _imported_here
-from tasks.stages.prune import score_of
 
 
 def _bench() -> Any:
