@@ -167,7 +167,7 @@ def fitted_flags(symbols: NDArray[Any], model: Model) -> Model:
         begun = sample[:_TOLD]
         rare = np.count_nonzero(begun) * 16 < len(begun)
         sample = (first_rows(sample, model.columns, SAMPLE if rare else _TOLD) != 0).astype(np.uint8)
-    prior, context = _searched(sample, model if few else replace(model, k=1), few)
+    prior, context = _searched(sample, model if few else replace(model, k=1), len(symbols) <= _TOLD)
     return replace(model, prior=prior, context=context)
 
 
@@ -179,6 +179,8 @@ def with_context(symbols: NDArray[Any], model: Model) -> Model:
         model: of them, with k > 1.
     """
     sample = first_rows(symbols, model.columns, _CODES_FITTED)
+    if model.flags and np.count_nonzero(sample) * 16 < len(sample):  # few codes tell little
+        sample = first_rows(symbols, model.columns, SAMPLE)
     tried = [replace(model, context=model.context & 3 | v << 2) for v in ((0, 1, 2, 3) if model.flags else (0, 2, 3))]
     return min(tried, key=lambda one: trial(sample, one))
 

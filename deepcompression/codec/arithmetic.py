@@ -118,7 +118,7 @@ def _run(decoding: bool, data: NDArray[np.uint8], size: int, symbols: Symbols, m
     shares = (1 << 32) // (np.arange(flagged, dtype=np.int64) + (1 << (model.prior >> 4)))
     tables = [fresh_cells(model.k), stored, last, shares, LOG, RATE]
     # An encoder tries many settings: compiled code repays its import sooner.
-    compiled = _numba.kernels(rows * columns, 1 << 6, 1 << 18 if decoding else 1 << 12)
+    compiled = _numba.kernels(rows * columns, 1 << 6, 1 << 18 if decoding else 1 << 10)
     settings = rows, columns, model.k, model.flags, model.prior, model.context
     if compiled is not None:
         return int(compiled.run(decoding, data, size, symbols, *settings, *tables))

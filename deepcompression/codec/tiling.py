@@ -23,6 +23,7 @@ _SIDES = (1, 2, 4, 8, 16, 32)
 _MEMBERS = (4, 8, 16)  # elements of which so many are stored
 _LOOKED_AT = 1 << 16
 _LEAST = 1 << 10
+_LEARNT = 8  # bits that a pattern more costs, until its probability or its code is known
 _GAIN = 0.9  # of an ideal code of single flags, below which tiles are tried
 Flags = NDArray[np.bool_]
 
@@ -48,7 +49,7 @@ def find(symbols: NDArray[Any], how: Writing) -> list[Tiles]:
 
 def _best(flags: Flags, candidates: list[Tiles], how: Writing) -> Tiles | None:
     """The tiles that seem smallest, if they are by far smaller than flags; patterns with the most that occurs."""
-    costs = [(_cost(_sample(flags, tiles), tiles), tiles) for tiles in candidates]
+    costs = [(_cost(_sample(flags, tiles), tiles, flags.size // tiles.size), tiles) for tiles in candidates]
     cost, tiles = min(costs, key=lambda one: one[0], default=(1.0, None))
     if tiles is None or cost > _GAIN:
         return None
@@ -89,14 +90,17 @@ def _sample(flags: Flags, tiles: Tiles) -> Flags:
     return some.transpose(0, 2, 1, 3).reshape(-1, tiles.size)
 
 
-def _cost(sample: Flags, tiles: Tiles) -> float:
-    """Ideal bits of where the stored elements of `sample` are, against those of a flag for each."""
+def _cost(sample: Flags, tiles: Tiles, count: int) -> float:
+    """Ideal bits of where the stored elements of `sample`, of so many tiles, are, against those of a flag for each."""
     single = _of_flags(sample)
     if single == 0:
         return 1.0
     if tiles.most:
-        numbers = (sample @ (1 << np.arange(tiles.size))).astype(np.int64)
-        return (8 * entropy(np.bincount(numbers)) + float(1 << tiles.size // 2)) / single
+        counts = np.bincount((sample @ (1 << np.arange(tiles.size))).astype(np.int64))
+        used = np.count_nonzero(counts)
+        # Few samples of many patterns seem more alike than they are (Miller, Madow); and the code of each is learnt.
+        chance, learnt = (used - 1) / (2 * math.log(2)), _LEARNT * used * len(sample) / count
+        return (8 * entropy(counts) + chance + learnt) / single
     kept: Flags = np.asarray(sample.any(axis=1))
     return (_of_flags(kept) + _of_flags(sample[kept])) / single
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deepcompression._parallel import mapped
 from deepcompression.codec import arithmetic, positions, tiling
 from deepcompression.codec import head as heads
-from deepcompression.codec.apart import SAMPLE, Piece, cut, first_rows, fitted, trial
+from deepcompression.codec.apart import FEW, SAMPLE, Piece, cut, first_rows, fitted, trial
 from deepcompression.codec.arithmetic import Model
 from deepcompression.codec.dtypes import Writing
 from deepcompression.codec.masks import Masks
@@ -111,8 +111,8 @@ def _views(begun: NDArray[np.uint8], shape: tuple[int, ...], columns: int) -> li
 
 
 def _narrower(shape: tuple[int, ...], columns: int) -> list[int]:
-    """Parts of a row: of a convolution, what lies behind each axis; of a matrix, whatever divides it."""
-    if len(shape) > 2:
+    """Parts of a row: of a convolution, what lies behind each axis; of a matrix and small ones, whatever divides it."""
+    if len(shape) > 2 and math.prod(shape) > FEW:
         parts = {math.prod(shape[axis:]) for axis in range(2, len(shape))}
     else:
         small = [part for part in range(2, math.isqrt(columns) + 1) if columns % part == 0]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepcompression.codec import arithmetic, encoder
+from deepcompression.codec import apart, arithmetic, encoder
+from deepcompression.codec.arithmetic import Model
 from deepcompression.formats import state_dict as files
 
 MEASURED_WHOLE = 2_000_000  # weights up to which the values are measured too, not only where they are
@@ -29,7 +30,7 @@ class Ordering:
     bytes_after: int | None = None
 
 
-def best_order(rows: Tensor, columns: Tensor) -> Ordering:
+def best_order(rows: Tensor, columns: Tensor, whole: bool = True) -> Ordering:
     """Of some orders the one in which two weights are coded smallest; the present one unless another is smaller.
 
     Tried are units by falling number of non-zero weights (of their row, of their columns) and, of not too many units,
@@ -38,24 +39,27 @@ def best_order(rows: Tensor, columns: Tensor) -> Ordering:
     Args:
         rows: (units, n), unit i is row i of the first weight.
         columns: (outputs, units, m), unit i is this block of columns of the second one.
+        whole: whether the values are measured too, of no more than ``MEASURED_WHOLE`` weights.
     """
     present = torch.arange(len(rows), device=rows.device)
-    whole = rows.numel() + columns.numel() <= MEASURED_WHOLE
+    few = rows.numel() + columns.numel() <= MEASURED_WHOLE
     alive = rows != 0, columns != 0
-    others = [order for order in _orders(*alive, likeness=whole) if not torch.equal(order, present)]
+    others = [order for order in _orders(*alive, likeness=few) if not torch.equal(order, present)]
     if not others:
         return Ordering(present)
-    measured = (rows, columns) if whole else (alive[0].byte(), alive[1].byte())
 
     def size(order: Tensor) -> int:
-        return _coded(measured[0][order]) + _coded(measured[1][:, order])
-
-    def estimate(order: Tensor) -> int:
+        if whole and few:
+            return _coded(rows[order]) + _coded(columns[:, order])
         return _positions(alive[0][order]) + _positions(alive[1][:, order])
 
-    # Values cost nearly the same in any order: positions alone choose which two to measure.
+    def estimate(order: Tensor) -> int:
+        return _positions(alive[0][order], USUAL) + _positions(alive[1][:, order], USUAL)
+
+    if whole and few:  # values cost nearly the same in any order: positions alone choose which two to measure
+        others = sorted(others, key=estimate)[:2]
     before = size(present)
-    least, _, best = min((size(order), place, order) for place, order in enumerate(sorted(others, key=estimate)[:2]))
+    least, _, best = min((size(order), place, order) for place, order in enumerate(others))
     return Ordering(present, before, before) if least >= before else Ordering(best, before, least)
 
 
@@ -86,12 +90,13 @@ def _by_likeness(common: Tensor) -> Tensor:
     return torch.tensor(order, device=common.device)
 
 
-def _positions(alive: Tensor) -> int:
-    """Bytes of where a weight is not zero, bool (rows, ...), in adaptive code of usual settings."""
+def _positions(alive: Tensor, prior: int | None = None) -> int:
+    """Bytes of where a weight is not zero, bool (rows, ...), in adaptive code by a prior, or by what predicts best."""
     flags = alive.flatten(1).byte().cpu().numpy()
     columns = min(flags.shape[1], arithmetic.MOST_COLUMNS)
     flat = flags.reshape(-1)[: flags.size // columns * columns]
-    code = arithmetic.encode(flat, arithmetic.Model(columns, 1, True, USUAL, 2), 4 * len(flat) + 64)
+    model = Model(columns, 1, True, prior or USUAL, 2)
+    code = arithmetic.encode(flat, model if prior else apart.fitted_flags(flat, model), 4 * len(flat) + 64)
     return len(flat) if code is None else len(code)
 
 

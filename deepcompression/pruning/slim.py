@@ -14,7 +14,7 @@ from deepcompression.network.chains import Chain
 from deepcompression.network.state import normalised, plain_state
 from deepcompression.network.trace import chains, resting, shapes
 from deepcompression.pruning.kept_units import wanted
-from deepcompression.pruning.ordering import Ordering, best_order
+from deepcompression.pruning.ordering import MEASURED_WHOLE, Ordering, best_order
 
 State = Mapping[str, Tensor]
 NARROWER = (torch.float16, torch.bfloat16)
@@ -102,7 +102,7 @@ def slim(
         cut = _cut(state, found, counts)
         expected = outputs(model) if outputs else None
         folded, notes = _remove(state, found)
-        orders = {chain.producer: _arrange(state, chain) for chain in found} if reorder else {}
+        orders = _arrange(state, found) if reorder else {}
         if outputs and expected is not None:
             _compare(expected, outputs(model))
     for chain in found:
@@ -261,10 +261,15 @@ def _narrow(bias: Tensor, target: torch.dtype) -> str:
     return f"rounded to {name} again"
 
 
-def _arrange(state: State, chain: Chain) -> Ordering:
-    ordering = best_order(_rows(state, chain), _columns(state, chain))
-    _permute(state, chain, ordering.order)
-    return ordering
+def _arrange(state: State, found: Sequence[Chain]) -> dict[str, Ordering]:
+    """Puts the units of each chain in the best order, which comes back by producer."""
+    weights = sum(state[name].numel() for name in {name for chain in found for name in chain.weights})
+    orders = {}
+    for chain in found:
+        ordering = best_order(_rows(state, chain), _columns(state, chain), weights <= MEASURED_WHOLE)
+        _permute(state, chain, ordering.order)
+        orders[chain.producer] = ordering
+    return orders
 
 
 def _compare(expected: Tensor, came: Tensor) -> None:

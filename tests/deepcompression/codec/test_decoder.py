@@ -171,6 +171,16 @@ def test_layout(tensor: np.ndarray, coder: str, layout: str) -> None:
     assert head.layout(blob, tensor.dtype.name, tensor.size)[0] == layout
 
 
+@pytest.mark.parametrize(("coder", "most"), [("huffman", 0.70), ("adaptive", 0.66)])
+@pytest.mark.parametrize("shape", [(64, 64, 3, 3), (96, 384)])
+def test_patterns_of_four_are_not_taken_for_longer_ones(coder: str, most: float, shape: tuple[int, ...]) -> None:
+    """Where zeros are 2 of every 4 inputs cost little more than log2(6) / 4 bits a weight, in layers of any size."""
+    keys = np.random.default_rng(0).random((shape[0], shape[1] // 4, 4, *shape[2:]))
+    flags = (keys.argsort(axis=2).argsort(axis=2) < 2).astype(np.int8).reshape(shape)
+    blob = encoder.encode_tensor(flags.reshape(-1).view(np.uint8), "int8", shape, coder)
+    assert 8 * len(blob) < most * flags.size
+
+
 def by_axis(shape: tuple[int, ...], axis: int, dtype: str, rounds: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Integers of this shape, and a scale for each channel of an axis, or for each so many of the first axis of it."""
     random = np.random.default_rng(axis)

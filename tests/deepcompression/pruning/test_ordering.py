@@ -71,3 +71,6 @@ def test_of_large_weights_only_positions_are_measured(monkeypatch: pytest.Monkey
     raw = [state_dict.to_raw((weight != 0).byte().flatten(1)) for weight in (rows, columns)]
     header = len(file.encode({"a": raw[0], "b": raw[1]}, "adaptive")) - found.bytes_before
     assert 0 < header < 60 and found.bytes_after <= found.bytes_before
+    monkeypatch.undo()
+    other = best_order(rows, columns, whole=False)  # as of a net of more weights in all
+    assert other.bytes_before == found.bytes_before and other.bytes_after <= found.bytes_after
