@@ -2,8 +2,8 @@
 
 `python tests/benchmarks/bench_distillation.py FOLDER [--seeds 0 1 2] [--epochs 4] [--ways alone distil ...]`; there is
 `--device`. FOLDER is that of bench_lsq.py: the teacher is its float net of the same seed, made where it is not there,
-and what each student gets right is kept, so that the command goes on. All students of a seed begin with the same weights and see the same
-batches. The test split is read once a student.
+and what each student gets right is kept, so that the command goes on. All students of a seed begin with the same
+weights and see the same batches. The test split is read once a student.
 """
 
 from __future__ import annotations

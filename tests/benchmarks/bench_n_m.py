@@ -1,8 +1,8 @@
 """2:4 sparsity of ResNet-20 on Fashion-MNIST: SR-STE, one-shot and trained on, and as long a training without it.
 
-`python tests/benchmarks/bench_n_m.py FOLDER [--seeds 0 1 2] [--ways sr_ste one-shot none] [--device cuda]`. FOLDER is that
-of bench_lsq.py: all begin with its float net of the same seed, train by its plan, and are read back from a `.dcz`; what
-each net gets right is kept, so that the command goes on. The test split is read once a net.
+`python tests/benchmarks/bench_n_m.py FOLDER [--seeds 0 1 2] [--ways sr_ste one-shot none] [--device cuda]`. FOLDER is
+that of bench_lsq.py: all begin with its float net of the same seed, train by its plan, and are read back from a `.dcz`;
+what each net gets right is kept, so that the command goes on. The test split is read once a net.
 """
 
 from __future__ import annotations
