@@ -220,7 +220,8 @@ class FilterPruning(Method):
 
     def _told(self, report: Mapping[str, Any]) -> list[str]:
         """What stays, and which layers lose no channels."""
-        stays = ", ".join(f"{report[key]:.3g} of the {key}" for key in ("flops", "parameters") if key in report)
+        units = {"parameters": "parameters"} | ({self.limit.key: self.limit.unit} if self.limit else {})
+        stays = " and ".join(f"{report[key]:.3g} of the {unit}" for key, unit in units.items())
         left = [f"{name.removesuffix('.weight')} loses no channels: {why}" for name, why in self._left.items()]
         return [f"prune: without the channels that go {stays} stay", *left]
 

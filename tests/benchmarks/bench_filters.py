@@ -138,6 +138,7 @@ def timed(model: nn.Module, dense: nn.Module, seconds: float) -> dict[str, dict[
             for form, rivals in (("", nets), (" frozen", frozen)):
                 came = latency.interleaved(rivals, batch, latency.Plan(seconds=seconds))
                 medians = {name: 1000 * one.median for name, one in came.items()}
+                medians |= {f"{name}_cpu": 1000 * one.cpu for name, one in came.items()}
                 found[f"{size}{form}"] = {**medians, "faster": latency.ratio(came["dense"], came["thin"])}
     return found
 
