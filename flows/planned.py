@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deepcompression.cli.terminal import WIDE
 from tasks.console import size
 
 MOST = 40  # tensors that are shown; --json has all
@@ -23,7 +24,7 @@ def show(plan: Mapping[str, Any]) -> None:
         return
     console.print(_stages(plan))
     if plan["tensors"]:
-        console.print(_tensors(plan["tensors"]))
+        console.print(_tensors(plan["tensors"], console.width >= WIDE))
     for line in _lines(plan):
         console.print(line, soft_wrap=True)
 
@@ -40,21 +41,22 @@ def _stages(plan: Mapping[str, Any]) -> Table:
     return table
 
 
-def _tensors(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _tensors(rows: Sequence[Mapping[str, Any]], shapes: bool) -> Table:
     table = Table(title="tensors", title_justify="left")
-    table.add_column("tensor", no_wrap=True, overflow="ellipsis")
-    table.add_column("shape", no_wrap=True)
-    table.add_column("selected by; left alone by")
+    table.add_column("tensor", overflow="fold")
+    if shapes:
+        table.add_column("shape", no_wrap=True)
+    table.add_column("selected by; left alone by", min_width=24)
     for heading in ("dense", "in the file"):
         table.add_column(heading, justify="right")
     largest = sorted(rows, key=lambda row: -row["bytes"])[:MOST]
     for row in (one for one in rows if one in largest):
         held = "" if row["file_bytes"] is None else f"~{row['file_bytes']:,}"
-        shape = "x".join(map(str, row["shape"]))
+        shape = ["x".join(map(str, row["shape"]))] if shapes else []
         told = "; ".join(filter(None, (", ".join(row["stages"]), _left(row["left_alone"]))))
-        table.add_row(escape(row["tensor"]), shape, escape(told), f"{row['bytes']:,}", held)
+        table.add_row(escape(row["tensor"]), *shape, escape(told), f"{row['bytes']:,}", held)
     if len(rows) > MOST:
-        table.add_row(f"and {len(rows) - MOST:,} smaller ones (--json has all)", "", "", "", "")
+        table.add_row(f"and {len(rows) - MOST:,} smaller ones (--json has all)")
     return table
 
 
@@ -74,7 +76,8 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
         about = "" if predicted["exact"] else "about "
         yield (
             f"{plan['dense_bytes']:,} -> {about}[bold]{predicted['bytes']:,}[/] bytes, {about}"
-            f"{predicted['ratio']:.1f}x smaller; found by a handful of steps of each training"
+            f"{predicted['ratio']:.1f}x smaller; "
+            f"{'the store has it' if predicted['exact'] else 'found by a handful of steps of each training'}"
         )
     for row in plan["earlier"]:
         told = f"predicted {row['predicted_bytes']:,} bytes, it was {row['bytes']:,.0f} ({row['error']:+.1%})"

@@ -50,7 +50,18 @@ def guarded(verbose: bool, quiet: bool) -> Iterator[None]:
         except typer.Exit:
             raise
         except Exception as error:
+            if _swallowed(error):
+                stop(130, f"stopped: interrupted; {AGAIN}")
             fail(secrets.without_secrets(error), verbose)
+
+
+def _swallowed(error: BaseException | None) -> bool:
+    """Whether an error is what compiled code made of a Ctrl-C that came while it called back."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _say(text: str) -> None:

@@ -17,7 +17,7 @@ import typer
 import yaml
 from conftest import wait_for_epochs
 
-from deepcompression.errors import DivergedError, RecipeError
+from deepcompression.errors import DivergedError, RecipeError, together
 from flows import process, watchdog
 from flows.compress import compress
 from flows.verbs import running
@@ -113,6 +113,7 @@ def test_wrong_names_found_in_the_run_are_one_line_too(write: Callable[..., Path
         ),
         (OSError("a\nb"), 1, "error: OSError: a b (run again with -v for the traceback)"),
         (KeyboardInterrupt(), 130, f"stopped: interrupted; {watchdog.AGAIN}"),
+        (ValueError("Error calling function: KeyboardInterrupt: "), 130, f"stopped: interrupted; {watchdog.AGAIN}"),
         (watchdog.Terminated(), 143, f"stopped: terminated; {watchdog.AGAIN}"),
     ],
     ids=lambda one: type(one).__name__,
@@ -135,6 +136,36 @@ def test_packages_that_a_refusal_sends_to_the_extra_are_the_extra_s() -> None:
         re.split(r"[^\w-]", one)[0].replace("scikit-learn", "sklearn") for one in extras["flow"] + extras["torch"]
     }
     assert listed - {"deep-compression"} == process.FLOW
+
+
+def test_several_mistakes_are_a_line_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What else is wrong with a recipe is told with the first."""
+    monkeypatch.setattr(process, "_settings", lambda verbose: None)
+    monkeypatch.setattr(watchdog, "leave_soon", lambda code: None)
+    with pytest.raises(typer.Exit) as stopped, process.guarded(False, False):
+        raise together([RecipeError("r.yaml:3: a"), RecipeError("r.yaml:7: b")])
+    assert stopped.value.exit_code == 2 and capsys.readouterr().err == "error: r.yaml:3: a\nerror: r.yaml:7: b\n"
+
+
+def test_both_names_of_the_command_say_themselves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """-h and --version, a mistyped verb in one line; messages name the command that was typed."""
+    from flows.__main__ import main
+
+    for words, code, part in (
+        (["--version"], 0, "deep-compression 0."),
+        (["-h"], 0, "evaluate"),
+        (["rnu"], 2, "'run'"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["/x/flows/__main__.py", *words])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        told = "".join(capsys.readouterr())
+        assert stopped.value.code == code and part in told and "Traceback" not in told
+    assert process.printable("later: python -m flows sync") == "later: python -m flows sync"
+    monkeypatch.setattr(sys, "argv", ["/venv/bin/deep-compression"])
+    assert process.printable("later: python -m flows sync") == "later: deep-compression sync"
 
 
 def test_help_teaches() -> None:

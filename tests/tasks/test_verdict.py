@@ -62,6 +62,20 @@ def test_what_is_only_expected_to_be_lost_is_a_miss_that_says_so() -> None:
 
 
 @pytest.mark.parametrize(
+    ("size", "loss", "kept"),
+    [(9_880, 0.5, [True, True]), (22_000, 0.5, [True, False]), (9_880, 1.5, [False, True]), (22_000, 2.0, [False] * 2)],
+)
+def test_two_limits_are_two_aims(size: int, loss: float, kept: list[bool]) -> None:
+    """At least 10 times smaller within a point: what was missed is told of each, and a run keeps both or misses."""
+    step = {"file_bytes": size, "loss": loss, "expected_loss": loss}
+    asked = {**outcome(), "metric_loss": 1.0, "file_bytes": 21_200, "kept": all(kept), "steps": [step]}
+    named = list(zip(("metric_loss", "file_bytes"), kept, strict=True))
+    assert [(aim.aim, aim.kept) for aim in budget_aims(asked)] == named
+    verdict = verdict_of(summary(budget=asked))
+    assert verdict is not None and verdict["kept"] == all(kept)
+
+
+@pytest.mark.parametrize(
     ("loss", "unit", "words"),
     [
         (12.671, "points", "12.67 points lost"),

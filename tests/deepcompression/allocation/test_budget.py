@@ -209,3 +209,14 @@ def test_the_clock_counts_what_stands_beside_training():
     assert clock.sensitivity(10, 2000) == pytest.approx(50 * 10 * 0.2) and clock.by_effect() == 600
     assert replace(clock, cut=False).sensitivity(10, 2000) == 1000
     assert clock.training(3) == pytest.approx(3 * 14 + 20)
+
+
+def test_of_two_limits_the_loss_leads_and_the_smallest_must_fit():
+    """Files become smaller as long as the loss is kept; bytes alone decide only where nothing else is asked for."""
+    both, alone = Budget(1.0, 100_000, 0.25), Budget(None, 100_000)
+    assert (both.bytes_alone, alone.bytes_alone) == (None, 100_000)
+    assert (both.fits(100_000), both.fits(100_001), Budget(1.0).fits(10**9)) == (True, False, True)
+    large, small = Candidate(150_000, 0.2, keeps(both, 150_000, 0.2)), Candidate(40_000, 2.0, keeps(both, 40_000, 2.0))
+    assert (large.kept, small.kept) == (True, False) and best_of(both, [large, small]) == 0
+    following = next_step(both, [large], DENSE, 12)
+    assert isinstance(following, Next) and following.target_bytes < 100_000

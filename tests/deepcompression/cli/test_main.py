@@ -173,8 +173,22 @@ def test_encode_says_what_it_did(
     after, before = target.stat().st_size, source.stat().st_size
     expected = f"{target}: {after:,} bytes, {before / after:.2f}x smaller than {source} ({before:,} bytes)\n"
     assert capsys.readouterr() == (expected, "")
-    main._say_encoded("a", 120, Path("b"), 100)
+    main._say_encoded("a", 120, "b", 100)
     assert "120 bytes, 1.20x larger than b" in capsys.readouterr().out
+
+
+def test_a_checkpoint_counts_what_is_encoded_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The optimizer's state beside the weights is no gain of the encoding, with --key or without, by any coder."""
+    torch = pytest.importorskip("torch")
+    weights = {"w": torch.arange(5000, dtype=torch.float32)}
+    torch.save({"state_dict": weights, "optimizer": {"m": torch.zeros(50_000)}}, tmp_path / "all.pt")
+    assert dcz(monkeypatch, "encode", tmp_path / "all.pt", tmp_path / "a.dcz", "--key", "state_dict") == 0
+    assert f"smaller than the tensors of {tmp_path / 'all.pt'} (20,000 bytes)" in capsys.readouterr().out
+    assert dcz(monkeypatch, "encode", tmp_path / "all.pt", "--key", "state_dict", "--coder", "all", "--dry-run") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "x " in line]
+    assert rows and all(abs(20_000 / int(row[1].replace(",", "")) - float(row[2].rstrip("x"))) < 0.01 for row in rows)
 
 
 def test_dry_run_writes_nothing(
@@ -406,7 +420,8 @@ def test_baselines_without_zstd(
     assert dcz(monkeypatch, "inspect", packed, "--baselines") == 0
     assert "pip install zstandard" in capsys.readouterr().out
     assert dcz(monkeypatch, "inspect", packed, "--baselines", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["baselines"]["zstd -19"] is None
+    found = json.loads(capsys.readouterr().out)["baselines"]
+    assert found["zstd -19"] is None and 0 < found["xz -9"] < found["dense"]
 
 
 def test_zstd_takes_long(packed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -511,13 +526,15 @@ def test_reader_that_leaves(packed: Path) -> None:
 
 
 def test_compiling_is_told(source: Path, tmp_path: Path) -> None:
-    """The first use, which compiles, says afterwards on stderr why it was slow; the second one is silent."""
+    """The first use, which compiles, says so on stderr, and afterwards how long it took; the second one is silent."""
     pytest.importorskip("numba")
     weights = np.random.default_rng(0).integers(0, 8, 300_000).astype(np.float32).reshape(300, 1000)
     save_file({"w": weights}, source)
     arguments = "encode", source, tmp_path / "a.dcz", "--coder", "adaptive"
     first = process(*arguments, NUMBA_CACHE_DIR=str(tmp_path / "cache")).communicate()[1]
-    assert re.fullmatch(r"dcz: the fast path was compiled in \d+\.\d s and kept for next time\n", first)
+    assert re.fullmatch(
+        r"dcz: compiling, once \.\.\.\ndcz: the fast path was compiled in \d+\.\d s and kept for next time\n", first
+    )
     assert process(*arguments, NUMBA_CACHE_DIR=str(tmp_path / "cache")).communicate()[1] == ""
 
 
