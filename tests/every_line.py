@@ -32,6 +32,7 @@ def halve(model, problem, *, seed):
         model[0].weight.mul_(0.5)
 """
 TWO = {"epochs": 2, "lr": 0.01, "batch_size": 16}  # of four steps
+WAITING = {**TWO, "curve": "adaptive"}
 SHARED = {"stage": "share", "bits": 3}
 DROPOUT = {"modules": {"3": "4"}}
 CALIBRATED = {"activations": {"observer": "auto", "samples": 32}, "correct": ["bias"]}
@@ -42,7 +43,7 @@ SOFT = {"granularity": "filter", "criterion": "taylor", "density": 0.5, "soft": 
 # The keys of each line of a list, for each way in which it works; with those of the stage before, where that is not the
 # dense model. A line without keys here fails.
 STAGE_KEYS: dict[str, list[dict[str, Any]]] = {
-    "prune": [{"density": 0.5}, {"density": 0.5, "gradual": TWO}, FILTERS, {"granularity": "1x2", "density": 0.5}],
+    "prune": [{"density": 0.5}, {"density": 0.5, "gradual": WAITING}, FILTERS, {"granularity": "1x2", "density": 0.5}],
     "finetune": [{**TWO, "dropout": {"3": "4"}}],
     "train": [
         {**TWO, "methods": [{"prune": {"density": 0.5}}, {"share": {"bits": 2}}, "distil", {"dropout": DROPOUT}]},
@@ -70,7 +71,7 @@ STAGE_KEYS: dict[str, list[dict[str, Any]]] = {
 METHOD_KEYS: dict[str, dict[str, Any]] = {
     "prune": {"granularity": "2:4"},
     "l0": {"penalty": 1.0},
-    "rb": {"density": 0.5},
+    "rb": {"density": 0.5, "curve": "adaptive"},
     "bn_l1": {},
     "compact": {},
     "activation_sparsity": {},
