@@ -29,6 +29,7 @@ FILTERS: dict[str, str] = {  # of the weights of filters alone
 MEASURED: dict[str, str] = {  # of channels, by what else the model and data say of them
     "bn_scale": "deepcompression.pruning.bn_scale:BnScale",
     "apoz": "deepcompression.pruning.apoz:Apoz",
+    "fisher": "deepcompression.pruning.fisher:Fisher",
 }
 
 

@@ -105,6 +105,7 @@ def pruned(bench: Bench, settings: Settings) -> Product:
 
 def _chosen(bench: Bench, model: nn.Module, settings: Settings) -> tuple[list[Choice], dict[str, str]]:
     from deepcompression.pruning import filters as library
+    from deepcompression.pruning.across import choose_across
     from deepcompression.pruning.limits import choose_within
     from deepcompression.pruning.prune import refresh
     from deepcompression.pruning.units import UNITS
@@ -114,7 +115,8 @@ def _chosen(bench: Bench, model: nn.Module, settings: Settings) -> tuple[list[Ch
     run, multiple = lambda one: outputs(bench.run, one), settings.multiple
     if limit is None:
         return library.choose(model, table_of(settings.density), worth, run, find, multiple)
-    return choose_within(model, limit, worth, run, find, multiple)
+    within = choose_across if settings.scope == "global" else choose_within
+    return within(model, limit, worth, run, find, multiple)
 
 
 def _counted(bench: Bench, model: nn.Module, choices: Sequence[Choice]) -> dict[str, Any]:

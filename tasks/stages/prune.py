@@ -70,7 +70,8 @@ class Settings(Stage):
         gt=0,
         lt=1,
         description="of filters, instead of density: the part of the multiplications that stays, at "
-        "most; the one density of all channels that keeps to it is looked for",
+        "most; the one density of all channels that keeps to it is looked for, or with scope: global those channels "
+        "that are worth least for what they cost",
     )
     parameters: float | None = Field(None, gt=0, lt=1, description="the same, of the parameters")
     multiple: Multiple = 1
@@ -81,7 +82,8 @@ class Settings(Stage):
         "magnitude",
         description="what makes a weight important; wanda: its magnitude times the size of its input; taylor: times "
         "its gradient. Of filters: fpgm (far from the geometric median), l1 or l2 (norms), fpgm-mix (both), bn_scale "
-        "(of the BatchNorm behind them), apoz (how seldom they are zero), and wanda or taylor summed",
+        "(of the BatchNorm behind them), apoz (how seldom they are zero), fisher (squared gradients of their scale), "
+        "and wanda or taylor summed",
     )
     score: Factory | None = Field(
         None, description="a criterion of yours: returns (name, weight) -> importance, of filters too"
@@ -98,7 +100,7 @@ class Settings(Stage):
         if limits != [None, None] and not whole:
             key = "flops" if self.parameters is None else "parameters"
             raise ValueError(f"{key} goes with granularity: filter; single weights that are zero are still there")
-        if self.scope == "global" and not isinstance(self.density, float):
+        if self.scope == "global" and limits == [None, None] and not isinstance(self.density, float):
             raise ValueError("scope: global takes one density for all selected layers, such as density: 0.1")
         if self.gradual and (self.rounds > 1 or self.quality is not None):
             raise ValueError("gradual goes with density and rounds: 1")
@@ -124,9 +126,10 @@ class Settings(Stage):
             )
         if self.remove and not whole and self.granularity != LAYER:
             raise ValueError("remove: true goes with granularity: filter; single weights cannot be taken out")
-        if whole and (self.quality is not None or self.scope == "global"):
+        if whole and (self.quality is not None or (self.scope == "global" and self.density is not None)):
             raise ValueError(
-                f"granularity: {self.granularity} goes with density, flops or parameters, and scope: layer"
+                f"granularity: {self.granularity} goes with density, flops or parameters; scope: global with the last "
+                "two"
             )
         if self.multiple > 1 and not whole:
             raise ValueError(f"multiple goes with granularity: one of {', '.join(WHOLE)}")

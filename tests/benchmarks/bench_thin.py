@@ -1,9 +1,10 @@
 """EfficientNet-Lite0 with a tenth of its multiplications removed, filters whole, without training.
 
-`python tests/benchmarks/bench_thin.py FOLDER [--flops 0.9] [--criteria l2 wanda taylor] [--out FILE.json]`. FOLDER: see
-imagenet_sample.py. Each criterion removes filters, then BatchNorm's statistics are estimated anew on 128 pictures; the
-one that validation (100 pictures) likes best reads the others once. What is judged is read back from the `.dcz`, into
-the net of the users' class; the stage compared it with the one whose filters are zeros instead, before recalibration.
+`python tests/benchmarks/bench_thin.py FOLDER [--flops 0.9] [--ways l2 fisher/global] [--out FILE.json]`. FOLDER: see
+imagenet_sample.py. Each way, a criterion with its scope, removes filters; then BatchNorm's statistics are estimated
+anew on 128 pictures. The one that validation (100 pictures) likes best reads the others once. What is judged is read
+back from the `.dcz` into the net of the users' class; the stage compared it, before recalibration, with the one whose
+filters are zeros instead.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ def thin(folder: str, stages: list[dict[str, Any]], place: Path) -> tuple[Any, d
 
 
 def main() -> None:
-    """Prints a row for each criterion on validation, and of the best one on the test pictures."""
+    """Prints a row for each way on validation, and of the best one on the test pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("--flops", type=float, default=0.9)
-    parser.add_argument("--criteria", nargs="*", default=["l2", "fpgm", "bn_scale", "wanda", "taylor"])
+    parser.add_argument("--ways", nargs="*", default=["l2", "taylor/global", "fisher/global"])
     parser.add_argument("--out", help="a JSON file of all figures")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -79,14 +80,15 @@ def main() -> None:
 
     rows, nets = {}, {}
     with tempfile.TemporaryDirectory() as name:
-        for criterion in given.criteria:
-            prune = {"stage": "prune", "granularity": "filter", "criterion": criterion, "remove": True}
-            stages = [{**prune, "flops": given.flops}, {"stage": "recalibrate", "batch_size": 32}]
-            nets[criterion], known = thin(given.folder, stages, Path(name))
-            rows[criterion] = {**known, **row(nets[criterion], "validation")}
-            print(json.dumps({criterion: rows[criterion]}), flush=True)
+        for way in given.ways:
+            criterion, _, scope = way.partition("/")
+            prune = {"stage": "prune", "granularity": "filter", "criterion": criterion, "scope": scope or "layer"}
+            stages = [{**prune, "flops": given.flops, "remove": True}, {"stage": "recalibrate", "batch_size": 32}]
+            nets[way], known = thin(given.folder, stages, Path(name))
+            rows[way] = {**known, **row(nets[way], "validation")}
+            print(json.dumps({way: rows[way]}), flush=True)
         best = max(rows, key=lambda one: (rows[one]["agreement"], -rows[one]["divergence"]))
-        rows["test"] = {"criterion": best, **row(nets[best], "test")}
+        rows["test"] = {"way": best, **row(nets[best], "test")}
         print(json.dumps(rows["test"]))
     if given.out:
         Path(given.out).write_text(json.dumps(rows, indent=1))

@@ -23,7 +23,7 @@ FPGM: dict[str, Any] = {"stage": "prune", "granularity": "filter", "criterion": 
     [
         (
             {**FPGM, "criterion": "magnitude", "density": 0.5},
-            "filter goes with criterion: one of fpgm, l1, l2, fpgm-mix, bn_scale, apoz, wanda, taylor; not mag",
+            "filter goes with criterion: one of fpgm, l1, l2, fpgm-mix, bn_scale, apoz, fisher, wanda, taylor; not mag",
         ),
         (
             {"stage": "prune", "criterion": "l1", "density": 0.5},
@@ -32,7 +32,7 @@ FPGM: dict[str, Any] = {"stage": "prune", "granularity": "filter", "criterion": 
         ({"stage": "prune", "density": 0.5, "remove": True}, "remove: true goes with granularity: filter"),
         (
             {**FPGM, "density": 0.5, "scope": "global"},
-            "filter goes with density, flops or parameters, and scope: layer",
+            "filter goes with density, flops or parameters; scope: global with the last two",
         ),
         ({**FPGM, "density": 0.5, "gradual": {}}, "filter goes without gradual; while training it is a method"),
         ({**FPGM}, "expected exactly one of density, flops and parameters"),
