@@ -13,6 +13,7 @@ from flows import checked
 from flows.recipe.schema import Recipe
 from tasks.execution.run import Run
 from tasks.execution.settings import Weights
+from tasks.report.answers import class_rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,7 +91,7 @@ def evaluated(file: Path, parsed: Recipe, split: str, inputs: list[str] | None =
         "loss": found.loss,
         "total": found.total,
         "correct": found.correct,
-        "classes": _classes(answers, run.splits().classes),
+        "classes": class_rows(answers.right, answers.found, run.splits().classes),
     }
 
 
@@ -130,26 +131,6 @@ def _in_runtime(run: Run, target: str, file: Path, inputs: list[str] | None) -> 
 
 def _bytes(file: Path) -> int:
     return sum(one.stat().st_size for one in ([file] if file.is_file() else file.rglob("*")) if one.is_file())
-
-
-def _classes(answers: Answers, names: tuple[str, ...] | None) -> list[dict[str, Any]]:
-    """A row for each class that was there or was answered; none where answers are no classes."""
-    if not answers.right:
-        return []
-    from sklearn.metrics import precision_recall_fscore_support
-
-    known = sorted({*answers.right, *answers.found})
-    columns = precision_recall_fscore_support(answers.right, answers.found, labels=known, zero_division=0.0)
-    return [
-        {
-            "class": names[number] if names and 0 <= number < len(names) else str(number),
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
-            "samples": int(count),
-        }
-        for number, precision, recall, f1, count in zip(known, *columns, strict=True)
-    ]
 
 
 def show(result: Mapping[str, Any]) -> None:

@@ -128,6 +128,7 @@ def temporary() -> Iterator[None]:
         server.start()
         atexit.register(server.stop)
         os.environ["PREFECT_API_URL"] = server.health.removesuffix("/health")
+        os.environ["PREFECT_UI_ENABLED"] = "0"  # nothing leads to pages that it does not have
         if "prefect.context" in sys.modules:  # it has read its settings
             from prefect.context import refresh_global_settings_context
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tasks.execution.execute import left_alone, numbers_of, reference_of
 from tasks.execution.run import Reference, Run
 from tasks.execution.warned import kept
 from tasks.machine.deadline import within
+from tasks.report.beside import beside
 from tasks.report.figures import bytes_by_stage
 from tasks.report.methods import methods_of
 from tasks.report.page import write_report
@@ -63,6 +65,7 @@ def spread_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def summary_of(run: Run, references: Sequence[Reference], verified: Verified, path: Path) -> dict[str, Any]:
     """What ``summary.json`` holds of one run."""
     dense, count = references[0].numbers["dense_bytes"], path.stat().st_size
+    began, ends = run.tracker.began, (run.state(references[0]), run.state(references[-2]))
     names = (
         "stage", "size_bytes", "compression_ratio", "density", "bits_per_weight", "val_metric", "seconds", "cached",
     )  # fmt: skip
@@ -73,6 +76,9 @@ def summary_of(run: Run, references: Sequence[Reference], verified: Verified, pa
         "dense_bytes": dense,
         "file_bytes": count,
         "ratio": dense / count,
+        "started": began,
+        "seconds": None if began is None else round(time.time() - began, 1),
+        "beside": beside(*ends, Path(run.folder), run.name, run.seed),
         "metric": run.metric_object().name,
         "data_digest": run.data_identity().digest,
         "data_notes": list(run.data_identity().notes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from tasks.secrets import masked
 CALM_SECONDS = 60.0  # between two lines about one training in a log
 
 NOTES = 8  # of one stage
+NAMED = 3  # of a longer list
 
 console = Console(stderr=True, highlight=False)
 
@@ -29,11 +31,21 @@ def say(text: str) -> None:
 
 
 def say_some(label: str, notes: Sequence[str]) -> None:
-    """A stage's notes, of many the first ones: the report has all."""
+    """A stage's notes, of many the first ones, and of names that they list the first: the report has all."""
     for note in notes[:NOTES]:
-        say(f"{label}: {escape(note)}")
+        say(f"{label}: {escape(few_named(note))}")
     if more := len(notes[NOTES:]):
         say(f"{label}: and {more:,} more like these, in report.html")
+
+
+def few_named(text: str) -> str:
+    """A text in which long lists of names say how many they are, and the first three."""
+
+    def shorter(found: re.Match[str]) -> str:
+        names = found[0].split(", ")
+        return f"{len(names)} names ({', '.join(names[:NAMED])}, ...)"
+
+    return re.sub(rf"\b[A-Za-z_][\w.]*(?:, [A-Za-z_][\w.]*\w){{{NAMED + 1},}}", shorter, text)
 
 
 def quiet() -> None:

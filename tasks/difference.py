@@ -12,6 +12,7 @@ from prefect import task
 
 from tasks.execution.run import Reference, Run
 from tasks.execution.stage import TASK
+from tasks.network import leave_network
 from tasks.report.losses import FILE
 from tasks.secrets import sealed
 from tasks.storage.store import write_json
@@ -27,7 +28,8 @@ SAMPLES, BATCH = 64, 16  # of the validation split
 def difference(run: Run, label: str, baseline: Reference, others: Sequence[Reference]) -> None:
     """Compares what each op gives with what the dense net's gives, after every stage that changed a weight.
 
-    Leaves ``differences.json``, a table as MLflow shows them: columns ``stage`` and those of ``measure.difference``.
+    Leaves ``differences.json``, a table as MLflow shows them: columns ``stage`` and those of ``measure.difference``;
+    and ``network.json``, what of the network can be drawn.
 
     Args:
         run: the run.
@@ -36,6 +38,7 @@ def difference(run: Run, label: str, baseline: Reference, others: Sequence[Refer
         others: what stages made of it, in their order.
     """
     run.ready()
+    _network(run, baseline, others)
     rows = [{"stage": stage, **asdict(row)} for stage, row in _compared(run, baseline, others)]
     if not rows:
         return
@@ -45,6 +48,16 @@ def difference(run: Run, label: str, baseline: Reference, others: Sequence[Refer
     last = [row["sqnr_alone"] for row in rows if row["stage"] == rows[-1]["stage"] and not row["why"]]
     if last and math.isfinite(min(last)):
         run.tracker.metrics({"least_sqnr_db": min(last)})
+
+
+def _network(run: Run, baseline: Reference, others: Sequence[Reference]) -> None:
+    from deepcompression.training.batches import some
+    from deepcompression.training.problem import stepped
+
+    problem, compute = run.problem(), run.compute()
+    dense, final = (compute.place(run.model_with(one)) for one in (baseline, [baseline, *others][-1]))
+    batch = next(iter(some(problem.validation, 1, 1, compute)))
+    leave_network(run, dense, final, lambda model: stepped(problem.step, model, batch)[1])
 
 
 def _compared(run: Run, baseline: Reference, others: Sequence[Reference]) -> Iterator[tuple[str, Difference]]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from deepcompression.codec.file import records
 from deepcompression.formats import safetensors
 from deepcompression.measure import significance
 
+if TYPE_CHECKING:
+    from deepcompression.measure.predictions import Watched
+
 
 def verify(request: Mapping[str, Any]) -> dict[str, Any]:
     """Decodes a file, compares it with what went in, evaluates it and the baseline on the test split.
@@ -26,7 +29,8 @@ def verify(request: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         request: ``file``, ``reference`` and ``baseline`` (paths; the latter two safetensors), ``model``,
             ``data``, ``step``, ``metric`` (``{factory, kwargs}``; the last three may be None), ``compute``,
-            ``threads``, ``python_path``; and ``edits``, those that went in, where there are any.
+            ``threads``, ``python_path``; and ``edits``, those that went in, where there are any; ``predictions``: where
+            a file of what was answered goes (``measure.predictions.write``), where it is wanted.
 
     Returns:
         ``identical``, ``differs`` (a tensor's name, "edits" or None), and, where there is data, ``baseline`` and
@@ -64,6 +68,7 @@ def _evaluations(request: Mapping[str, Any]) -> dict[str, Any]:
     from deepcompression import factory
     from deepcompression.data.splits import as_splits
     from deepcompression.formats import state_dict as files
+    from deepcompression.measure import predictions
 
     sys.path[:0] = request["python_path"]
     if request["threads"]:
@@ -74,10 +79,26 @@ def _evaluations(request: Mapping[str, Any]) -> dict[str, Any]:
         "baseline": (load_file(request["baseline"]), request.get("baseline_edits") or []),
         "final": (files.load(request["file"]), _edits(request["file"])),
     }
-    results = {"baseline": _evaluation(request, *ends["baseline"], test)}
-    results["final"] = results["baseline"] if _alike(*ends.values()) else _evaluation(request, *ends["final"], test)
+    ordered = _in_order(test)
+    dense = _watched(request)
+    results = {"baseline": _evaluation(request, *ends["baseline"], test, dense)}
+    final = dense
+    if _alike(*ends.values()):
+        results["final"] = results["baseline"]
+    else:
+        final = _watched(request, dense if ordered else None)
+        results["final"] = _evaluation(request, *ends["final"], test, final)
+    if request.get("predictions"):
+        predictions.write(Path(request["predictions"]), dense, final)
     found: dict[str, Any] = {name: numbers for name, (numbers, _) in results.items()}
-    return found | {"comparison": _comparison(*results.values()) if _in_order(test) else None}
+    return found | {"comparison": _comparison(*results.values()) if ordered else None}
+
+
+def _watched(request: Mapping[str, Any], before: Watched | None = None) -> Watched:
+    from deepcompression.measure.predictions import Watched
+    from deepcompression.training.problem import metric_of, step_of
+
+    return Watched(step_of(request["step"]), metric_of(request["metric"]), before)
 
 
 def _alike(one: tuple[Mapping[str, Any], Any], other: tuple[Mapping[str, Any], Any]) -> bool:
@@ -108,24 +129,22 @@ def _in_order(test: Any) -> bool:
 
 
 def _evaluation(
-    request: Mapping[str, Any], state: Mapping[str, Any], edits: Sequence[Edit], test: Any
+    request: Mapping[str, Any], state: Mapping[str, Any], edits: Sequence[Edit], test: Any, watched: Watched
 ) -> tuple[dict[str, Any], Any]:
-    """The numbers, and the scores of each sample or None."""
+    """The numbers, and the scores of each sample or None; what was answered is in ``watched``."""
     from deepcompression import factory
     from deepcompression.network import load as files
     from deepcompression.network.edits.apply import apply_all, check_values
     from deepcompression.training.device import Compute
     from deepcompression.training.evaluate import evaluate
-    from deepcompression.training.problem import metric_of, step_of
 
-    step, metric = step_of(request["step"]), metric_of(request["metric"])
     model = factory.build(request["model"]["factory"], request["model"]["kwargs"])
     apply_all(model, edits)
     check_values(model, edits, state)
     files.load_state(model, state, where="verify")
-    result = evaluate(model, test, step, metric, Compute(**request["compute"]))
+    result = evaluate(model, test, watched.step, watched.metric, Compute(**request["compute"]))
     found: dict[str, Any] = {name: value for name, value in asdict(result).items() if name != "scores"}
-    found["higher_is_better"] = bool(metric.higher_is_better)
+    found["higher_is_better"] = bool(watched.metric.higher_is_better)
     if result.correct is not None:
         accuracy = result.correct / result.total
         found |= {"accuracy": accuracy, "error": (result.total - result.correct) / result.total}

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from deepcompression._atomic import written
-from tasks.console import size
 from tasks.report.style import BAR, BLUE, INK, house_style, inline, new_figure, printable
 from tasks.report.templates import template
-from tasks.report.words import milliseconds
+from tasks.report.words import counted, milliseconds
 from tasks.secrets import masked
 
 FILE = "bench.json"
@@ -104,8 +103,8 @@ def _counts(flops: Mapping[str, Any]) -> Iterator[str]:
     dense, final = flops["dense"], flops["final"]
     share = final["nonzero"] / final["macs"] if final["macs"] else 0.0
     yield (
-        f"multiplications a sample: dense {_counted(dense['macs'])}, decoded {_counted(final['macs'])}, of which "
-        f"{_counted(final['nonzero'])} ({share:.1%}) with a weight that is not zero"
+        f"multiplications a sample: dense {counted(dense['macs'])}, decoded {counted(final['macs'])}, of which "
+        f"{counted(final['nonzero'])} ({share:.1%}) with a weight that is not zero"
     )
     if final["left_out"]:
         names = ", ".join(f"{name or 'the model'} ({kind})" for name, kind in final["left_out"].items())
@@ -170,9 +169,3 @@ def renew(page: Path, folder: Path) -> bool:
     with written(page) as file:
         file.write(masked(f"{before}{begin}{section_of(folder)}{end}{after}").encode("utf-8", "replace"))
     return True
-
-
-def _counted(value: float) -> str:
-    """347 k, 2.29 M."""
-    text = size(value)
-    return text.replace(" B", "").replace("KB", "k").replace("MB", "M").replace("GB", "G")

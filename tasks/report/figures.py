@@ -113,7 +113,14 @@ def weights(key: str, name: str, values: NDArray[Any], centroids: Mapping[str, N
         return inline(figure, key, f"Histogram of {values.size:,} weights of {name}")
 
 
-def curves(key: str, label: str, history: Sequence[Mapping[str, Any]], metric: str, best: int | None) -> str:
+def curves(
+    key: str,
+    label: str,
+    history: Sequence[Mapping[str, Any]],
+    metric: str,
+    best: int | None,
+    counted: int | None = None,
+) -> str:
     """An inline SVG: loss, and the metric on validation, by epoch.
 
     Args:
@@ -122,6 +129,8 @@ def curves(key: str, label: str, history: Sequence[Mapping[str, Any]], metric: s
         history: a row an epoch with ``epoch``, ``loss``, ``val_loss`` and ``val_<metric>``.
         metric: the metric's name.
         best: the epoch whose weights the stage kept, where it says so.
+        counted: of how many samples the metric is the share that is right, where it is such: it ends at 1, and the
+            width of one sample is drawn.
     """
     with house_style(INK, 7.5):
         figure, (top, bottom) = new_figure(3.4, 2.9, (1, 1))
@@ -129,6 +138,8 @@ def curves(key: str, label: str, history: Sequence[Mapping[str, Any]], metric: s
         _curve(top, history, "val_loss", "validation", VERMILION)
         _curve(bottom, history, f"val_{metric}", "validation", GREEN)
         _metric_axis(bottom, history, f"val_{metric}")
+        if counted:
+            _one_sample(bottom, history, f"val_{metric}", counted)
         for axes in (top, bottom) if best is not None else ():
             axes.axvline(best, color=INK, linewidth=0.7, linestyle=":")
         _loss_axis(top, history)
@@ -297,6 +308,23 @@ def _loss_axis(axes: Any, history: Sequence[Mapping[str, Any]]) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: "")
+
+
+def _one_sample(axes: Any, history: Sequence[Mapping[str, Any]], column: str, counted: int) -> None:
+    """No axis beyond 1; at its right end a bar as high as one sample is, from the last value."""
+    values = [float(row[column]) for row in history if row.get(column) is not None]
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return
+    low, high = min(values), max(values)
+    around = max((high - low) / 10, 1 / counted)
+    low, high = max(low - around, 0.0), min(high + around, 1.0)
+    axes.set_ylim(low, high)
+    end = max(row["epoch"] for row in history)
+    top = min(values[-1] + 0.5 / counted, 1.0)
+    axes.plot([end * 1.04] * 2, [top - 1 / counted, top], color=VERMILION, linewidth=3, solid_capstyle="butt")
+    if len(set(values)) > 1:
+        axes.yaxis.get_major_locator().set_params(nbins=5)
 
 
 def _metric_axis(axes: Any, history: Sequence[Mapping[str, Any]], column: str) -> None:

@@ -3,62 +3,32 @@
 from __future__ import annotations
 
 import keyword
-import math
 import os
 import platform
-import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from deepcompression._atomic import written
 from tasks.execution.run import Reference, Run
 from tasks.execution.sources import versions
 from tasks.machine.revision import git_revision
 from tasks.report import figures, pareto
-from tasks.report.bench import section_of
+from tasks.report.answers import answers_of, shown
+from tasks.report.bench import bench_of, section_of
+from tasks.report.beside import bars
+from tasks.report.drawn import network_of
+from tasks.report.layers import fixed_width, layer_table
+from tasks.report.links import links_of
 from tasks.report.losses import by_op, rows_in
 from tasks.report.methods import method_tables
+from tasks.report.outcome import outcomes_of
 from tasks.report.templates import template
-from tasks.report.words import compared, comparison_of, end_of
+from tasks.report.words import compared, comparison_of, end_of, lasted
 from tasks.secrets import masked
 
 TEMPLATE = "report.html.j2"
-
-
-class Bits(NamedTuple):
-    """Bits for each weight that is not zero; None where there is none.
-
-    ``fixed`` is with codes and gaps of fixed width, ``coded`` as they stand in the file.
-    """
-
-    fixed_weight: float | None
-    coded_weight: float | None
-    fixed_index: float | None
-    coded_index: float | None
-    entropy: float | None
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A tensor, or all of them, in the file."""
-
-    name: str
-    shape: str
-    method: str
-    weights: int
-    kept: int
-    bits: Bits
-    overhead_bytes: int
-    bytes: int
-    ratio: float | None
-    same_as: str | None = None
-
-    @property
-    def density(self) -> float | None:
-        """The share of weights that are not zero."""
-        return self.kept / self.weights if self.weights else None
 
 
 def write_report(
@@ -83,10 +53,21 @@ def write_report(
     inspection = deepcompression.inspect(file)
     entries = [run.store.find(reference.key) or {} for reference in references]
     stages = [_stage(reference, entry) for reference, entry in zip(references, entries, strict=True)]
+    folder = Path(summary["folder"])
     histograms, moments = figures.histograms(run, references, inspection)
-    layers, total = layer_table(inspection, _fixed_width(file), summary)
+    layers, total = layer_table(inspection, fixed_width(file), summary)
+    losses, covered = by_op(rows_in(folder)), covered_table(stages)
+    answers = answers_of(folder, summary.get("classes"))
     text = template(TEMPLATE).render(
         summary=summary,
+        outcomes=outcomes_of(summary),
+        when=when(summary),
+        links=links_of(run, summary),
+        rerun=f"python -m flows rerun {folder.name}",
+        bars=bars(summary),
+        answers=shown(answers) if answers else None,
+        network=network_of(folder, layers, losses, covered),
+        bench=bench_of(folder),
         baseline=end_of(summary["baseline"]),
         final=end_of(summary["final"]),
         split=summary["final"].get("split", "test"),
@@ -94,11 +75,13 @@ def write_report(
         comparison=comparison_of(summary),
         bits_per_weight=references[-1].numbers["bits_per_weight"],
         stages=stages,
+        validated=next((stage["validated"] for stage in stages if stage["validated"]), None),
         longest=max(stage["worked"] or 0 for stage in stages) or 1,
-        covered=covered_table(stages),
+        covered=covered,
         methods=method_tables(stages),
-        losses=by_op(rows_in(Path(summary["folder"]))),
-        layers=layers,
+        losses=losses,
+        matrices=sorted((one for one in layers if not one.is_vector), key=lambda one: -one.bytes),
+        vectors=sorted((one for one in layers if one.is_vector), key=lambda one: -one.bytes),
         total=total,
         inspection=inspection,
         waterfall=figures.waterfall("waterfall", summary["dense_bytes"], stages),
@@ -106,12 +89,11 @@ def write_report(
         histograms=histograms,
         shared=moments,
         curves=_curves(stages, str(summary["metric"])),
-        verdict=summary.get("verdict"),
         budget=summary.get("budget"),
         tradeoff=pareto.tradeoff("tradeoff", summary["budget"]) if summary.get("budget") else "",
         promotion=summary.get("promotion"),
         exports=summary.get("exports") or [],
-        speed=section_of(Path(summary["folder"])),
+        speed=section_of(folder),
         recipe=_yaml(recipe),
         facts=_facts(run, summary),
         python=loading(recipe, run.python_path, file.name),
@@ -119,6 +101,13 @@ def write_report(
     )
     with written(path) as target:
         target.write(masked(text).encode("utf-8", "replace"))
+
+
+def when(summary: Mapping[str, Any]) -> str:
+    """When a run began, and how long it took; what is not known is left out."""
+    began, seconds = summary.get("started"), summary.get("seconds")
+    told = [time.strftime("%Y-%m-%d %H:%M", time.localtime(began))] if began else []
+    return ", ".join([*told, *([lasted(seconds)] if seconds is not None else [])])
 
 
 def _stage(reference: Reference, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,6 +120,8 @@ def _stage(reference: Reference, entry: Mapping[str, Any]) -> dict[str, Any]:
         "model_density": numbers.get("model_density"),
         "bits_per_weight": numbers["bits_per_weight"],
         "metric": numbers["val_metric"],
+        "counted": numbers.get("val_total") if numbers.get("val_correct") is not None else None,
+        "validated": numbers.get("val_total"),
         "seconds": numbers["seconds"],
         "worked": numbers.get("worked_seconds"),
         "reused": numbers["cached"],
@@ -160,83 +151,9 @@ def covered_table(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def layer_table(
-    coded: Mapping[str, Any], fixed: Mapping[str, Any], summary: Mapping[str, Any]
-) -> tuple[list[Layer], Layer]:
-    """A row a tensor, and the row of the whole file: its bytes are the rows' and the header's.
-
-    Args:
-        coded: what ``deepcompression.inspect`` says of the file.
-        fixed: the same of the same tensors without Huffman coding.
-        summary: has ``ratio``.
-    """
-    pairs = list(zip(coded["tensors"], fixed["tensors"], strict=True))
-    layers = [_layer(after, before) for after, before in pairs]
-    own = [(after, before) for after, before in pairs if after["same_as"] is None]
-    kept = sum(_kept(after) for after, _ in own)
-    total = Layer(
-        "all tensors",
-        "",
-        "",
-        sum(math.prod(after["shape"]) for after, _ in own),
-        kept,
-        _bits([(before, after) for after, before in own], kept),
-        _overhead([after for after, _ in own]) + coded["header_bytes"],
-        coded["file_bytes"],
-        summary["ratio"],
-    )
-    return layers, total
-
-
-def _layer(after: Mapping[str, Any], before: Mapping[str, Any]) -> Layer:
-    from deepcompression.codec.dtypes import DTYPES
-
-    kind, count = DTYPES[after["dtype"]], math.prod(after["shape"])
-    dense = count * (min(kind.itemsize, 4) if kind.floating else kind.itemsize)
-    return Layer(
-        after["name"],
-        " × ".join(map(str, after["shape"])) or "scalar",
-        after["method"],
-        count,
-        _kept(after),
-        _bits([(before, after)], 0 if after["same_as"] is not None else _kept(after)),
-        _overhead([after]),
-        after["bytes"],
-        dense / after["bytes"] if after["bytes"] else None,
-        after["same_as"],
-    )
-
-
-def _bits(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], kept: int) -> Bits:
-    """Of (fixed, coded) descriptions of tensors that have ``kept`` non-zero weights together."""
-    counts = [
-        *(sum(pair[which][part] for pair in pairs) for part in ("values", "positions") for which in (0, 1)),
-        sum(coded["entropy_bytes"] for _, coded in pairs),
-    ]
-    return Bits(*(8 * count / kept if kept else None for count in counts))
-
-
-def _kept(tensor: Mapping[str, Any]) -> int:
-    return round(float(tensor["density"]) * int(math.prod(tensor["shape"])))
-
-
-def _overhead(tensors: Sequence[Mapping[str, Any]]) -> int:
-    return sum(int(one["codebook"] + one["table"]) for one in tensors)
-
-
-def _fixed_width(file: Path) -> dict[str, Any]:
-    """What ``inspect`` says of the file's tensors without Huffman coding."""
-    import deepcompression
-
-    with tempfile.TemporaryDirectory() as folder:
-        packed = Path(folder) / "packed.dcz"
-        deepcompression.save(deepcompression.load(file, raw=True), packed, coder="packed")
-        return deepcompression.inspect(packed)
-
-
 def _curves(stages: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     return [
-        figures.curves(f"curve{place}", stage["stage"], stage["history"], metric, stage["best"])
+        figures.curves(f"curve{place}", stage["stage"], stage["history"], metric, stage["best"], stage["counted"])
         for place, stage in enumerate(stages)
         if stage["history"]
     ]

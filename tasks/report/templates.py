@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcompression.measure import significance
-from tasks.console import size
+from tasks.console import few_named, size
 from tasks.report import words
 
 FOLDER = Path(__file__).resolve().parent
@@ -23,6 +23,7 @@ NUMBERS = (
     words.milliseconds,
     words.rate,
     words.speed,
+    words.counted,
 )
 
 
@@ -38,6 +39,6 @@ def template(name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for one in (size, significance.points, *NUMBERS):
+    for one in (size, few_named, significance.points, *NUMBERS):
         environment.filters[one.__name__] = one
     return environment.get_template(name)

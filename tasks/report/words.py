@@ -10,6 +10,7 @@ from typing import Any
 
 from deepcompression.measure import significance
 from deepcompression.measure.significance import Comparison
+from tasks.console import size
 from tasks.verdict import missed
 
 CONFIDENCE = 0.95
@@ -157,3 +158,16 @@ def rate(value: float | None) -> str:
 def speed(to_dense: float | None) -> str:
     """How many times as fast as the dense net: 1.5x."""
     return "–" if not to_dense else f"{1 / to_dense:.2f}x"
+
+
+def lasted(seconds: float) -> str:
+    """41 s, 15.5 minutes, 3.2 hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
+
+
+def counted(value: float) -> str:
+    """347 k, 2.29 M."""
+    text = size(value)
+    return text.replace(" B", "").replace("KB", "k").replace("MB", "M").replace("GB", "G")

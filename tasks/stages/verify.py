@@ -18,6 +18,7 @@ from tasks.execution.run import Reference, Run
 from tasks.execution.settings import plain
 from tasks.execution.sources import changed
 from tasks.execution.stage import TASK
+from tasks.report import answers
 from tasks.secrets import masked, sealed
 
 
@@ -73,6 +74,7 @@ def verify(
             "compute": asdict(replace(run.compute(), evaluate_precision="float32")),
             "threads": run.threads,
             "python_path": list(run.python_path),
+            "predictions": str(Path(run.folder) / answers.FILE),
         }
     )
     if not answer["identical"]:

@@ -56,6 +56,19 @@ class Tracker:
         return f"{masked(self.uri).rstrip('/')}/#/experiments/{state['experiment_id']}/runs/{state['run_id']}"
 
     @property
+    def place(self) -> str | None:
+        """Where the run's page is at a server of a local database; None where no store has the run."""
+        state = _state(self.folder)
+        known = self.uri.startswith("sqlite:///") and {"experiment_id", "run_id"} <= set(state)
+        return f"#/experiments/{state['experiment_id']}/runs/{state['run_id']}" if known else None
+
+    @property
+    def began(self) -> float | None:
+        """When the run was opened, in seconds since 1970; None where it has no journal."""
+        first = next((line for _, line in journal.lines(Path(self.folder) / JOURNAL)), None)
+        return None if first is None or isinstance(first, str) else first["time"] / 1000
+
+    @property
     def offline(self) -> bool:
         """Whether the server was given up for this run."""
         return bool(_state(self.folder).get("offline"))

@@ -86,6 +86,16 @@ def test_many_notes_are_no_wall(screen: io.StringIO) -> None:
     assert len(lines) == 9 and lines[-1] == "quantize: and 92 more like these, in report.html"
 
 
+def test_long_lists_of_names_are_counted(screen: io.StringIO) -> None:
+    """Of 44 tensors a line names three; lists of four, and numbers, stay as they are."""
+    names = [f"blocks.{index}.weight" for index in range(44)]
+    console.say_some("baseline", [f"zeros held in {', '.join(names)}; sharing in none", "a, b, c, d of 1, 2, 3, 4, 5"])
+    assert screen.getvalue().splitlines() == [
+        "baseline: zeros held in 44 names (blocks.0.weight, blocks.1.weight, blocks.2.weight, ...); sharing in none",
+        "baseline: a, b, c, d of 1, 2, 3, 4, 5",
+    ]
+
+
 def test_tensors_of_one_reason_are_one_note() -> None:
     """Six tensors that are not rounded for one reason make one sentence."""
     notes = list(_kept({**dict.fromkeys("abcde", "float64 is not rounded"), "f": "holds NaN"}))
