@@ -17,14 +17,14 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, State
 from rich.markup import escape
 
-from deepcompression.errors import AimMissed, ExportError, InvariantError, one_line
+from deepcompression.errors import AimMissed, ExportError, InputError, InvariantError, one_line
 from flows import watchdog
 from flows.budget import search
 from flows.checked import refuse, start_of
 from flows.folders import new_folder, store_of
 from flows.overdue import skip_missed
 from flows.recipe import load as recipes
-from flows.recipe import rounds
+from flows.recipe import merge, rounds
 from flows.recipe.schema import Recipe
 from flows.recipe.stored import as_logged, as_stored
 from flows.runs import run_of
@@ -51,8 +51,13 @@ from tasks.verdict import budget_aims, emit_missed, missed, told, verdict_of, ve
 
 
 def _flow_run_name() -> str:
-    source = flow_run.parameters.get("recipe")
-    name = source.get("name", "recipe") if isinstance(source, Mapping) else Path(str(source)).stem
+    """The recipe's name, as its folder and its MLflow run have it; the file's where it cannot be read here."""
+    source, overrides = flow_run.parameters.get("recipe"), flow_run.parameters.get("overrides")
+    name = Path(str(source)).stem if isinstance(source, str) else "recipe"
+    if isinstance(source, Mapping) or not is_url(str(source)):
+        with contextlib.suppress(InputError):
+            said = merge.merge(source or {}, overrides)[0].get("name")
+            name = said if isinstance(said, str) else name
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

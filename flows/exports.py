@@ -48,6 +48,7 @@ def _exported(done: Finished, targets: Sequence[str], inputs: list[str] | None, 
     known = {one.to: one.model_dump() for one in done.recipe.export}
     said = {key: value for key, value in {"inputs": inputs, "io": io}.items() if value}
     asked = [Export.model_validate({"to": to, **known.get(to, {}), **said}) for to in targets]
+    done.run.ready()
     for one in asked:
         check_export(done.run, one)
     rows, failed = exports_of(done.run, asked, str(done.file), done.summary["final"], _dense(done))

@@ -175,8 +175,10 @@ def _predicted(
     size = last.get("bytes") if not parsed.budget else None
     many = len(parsed.seeds or [0])
     spent = [row["seconds"] for row in rows]
+    limit = parsed.budget.time_limit if parsed.budget else None
     seconds = None if None in spent or parsed.budget else many * (sum(spent) + AROUND)
     predicted = {"bytes": size, "ratio": dense / size if size else None, "seconds": seconds}
+    predicted["most_seconds"] = many * (60 * limit + AROUND) if limit else None
     predicted["exact"] = bool(rows and all(row["reused"] for row in rows))
     store, name = store_of(parsed), digest(stored)
     earlier = earlier_of(store, parsed)

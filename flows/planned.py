@@ -87,7 +87,9 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
     if predicted["seconds"] is not None:
         yield f"about {duration(predicted['seconds'])} on this machine, at {size(plan['peak_memory_bytes'])} of memory"
     else:
-        yield f"how long it takes is not known; {size(plan['peak_memory_bytes'])} of memory so far"
+        limit = predicted["most_seconds"]
+        time = f"about {duration(limit)} at most, as it was asked for" if limit else "how long it takes is not known"
+        yield f"{time}; {size(plan['peak_memory_bytes'])} of memory so far"
 
 
 def duration(seconds: float | None) -> str:

@@ -33,8 +33,8 @@ def known_curve(word: str) -> str:
     """Takes a word of ``training.ramps``."""
     try:
         curve_of(word)
-    except StructureError as error:
-        raise ValueError(str(error)) from None
+    except StructureError as error:  # what came is told behind it
+        raise ValueError(str(error).partition("; ")[2]) from None
     return word
 
 

@@ -115,3 +115,22 @@ def test_what_is_wrong_stops_a_run_before_it_has_a_folder(
     with pytest.raises(InputError, match=part):
         checked.refuse_recipe(tiny(**changes), {})
     assert not (tmp_path / "runs").exists() and not (tmp_path / "store").exists()
+
+
+def test_a_run_is_called_by_its_recipe_in_prefect_too(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the name of the file; what is given on the command line counts."""
+    from types import SimpleNamespace
+
+    from flows import compress
+
+    source = _written(tmp_path, tiny())
+    for recipe, overrides, name in (
+        (source, None, "tiny"),
+        (source, {"name": "mine"}, "mine"),
+        ("/no/x.yaml", {}, "x"),
+    ):
+        asked = SimpleNamespace(parameters={"recipe": recipe, "overrides": overrides})
+        monkeypatch.setattr(compress, "flow_run", asked)
+        assert compress._flow_run_name().startswith(f"{name}-20")
