@@ -93,8 +93,8 @@ def _taught(run: Run, parsed: Recipe, folder: Path) -> tuple[Run, list[dict[str,
     first = [("teacher", checked.start_of(own.model, parsed.teacher.train))]
     if known := found(own, first):
         return replace(run, taught_by=known[0][1]), [_known(known[0])]
-    one = next(iter(rehearse(own, first, None, folder / "teacher")))
-    return run, [_row(one)]
+    one = next(iter(rehearse(own, first, None, folder)))
+    return replace(run, taught_by=one.reference), [_row(one)]
 
 
 def _known(one: tuple[str, Reference, Mapping[str, Any]]) -> dict[str, Any]:

@@ -86,4 +86,8 @@ def test_what_is_installed_works_away_from_the_tree(wheel: Path, tmp_path: Path)
     golden = str(ROOT / "tests" / "golden" / "v1-huffman.dcz")
     assert _python(installed, "-c", IMPORTED, str(installed), golden, *modules).strip().endswith("[]")
     assert "compare" in _python(installed, "-m", "flows", "--help")
+    command = str(installed / "bin" / "deep-compression")  # the same, in any folder
+    assert "python -m" not in _python(installed, command, "run", "-h") and "deep-compression new" in _python(
+        installed, command, "-h"
+    )
     assert not list(installed.rglob("artifacts"))

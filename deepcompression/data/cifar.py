@@ -39,7 +39,7 @@ def cifar10(root: str | None = None) -> Splits:
     if found is not None:
         return found
     if root:
-        raise DataError(f"data.kwargs.root {root}: {_missing(Path(root))}")
+        raise DataError(f"data.kwargs.root {Path(root).resolve()}: {_missing(Path(root))}")
     return _from_openml()
 
 

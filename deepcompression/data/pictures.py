@@ -117,7 +117,7 @@ def images(
         raise DataError(f"data.kwargs: expected channels of 1 or 3 and workers of 1 or more, got {channels}, {workers}")
     splits = {which: Pictures(some, prepare, channels, workers) if some else None for which, some in parts.items()}
     if not splits["train"]:
-        raise DataError(f"data.kwargs.folder {folder}: no pictures to train with")
+        raise DataError(f"data.kwargs.folder {Path(folder).resolve()}: no pictures to train with")
     return Splits(splits["train"], splits["validation"], splits["test"], names)
 
 
@@ -129,7 +129,9 @@ Named = dict[str, list[tuple[Path, str]]]  # by split: files and names of classe
 def _folder(folder: str) -> Path:
     root = Path(folder)
     if not root.is_dir():
-        raise DataError(f"data.kwargs.folder {folder}: no such folder; expected one with a folder for each class")
+        raise DataError(
+            f"data.kwargs.folder {root.resolve()}: no such folder; expected one with a folder for each class"
+        )
     return root
 
 
@@ -150,7 +152,7 @@ def _by_class(folder: Path) -> list[tuple[Path, str]]:
     if not found:
         loose = any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
         hint = "; its pictures are in no folder of a class: name them in a table: path,label" if loose else ""
-        raise DataError(f"data.kwargs.folder {folder}: no folder of a class with pictures in it{hint}")
+        raise DataError(f"data.kwargs.folder {folder.resolve()}: no folder of a class with pictures in it{hint}")
     return found
 
 

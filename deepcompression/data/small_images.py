@@ -205,7 +205,7 @@ def _find_folder(root: str | None, name: str, elsewhere: list[Path]) -> Path | N
     found = next((place for place in places if _idx_path(place, IDX["train"][0])), None)
     if root and found is None:
         raise DataError(
-            f"data.kwargs.root {root}: no {IDX['train'][0]}(.gz) in it or in its folder {name}; "
+            f"data.kwargs.root {Path(root).resolve()}: no {IDX['train'][0]}(.gz) in it or in its folder {name}; "
             "expected the four IDX files"
         )
     return found

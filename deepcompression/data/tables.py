@@ -49,6 +49,7 @@ def tabular(
         raise DataError(
             f"data.kwargs: expected kind of auto, classes or numbers, missing of refuse or mean, got {kind}, {missing}"
         )
+    path = str(Path(path).resolve())
     frame = _frame(Path(path))
     wanted = [name for name in columns or frame.columns if name not in (target, split, *leave_out)]
     for name in (target, *([split] if split else []), *wanted):

@@ -49,7 +49,8 @@ def text(
     """
     if label and tags:
         raise DataError("data.kwargs: label and tags are both given: a class for each text, or for each word")
-    cutter = _tokenizer(Path(tokenizer), length)
+    path = str(Path(path).resolve())
+    cutter = _tokenizer(Path(tokenizer).resolve(), length)
     lines = _parts(Path(path), test, seed)
     fields = [field] if isinstance(field, str) else list(field)
     wanted = [*fields, *([label] if label else []), *([tags] if tags else [])]

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from rich.markup import escape
 
-from deepcompression.errors import InputError, StructureError, WeightsError
+from deepcompression.errors import InputError, RecipeError, StructureError, WeightsError
 from tasks.console import say
 from tasks.execution.allocated import with_bits
 from tasks.execution.keys import callables
@@ -87,6 +87,8 @@ def problems(
     noted = Problems()
     with noted.part():
         _refuse_devices(run)
+    missing = [one for one in run.python_path if not Path(one).exists()]
+    noted.found += [RecipeError(f"python_path {Path(one).resolve()}: no such folder") for one in missing]
     model = _sound_model(run, noted)
     noted.works = model is not None
     for read in (run.splits, *_judges(run)):

@@ -40,7 +40,7 @@ Labelled = Sequence[tuple[str, Stage]]
 class Rehearsed:
     """A stage that was rehearsed. ``seconds``: about how long it takes, None where its steps cannot be counted;
     ``bytes`` of its weights, encoded; ``covered``: what it did to each tensor, empty where it does not say; ``file``:
-    of an encoded one; ``why_not``: what kept it from being rehearsed."""
+    of an encoded one; ``why_not``: what kept it from being rehearsed; ``reference``: to what it left."""
 
     label: str
     seconds: float | None = None
@@ -49,6 +49,7 @@ class Rehearsed:
     covered: Sequence[Mapping[str, Any]] = ()
     file: Path | None = None
     why_not: str = ""
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def rehearse(run: Run, stages: Labelled, source: Reference | None, folder: Path)
             return
         few = few if few.taught_by else replace(few, taught_by=source)
         bits = product.report.get(ALLOCATED) or bits
-        yield _told(label, bench, product, spent + a_look)
+        yield replace(_told(label, bench, product, spent + a_look), reference=source)
 
 
 def settings_name(settings: Stage) -> str:

@@ -117,6 +117,24 @@ def test_what_is_wrong_stops_a_run_before_it_has_a_folder(
     assert not (tmp_path / "runs").exists() and not (tmp_path / "store").exists()
 
 
+def stage_of_mine(model: Any, problem: Any, *, seed: int) -> list[str]:
+    """Half of the last layer's weights go."""
+    model.fc2.weight.data[:, ::2] = 0.0
+    return ["fc2.weight"]
+
+
+def test_what_learns_from_a_teacher_and_a_stage_of_yours_are_rehearsed(tiny: Tiny, tmp_path: Path) -> None:
+    """The teacher is rehearsed first; a training that learns from it has one; your stage is called."""
+    teacher = {"factory": "deepcompression.models:digits_net", "train": {"epochs": 2}}
+    distil = {"temperature": 2, "weight": 0.5}
+    stages = [{"stage": "test_plan:stage_of_mine"}, {"stage": "finetune", "epochs": 2, "distil": distil}]
+    recipe = tiny(teacher=teacher, stages=stages, python_path=[str(Path(__file__).parent)])
+    found = plan.plan(_written(tmp_path, recipe), {})
+    assert found["problems"] == [] and found["not_rehearsed"] == ""
+    labels = ["teacher", "baseline", "test_plan.stage_of_mine", "finetune", "encode"]
+    assert [row["stage"] for row in found["stages"]] == labels and found["predicted"]["bytes"] > 100_000
+
+
 def test_a_run_is_called_by_its_recipe_in_prefect_too(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
