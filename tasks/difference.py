@@ -20,7 +20,7 @@ from tasks.storage.store import write_json
 if TYPE_CHECKING:
     from deepcompression.measure.difference import Difference
 
-SAMPLES, BATCH = 64, 16  # of the validation split
+SAMPLES, BATCH = 64, 4  # of the validation split; what all ops give for a batch is in memory at a time
 
 
 @task(name="difference", **TASK)

@@ -121,7 +121,13 @@ def cut(symbols: NDArray[Any], chunk: int) -> list[NDArray[Any]]:
 
 
 def plan_codes(
-    parts: list[Symbols], counts: NDArray[np.int64], k: int, how: Writing, *, sparse: bool = True
+    parts: list[Symbols],
+    counts: NDArray[np.int64],
+    k: int,
+    how: Writing,
+    *,
+    sparse: bool = True,
+    most: int = 1 << 62,
 ) -> tuple[int, Stream]:
     """The smallest stream for the codes of all chunks, and its bytes.
 
@@ -131,8 +137,9 @@ def plan_codes(
         k: codes are below it.
         how: they are written.
         sparse: whether parts are symbols.
+        most: bytes that another way takes: no code is made where none can be smaller.
     """
-    best = streams.plan(counts, k, 1, how.coder, len(parts))
+    best = streams.plan(counts, k, 1, how.coder, len(parts), most)
     for size in streams.tuple_sizes(k)[1:]:
 
         def count(part: Symbols, size: int = size) -> NDArray[np.int64]:
@@ -140,7 +147,7 @@ def plan_codes(
             return np.bincount(streams.tuples(codes, k, size), minlength=k**size)
 
         total: NDArray[np.int64] = np.sum(mapped(count, parts, how.threads), axis=0)
-        found = streams.plan(total, k, size, how.coder, len(parts), best[0])
+        found = streams.plan(total, k, size, how.coder, len(parts), min(best[0], most))
         best = min(best, found, key=lambda option: option[0])
     return best
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,9 +111,15 @@ class Book:
     lowest: int = 0
     skips_zero: bool = False
     negative_zero: bool = False
+    _written: dict[str, bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def write(self, dtype: str) -> bytes:
         """The book in the head of a blob, behind the number of elements a group."""
+        if dtype not in self._written:  # asked for by every layout
+            self._written[dtype] = self._write(dtype)
+        return self._written[dtype]
+
+    def _write(self, dtype: str) -> bytes:
         if self.values is not None:
             return varint(self.k - 1) + write_array(self.values.reshape(-1), dtype)
         assert self.scales is not None

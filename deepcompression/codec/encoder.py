@@ -44,6 +44,7 @@ _FINE = 1 << 10  # codes, from which low bits may be noise
 _WORTH = 1 / 1000  # of the bytes, below which a layout is not tried
 _TOLD = 1.05  # times what a sample says, values as they are surely do not take more
 _NEAR = 1.02  # times the smallest, as plans and samples say: what is larger is not written
+_HEAD = 4  # bytes at most before values that are stored as they are
 _DENSE_UP_TO = 0.95  # share of zeros beyond which nothing was ever smallest as codes of all elements
 
 Option = tuple[int, Callable[[], Written | None]]  # bytes, as far as they are known before it is written
@@ -72,8 +73,9 @@ def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, th
     # Contexts may gain on order 0: by half is more than any was seen to.
     gain = 2.0 if how.coder == "adaptive" else 1.0
     best: Written | None = None
+    most = min(flat.nbytes + _HEAD, _TOLD * raw if differ and raw else math.inf)
     for way in ways:
-        known = best.size if best else _TOLD * raw if differ and raw else math.inf
+        known = best.size if best else most
         if way.least(threads) < gain * known:
             best = _encode_shared(way, zeros, how, best)
     if best is None or raw < parting.CONTEXTS * best.size:
@@ -106,11 +108,12 @@ def _smaller(one: Written | None, other: Written | None) -> Any:
 def _encode_shared(way: Shared, zeros: Zeros, how: Writing, best: Written | None) -> Written | None:
     """Values as codes of a book, in the smallest of all layouts; or `best`, what is known already."""
     options: list[Option] = []
+    most = best.size if best else len(way.symbols) * DTYPES[how.dtype].itemsize + _HEAD
     for mask in (None, zeros.masks) if how.coder != "packed" and zeros.masks else (None,):
         left = replace(way, symbols=mask.of(way.symbols)) if mask else way
         coded = _arithmetics(left, mask, zeros, how) if how.coder == "adaptive" else []
         if not (coded and _ahead(min(size for size, _ in coded), left, how)):
-            options.append(_streams(left, mask, zeros, how))
+            options.append(_streams(left, mask, zeros, how, most))
         options += coded
     best = _smallest(options, best)
     if how.coder != "packed" and way.book.k >= _FINE:
@@ -171,17 +174,20 @@ def _tiled(way: Shared, tiled: Tiled, how: Writing) -> Written:
     return apart.joined(lambda form: write_head(how.dtype, form, tiles, 0, book), tiled.positions, what)
 
 
-def _streams(way: Shared, mask: Masks | None, zeros: Zeros, how: Writing) -> Option:
-    """The smallest of dense, bitmap and gaps, each with the best streams of codes; `way` is what `mask` leaves."""
+def _streams(way: Shared, mask: Masks | None, zeros: Zeros, how: Writing, most: int) -> Option:
+    """The smallest of dense, bitmap and gaps, each with the best streams of codes; `way` is what `mask` leaves.
+
+    No code is made for what takes more than `most` bytes with any.
+    """
     parts = cut(way.symbols, heads.CHUNK)
     counts = histogram(way.symbols, way.book.k + 1, how.threads)
     options: list[Option] = []
     # Codebooks of groups take in zero group by group, which masks tear apart.
     torn = mask is not None and bool(way.book.groups) and way.book.values is not None
     if counts[0] <= (0 if torn else _DENSE_UP_TO * len(way.symbols)):
-        options.append(_dense_option(way, counts, mask, how))
+        options.append(_dense_option(way, counts, mask, how, most))
     if counts[0]:
-        cost, stream = plan_codes(parts, counts[1:], way.book.k, how)
+        cost, stream = plan_codes(parts, counts[1:], way.book.k, how, most=most)
         head = 2 + len(write_head(how.dtype, 0, mask, 0, way.book)) + cost
         for size, places in zeros.plans(mask):
             begin = write_head(how.dtype, places.kind, mask, 0, way.book)
@@ -189,12 +195,13 @@ def _streams(way: Shared, mask: Masks | None, zeros: Zeros, how: Writing) -> Opt
     return min(options, key=lambda option: option[0])
 
 
-def _dense_option(way: Shared, counts: NDArray[np.int64], mask: Masks | None, how: Writing) -> Option:
+def _dense_option(way: Shared, counts: NDArray[np.int64], mask: Masks | None, how: Writing, most: int) -> Option:
     codes, book = _dense(way, bool(counts[0]))
     parts = cut(codes, heads.CHUNK)
     total = histogram(codes, book.k, how.threads)
-    cost, stream = plan_codes(parts, total, book.k, how, sparse=False)
-    head = write_head(how.dtype, DENSE, mask, 0, book) + stream.header()
+    begin = write_head(how.dtype, DENSE, mask, 0, book)
+    cost, stream = plan_codes(parts, total, book.k, how, sparse=False, most=most - len(begin))
+    head = begin + stream.header()
 
     def write() -> Written:
         return Written(head, mapped(lambda part: streams.encode(part, stream), parts, how.threads))

@@ -16,6 +16,7 @@ from deepcompression.codec.sampling import Samples
 from deepcompression.codec.shared import symbols_of
 
 _FEWEST, _FEWEST_IN_ALL = 16, 256  # elements of a group with a codebook of its own, and of the tensor
+_FEWEST_LAID = 2048  # elements of a vector that is worth a look: biases are none
 _WORTH = 0.98  # of what others take, from which a codebook for each group is not tried
 _TRIES = 2
 _LENGTH = 1024
@@ -31,7 +32,7 @@ def candidates(samples: Samples, shape: tuple[int, ...], each: float, others: fl
         each: bits of a value in a codebook.
         others: bits of a stored element that other ways take, beside one codebook for all.
     """
-    if samples.flat.size < _FEWEST_IN_ALL:
+    if samples.flat.size < (_FEWEST_LAID if len(shape) < 2 else _FEWEST_IN_ALL):
         return []
     stored = np.count_nonzero(samples.flat) / samples.flat.size
     found = []

@@ -8,15 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba.core import types
-from numba.core.cgutils import get_item_pointer
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from deepcompression._numba import compiled
 from deepcompression.codec import arithmetic_loop
+from deepcompression.codec.kernels_bits import load, store
 from deepcompression.codec.kernels_floats import count_plane, fill_codes, find_distinct, join_four, join_two, take_plane
+from deepcompression.codec.kernels_inflate import inflate_literals
 
 __all__ = [
     "count_plane",
@@ -26,6 +24,7 @@ __all__ = [
     "encode_plane",
     "fill_codes",
     "find_distinct",
+    "inflate_literals",
     "join_four",
     "join_two",
     "run",
@@ -37,40 +36,6 @@ run = compiled(arithmetic_loop.run)
 # Of an entry of the look-up of three: bits used in the low six, then the count of symbols, then symbols, a byte each.
 _TWELVE, _USED, _BYTE = np.uint64(4095), np.uint64(63), np.uint64(255)
 _SIX, _EIGHT, _NOTHING = np.uint64(6), np.uint64(8), np.uint64(0)
-
-_intrinsic: Any = intrinsic  # typed for callers that pass the typing context themselves
-_pointer: Any = get_item_pointer
-
-
-def _element(context: Any, builder: Any, array_type: Any, array: Any, index: Any, bits: int) -> Any:
-    """A pointer to `bits` bits that begin at a byte of a uint8 array, aligned or not."""
-    made = context.make_array(array_type)(context, builder, array)
-    pointer = _pointer(context, builder, array_type, made, [index], wraparound=False)
-    return builder.bitcast(pointer, ir.IntType(bits).as_pointer())
-
-
-@_intrinsic  # type: ignore[untyped-decorator]
-def _load(typing: Any, array: Any, at: Any) -> Any:
-    """The 64 bits from byte `at` of a uint8 array on, lowest first (on little-endian machines)."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        load = builder.load(_element(context, builder, signature.args[0], values[0], values[1], 64))
-        load.align = 1
-        return load
-
-    return types.uint64(array, types.int64), generate
-
-
-@_intrinsic  # type: ignore[untyped-decorator]
-def _store(typing: Any, array: Any, at: Any, value: Any) -> Any:
-    """Write the low 32 bits of `value` to bytes `at` .. at + 3 of a uint8 array."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        word = builder.trunc(values[2], ir.IntType(32))
-        builder.store(word, _element(context, builder, signature.args[0], values[0], values[1], 32), align=1)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, types.uint64), generate
 
 
 @compiled
@@ -98,11 +63,11 @@ def encode_blocks(
             pending |= (entry >> np.uint64(5)) << held
             held += entry & np.uint64(31)
             if held >= np.uint64(32):
-                _store(out, at, pending)
+                store(out, at, pending)
                 pending >>= np.uint64(32)
                 held -= np.uint64(32)
                 at += 4
-        _store(out, at, pending)
+        store(out, at, pending)
         at += int((held + np.uint64(7)) >> np.uint64(3))
         sizes[i] = at - start
     return at
@@ -137,11 +102,11 @@ def encode_plane(
             pending |= (entry >> np.uint64(5)) << held
             held += entry & np.uint64(31)
             if held >= np.uint64(32):
-                _store(out, at, pending)
+                store(out, at, pending)
                 pending >>= np.uint64(32)
                 held -= np.uint64(32)
                 at += 4
-        _store(out, at, pending)
+        store(out, at, pending)
         at += int((held + np.uint64(7)) >> np.uint64(3))
         sizes[i] = at - start
     return at
@@ -160,12 +125,12 @@ def _finish(
     """Decode one block alone, from bit `at` and symbol `to` to symbol `end`; the bit where it ends."""
     mask = np.uint64(len(table) - 1)
     while to <= end - 4:
-        e = np.uint64(threes[(_load(data, at >> 3) >> np.uint64(at & 7)) & _TWELVE])
-        _store(symbols, to, e >> _EIGHT)
+        e = np.uint64(threes[(load(data, at >> 3) >> np.uint64(at & 7)) & _TWELVE])
+        store(symbols, to, e >> _EIGHT)
         at += int(e & _USED)
         to += int((e >> _SIX) & np.uint64(3))
     for k in range(to, end):
-        e = np.uint64(table[(_load(data, at >> 3) >> np.uint64(at & 7)) & mask])
+        e = np.uint64(table[(load(data, at >> 3) >> np.uint64(at & 7)) & mask])
         symbols[k] = e >> _EIGHT
         at += int(e & _BYTE)
     return at
@@ -200,10 +165,10 @@ def decode_threes(
         stop_r = r + number[i + 2] - 13
         stop_s = s + number[i + 3] - 13
         while p <= stop_p and q <= stop_q and r <= stop_r and s <= stop_s:
-            v = _load(data, a >> 3) >> np.uint64(a & 7)
-            w = _load(data, b >> 3) >> np.uint64(b & 7)
-            x = _load(data, c >> 3) >> np.uint64(c & 7)
-            y = _load(data, d >> 3) >> np.uint64(d & 7)
+            v = load(data, a >> 3) >> np.uint64(a & 7)
+            w = load(data, b >> 3) >> np.uint64(b & 7)
+            x = load(data, c >> 3) >> np.uint64(c & 7)
+            y = load(data, d >> 3) >> np.uint64(d & 7)
             # Bits used in the low six, symbols above them: four look-ups add up without meeting.
             j = k = m = n = _NOTHING
             for _ in range(4):
@@ -211,10 +176,10 @@ def decode_threes(
                 f = np.uint64(threes[w & _TWELVE])
                 g = np.uint64(threes[x & _TWELVE])
                 h = np.uint64(threes[y & _TWELVE])
-                _store(symbols, p + np.int64(j >> _SIX), e >> _EIGHT)
-                _store(symbols, q + np.int64(k >> _SIX), f >> _EIGHT)
-                _store(symbols, r + np.int64(m >> _SIX), g >> _EIGHT)
-                _store(symbols, s + np.int64(n >> _SIX), h >> _EIGHT)
+                store(symbols, p + np.int64(j >> _SIX), e >> _EIGHT)
+                store(symbols, q + np.int64(k >> _SIX), f >> _EIGHT)
+                store(symbols, r + np.int64(m >> _SIX), g >> _EIGHT)
+                store(symbols, s + np.int64(n >> _SIX), h >> _EIGHT)
                 v >>= e & _USED
                 w >>= f & _USED
                 x >>= g & _USED
@@ -264,7 +229,7 @@ def decode_blocks(
     for i in range(len(at)):
         a = at[i]
         for j in range(first[i], first[i] + number[i]):
-            e = np.uint64(table[(_load(data, a >> 3) >> np.uint64(a & 7)) & mask])
+            e = np.uint64(table[(load(data, a >> 3) >> np.uint64(a & 7)) & mask])
             symbols[j] = e >> np.uint64(8)
             a += np.int64(e & np.uint64(255))
         at[i] = a

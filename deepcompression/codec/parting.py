@@ -22,6 +22,7 @@ from deepcompression.codec.streams import Stream
 LEAST = 1 << 12  # values, below which files of version 1 do as well
 _LOOKED_AT, _DEFLATED = 1 << 15, 1 << 12  # values of a sample
 _RUN, _APART = 1 << 12, 1 << 16  # values of a run that tells what those near it have, and from one to the next
+_TELL = 16  # runs
 CONTEXTS = 1.25  # times as many bytes as another way's may become fewer by contexts
 _NOISE = 0.995  # of its bytes is the entropy of a plane that is stored as it is
 _FAR = 1.03  # times the entropy, from which codes of single bytes are far from it
@@ -127,8 +128,9 @@ def _smallest(parts: list[Bits], place: int, sample: list[Bits], how: Writing) -
 
 
 def _changes(each: list[NDArray[np.int64]], share: float) -> bool:
-    """Whether codes of their own would make runs, whose bytes occur so often, smaller than `share`."""
-    return _likely(each) < (0.99 * share - 0.002) * float(np.sum(each))
+    """Whether codes of their own would make runs, whose bytes occur so often, smaller than `share`; few tell little."""
+    margin = 0.99 if len(each) >= _TELL else 0.95
+    return _likely(each) < (margin * share - 0.002) * float(np.sum(each))
 
 
 def _likely(each: list[NDArray[np.int64]]) -> float:

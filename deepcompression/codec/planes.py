@@ -20,6 +20,7 @@ from deepcompression.codec.streams import Stream
 PLAIN, STREAM, DEFLATED, ARITHMETIC = range(4)
 Bytes = NDArray[np.uint8]
 _WORTH = 1 << 12, 1 << 22  # values that repay a compiled call, and importing it
+_WORTH_COMPILING = 1 << 18, 1 << 22  # bytes that repay a call of what takes seconds to compile, once
 _COMPILED = (2, 4)  # bytes of values for which there is a compiled way
 
 
@@ -84,6 +85,12 @@ def _plain(cursor: Cursor, count: int) -> Bytes:
 
 def _inflated(cursor: Cursor, count: int) -> Bytes:
     data = cursor.take(cursor.varint("the length of a plane"), "a plane")
+    compiled = _numba.kernels(count, *_WORTH_COMPILING)
+    if compiled is not None:
+        padded, plane = np.zeros(len(data) + 24, np.uint8), np.empty(count + 16, np.uint8)
+        padded[: len(data)] = np.frombuffer(data, np.uint8)
+        if compiled.inflate_literals(padded, len(data), plane):
+            return plane[:count]
     reader = zlib.decompressobj(-15)
     try:
         found = reader.decompress(data, count + 1)

@@ -17,6 +17,7 @@ from deepcompression.errors import StructureError
 from deepcompression.network.edits.quantize_values import INSIDE, Quantizer, quantizers
 from deepcompression.network.trace import resting
 
+_PIECE = 1 << 15  # values whose copies in float64 stay in a processor's cache
 Forward = Callable[[nn.Module, Any], Any]
 
 
@@ -49,11 +50,13 @@ class _Pair:
     noise: float = 0.0
 
     def add(self, dense: Tensor, other: Tensor) -> None:
-        one, two = dense.double().flatten(), other.double().flatten()
-        self.signal += float(one @ one)
-        self.other += float(two @ two)
-        self.product += float(one @ two)
-        self.noise += float((one - two).square().sum())
+        pieces = zip(torch.split(dense.flatten(), _PIECE), torch.split(other.flatten(), _PIECE), strict=True)
+        for one, two in ((one.double(), two.double()) for one, two in pieces):
+            self.signal += float(one @ one)
+            self.other += float(two @ two)
+            self.product += float(one @ two)
+            gap = one - two
+            self.noise += float(gap @ gap)
 
     def sqnr(self) -> float:
         if not self.noise:

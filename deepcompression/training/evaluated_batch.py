@@ -20,7 +20,7 @@ from deepcompression.training.randomness import kept
 MOST = 1000
 # What one operation may give. On CPUs larger tensors are taken from the system, and cleared by it, each time: of
 # EfficientNet-Lite0 at 100 pictures that is two thirds of all time.
-MOST_BYTES = 64 << 20
+MOST_BYTES = 32 << 20
 MOST_BYTES_ELSEWHERE = 2 << 30  # of a GPU's memory, which torch keeps
 
 

@@ -1,0 +1,44 @@
+"""Compiled: words of a byte array at any place, which numba has no way to ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.cgutils import get_item_pointer
+from numba.extending import intrinsic
+
+_intrinsic: Any = intrinsic  # typed for callers that pass the typing context themselves
+_pointer: Any = get_item_pointer
+
+
+def _element(context: Any, builder: Any, array_type: Any, array: Any, index: Any, bits: int) -> Any:
+    """A pointer to `bits` bits that begin at a byte of a uint8 array, aligned or not."""
+    made = context.make_array(array_type)(context, builder, array)
+    pointer = _pointer(context, builder, array_type, made, [index], wraparound=False)
+    return builder.bitcast(pointer, ir.IntType(bits).as_pointer())
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def load(typing: Any, array: Any, at: Any) -> Any:
+    """The 64 bits from byte `at` of a uint8 array on, lowest first (on little-endian machines)."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        load = builder.load(_element(context, builder, signature.args[0], values[0], values[1], 64))
+        load.align = 1
+        return load
+
+    return types.uint64(array, types.int64), generate
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def store(typing: Any, array: Any, at: Any, value: Any) -> Any:
+    """Write the low 32 bits of `value` to bytes `at` .. at + 3 of a uint8 array."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        word = builder.trunc(values[2], ir.IntType(32))
+        builder.store(word, _element(context, builder, signature.args[0], values[0], values[1], 32), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.uint64), generate
