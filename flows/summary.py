@@ -16,6 +16,7 @@ from flows import watchdog
 from tasks.console import say
 from tasks.execution.execute import left_alone, numbers_of, reference_of
 from tasks.execution.run import Reference, Run
+from tasks.execution.settings import plain
 from tasks.execution.warned import kept
 from tasks.machine.deadline import within
 from tasks.report.beside import beside
@@ -26,6 +27,7 @@ from tasks.report.words import difference, sentence
 from tasks.secrets import hidden, masked
 from tasks.stages.verify import Verified
 from tasks.storage.store import finite, write_json
+from tasks.tracking.results import columned, epoch_rows, results_of, stage_rows, tags_of
 from tasks.verdict import missed, told
 
 SUMMARY_VERSION = 1
@@ -121,19 +123,17 @@ def leave(
     write_report(run, references, summary, stored, folder / "report.html")
     if alone:
         watchdog.done(summary, file.stat().st_size)
-    numbers = {"file_bytes": summary["file_bytes"], "ratio": summary["ratio"], "dense_bytes": summary["dense_bytes"]}
-    name = run.metric_object().name
-    for prefix, end in (("baseline_", summary["baseline"]), ("", summary["final"])):
-        prefix += "test" if end["split"] == "test" else "val"
-        numbers[f"{prefix}_{name}"] = end["metric"]
-        numbers |= {f"{prefix}_{key}": end[key] for key in ("error", "correct") if end.get(key) is not None}
-    if compared := summary["comparison"]:
-        numbers |= {f"test_{key}": compared[key] for key in ("difference", "p_value", "broken", "mended")}
-        numbers |= {f"test_difference_{key}": compared[key] for key in ("low", "high")}
-    run.tracker.metrics({key: value for key, value in numbers.items() if math.isfinite(value)})
-    run.tracker.tags({"mlflow.note.content": sentence(summary), **warnings_tag(summary)})
-    for path in (file, folder / "summary.json", folder / "report.html"):
-        run.tracker.artifact(path)
+    run.tracker.dataset(run.data.factory, summary["data_digest"], plain(run.data))
+    run.tracker.metrics(results_of(summary))
+    run.tracker.tags({**tags_of(summary, run.tracker.place), **warnings_tag(summary)})
+    entries = [run.store.find(reference.key) or {} for reference in references]
+    for name, rows in (
+        ("stages.json", stage_rows(references, entries)),
+        ("history.json", epoch_rows(references, entries)),
+    ):
+        write_json(folder / name, columned(rows))
+    for name in (file.name, "summary.json", "report.html", "stages.json", "history.json"):
+        run.tracker.artifact(folder / name)
     run.tracker.artifact(folder / "figures" / "bytes.svg", "figures")
     try:
         within(ARTIFACT_SECONDS, _prefect_artifacts, run, hidden(summary))

@@ -47,7 +47,7 @@ def difference(run: Run, label: str, baseline: Reference, others: Sequence[Refer
     run.tracker.artifact(path)
     last = [row["sqnr_alone"] for row in rows if row["stage"] == rows[-1]["stage"] and not row["why"]]
     if last and math.isfinite(min(last)):
-        run.tracker.metrics({"least_sqnr_db": min(last)})
+        run.tracker.tags({"least_sqnr_db": f"{min(last):.1f}"})
 
 
 def _network(run: Run, baseline: Reference, others: Sequence[Reference]) -> None:

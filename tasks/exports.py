@@ -129,9 +129,9 @@ def _exported(run: Run, asked: Export, path: str, final: Mapping[str, Any], dens
     judged = _judged(run, target, file, model, sample, str(final["split"]))
     timed = _timed(run, target, file, dense, sample)
     numbers = {"bytes": made.bytes, "float_bytes": made.float_bytes, "max_difference": made.max_difference}
-    logged = ("metric", "loss", "correct", "latency_ms", "times_as_fast")
-    metrics = {**numbers, **{name: one for name in logged if (one := {**judged, **timed}.get(name)) is not None}}
-    run.tracker.metrics({f"export/{target}/{name}": value for name, value in metrics.items()})
+    found = {**numbers, **judged, **timed}
+    logged = {name: one for name in ("bytes", "metric", "latency_ms") if (one := found.get(name)) is not None}
+    run.tracker.metrics({f"export/{target}/{name}": value for name, value in logged.items()})
     for one in [file] if file.is_file() else sorted(part for part in file.rglob("*") if part.is_file()):
         run.tracker.artifact(one, one.parent.relative_to(run.folder).as_posix())
     say(f"{target}: {made.bytes:,} bytes (float {made.float_bytes:,}), {_told(judged, final)}{_speed(timed)}")

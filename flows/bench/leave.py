@@ -37,27 +37,15 @@ def leave(done: Finished, result: Mapping[str, Any]) -> None:
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """MLflow's metrics: of the decoded file as ``latency_ms`` and so on, of each way as ``bench/<way>/latency_ms``."""
-    small, large = str(result["batches"][0]), str(result["batches"][-1])
-    found: dict[str, float] = {f"flops_{name}": one["flops"] for name, one in result["flops"].items()}
+    """MLflow's metrics: of the decoded file ``latency_ms``, ``energy_mj`` and ``flops``, of each way
+    ``bench/<way>/latency_ms``; all that was measured is in bench.json."""
+    small = str(result["batches"][0])
+    found: dict[str, float] = {"flops": result["flops"]["final"]["flops"]}
     for row in result["ways"]:
-        if row["why"] is not None:
-            continue
-        one, many = row["batches"].get(small, {}), row["batches"].get(large, {})
-        energy, memory = row.get("energy", {}), row.get("memory", {})
-        figures = {
-            "bytes": row["bytes"],
-            "latency_ms": one.get("median_ms"),
-            "latency_p10_ms": one.get("p10_ms"),
-            "latency_p99_ms": one.get("p99_ms"),
-            "cpu_ms": one.get("cpu_ms"),
-            "samples_per_second": many.get("per_second"),
-            "resident_bytes": memory.get("resident"),
-            "peak_bytes": memory.get("peak"),
-            "energy_mj" if not energy.get("assumed") else "energy_assumed_mj": energy.get("mj"),
-        }
-        found |= {f"bench/{row['way']}/{name}": value for name, value in figures.items() if value is not None}
-    for name in ("latency_ms", "energy_mj"):
-        if (value := found.get(f"bench/{DECODED}/{name}")) is not None:
-            found[name] = value
-    return {**found, "flops": result["flops"]["final"]["flops"]}
+        time, energy = row.get("batches", {}).get(small, {}).get("median_ms"), row.get("energy", {})
+        if row["why"] is None and time is not None:
+            found[f"bench/{row['way']}/latency_ms"] = time
+            found |= {"latency_ms": time} if row["way"] == DECODED else {}
+        if row["way"] == DECODED and energy and not energy.get("assumed"):
+            found["energy_mj"] = energy["mj"]
+    return found

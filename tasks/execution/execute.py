@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from deepcompression.structure.check import Coarsened
     from deepcompression.structure.constraints import Structure
 
+UNDRAWN = ("lr", "seconds")  # of an epoch: they are in the table of all epochs, and are no curves of their own
 Work = Callable[[Bench, Any], Product]
 
 
@@ -221,27 +222,18 @@ def _log(
     numbers: Mapping[str, Any],
     entry: Mapping[str, Any],
 ) -> None:
-    """The same to people (one line) and to MLflow (step = stage number; and under the stage's name)."""
+    """The same to people (one line) and to MLflow: a column a stage, and steps by the stage's number; what else there
+    is of a stage is in the table ``stages.json``."""
     metric = f"val_{run.metric_object().name}"
     stage = str(getattr(settings, "stage", label)).replace(":", ".")
-    logged = {
-        "size_bytes": numbers["size_bytes"],
-        "compression_ratio": numbers["compression_ratio"],
-        metric: numbers["val_metric"],
-        "val_loss": numbers["val_loss"],
-        "density": numbers["density"],
-        "model_density": numbers.get("model_density"),
-        "bits_per_weight": numbers["bits_per_weight"],
-        "stage_seconds": numbers["seconds"],
-    }
-    logged |= numbers.get("coarsened") or {}
-    logged = {name: value for name, value in logged.items() if value is not None}
-    named = {f"{name}/{stage}": value for name, value in logged.items()}
-    own = {f"{label}/{name}": value for name, value in entry.get("figures", {}).items()}
-    run.tracker.metrics({**named, **own, **(logged if number is not None else {})}, step=number or 0)
+    columns = {"size_bytes": numbers["size_bytes"], metric: numbers["val_metric"]}
+    steps = {**columns, **{name: numbers[name] for name in ("compression_ratio", "density", "bits_per_weight")}}
+    named = {f"{name}/{stage}": value for name, value in columns.items()}
+    stepped = {f"stages/{name}": value for name, value in steps.items()} if number is not None else {}
+    run.tracker.metrics({**named, **stepped}, step=number or 0)
     if entry["history"]:
-        run.tracker.curve(label, entry["history"])
-    of_all = "" if logged.get("model_density") is None else f" (of all weights {logged['model_density']:.1%})"
+        run.tracker.curve(label, [{name: one[name] for name in one if name not in UNDRAWN} for one in entry["history"]])
+    of_all = "" if numbers.get("model_density") is None else f" (of all weights {numbers['model_density']:.1%})"
     reused = "reused" if numbers["cached"] else f"{numbers['seconds']:.1f} s"
     say(
         f"[bold]{label:<12}[/] {size(numbers['size_bytes']):>9}  {numbers['compression_ratio']:6.1f}x  "

@@ -59,6 +59,16 @@ class Metrics(TypedDict):
     values: list[tuple[Text, float, Annotated[int, Field(gt=-(2**53), lt=2**53)]]]
 
 
+class Dataset(TypedDict):
+    """What was learnt from."""
+
+    kind: Literal["dataset"]
+    time: Time
+    name: Name
+    digest: Annotated[str, Field(max_length=36)]
+    source: Text
+
+
 class Artifact(TypedDict):
     """A file of the run's folder, and the folder that it is shown in."""
 
@@ -77,7 +87,7 @@ class Finish(TypedDict):
 
 
 LINE: TypeAdapter[Any] = TypeAdapter(
-    Annotated[Start | Texts | Metrics | Artifact | Finish, Field(discriminator="kind")]
+    Annotated[Start | Texts | Metrics | Dataset | Artifact | Finish, Field(discriminator="kind")]
 )
 
 

@@ -106,6 +106,11 @@ class Tracker:
         """Text that leads elsewhere."""
         self._log("tags", values=dict(tags))
 
+    def dataset(self, name: str, digest: str, source: Mapping[str, Any]) -> None:
+        """What was learnt from: its factory, the digest of what that gave, and how it was called."""
+        told = masked(json.dumps(source, sort_keys=True, default=str))[:10_000]
+        self._log("dataset", name=masked(name), digest=digest[:8], source=told)
+
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A file of the run's own folder."""
         self._log("artifact", path=str(path.resolve().relative_to(Path(self.folder).resolve())), into=folder)
@@ -304,10 +309,20 @@ def _replay(client: Any, run_id: str, line: Mapping[str, Any], folder: Path) -> 
             client.log_batch(run_id, metrics=metrics[start : start + 1000])
     elif kind == "tags":
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in line["values"].items()])
+    elif kind == "dataset":
+        client.log_inputs(run_id, datasets=[_dataset(line)])
     elif kind == "artifact":
         client.log_artifact(run_id, str(journal.own_file(folder, line["path"])), line["into"])
     elif kind == "finish":
         client.set_terminated(run_id, line["status"], end_time=line["time"])
+
+
+def _dataset(line: Mapping[str, Any]) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"factory": line["name"], "settings": line["source"]})
+    found = Dataset(line["name"].rpartition(":")[2], line["digest"], "deep-compression", source)
+    return DatasetInput(found, [InputTag("mlflow.data.context", "training, validation, test")])
 
 
 def _state(folder: str) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def test_what_stages_left_alone_is_told(finished: dict[str, Any], capsys: pytest
     page = (Path(summary["folder"]) / "report.html").read_text()
     assert "4 vectors" in page and "density of all weights" in page
     run = MlflowClient(tracking_uri=finished["overrides"]["tracking.uri"]).get_run(summary["mlflow_run_id"])
-    assert run.data.metrics["model_density/prune"] == pytest.approx(rows["prune"]["model_density"])
+    assert "model_density" not in " ".join(run.data.metrics)
     show(summary)
     assert max(map(len, capsys.readouterr().out.partition("└")[0].splitlines())) <= 80
 
@@ -193,9 +193,7 @@ def test_file_and_dense_model_are_compared_on_the_same_samples(
     assert (found["split"], found["total"]) == ("test", 360) and found["broken"] - found["mended"] == errors
     assert found["difference"] == pytest.approx(errors / 360) and found["low"] < errors / 360 < found["high"]
     run = MlflowClient(tracking_uri=finished["overrides"]["tracking.uri"]).get_run(summary["mlflow_run_id"])
-    for key in ("difference", "p_value", "broken", "mended"):
-        assert run.data.metrics[f"test_{key}"] == pytest.approx(found[key])
-    assert run.data.metrics["test_difference_low"] < run.data.metrics["test_difference_high"]
+    assert run.data.metrics["test_difference"] == pytest.approx(found["difference"])
     told = found["sentence"].partition("; ")[2]
     assert told in run.data.tags["mlflow.note.content"]
     show(summary)
@@ -211,17 +209,29 @@ def test_mlflow_has_every_stage_and_the_artifacts(finished: dict[str, Any]) -> N
     for number, row in enumerate(summary["stages"]):
         assert run.data.metrics[f"size_bytes/{row['stage']}"] == row["size_bytes"]
         assert run.data.metrics[f"val_accuracy/{row['stage']}"] == pytest.approx(row["val_metric"])
-        for name in ("compression_ratio", "density", "bits_per_weight"):
-            assert f"{name}/{row['stage']}" in run.data.metrics
-        assert client.get_metric_history(run.info.run_id, "size_bytes")[number].step == number
+        for name in ("size_bytes", "val_accuracy", "compression_ratio", "density", "bits_per_weight"):
+            assert client.get_metric_history(run.info.run_id, f"stages/{name}")[number].step == number
     assert len(client.get_metric_history(run.info.run_id, "finetune/loss")) == 4
-    assert run.data.metrics["new_zeros/prune"] > 40_000 and run.data.metrics["new_zeros/finetune"] == 0
+    _check_tables(Path(summary["folder"]))
+    results = {name for name in run.data.metrics if "/" not in name}
+    assert results == {"file_bytes", "ratio", "test_accuracy", "test_difference"} and len(run.data.metrics) < 50
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name == "digits" and dataset.dataset.digest == summary["data_digest"][:8]
+    assert run.info.run_name.startswith(Path(summary["folder"]).name[-4:])
     assert run.data.metrics["file_bytes"] == summary["file_bytes"]
     assert run.data.metrics["test_accuracy"] == pytest.approx(summary["final"]["accuracy"])
     assert run.data.params["prune.density.default"] == "0.15" and run.data.params["train.epochs"] == "15"
     assert run.data.tags["prefect.flow_run_id"] == summary["prefect_flow_run_id"]
     listed = {one.path for one in client.list_artifacts(run.info.run_id)}
-    assert {"model.dcz", "recipe.yaml", "summary.json", "figures"} <= listed
+    assert {"model.dcz", "recipe.yaml", "summary.json", "figures", "stages.json", "history.json"} <= listed
+
+
+def _check_tables(folder: Path) -> None:
+    """What is no metric of MLflow stands in two tables, as its pages show them."""
+    stages, epochs = (json.loads((folder / f"{name}.json").read_text()) for name in ("stages", "history"))
+    rows = {row[0]: dict(zip(stages["columns"], row, strict=True)) for row in stages["data"]}
+    assert rows["prune"]["new_zeros"] > 40_000 and rows["finetune"]["new_zeros"] == 0
+    assert {"stage", "epoch", "lr", "loss"} <= set(epochs["columns"]) and len(epochs["data"]) > 20
 
 
 def test_prefect_has_the_tasks_and_the_artifacts(finished: dict[str, Any]) -> None:
@@ -489,7 +499,7 @@ def test_seeds_that_miss_their_aim_are_runs_of_their_own_that_end_as_aim_missed(
     parent = client.get_run(summary["mlflow_run_id"])
     children = [client.get_run(run["mlflow_run_id"]) for run in summary["runs"]]
     assert all(child.data.tags["mlflow.parentRunId"] == parent.info.run_id for child in children)
-    assert parent.data.metrics["file_bytes_mean"] == summary["file_bytes"]["mean"]
+    assert parent.data.metrics["file_bytes"] == summary["file_bytes"]["mean"]
     for one in (summary, *summary["runs"]):
         run = client.get_run(one["mlflow_run_id"])
         assert run.info.status == "FAILED" and run.data.tags["verdict"].startswith("aim missed: ")

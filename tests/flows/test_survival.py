@@ -114,7 +114,7 @@ def test_mlflow_server_away_at_the_start_and_the_folder_lost(tiny: Tiny, tmp_pat
     assert isinstance(summary, dict)
     assert Path(summary["file"]).is_file() and summary["mlflow_run_id"] is None
     kinds = [json.loads(line)["kind"] for line in (Path(summary["folder"]) / "tracking.jsonl").open()]
-    assert kinds[0] == "start" and kinds[-1] == "finish" and kinds.count("artifact") == 6
+    assert kinds[0] == "start" and kinds[-1] == "finish" and kinds.count("artifact") == 8
     shutil.rmtree(tmp_path / "runs")
     places = (str(tmp_path / "runs"), str(tmp_path / "store"))
     (refused,) = upkeep.sync([], *places, None)

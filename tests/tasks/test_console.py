@@ -86,6 +86,7 @@ def test_many_notes_are_no_wall(screen: io.StringIO) -> None:
     assert len(lines) == 9 and lines[-1] == "quantize: and 92 more like these, in report.html"
 
 
+@pytest.mark.parametrize("screen", [False], indirect=True)
 def test_long_lists_of_names_are_counted(screen: io.StringIO) -> None:
     """Of 44 tensors a line names three; lists of four, and numbers, stay as they are."""
     names = [f"blocks.{index}.weight" for index in range(44)]

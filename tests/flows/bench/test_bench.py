@@ -118,9 +118,8 @@ def test_every_way_beside_the_dense_net_and_what_a_run_then_has(
 def _check_mlflow(done: Finished, rows: dict[str, Any]) -> None:
     metrics = client_of(done.run.tracker.uri).get_run(done.run.tracker.run_id).data.metrics
     assert metrics["latency_ms"] == metrics["bench/decoded/latency_ms"] == rows["decoded"]["batches"]["1"]["median_ms"]
-    assert metrics["bench/int8-static/peak_bytes"] == 5_000 and metrics["bench/four/bytes"] == 1234
     assert "bench/four/latency_ms" not in metrics and not any("bench/broken" in name for name in metrics)
-    assert metrics["flops"] == metrics["flops_final"] and metrics["val_accuracy"] > 0
+    assert metrics["flops"] > 0 and metrics["stages/val_accuracy"] > 0
 
 
 def test_memory_is_measured_in_a_process_of_its_own(done: Finished, tmp_path: Path) -> None:
