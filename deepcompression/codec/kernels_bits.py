@@ -22,7 +22,13 @@ def _element(context: Any, builder: Any, array_type: Any, array: Any, index: Any
 
 @_intrinsic  # type: ignore[untyped-decorator]
 def load(typing: Any, array: Any, at: Any) -> Any:
-    """The 64 bits from byte `at` of a uint8 array on, lowest first (on little-endian machines)."""
+    """The 64 bits from a byte of an array on, lowest first (on little-endian machines).
+
+    Args:
+        typing: the context of compiling, which callers in compiled code leave out.
+        array: of uint8.
+        at: the byte.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         load = builder.load(_element(context, builder, signature.args[0], values[0], values[1], 64))
@@ -34,7 +40,14 @@ def load(typing: Any, array: Any, at: Any) -> Any:
 
 @_intrinsic  # type: ignore[untyped-decorator]
 def store(typing: Any, array: Any, at: Any, value: Any) -> Any:
-    """Write the low 32 bits of `value` to bytes `at` .. at + 3 of a uint8 array."""
+    """Write 32 bits to four bytes of an array.
+
+    Args:
+        typing: the context of compiling, which callers in compiled code leave out.
+        array: of uint8.
+        at: the first of the bytes.
+        value: whose low bits they are.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         word = builder.trunc(values[2], ir.IntType(32))
