@@ -60,19 +60,19 @@ def examined(
         raise RecipeError(secrets.masked(f"{where}: {reason(error)}")) from None
     each_text(values, secrets.know_passwords)
     wrong: list[InputError] = []
+    if (beside := folder_of(source)) is not None:
+        try:
+            values = placed(typing.cast(dict[str, Any], values), beside)
+        except RecipeError as error:
+            wrong.append(RecipeError(secrets.masked(f"{where}: {error}")))
     try:
         recipe: Recipe | None = Recipe.model_validate(values)
     except ValidationError as error:
         told = explain(error, values, text, where, overrides or {}, stored=with_labels(values, config))
         wrong += [RecipeError(secrets.masked(one)) for one in told]
         recipe = _without_wrong(values, error)
-    if recipe is None:
-        return None, wrong
-    try:
-        recipe = placed(recipe, folder_of(source))
-    except RecipeError as error:
-        wrong.append(RecipeError(secrets.masked(f"{where}: {error}")))
-    secrets.public(*own_names(recipe))
+    if recipe is not None:
+        secrets.public(*own_names(recipe))
     return recipe, wrong
 
 

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from deepcompression.errors import RecipeError, one_line
 from flows.recipe import reading
+from flows.recipe.places import placed
 from flows.recipe.schema import Recipe
 from tasks import secrets
 from tasks.execution.settings import tables
@@ -22,8 +23,14 @@ from tasks.root import ROOT
 
 
 def raw(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A recipe with overrides merged in and nothing resolved: fit to be sent elsewhere, secrets are not in it."""
-    return typing.cast(dict[str, Any], OmegaConf.to_container(merge(source, overrides)[0], resolve=False))
+    """A recipe with overrides merged in and nothing resolved: fit to be sent elsewhere, secrets are not in it.
+
+    Raises:
+        RecipeError: as ``merge``; or a path leads to two files.
+    """
+    plain = typing.cast(dict[str, Any], OmegaConf.to_container(merge(source, overrides)[0], resolve=False))
+    beside = folder_of(source)
+    return plain if beside is None else placed(plain, beside)
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:

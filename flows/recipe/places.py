@@ -5,38 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from deepcompression.errors import RecipeError
-from flows.recipe.schema import Recipe
-from tasks.execution.settings import Data, Model
 from tasks.root import ROOT
 
-AnyModel = TypeVar("AnyModel", bound=Model)
 OURS = "deepcompression.data:"  # whose arguments of these names are files and folders
 FILES = re.compile(r"^(root|path|folder|table|classes|tokenizer)$")
 
 
-def placed(recipe: Recipe, beside: Path | None) -> Recipe:
+def placed(recipe: Mapping[str, Any], beside: Path) -> dict[str, Any]:
     """The recipe with every file that lies in its own folder named whole; what lies elsewhere stays as it was written.
 
     Args:
-        recipe: validated.
-        beside: the folder of its file; None of one that has none.
+        recipe: plain values, not validated, resolved or not.
+        beside: the folder of its file.
 
     Raises:
         RecipeError: a path leads to two files.
     """
-    if beside is None:
-        return recipe
-    changes = {
-        "python_path": [located("python_path", one, beside) for one in recipe.python_path],
-        "model": _model("model", recipe.model, beside),
-        "data": _data(recipe.data, beside),
-        "teacher": _model("teacher", recipe.teacher, beside) if recipe.teacher else None,
-    }
-    changed = {key: value for key, value in changes.items() if value != getattr(recipe, key)}
-    return recipe.model_copy(update=changed) if changed else recipe
+    places = {"python_path": _folders, "model": _model, "teacher": _model, "data": _data}
+    changed = {key: place(key, recipe[key], beside) for key, place in places.items() if key in recipe}
+    return {**recipe, **changed}
 
 
 def located(key: str, path: str, beside: Path, *others: Path) -> str:
@@ -65,22 +55,30 @@ def located(key: str, path: str, beside: Path, *others: Path) -> str:
     return path if any(one.exists() for one in elsewhere) else str(own.resolve())
 
 
-def _model(key: str, model: AnyModel, beside: Path) -> AnyModel:
-    if model.weights is None:
-        return model
-    path = located(f"{key}.weights.path", model.weights.path, beside)
-    return model.model_copy(update={"weights": model.weights.model_copy(update={"path": path})})
+def _folders(key: str, value: Any, beside: Path) -> Any:
+    return [_located(key, one, beside) for one in value] if isinstance(value, list) else value
 
 
-def _data(data: Data, beside: Path) -> Data:
-    return data.model_copy(update={"kwargs": _files(data.kwargs, beside)}) if data.factory.startswith(OURS) else data
+def _model(key: str, value: Any, beside: Path) -> Any:
+    weights = value.get("weights") if isinstance(value, Mapping) else None
+    if not isinstance(weights, Mapping) or "path" not in weights:
+        return value
+    path = _located(f"{key}.weights.path", weights["path"], beside)
+    return {**value, "weights": {**weights, "path": path}}
 
 
-def _files(kwargs: Mapping[str, Any], beside: Path) -> dict[str, Any]:
+def _data(key: str, value: Any, beside: Path) -> Any:
     """The arguments of a data factory of the library, those that are files located."""
-    return {
-        key: located(f"data.kwargs.{key}", value, beside, Path.cwd())
-        if isinstance(value, str) and FILES.match(key)
-        else value
-        for key, value in kwargs.items()
+    kwargs = value.get("kwargs") if isinstance(value, Mapping) else None
+    if not isinstance(kwargs, Mapping) or not str(value.get("factory")).startswith(OURS):
+        return value
+    found = {
+        name: _located(f"{key}.kwargs.{name}", one, beside, Path.cwd()) if FILES.match(str(name)) else one
+        for name, one in kwargs.items()
     }
+    return {**value, "kwargs": found}
+
+
+def _located(key: str, path: Any, beside: Path, *others: Path) -> Any:
+    """A text that is a path; anything else, and what is still to be read from elsewhere, as it is."""
+    return located(key, path, beside, *others) if isinstance(path, str) and "${" not in path else path

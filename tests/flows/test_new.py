@@ -90,6 +90,11 @@ def test_a_file_beside_the_recipe_is_found_and_two_are_not_guessed(
     monkeypatch.setattr(places, "ROOT", tmp_path / "root")
     assert places.located("python_path", "mine", tmp_path) == str(tmp_path / "mine")
     assert places.located("python_path", "other", tmp_path) == "other"
+    recipe = {"python_path": ["mine", "${oc.env:MINE}"], "model": {"weights": {"path": "mine"}}, "data": 3}
+    whole = str(tmp_path / "mine")
+    assert places.placed(recipe, tmp_path) == {
+        "python_path": [whole, "${oc.env:MINE}"], "model": {"weights": {"path": whole}}, "data": 3
+    }  # fmt: skip
     (tmp_path / "root" / "mine").mkdir(parents=True)
     with pytest.raises(RecipeError, match=f"{tmp_path}/mine and {tmp_path}/root/mine"):
         places.located("python_path", "mine", tmp_path)
