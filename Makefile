@@ -6,7 +6,7 @@ RECIPE ?= conf/digits.yaml
 ARGS ?=
 SECONDS ?= 600
 
-.PHONY: help run servers test test-all fuzz fuzz-c style quality bench schema architecture clean
+.PHONY: help docs run servers test test-all fuzz fuzz-c style quality bench schema architecture clean
 .DEFAULT_GOAL := help
 
 help:  ## list these verbs
@@ -54,6 +54,10 @@ quality: $(VENV)/.installed  ## lint and types
 
 bench: $(VENV)/.installed  ## speed against rivals in the same process; what wants arguments says so and is left out
 	for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || [ $$? = 2 ] || exit 1; done
+
+docs: $(VENV)/.installed  ## set up, then the docs as a site, in build/site; every internal link is checked
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 schema: $(VENV)/.installed  ## renew conf/recipe.schema.json from the recipe's types
 	$(BIN)/python -m flows schema > conf/recipe.schema.json.part

@@ -1,4 +1,4 @@
-"""What README shows works as it stands there."""
+"""What README and the pages of docs/ show works as it stands there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import deepcompression
@@ -20,11 +21,15 @@ from flows.compress import compress
 from flows.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("your-model", "recipes", "own-loop", "loading")),
+)
 
 
 def _blocks(kind: str) -> dict[str, str]:
-    """Fenced blocks of README that a comment marks: <!-- kind: name -->."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """Fenced blocks of all pages that a comment marks: <!-- kind: name -->."""
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     return dict(re.findall(rf"<!-- {kind}: (.+?) -->\n```\w+\n(.*?)```", text, re.DOTALL))
 
 
@@ -32,24 +37,18 @@ def _blocks(kind: str) -> dict[str, str]:
 def test_users_own_model_is_compressed_by_a_recipe(
     tmp_path: Path, tiny: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """README's package outside the repository, from a checkpoint of a foreign training, with its own metric."""
+    """The package outside the repository, from a checkpoint of a foreign training, with its own metric."""
     for name, text in _blocks("file").items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text.replace("/home/me/project", str(tmp_path)))
     monkeypatch.syspath_prepend(str(tmp_path))
-    from mine.denoise import Denoiser, splits, step  # type: ignore[import-not-found]
-
-    torch.manual_seed(0)
-    model = Denoiser()
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(4):
-        for batch in torch.utils.data.DataLoader(splits()[0], 64):
-            optimizer.zero_grad()
-            step(model, batch)[0].backward()
-            optimizer.step()
-    torch_prune.l1_unstructured(model.first, "weight", 0.1)
-    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
-    torch.save({"epoch": 4, "state_dict": state}, tmp_path / "denoiser.pt")
+    monkeypatch.chdir(tmp_path)
+    Denoiser = runpy.run_path("mine/denoise.py", run_name="__main__")["Denoiser"]  # which writes the checkpoint
+    state = torch.load("denoiser.pt", weights_only=True)["state_dict"]
+    pruned = torch_prune.l1_unstructured(nn.Conv2d(1, 24, 3), "weight", 0.1)
+    kept = state.pop("module.first.weight")
+    state |= {"module.first.weight_orig": kept, "module.first.weight_mask": pruned.weight_mask}
+    torch.save({"epoch": 4, "state_dict": state}, "denoiser.pt")
 
     places = {key: tiny()[key] for key in ("store", "runs", "tracking")}
     summary = compress(str(tmp_path / "denoise.yaml"), {**places, "threads": 1, "device": "cpu"})
@@ -67,7 +66,7 @@ def test_users_own_model_is_compressed_by_a_recipe(
 
 
 def test_loop_of_ones_own_and_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """README's hold and bake example keeps its zeros, and its loading examples read the file that it wrote."""
+    """The hold and bake example keeps its zeros, and its loading examples read the file that it wrote."""
     monkeypatch.chdir(tmp_path)
     blocks = _blocks("run")
     for name in ("own loop", "numpy", "torch"):
@@ -84,7 +83,7 @@ def test_loop_of_ones_own_and_loading(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_several_methods_in_a_loop_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """README's attach example prunes and quantizes at once, and its file makes that of the user's own model."""
+    """The attach example prunes and quantizes at once, and its file makes that of the user's own model."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "block.py").write_text(_blocks("run")["methods"])
     model = runpy.run_path(str(tmp_path / "block.py"))["model"]
@@ -96,7 +95,7 @@ def test_several_methods_in_a_loop_of_ones_own(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_recipe_with_several_methods_is_one() -> None:
-    """README's stage train is read as it stands, with the defaults that it leaves out."""
+    """The stage train is read as it stands, with the defaults that it leaves out."""
     factory = {"factory": "deepcompression.models:digits_net"}
     given = yaml.safe_load(_blocks("recipe")["train"])
     recipe = Recipe.model_validate({"name": "r", "model": factory, "data": factory, **given})
