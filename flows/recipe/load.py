@@ -70,16 +70,19 @@ def examined(
     except ValidationError as error:
         told = explain(error, values, text, where, overrides or {}, stored=with_labels(values, config))
         wrong += [RecipeError(secrets.masked(one)) for one in told]
-        recipe = _without_wrong(values, error)
+        recipe, more = _without_wrong(values, error)
+        wrong += [RecipeError(secrets.masked(f"{where}: recipe: {one}")) for one in more]
     if recipe is not None:
         secrets.public(*own_names(recipe))
     return recipe, wrong
 
 
-def _without_wrong(values: Any, error: ValidationError) -> Recipe | None:
-    """The recipe without the keys that are wrong, of stages without the whole stage; None where none is left."""
+def _without_wrong(values: Any, error: ValidationError) -> tuple[Recipe | None, list[str]]:
+    """The recipe without the keys that are wrong, of stages without the whole stage; None where none is left, and what
+    is wrong with those together that are right."""
     kept = copy.deepcopy(values)
-    for path in {tuple(one["loc"][: 2 if one["loc"][:1] == ("stages",) else 1]) for one in error.errors()}:
+    bad = {tuple(one["loc"][: 2 if one["loc"][:1] == ("stages",) else 1]) for one in error.errors()}
+    for path in bad:
         if len(path) == 2 and isinstance(path[1], int):
             kept["stages"][path[1]] = None
         elif path:
@@ -87,9 +90,11 @@ def _without_wrong(values: Any, error: ValidationError) -> Recipe | None:
     if isinstance(kept.get("stages"), list):
         kept["stages"] = [one for one in kept["stages"] if one is not None] or [{"stage": "encode"}]
     try:
-        return Recipe.model_validate(kept)
-    except ValidationError:
-        return None
+        return Recipe.model_validate(kept), []
+    except ValidationError as left:
+        told = [one["msg"].removeprefix("Value error, ") for one in left.errors() if not one["loc"]]
+        names = {str(path[0]) for path in bad if path}
+        return None, [one for one in told if not any(name in one for name in names)]
 
 
 def load_as(kind: type[Model], source: str, overrides: Mapping[str, Any] | None = None) -> Model:

@@ -34,6 +34,9 @@ def test_every_wrong_key_is_told_at_once(tiny: Tiny) -> None:
     for place in (*places, "train.schedule.factory"):
         assert len([one for one in told if place in one]) == 1, (place, told)
     assert len(told) == 7, told
+    with pytest.raises(InputError) as caught:
+        recipes.load(tiny(sed=1, seed=1, seeds=[1, 2]))
+    assert "seed and seeds are both given" in str(caught.value.others[0]) and len(caught.value.others) == 1
 
 
 def test_wrong_names_are_told_with_wrong_keys(tiny: Tiny, tmp_path: Path) -> None:
