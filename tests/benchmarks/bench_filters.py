@@ -48,6 +48,7 @@ SPARSE = "bn_l1"
 THEIRS = "tp-"
 BATCHES = (1, 32)
 MULTIPLE = 8
+TAUGHT = (2.0, 0.7)  # temperature, and the teacher's part of the loss
 STEPS = 400  # in which Torch-Pruning comes to all of the channels
 
 
@@ -85,7 +86,7 @@ def ours(state: dict[str, Tensor], way: str, part: float, task: Problem, how: Pl
     model, teacher = models.resnet20(), models.resnet20()
     model.load_state_dict(state)
     teacher.load_state_dict(state)
-    taught = [Distillation(2.0, 0.7)] if "distil" in more else []
+    taught = [Distillation(*TAUGHT)] if "distil" in more else []
     sparse = [BnL1(1e-4)] if SPARSE in more else []
     done = train(model, task, how, [method, *taught, *sparse], teacher=teacher if taught else None)
     edits = [dict(edit) for _, account in done.accounts for edit in account.edits]
@@ -118,12 +119,22 @@ def theirs(state: dict[str, Tensor], way: str, part: float, task: Problem, how: 
     return model.cpu()
 
 
-def shared(model: nn.Module, task: Problem, how: Plan, density: float, path: Path, edits: list[dict[str, Any]]) -> int:
+def shared(
+    model: nn.Module,
+    task: Problem,
+    how: Plan,
+    density: float,
+    path: Path,
+    edits: list[dict[str, Any]],
+    teacher: nn.Module | None,
+) -> int:
     """Bytes of the file of a net trained on, with this part of the weights, of 4 bits, and the rest in bfloat16."""
     every = {"conv1.weight": max(density, 0.5), "fc.weight": max(density, 0.5), "default": density}
-    done = train(model, task, how, [GradualPruning(every, ramp=0.5), TrainedSharing(4, 0.01)])
+    taught = [Distillation(*TAUGHT)] if teacher else []
+    done = train(model, task, how, [GradualPruning(every, ramp=0.5), TrainedSharing(4, 0.01), *taught], teacher=teacher)
     state = plain_state(model.cpu())
-    rounded = round_precision(state, shared=[name for name, words in done.structure.items() if "shared" in words])
+    books = [name for name, words in done.structure.items() if "shared" in words]
+    rounded = round_precision(state, shared=books, codebook="float16", rest="bfloat16")
     return files.save(rounded.state, path, coder="adaptive", edits=edits)
 
 
@@ -162,7 +173,10 @@ def made(
     if given.share and way != "float":
         smaller = path.with_suffix(".shared.dcz")
         later = replace(how, epochs=given.share_epochs or given.epochs)
-        bytes_ = shared(model, task, later, given.density, smaller, edits)
+        teacher = models.resnet20() if "distil" in way.split("+") else None
+        if teacher:
+            teacher.load_state_dict(state)
+        bytes_ = shared(model, task, later, given.density, smaller, edits, teacher)
         model.load_state_dict(files.load(smaller))
         more |= {"shared_bytes": bytes_}
     return model, more
@@ -230,7 +244,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--flops", type=float, default=0.5, help="part of the multiplications that stays, at most")
     parser.add_argument("--share", action="store_true", help="few weights of 4 bits on top")
     parser.add_argument("--share-epochs", type=int, help="default: as many as --epochs")
-    parser.add_argument("--density", type=float, default=0.3, help="of the weights of the thin net, with --share")
+    parser.add_argument("--density", type=float, default=0.18, help="of the weights of the thin net, with --share")
     parser.add_argument("--validation", action="store_true", help="judge by the validation split")
     parser.add_argument("--images", type=int, help="training images, for a trial")
     parser.add_argument("--latency", type=float, default=3.0, help="seconds a net and batch size; 0 leaves it out")
@@ -249,7 +263,9 @@ def main() -> None:
         how = plan(seed, given.device, given.epochs, given.rate)
         for way in ["float", *given.ways]:
             label = f"{way}-{given.flops:g}-{given.epochs}-{given.rate:g}-{seed}"
-            label += (f"-shared-{given.density:g}" if given.share else "") + ("-val" if given.validation else "")
+            label += (f"-shared-{given.density:g}-{given.share_epochs or given.epochs}" if given.share else "") + (
+                "-val" if given.validation else ""
+            )
             row = kept(given.folder / f"filters-{label}.json", way, state, subset(task, given.images), how, given)
             whole = row if way == "float" else whole
             hits[way].append(unpacked(row["right"])[: row["images"]])
