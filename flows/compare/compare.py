@@ -49,7 +49,36 @@ def compare(entries: Sequence[Entry], *, group: bool = True) -> Comparison:
     settings = [{key: values[index] for key, values in found.items()} for index in range(len(parts))]
     groups = [_group(part, values) for part, values in zip(parts, settings, strict=True)]
     groups = [replace(one, incomparable=_incomparable(groups[0], one)) for one in groups]
-    return Comparison(tuple(groups), tuple(found), sentences(groups), (*dropped, *notes(groups)))
+    parts = _parts(groups)
+    return Comparison(
+        tuple(groups),
+        tuple(found),
+        sentences(groups),
+        (*dropped, *notes(groups)),
+        tuple(map(_part, parts)) if len(parts) > 1 else (),
+    )
+
+
+def _parts(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups whose data are alike together, in their order."""
+    parts: list[list[Group]] = []
+    for one in groups:
+        alike = next((part for part in parts if "data" not in _incomparable(part[0], one)), None)
+        if alike is None:
+            parts.append([one])
+        else:
+            alike.append(one)
+    return parts
+
+
+def _part(groups: Sequence[Group]) -> Comparison:
+    """The comparison of some groups with the first of them, and of the settings that differ among them."""
+    keys = [key for key in groups[0].settings if len({value_text(one.settings[key]) for one in groups}) > 1]
+    kept = [
+        replace(one, settings={key: one.settings[key] for key in keys}, incomparable=_incomparable(groups[0], one))
+        for one in groups
+    ]
+    return Comparison(tuple(kept), tuple(keys), sentences(kept), notes(kept))
 
 
 def read(folder: Path) -> Entry:

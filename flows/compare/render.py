@@ -10,10 +10,10 @@ import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from flows.compare.latex import latex
+from flows.compare.page import html
 from flows.compare.recipes import ABSENT, value_text
 from flows.compare.results import Comparison, Group, Statistic
 from flows.compare.words import SIDE_BY_SIDE, Cell, Column, columns
@@ -35,7 +35,7 @@ def render(comparison: Comparison, format: Format) -> str:
         format: ``table`` is what `show` prints, as wide as it needs; ``csv`` ends its lines with CR LF (RFC 4180), so
             that a file of it is opened with ``newline=""``.
     """
-    return {"table": _text, "html": _html, "csv": _csv, "latex": latex, "json": _json}[format](comparison)
+    return {"table": _text, "html": html, "csv": _csv, "latex": latex, "json": _json}[format](comparison)
 
 
 def show(comparison: Comparison) -> None:
@@ -204,16 +204,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _html(comparison: Comparison) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    found = columns(comparison)
-    rows = [[(column, column.cells[row]) for column in found] for row in range(len(comparison.groups))]
-    template = environment.get_template("compare.html.j2")
-    count = sum(group.n for group in comparison.groups)
-    return template.render(comparison=comparison, columns=found, rows=rows, count=count)

@@ -117,12 +117,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs, the first of them the reference, and what can be said about the others."""
+    """Groups of runs, the first of them the reference, and what can be said about the others.
+
+    ``parts``: where some learnt from other data than others, a comparison each of those whose data are alike.
+    """
 
     groups: tuple[Group, ...]
     changed: tuple[str, ...]
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
+    parts: tuple[Comparison, ...] = ()
 
 
 def runs_of(summary: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:

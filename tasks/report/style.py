@@ -90,7 +90,8 @@ def bytes_axis(axes: Any, least: int, most: int) -> None:
 
     axes.set_xscale("log")
     axes.set_xlim(least / 1.4, most * 1.4)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if most > 300 * least else (1.0, 3.0), numticks=6))
+    subs = (1.0,) if most > 300 * least else (1.0, 3.0) if most > 10 * least else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: size(value))
     axes.set_axisbelow(True)

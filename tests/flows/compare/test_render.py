@@ -102,9 +102,43 @@ def test_html_stands_alone_and_is_escaped() -> None:
     text = render(compare([entry_of(evil), entry_of("b", train__lr=evil)]), "html")
     page = _Page()
     page.feed(text)
-    assert page.tags.count("script") == 1 and "img" not in page.tags and not page.addresses
+    assert page.tags.count("script") == 1 and "img" not in page.tags
+    assert all(one and one.startswith("#") for one in page.addresses)
     assert "prefers-color-scheme: dark" in text and "http" not in text.replace("http-equiv", "")
-    assert page.tags.count("tr") == 4 and "aria-sort" in text
+    assert "aria-sort" in text
+
+
+def test_html_has_results_first_and_a_column_for_each_of_few_runs() -> None:
+    """Up to six runs stand side by side, more below each other; a picture numbers them."""
+    found = [entry_of(f"r{i}", run_of(f"r{i}", 8000 + i, 2 + i), train__epochs=i) for i in range(7)]
+    few, many = (render(compare(found[:count]), "html") for count in (6, 7))
+    assert few.index("file bytes") < few.index("seconds</th>") < few.index("train.epochs") < few.index("In words")
+    assert few.count('<table class="side">') == 1 and many.count('<table class="rows">') == 2
+    assert "6 runs by bytes and test error" in few and "<svg" in many
+
+
+def test_html_parts_runs_on_unlike_data() -> None:
+    """Those on the same data are compared with each other, whatever the first run learnt from."""
+    data = {"data__factory": "mine:other"}
+    entries = [
+        entry_of("a"),
+        entry_of("b", **data),
+        entry_of("c", train__epochs=9),
+        entry_of("d", train__epochs=8, **data),
+    ]
+    found = compare(entries)
+    assert [[one.name for one in part.groups] for part in found.parts] == [["a", "c"], ["b", "d"]]
+    assert found.parts[1].changed == ("train.epochs",) and "not comparable" not in " ".join(found.parts[1].sentences)
+    text = render(found, "html")
+    assert text.count("<section>") == 2 and "unlike data" in text
+    assert compare(entries[:1]).parts == () and "unlike data" not in render(compare(entries[::2]), "html")
+
+
+def test_html_leads_to_reports(tmp_path: Path) -> None:
+    """Where a run's folder lies here, its report is one click away."""
+    (tmp_path / "report.html").write_text("x")
+    text = render(compare([entry_of("a", {**run_of("a"), "folder": str(tmp_path)}), entry_of("b")]), "html")
+    assert text.count(f'href="{(tmp_path / "report.html").as_uri()}"') == 1
 
 
 def test_latex_escapes_and_marks_the_best() -> None:
