@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from flows.compare.recipes import ABSENT, differences, value_text
 from flows.recipe.schema import Exports, Name, Recipe, Strict
 
 
@@ -82,10 +83,14 @@ class Sweep(Strict):
         return self
 
     def label(self, key: str, value: Any) -> str:
-        """What tables call a choice."""
+        """What tables call a choice: its word; without one a list of stages by what is not the same in all lists, and
+        other values as they stand in YAML."""
         choices = self.parameters.get(key)
         place = choices.index(value) if isinstance(choices, list) and value in choices else None
-        return str(value) if place is None or key not in self.labels else self.labels[key][place]
+        if place is not None and key in self.labels:
+            return self.labels[key][place]
+        told = _stages(choices)[place] if place is not None and key == "stages" and isinstance(choices, list) else ""
+        return told or value_text(value)
 
     @model_validator(mode="after")
     def _fitting(self) -> Sweep:
@@ -97,6 +102,26 @@ class Sweep(Strict):
         if self.method == "grid" and self.trials is not None:
             raise ValueError("method: grid tries every combination; remove trials")
         return self
+
+
+def _stages(choices: Sequence[Any]) -> list[str]:
+    """Of each list of stages what it has and others have not, by dotted names; nothing where all are the same."""
+    found = differences([{"stages": choice} for choice in choices])
+    told = {key.removeprefix("stages."): values for key, values in found.items() if key != "stages"}
+    order = found.get("stages", [""] * len(choices))
+    return [
+        ", ".join(
+            [
+                *([order[place]] if order[place] else []),
+                *(f"{key} {value_text(values[place])}" for key, values in told.items() if _is_there(values[place])),
+            ]
+        )
+        for place in range(len(choices))
+    ]
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None and value is not ABSENT
 
 
 @dataclass

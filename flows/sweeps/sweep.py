@@ -213,7 +213,8 @@ def _finish(
     result = {**_result(plan, trials, {one.number for one in best}, folder, tracker), "verdict": _verdict(good, kept)}
     write_json(folder / "sweep.json", result)
     tested = {trial.number: trial.test for trial in good if trial.test}
-    picture(points, best, tested, result, folder / "pareto.svg", latency=_latency(plan, good))
+    path, said = folder / "pareto.svg", {trial.number: _said(plan, trial) for trial in good}
+    picture(points, best, tested, result, path, latency=_latency(plan, good), told=said)
     watchdog.done(result)
     tracker.metrics(
         {
@@ -229,6 +230,12 @@ def _finish(
     if missed(result):
         raise AimMissed(told(result["verdict"]), result)
     return result
+
+
+def _said(plan: Sweep, trial: Trial) -> str:
+    """What a trial was made with, in a line."""
+    said = [(key.removeprefix("stages."), plan.label(key, value)) for key, value in trial.parameters.items()]
+    return ", ".join(value if key == "stages" else f"{key} {value}" for key, value in said)
 
 
 def _verdict(good: Sequence[Trial], kept: Sequence[Point]) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -12,6 +13,7 @@ from deepcompression._atomic import written
 from tasks.console import size
 from tasks.report.style import BLUE, INK, VERMILION, bytes_axis, house_style, inline, new_figure, printable
 
+MOST_TOLD = 12  # points of a front
 FRONT, OTHER, DENSE = "#D55E00", "#56B4E9", "#666666"  # Okabe and Ito's
 
 
@@ -70,6 +72,7 @@ def picture(
     worst: float | None = None,
     most_bytes: int | None = None,
     latency: Latency | None = None,
+    told: Mapping[int, str] | None = None,
 ) -> None:
     """Writes an SVG: all trials by bytes (logarithmic) and validation metric, the front, test results of the chosen.
 
@@ -85,6 +88,7 @@ def picture(
         worst: the metric that was asked for at least.
         most_bytes: the bytes that were asked for at most.
         latency: of an export of the trials: a second picture beside the first, of it and the metric.
+        told: number -> what a trial was made with, which stands below for those of the front.
     """
     import matplotlib
 
@@ -133,9 +137,22 @@ def picture(
     axes.legend(frameon=False, fontsize=8)
     if latency:
         _beside(beside[0], points, best, latency)
+    if told:
+        _listed(figure, [f"{one.number}:  {size(one.file_bytes)}, {told.get(one.number, '')}" for one in best])
     with written(path, parents=True) as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _listed(figure: Any, lines: Sequence[str]) -> None:
+    """Lines below a figure, each on one or more of its own; of many the first."""
+    width = int(14 * figure.get_figwidth())
+    shown = [
+        part for line in lines[:MOST_TOLD] for part in textwrap.wrap(printable(line), width, subsequent_indent="     ")
+    ]
+    shown += [f"and {len(lines) - MOST_TOLD} more of the front"] if len(lines) > MOST_TOLD else []
+    figure.set_figheight(figure.get_figheight() + 0.16 * len(shown))
+    figure.supxlabel("\n".join(shown), x=0.02, ha="left", size=8, linespacing=1.35, parse_math=False)
 
 
 def _figure(pyplot: Any, wide: bool) -> tuple[Any, list[Any]]:

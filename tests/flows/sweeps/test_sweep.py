@@ -81,6 +81,23 @@ def test_choices_have_words_in_tables() -> None:
     asked = {"stages": [[{"stage": "share"}], [{"stage": "prune"}]], "seed": [0, 1]}
     plan = Sweep.model_validate({"name": "s", "recipe": {}, "parameters": asked, "labels": {"stages": ["a", "b"]}})
     assert plan.label("stages", [{"stage": "prune"}]) == "b" and plan.label("seed", 1) == "1"
+    unnamed = Sweep.model_validate({"name": "s", "recipe": {}, "parameters": {**asked, "x": [{"conv1": 0.5}]}})
+    assert [unnamed.label("stages", one) for one in asked["stages"]] != [str(one) for one in asked["stages"]]
+    assert unnamed.label("x", {"conv1": 0.5}) == "{conv1: 0.5}"
+
+
+def test_lists_of_stages_are_called_by_what_differs() -> None:
+    """Tables and picture say the keys that are not the same in all lists, and the stages where these differ."""
+    from flows.sweeps.study import Sweep
+
+    lists = [
+        [{"stage": "quantize", "weights": {"bits": bits, "per": "tensor"}}, {"stage": "encode"}] for bits in (8, 4)
+    ]
+    plan = Sweep.model_validate({"name": "s", "recipe": {}, "parameters": {"stages": lists}})
+    assert [plan.label("stages", one) for one in lists] == ["quantize.weights.bits 8", "quantize.weights.bits 4"]
+    lists.append([{"stage": "prune", "density": 0.1}, {"stage": "encode"}])
+    plan = Sweep.model_validate({"name": "s", "recipe": {}, "parameters": {"stages": lists}})
+    assert plan.label("stages", lists[2]) == "prune, encode"
     trial = Trial(0, {"stages": [{"stage": "share"}]}, None, {"baseline": {"metric": 1}, "metric": "accuracy"})
     trial.summary |= {"dense_bytes": 1, "final": {"higher_is_better": True}}
     (row,) = sweeps._result(plan, [trial], set(), Path("f"), SimpleNamespace(run_id=None))["trials"]  # type: ignore

@@ -74,6 +74,17 @@ def test_the_legend_names_what_is_drawn(tmp_path: Path) -> None:
         assert ("trial, validation" in words) == (len(shown) == 3) and "Pareto front, validation" in words
 
 
+def test_the_front_is_told_below(tmp_path: Path) -> None:
+    """Each trial of the front with its bytes and settings, as text; of many the first, and how many more."""
+    points = [Point(number, 1000 * (number + 1), 0.9 + number / 1000) for number in range(20)]
+    result = {"name": "s", "metric": "accuracy", "dense_val_metric": 0.99}
+    told = {number: f"density {number}" for number in range(20)}
+    picture(points, front(points, higher=True), {}, result, tmp_path / "p.svg", told=told)
+    text = (tmp_path / "p.svg").read_text()
+    assert "0:  1 KB, density 0" in text and "density 11" in text and "density 12" not in text
+    assert "and 8 more of the front" in text
+
+
 def test_what_is_not_a_number_is_on_no_front_and_in_no_picture(tmp_path: Path) -> None:
     """It beats nothing, however small its file; a picture is drawn all the same, even where nothing else is there."""
     points = [Point(0, 100, math.nan), Point(1, 900, 0.9), Point(2, 1200, math.inf)]
