@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from deepcompression.errors import StructureError
 from deepcompression.network.coverage import selected
+from deepcompression.network.edits.apply import apply_all
 from deepcompression.network.edits.quantize_values import Site, at_sites, uncalled
-from deepcompression.network.edits.threshold import Thresholded
+from deepcompression.network.edits.threshold import THRESHOLD, Thresholded
 from deepcompression.network.names import is_layer, resolve
 from deepcompression.network.trace import resting
 from deepcompression.network.watching import watched
@@ -95,12 +97,15 @@ def _edge(number: int) -> float:
     return float(torch.tensor(((number + 1) << SHIFT) - 1, dtype=torch.int32).view(torch.float32))
 
 
-def thresholds(model: nn.Module, context: Context, sites: Mapping[Site, float], samples: int) -> dict[Site, float]:
-    """For each input the threshold up to which the part that ``sites`` says of its values lies.
+def put_thresholds(
+    model: nn.Module, context: Context, sites: Mapping[Site, float], samples: int
+) -> tuple[dict[Site, float], list[dict[str, Any]]]:
+    """Gives each input the threshold up to which the part that ``sites`` says of its values lies, while those before it
+    are in force; the thresholds, and the edits that did it.
 
     Args:
-        model: not changed; runs in eval mode.
-        context: whose samples are looked at.
+        model: changed in place; runs in eval mode where the context has models run.
+        context: whose samples are looked at, in one pass.
         sites: of ``inputs_of``: the part of each, from 0 to 1.
         samples: how many.
 
@@ -111,32 +116,42 @@ def thresholds(model: nn.Module, context: Context, sites: Mapping[Site, float], 
     for site, part in sites.items():
         if not 0 < part < 1:
             raise StructureError(f"{site.module}: {part} of the values that go into it as zeros; expected 0 to below 1")
-    found = {site: Magnitudes() for site in sites}
-    with (
-        resting(context.compute.place(model)),
-        torch.no_grad(),
-        watched(model, sites, lambda site, value: found[site].add(value)),
-    ):
+    edits = [{"kind": "threshold", "sites": [str(site)]} for site in sites]
+    apply_all(model, edits)
+    context.compute.place(model)
+    found = {site: Finding(site, part) for site, part in sites.items()}
+    with ExitStack() as stack, resting(model), torch.no_grad():
+        for site, one in found.items():
+            module = model.get_submodule(site.module)
+            stack.callback(module.register_forward_pre_hook(one, prepend=True).remove)
         for batch in context.batches("sparsify", samples, drawn=True):
             context.forward(model, batch)
     for site, one in found.items():
-        if not bool(one.counts.any()):
+        if not bool(one.seen.counts.any()):
             raise StructureError(f"{site}: the forward never comes by it with a tensor by position; leave it out")
-        if not one.finite:
+        if not one.seen.finite:
             raise StructureError(f"{site}: NaN or infinity came by it; look at the samples, or leave it out")
-    return {site: one.threshold(sites[site]) for site, one in found.items()}
+    return {site: float(one.threshold_in(model.get_submodule(site.module))) for site, one in found.items()}, edits
 
 
-def edits_of(found: Mapping[Site, float]) -> list[dict[str, Any]]:
-    """A record for each threshold."""
-    return [{"kind": "threshold", "sites": [str(site)]} for site in found]
+class Finding:
+    """A hook before that of a threshold, which it sets by all that came by so far."""
 
+    def __init__(self, site: Site, part: float) -> None:
+        self.site, self.part, self.seen = site, part, Magnitudes()
 
-def put_in(model: nn.Module, found: Mapping[Site, float]) -> None:
-    """Gives thresholds their values, in a model with the edits made."""
-    for site, value in found.items():
-        tensor: Any = getattr(model.get_submodule(site.module), f"{site.side}_{site.number}_threshold")
-        tensor.fill_(value)
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Looks at an input."""
+        value = arguments[self.site.number] if len(arguments) > self.site.number else None
+        if isinstance(value, Tensor) and value.is_floating_point():
+            self.seen.add(value)
+            if self.seen.finite:
+                self.threshold_in(module).fill_(self.seen.threshold(self.part))
+
+    def threshold_in(self, module: nn.Module) -> Tensor:
+        """The module's threshold, 0-dim."""
+        found: Tensor = getattr(module, self.site.tensor(THRESHOLD))
+        return found
 
 
 def zeros(model: nn.Module, sites: Iterable[Site], runs: Callable[[nn.Module], Iterable[object]]) -> dict[Site, float]:

@@ -46,7 +46,6 @@ class Settings(Stage):
 
 def work(bench: Bench, settings: Settings) -> Product:
     """Small values that go into layers become zero while the model runs."""
-    from deepcompression.network.edits.apply import apply_all
     from deepcompression.network.state import plain_state
     from deepcompression.pruning import activations as library
     from deepcompression.training.context import context_of
@@ -54,12 +53,9 @@ def work(bench: Bench, settings: Settings) -> Product:
     model, before = bench.model(), bench.state()
     inputs = library.inputs_of(model, table_of(settings.zeros))
     context = context_of(bench.run.problem(BATCH), bench.run.compute(), bench.seed)
-    found = library.thresholds(model, context, inputs.sites, settings.samples)
+    shares = [library.zeros(model, inputs.sites, lambda one: _passes(bench.run, one))]
+    found, edits = library.put_thresholds(model, context, inputs.sites, settings.samples)
     model = model.to("cpu")
-    shares = [library.zeros(model, found, lambda one: _passes(bench.run, one))]
-    edits = library.edits_of(found)
-    apply_all(model, edits)
-    library.put_in(model, found)
     shares.append(library.zeros(model, found, lambda one: _passes(bench.run, one)))
     rows = [_row(site, inputs.sites[site], value, shares) for site, value in found.items()]
     state = plain_state(model)

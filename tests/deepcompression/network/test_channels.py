@@ -329,6 +329,7 @@ def test_groups_that_the_code_forbids_do_not_take_others_with_them():
 
 def test_a_size_in_a_formula_shows_behind_weights_that_are_zero_too():
     """Heads and residual branches often begin as zeros."""
+    torch.manual_seed(0)
     layers = {"stem": conv(3, 6), "head": nn.Linear(6, 2)}
     model = Net(lambda net, x: net.head(net.stem(x).mean((2, 3)) * net.stem.bias.numel()), **layers)
     nn.init.zeros_(model.head.weight)

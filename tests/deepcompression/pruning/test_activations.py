@@ -15,10 +15,10 @@ from torch import nn
 
 from deepcompression import torch as files
 from deepcompression.errors import EditError, StructureError
-from deepcompression.network.edits.apply import apply, apply_all, check_values
+from deepcompression.network.edits.apply import apply, check_values
 from deepcompression.network.edits.quantize_values import Site
 from deepcompression.pruning.activation_sparsity import ActivationSparsity
-from deepcompression.pruning.activations import Magnitudes, edits_of, inputs_of, put_in, thresholds, zeros
+from deepcompression.pruning.activations import Magnitudes, inputs_of, put_thresholds, zeros
 from deepcompression.training.method import Context
 from deepcompression.training.session import attach
 
@@ -52,10 +52,8 @@ def test_the_part_that_is_asked_for_becomes_zero_and_stays_so_in_the_file(tmp_pa
     model, x = net(), torch.randn(400, 6)
     inputs = inputs_of(model, {"2": 0.8, "default": 0.3})
     assert {site.module: part for site, part in inputs.sites.items()} == {"0": 0.3, "2": 0.8}
-    found = thresholds(model, context(x), inputs.sites, 400)
     dense = model(x)
-    apply_all(model, edits_of(found))
-    put_in(model, found)
+    found, edits = put_thresholds(model, context(x), inputs.sites, 400)
     shares = zeros(model, found, lambda one: iter([one(x)]))
     assert shares[SECOND] == pytest.approx(0.8, abs=0.03) and shares[Site("0", "input", 0)] == pytest.approx(
         0.3, abs=0.01
@@ -65,7 +63,7 @@ def test_the_part_that_is_asked_for_becomes_zero_and_stays_so_in_the_file(tmp_pa
     hidden = model[0].weight @ small.T + model[0].bias[:, None]
     hidden = hidden.relu().where(hidden > found[SECOND], 0)
     assert torch.allclose(model(x), (model[2].weight @ hidden + model[2].bias[:, None]).T, atol=1e-5)
-    files.save(model.state_dict(), tmp_path / "a.dcz", edits=edits_of(found))
+    files.save(model.state_dict(), tmp_path / "a.dcz", edits=edits)
     assert torch.equal(files.load_into(net(), tmp_path / "a.dcz")(x), model(x))
     assert torch.allclose(files.run(net(), tmp_path / "a.dcz", x[:1], form="codes")(x), model(x), atol=1e-5)
     assert torch.equal(copy.deepcopy(model)(x), model(x))
@@ -74,7 +72,7 @@ def test_the_part_that_is_asked_for_becomes_zero_and_stays_so_in_the_file(tmp_pa
 def test_two_values_are_not_both_made_zero() -> None:
     """Pictures of 0 and 1: nine tenths cannot be had without all, so that what was zero stays alone."""
     x = (torch.rand(100, 6) < 0.2).float()
-    assert thresholds(net(), context(x), {Site("0", "input", 0): 0.9}, 100) == {Site("0", "input", 0): 0.0}
+    assert put_thresholds(net(), context(x), {Site("0", "input", 0): 0.9}, 100)[0] == {Site("0", "input", 0): 0.0}
 
 
 def test_what_has_no_input_of_its_own_is_refused_when_named() -> None:
@@ -83,17 +81,18 @@ def test_what_has_no_input_of_its_own_is_refused_when_named() -> None:
     with pytest.raises(StructureError, match=r"^0.bias: no values that go into it can become zero: it is no weight"):
         inputs_of(model, {"0.bias": 0.5})
     with pytest.raises(StructureError, match=r"^2: 1.0 of the values that go into it as zeros; expected 0 to below 1"):
-        thresholds(model, context(torch.randn(2, 6)), {SECOND: 1.0}, 2)
+        put_thresholds(net(), context(torch.randn(2, 6)), {SECOND: 1.0}, 2)
     with pytest.raises(StructureError, match=r"^0:input\[0\]: NaN or infinity came by it"):
-        thresholds(model, context(torch.full((2, 6), torch.nan)), {Site("0", "input", 0): 0.5}, 2)
-    apply_all(model, edits_of({SECOND: 1.0}))
+        put_thresholds(net(), context(torch.full((2, 6), torch.nan)), {Site("0", "input", 0): 0.5}, 2)
+    edit = {"kind": "threshold", "sites": ["2:input[0]"]}
+    apply(model, edit)
     with pytest.raises(StructureError, match=r"^2.weight: .*they have a threshold already"):
         inputs_of(model, {"2": 0.5})
     assert list(inputs_of(model, {"default": 0.5}).left) == ["2.weight"]
     with pytest.raises(EditError, match="2 has a input_0_threshold already"):
-        apply(model, edits_of({SECOND: 1.0})[0])
+        apply(model, edit)
     with pytest.raises(EditError, match=r"the threshold of 2:input\[0\] must be finite and 0 or above, not -1.0"):
-        check_values(model, edits_of({SECOND: 1.0}), {"2.input_0_threshold": torch.tensor(-1.0)})
+        check_values(model, [edit], {"2.input_0_threshold": torch.tensor(-1.0)})
 
 
 def _trained(penalty: Any) -> tuple[dict[str, float], Any]:
