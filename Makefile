@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 RECIPE ?= conf/digits.yaml
 ARGS ?=
 SECONDS ?= 600
+TABLE ?=
 
-.PHONY: help docs run servers test test-all fuzz fuzz-c style quality bench schema architecture clean
+.PHONY: help docs numbers run servers test test-all fuzz fuzz-c style quality bench schema architecture clean
 .DEFAULT_GOAL := help
 
 help:  ## list these verbs
@@ -58,6 +59,9 @@ bench: $(VENV)/.installed  ## speed against rivals in the same process; what wan
 docs: $(VENV)/.installed  ## set up, then the docs as a site, in build/site; every internal link is checked
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+numbers: $(VENV)/.installed  ## write measured tables of README and docs from docs/numbers: make numbers [TABLE=lenets]
+	$(BIN)/python tests/numbers_in_docs.py $(TABLE)
 
 schema: $(VENV)/.installed  ## renew conf/recipe.schema.json from the recipe's types
 	$(BIN)/python -m flows schema > conf/recipe.schema.json.part
