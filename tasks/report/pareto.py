@@ -95,7 +95,6 @@ def picture(
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "deepcompression"
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     figure, (axes, *beside) = _figure(pyplot, latency is not None)
     metric = result["metric"]
@@ -124,13 +123,7 @@ def picture(
         sizes = [one["file_bytes"] for one in tested.values()]
         values = [one["final"]["metric"] for one in tested.values()]
         axes.scatter(sizes, values, marker="x", color="black", zorder=3, label="chosen, test")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
-    sizes = [p.file_bytes for p in points] or [1]
-    spread = max(sizes) / min(sizes)
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: size(value)) if spread < 10 else NullFormatter())
-    axes.tick_params(axis="x", which="both", labelrotation=30, labelsize=8)
-    axes.set_xlabel("bytes of the file")
+    _bytes_below(axes, [p.file_bytes for p in points] or [1])
     axes.set_ylabel(metric)
     axes.set_title(f"{result['name']}: size against {metric}", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
@@ -142,6 +135,18 @@ def picture(
     with written(path, parents=True) as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _bytes_below(axes: Any, sizes: Sequence[int]) -> None:
+    """The axis of bytes, with small ticks told where there are few large ones."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
+    few = max(sizes) < 10 * min(sizes)
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: size(value)) if few else NullFormatter())
+    axes.tick_params(axis="x", which="both", labelrotation=30, labelsize=8)
+    axes.set_xlabel("bytes of the file")
 
 
 def _listed(figure: Any, lines: Sequence[str]) -> None:

@@ -81,6 +81,12 @@ def test_choices_have_words_in_tables() -> None:
     asked = {"stages": [[{"stage": "share"}], [{"stage": "prune"}]], "seed": [0, 1]}
     plan = Sweep.model_validate({"name": "s", "recipe": {}, "parameters": asked, "labels": {"stages": ["a", "b"]}})
     assert plan.label("stages", [{"stage": "prune"}]) == "b" and plan.label("seed", 1) == "1"
+    trial = Trial(0, {"stages": [{"stage": "share"}]}, None, {"baseline": {"metric": 1}, "metric": "accuracy"})
+    trial.summary |= {"dense_bytes": 1, "final": {"higher_is_better": True}}
+    (row,) = sweeps._result(plan, [trial], set(), Path("f"), SimpleNamespace(run_id=None))["trials"]  # type: ignore
+    assert row["labels"] == {"stages": "a"}
+    with pytest.raises(ValueError, match="2 words for no choices"):
+        Sweep.model_validate({"name": "s", "recipe": {}, "parameters": {"seed": [0]}, "labels": {"x": ["a", "b"]}})
     unnamed = Sweep.model_validate({"name": "s", "recipe": {}, "parameters": {**asked, "x": [{"conv1": 0.5}]}})
     assert [unnamed.label("stages", one) for one in asked["stages"]] != [str(one) for one in asked["stages"]]
     assert unnamed.label("x", {"conv1": 0.5}) == "{conv1: 0.5}"
@@ -98,12 +104,6 @@ def test_lists_of_stages_are_called_by_what_differs() -> None:
     lists.append([{"stage": "prune", "density": 0.1}, {"stage": "encode"}])
     plan = Sweep.model_validate({"name": "s", "recipe": {}, "parameters": {"stages": lists}})
     assert plan.label("stages", lists[2]) == "prune, encode"
-    trial = Trial(0, {"stages": [{"stage": "share"}]}, None, {"baseline": {"metric": 1}, "metric": "accuracy"})
-    trial.summary |= {"dense_bytes": 1, "final": {"higher_is_better": True}}
-    (row,) = sweeps._result(plan, [trial], set(), Path("f"), SimpleNamespace(run_id=None))["trials"]  # type: ignore
-    assert row["labels"] == {"stages": "a"}
-    with pytest.raises(ValueError, match="2 words for no choices"):
-        Sweep.model_validate({"name": "s", "recipe": {}, "parameters": {"seed": [0]}, "labels": {"x": ["a", "b"]}})
 
 
 def test_exports_of_trials_are_in_the_table_and_in_the_picture(
