@@ -141,7 +141,9 @@ def shared(
 def timed(model: nn.Module, dense: nn.Module, seconds: float) -> dict[str, dict[str, float]]:
     """Medians in milliseconds of both nets on the CPU, and how many times as fast the thin one is, by batch size: as
     they are, and as PyTorch freezes them (BatchNorm in the convolutions)."""
-    found, nets = {}, {"dense": copy.deepcopy(dense).cpu().eval(), "thin": copy.deepcopy(model).cpu().eval()}
+    found, nets = {}, {"dense": copy.deepcopy(dense), "thin": copy.deepcopy(model)}
+    for one in nets.values():
+        one.cpu().eval().to(memory_format=torch.contiguous_format)  # training leaves channels_last in theirs
     with torch.inference_mode():
         for size in BATCHES:
             batch = torch.zeros(size, 1, 28, 28)
