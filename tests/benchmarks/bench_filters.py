@@ -209,7 +209,8 @@ def kept(
 def told(row: dict[str, Any], seed: int, whole: dict[str, Any]) -> str:
     """A row in a line."""
     faster = "  ".join(
-        f"batch {size} {one['thin']:.2f} ms, dense {one['dense']:.2f}, {one['faster']:.2f}x"
+        f"batch {size} {one['thin']:.2f} ms, dense {one['dense']:.2f}, {one['faster']:.2f}x "
+        f"({one['dense_cpu'] / one['thin_cpu']:.2f}x of CPU time)"
         for size, one in row.get("latency_ms", {}).items()
     )
     parts = f"macs {row['macs'] / whole['macs']:.3f}  parameters {row['parameters'] / whole['parameters']:.3f}"
