@@ -108,8 +108,8 @@ def load_as(kind: type[Model], source: str, overrides: Mapping[str, Any] | None 
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        told = explain(error, values, text, where, overrides or {}, kind)
-        raise together([RecipeError(one) for one in told]) from None
+        first, *more = explain(error, values, text, where, overrides or {}, kind)
+        raise RecipeError(f"{first}{f' (and {len(more)} more)' if more else ''}") from None
 
 
 def resolve(values: Mapping[str, Any], where: str) -> dict[str, Any]:
