@@ -222,15 +222,16 @@ def _log(
     numbers: Mapping[str, Any],
     entry: Mapping[str, Any],
 ) -> None:
-    """The same to people (one line) and to MLflow: a column a stage, and steps by the stage's number; what else there
-    is of a stage is in the table ``stages.json``."""
+    """The same to people (one line) and to MLflow: a column a stage, steps by the stage's number, and figures of the
+    stage's own; what else there is of a stage is in the table ``stages.json``."""
     metric = f"val_{run.metric_object().name}"
     stage = str(getattr(settings, "stage", label)).replace(":", ".")
     columns = {"size_bytes": numbers["size_bytes"], metric: numbers["val_metric"]}
     steps = {**columns, **{name: numbers[name] for name in ("compression_ratio", "density", "bits_per_weight")}}
     named = {f"{name}/{stage}": value for name, value in columns.items()}
     stepped = {f"stages/{name}": value for name, value in steps.items()} if number is not None else {}
-    run.tracker.metrics({**named, **stepped}, step=number or 0)
+    own = {f"{label}/{name}": value for name, value in entry.get("figures", {}).items()}
+    run.tracker.metrics({**named, **stepped, **own}, step=number or 0)
     if entry["history"]:
         run.tracker.curve(label, [{name: one[name] for name in one if name not in UNDRAWN} for one in entry["history"]])
     of_all = "" if numbers.get("model_density") is None else f" (of all weights {numbers['model_density']:.1%})"
