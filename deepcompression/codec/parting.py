@@ -106,19 +106,19 @@ def parted(parts: list[Bits], kind: int, how: Writing) -> Piece:
     return Piece(mapped(chunk, range(len(parts)), how.threads), PLANES << 2, head)
 
 
-def _runs(parts: list[Bits]) -> list[Bits]:
-    """Runs of values from all over a tensor: a sixteenth of a large one."""
+def _runs(parts: list[Bits]) -> Bits:
+    """Runs of `_RUN` values from all over a tensor, one after the other: a sixteenth of a large one."""
     runs = [part[at : at + _RUN] for part in parts for at in range(0, len(part), _APART)]
-    return runs or parts[:1]
+    return np.concatenate(runs or parts[:1])
 
 
-def _smallest(parts: list[Bits], place: int, sample: list[Bits], how: Writing) -> _Plan:
+def _smallest(parts: list[Bits], place: int, sample: Bits, how: Writing) -> _Plan:
     """How one plane is coded smallest."""
     total = sum(map(len, parts))
-    runs = [planes.plane_of(run, place) for run in sample]
+    looked = planes.plane_of(sample, place)
     best = _Plan(total, Plane())
-    each = [np.bincount(run, minlength=256) for run in runs]
-    if _likely([np.sum(each, axis=0)]) < _NOISE * sum(map(len, runs)):
+    each = [np.bincount(looked[at : at + _RUN], minlength=256) for at in range(0, len(looked), _RUN)]
+    if each and _likely([np.sum(each, axis=0)]) < _NOISE * len(looked):
         best = min([best, _as_symbols(parts, place, how)], key=lambda plan: plan.size)
     start = planes.plane_of(_middle(parts), place)
     for quick in (False, True):

@@ -54,10 +54,10 @@ class Plane:
         read = {PLAIN: _plain, DEFLATED: _inflated, ARITHMETIC: self._arithmetic}[self.coding]
         return [read(cursor, count) for cursor, count in zip(cursors, counts, strict=True)]
 
-    def write(self, bits: Bits, place: int) -> bytes:
+    def write(self, bits: Bits, place: int) -> bytes | memoryview:
         """The plane, of PLAIN or STREAM, at `place` of a chunk's values (m,)."""
         if self.stream is None or self.used is None:
-            return plane_of(bits, place).tobytes()
+            return plane_of(bits, place).data
         down = _down(bits.itemsize, place)
         fused = down >= 0 and bits.itemsize in _COMPILED
         made = streams.encode_plane(bits, down, self.stream, self.used) if fused else None

@@ -60,7 +60,7 @@ def test_what_is_deflated_comes_back(data: bytes, strategy: int, level: int, mem
     code = deflated(data, strategy, level, memory)
     found = by_kernel(code, len(data))
     assert found is None or found.tobytes() == data
-    if level and strategy == zlib.Z_HUFFMAN_ONLY and len(data) >= 5_000:
+    if level and memory == 9 and strategy == zlib.Z_HUFFMAN_ONLY and len(data) >= 5_000:  # else blocks are too short
         assert found is not None
     assert by_kernel(code, len(data) + 1) is None and by_kernel(code + b"\0", len(data)) is None
 
