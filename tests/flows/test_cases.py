@@ -19,7 +19,6 @@ from deepcompression.training.loop import train
 from deepcompression.training.plan import Plan
 from deepcompression.training.problem import Accuracy, cross_entropy_step
 from flows.recipe import load as recipes
-from flows.recipe import rounds
 from tasks.execution.run import Run
 from tasks.execution.sources import imports_of
 
@@ -35,16 +34,16 @@ def mine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def checked(tmp_path: Path) -> Callable[..., Run]:
     """The run of a case, after all that is looked at before anything trains; without a flow."""
-    from flows import compress as flow
+    from flows.checked import planned
+    from flows.runs import run_of
     from tasks.execution.check import check
     from tasks.tracking.runs import Tracker
 
     def check_case(name: str, **overrides: Any) -> Run:
         places = {"store": str(tmp_path / "store"), "runs": str(tmp_path / "runs"), "device": "cpu"}
         parsed = recipes.load({**yaml.safe_load((CASES / f"{name}.yaml").read_text()), **places}, overrides)
-        run = flow.run_of(parsed, 0, tmp_path, Tracker(str(tmp_path), "sqlite:///none.db", "cases"))
-        trainings = flow._first_trainings(parsed, flow._start(run.model, parsed.train))
-        check(run, [*trainings, *rounds.expand(parsed)], test=parsed.test)
+        run = run_of(parsed, 0, tmp_path, Tracker(str(tmp_path), "sqlite:///none.db", "cases"))
+        check(run, planned(run, parsed), test=parsed.test)
         return run
 
     return check_case
