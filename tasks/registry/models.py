@@ -213,10 +213,12 @@ def package(run: Run, file: Path, example: Any, folder: Path) -> None:
     """
     from mlflow.models import ModelSignature
     from mlflow.pyfunc import PythonModelContext, save_model
+    from mlflow.types import ParamSchema, ParamSpec
 
     inputs = list(example) if isinstance(example, Mapping) else None
     config = {"factory": run.model.factory, "kwargs": run.model.arguments(), "inputs": inputs, "device": "auto"}
-    config |= {"sha256": file_digest(file), "classes": list(run.splits().classes or ())}
+    classes = list(run.splits().classes or ())
+    config |= {"sha256": file_digest(file), "classes": classes, "names": bool(classes) and _counts_right(run)}
     artifacts, served = {"model": str(file)}, Path(__file__).with_name("served.py")
     code, requirements = _code(run.model.factory.partition(":")[0], folder / "code")
     with _SAVING:
@@ -229,12 +231,23 @@ def package(run: Run, file: Path, example: Any, folder: Path) -> None:
             python_model=str(served),
             artifacts=artifacts,
             model_config=config,
-            signature=ModelSignature(_schema(example), _schema(model.predict(context, example))),
+            signature=ModelSignature(
+                _schema(example),
+                None if config["names"] else _schema(model.predict(context, example)),
+                ParamSchema([ParamSpec("raw", "boolean", False)]),
+            ),
             input_example=example,
             code_paths=[str(path) for path in code],
             pip_requirements=requirements,
         )
     _probe(folder / "model")
+
+
+def _counts_right(run: Run) -> bool:
+    """Whether each sample is one class of several: by the metric that counts so."""
+    from deepcompression.training.problem import Accuracy
+
+    return isinstance(run.metric_object(), Accuracy)
 
 
 def _probe(folder: Path) -> None:

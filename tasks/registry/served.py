@@ -6,7 +6,7 @@ MLflow copies this file into the logged model, beside the library: it imports no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ class Compressed(PythonModel):
     """A network with the weights of a ``.dcz`` file, in evaluation mode.
 
     The model's configuration has ``factory`` and ``kwargs`` (what builds the network), ``inputs`` (names of the
-    inputs in the order of the network's arguments; None where there is one), ``device``, ``sha256`` of the file, and
-    ``classes``, the names of what its outputs stand for, as far as the data has any: ``classes`` of this object.
+    inputs in the order of the network's arguments; None where there is one), ``device``, ``sha256`` of the file,
+    ``classes``, the names of what its outputs stand for, as far as the data has any: ``classes`` of this object, and
+    ``names``: whether each sample is one of them, so that answers are names and probabilities.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -39,6 +40,7 @@ class Compressed(PythonModel):
         config = context.model_config
         check_file(context.artifacts["model"], config.get("sha256"))
         self.inputs, self.classes = config["inputs"], tuple(config.get("classes") or ())
+        self.names = bool(config.get("names"))
         self.device = Compute(config["device"]).resolved()
         network = factory.build(config["factory"], config["kwargs"])
         self.network = load_into(network, context.artifacts["model"]).to(self.device).eval()
@@ -47,16 +49,35 @@ class Compressed(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> Any:
-        """What the network returns for a batch, its tensors as arrays.
+        """Of a classifier for each sample its ``class``, the ``probability`` of that, and ``probabilities`` by name;
+        else, or where ``raw`` is asked for, what the network returns for the batch, its tensors as arrays.
 
         Args:
             context: not used; the file was decoded when the model was loaded.
             model_input: an array (n, ...), or name -> array where the inputs have names.
-            params: not used.
+            params: ``raw``: true for the network's own outputs.
         """
         arrays = [model_input[name] for name in self.inputs] if self.inputs else [model_input]
         with torch.inference_mode():
-            return as_arrays(self.network(*(torch.tensor(array, device=self.device) for array in arrays)))
+            outputs = self.network(*(torch.tensor(array, device=self.device) for array in arrays))
+        if self.names and not (params or {}).get("raw") and _of_classes(outputs, len(self.classes)):
+            return named(outputs.float().softmax(1).cpu().numpy(), self.classes)
+        return as_arrays(outputs)
+
+
+def _of_classes(outputs: Any, classes: int) -> bool:
+    return isinstance(outputs, torch.Tensor) and outputs.ndim == 2 and outputs.shape[1] == classes
+
+
+def named(probabilities: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Answers (n, classes) as ``class``, ``probability`` and ``probabilities``, the likeliest first."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    ranked = np.take_along_axis(probabilities, order, axis=1)
+    rows = [
+        {classes[place]: round(float(part), 6) for place, part in zip(places, parts, strict=True)}
+        for places, parts in zip(order, ranked, strict=True)
+    ]
+    return [{"class": next(iter(row)), "probability": next(iter(row.values())), "probabilities": row} for row in rows]
 
 
 def check_file(path: str, sha256: str | None) -> None:

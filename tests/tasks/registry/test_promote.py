@@ -247,7 +247,13 @@ def test_promoted_file_is_a_model_that_mlflow_loads(
     batch = run.splits().validation[0][:5]
     with torch.inference_mode():
         wanted = load_into(run.blank_model(), file).eval()(batch).numpy()
-    np.testing.assert_allclose(model.predict(batch.numpy()), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.predict(batch.numpy(), {"raw": True}), wanted, rtol=1e-5, atol=1e-6)
+    chances = torch.from_numpy(wanted).softmax(1)
+    for row, answer in zip(chances, model.predict(batch.numpy()), strict=True):
+        assert answer["class"] == str(int(row.argmax())) and answer["probability"] == pytest.approx(
+            float(row.max()), abs=1e-5
+        )
+        assert [answer["probabilities"][str(place)] for place in range(10)] == pytest.approx(row.tolist(), abs=1e-5)
     assert model.unwrap_python_model().classes == run.splits().classes == tuple("0123456789")
     [spec] = model.metadata.signature.inputs.inputs
     assert spec.shape == (-1, 1, 8, 8) and spec.type == np.float32
@@ -487,10 +493,13 @@ def test_champion_of_a_server_is_served(finished: Finished, tmp_path: Path, mlfl
         got = models.champion_file(uri, "digits", tmp_path / "got")
         assert got.read_bytes() == Path(parts[3]).read_bytes()
         with served(serve, f"http://127.0.0.1:{port}/ping", {"MLFLOW_TRACKING_URI": uri}, tmp_path / "serve.log"):
-            answer = ask(f"http://127.0.0.1:{port}/invocations", {"inputs": batch.tolist()})
+            address = f"http://127.0.0.1:{port}/invocations"
+            named = ask(address, {"inputs": batch.tolist()})
+            answer = ask(address, {"inputs": batch.tolist(), "params": {"raw": True}})
     with torch.inference_mode():
         wanted = load_into(parts[0].blank_model(), parts[3]).eval()(batch).numpy()
     np.testing.assert_allclose(np.array(answer["predictions"]), wanted, rtol=1e-5, atol=1e-5)
+    assert [one["class"] for one in named["predictions"]] == [str(place) for place in wanted.argmax(1)]
     assert failed(go(parts)) == ["registry"]
 
 
