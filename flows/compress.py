@@ -15,6 +15,7 @@ from uuid import UUID
 from prefect import Task, flow
 from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, State
+from prefect.utilities.annotations import quote
 from rich.markup import escape
 
 from deepcompression.errors import AimMissed, ExportError, InputError, InvariantError, one_line
@@ -39,7 +40,7 @@ from tasks.export_settings import Export
 from tasks.exports import export
 from tasks.machine.revision import git_revision
 from tasks.registry.promote import promote
-from tasks.report.words import sentence
+from tasks.report.words import closing, sentence
 from tasks.secrets import restored, sealed
 from tasks.stages.verify import verify
 from tasks.storage.places import is_url, place_at
@@ -49,6 +50,8 @@ from tasks.tracking.results import results_of_seeds
 from tasks.tracking.runs import Parent, Tracker
 from tasks.upkeep.liveness import ending, living, recover
 from tasks.verdict import budget_aims, emit_missed, missed, told, verdict_of, verdict_of_seeds
+
+HIDDEN = Run | Reference | list  # what Prefect would look into for results of other tasks
 
 
 def _flow_run_name() -> str:
@@ -87,9 +90,8 @@ def compress(
     except AimMissed as error:
         _no_retries()
         return Failed(name="AimMissed", message=str(error), data=error)
-    if any(_refused(one) for one in summary.get("runs", [summary])):
-        return Completed(name="NotPromoted", message="A gate of promote did not pass.", data=summary)
-    return summary
+    refused = any(_refused(one) for one in summary.get("runs", [summary]))
+    return Completed(name="NotPromoted" if refused else None, message=closing(summary), data=summary)
 
 
 def _no_retries() -> None:
@@ -204,14 +206,15 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
             references.append(_call(task_of(settings.stage), run, label, number, settings, references[-1]))
         path = folder / "model.dcz"
         verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path), parsed.test)
-        _call(difference, run, "difference", references[0], references[1:-1])
+        _call(difference, run, "difference", references[0], references[1:-1], after=verified)
         summary = {**summary_of(run, references, verified, path), **({"budget": outcome} if outcome else {})}
-        exported, failed = exports_of(run, parsed.export, str(path), summary["final"], references[0])
+        exported, failed = exports_of(run, parsed.export, str(path), summary["final"], references[0], verified)
         summary |= {"exports": exported, "warnings": kept(run.folder)} if parsed.export else {}
         if parsed.promote:
             gates = parsed.promote.model_dump(mode="json")
             aims = budget_aims(outcome)
-            summary["promotion"] = _call(promote, run, "promote", gates, references[0], references[-1], str(path), aims)
+            ends = references[0], references[-1]
+            summary["promotion"] = _call(promote, run, "promote", gates, *ends, str(path), aims, after=verified)
         summary["verdict"] = verdict_of(summary)
         leave(run, references, summary, stored, alone=parsed.seeds is None)
         if failed is not None:
@@ -225,7 +228,12 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
 
 
 def exports_of(
-    run: Run, exports: Sequence[Export], path: str, final: Mapping[str, Any], dense: Reference | None
+    run: Run,
+    exports: Sequence[Export],
+    path: str,
+    final: Mapping[str, Any],
+    dense: Reference | None,
+    after: Any = None,
 ) -> tuple[list[dict[str, Any]], ExportError | InvariantError | None]:
     """What each target gave, or why not; and the first that failed, to be raised when the run has left its results.
 
@@ -235,21 +243,30 @@ def exports_of(
         path: its ``.dcz``.
         final: what verify found of that.
         dense: the dense net, which each is timed beside; None where the store has it no more.
+        after: the result of the task behind which these are.
     """
     rows: list[dict[str, Any]] = []
     failed = None
     for one in exports:
         try:
-            rows.append(_call(export, run, f"export-{one.to}", one, path, final, dense))
+            rows.append(_call(export, run, f"export-{one.to}", one, path, final, dense, after=after))
         except (ExportError, InvariantError) as error:
             rows.append({"target": one.to, "error": str(error)})
             failed = failed or error
     return rows, failed
 
 
-def _call(task: Task[..., Any], *arguments: Any) -> Any:
-    """A task's result, whether it worked or was reused; its own exception if it failed."""
-    return task(*arguments, return_state=True).result()
+def _call(task: Task[..., Any], *arguments: Any, after: Any = None) -> Any:
+    """A task's result, whether it worked or was reused; its own exception if it failed.
+
+    Prefect draws it behind ``after``, another's result, or behind the stage whose reference comes last: not behind all
+    that the run, or an argument, mentions.
+    """
+    places = [place for place, one in enumerate(arguments) if isinstance(one, Reference)]
+    seen = places[-1:] if after is None else []
+    hidden = [isinstance(one, HIDDEN) and place not in seen for place, one in enumerate(arguments)]
+    given = [quote(one) if hide else one for one, hide in zip(arguments, hidden, strict=True)]
+    return task(*given, wait_for=None if after is None else [after], return_state=True).result()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 
 from deepcompression.errors import one_line
 from flows import watchdog
+from flows.shown import leave_artifacts
 from tasks.console import say
 from tasks.execution.execute import left_alone, numbers_of, reference_of
 from tasks.execution.run import Reference, Run
@@ -23,12 +24,10 @@ from tasks.report.beside import beside
 from tasks.report.figures import bytes_by_stage
 from tasks.report.methods import methods_of
 from tasks.report.page import write_report
-from tasks.report.words import difference, sentence
 from tasks.secrets import hidden, masked
 from tasks.stages.verify import Verified
-from tasks.storage.store import finite, write_json
+from tasks.storage.store import write_json
 from tasks.tracking.results import columned, epoch_rows, results_of, stage_rows, tags_of
-from tasks.verdict import missed, told
 
 SUMMARY_VERSION = 1
 ARTIFACT_SECONDS = 10.0
@@ -136,7 +135,7 @@ def leave(
         run.tracker.artifact(folder / name)
     run.tracker.artifact(folder / "figures" / "bytes.svg", "figures")
     try:
-        within(ARTIFACT_SECONDS, _prefect_artifacts, run, hidden(summary))
+        within(ARTIFACT_SECONDS, leave_artifacts, run, hidden(summary))
     except Exception as error:  # a server that went away: the run is finished, and its report lies in its folder
         reason = masked(one_line(error))[:120]
         say(f"[yellow]Prefect:[/] its server does not take the run's artifacts ({reason})")
@@ -146,51 +145,6 @@ def warnings_tag(summary: Mapping[str, Any]) -> dict[str, str]:
     """As much of all warnings as MLflow takes in a tag."""
     text = "; ".join(f"{one['stage']}: {one['text']}" for one in summary["warnings"])
     return {"warnings": text[:4900]} if text else {}
-
-
-def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's row of numbers; what it left alone as how many tensors that are, its methods by their names."""
-    methods = ", ".join(one["method"] for one in row["methods"])
-    return {**row, "left_alone": len(row["left_alone"]), "methods": methods}
-
-
-def _prefect_artifacts(run: Run, summary: Mapping[str, Any]) -> None:
-    """The stage table and the key figures, for Prefect's flow-run page."""
-    from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-
-    if not flow_run.id:
-        return
-    metric = summary["metric"]
-    table = [_shown(row) for row in finite(summary["stages"])]
-    create_table_artifact(key="stages", table=table, description=f"{run.name}, seed {run.seed}")
-    report, page = (Path(run.folder) / "report.html").resolve(), run.tracker.page
-    create_link_artifact(
-        key="report",
-        link=f"{page}/artifacts/report.html" if page else report.as_uri(),
-        link_text="report.html",
-        description=f"The run's whole report, `{report}`; also among the artifacts of its MLflow run.",
-    )
-    create_markdown_artifact(
-        key="result",
-        description=sentence(summary),
-        markdown=f"""# {run.name}: {_title(summary)}
-
-| | dense | file |
-|---|---|---|
-| bytes | {summary["dense_bytes"]:,} | {summary["file_bytes"]:,} |
-| {summary["final"]["split"]} {metric} | {summary["baseline"]["metric"]:.4f} | {summary["final"]["metric"]:.4f} |
-
-{f"Compared with the dense model, sample by sample: {told}." if (told := difference(summary)) else ""}
-
-`{summary["file"]}` was decoded in a fresh process, is bit for bit what was encoded, and was measured there.
-
-MLflow run `{summary["mlflow_run_id"]}` at `{summary["tracking_uri"]}`
-""",
-    )
-
-
-def _title(summary: Mapping[str, Any]) -> str:
-    return told(summary["verdict"]) if missed(summary) else f"{summary['ratio']:.1f}x smaller"
 
 
 def renew(run: Run, summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:

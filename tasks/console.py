@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TextColumn
 from rich.table import Column
+from rich.text import Text
 
 from deepcompression.cli.terminal import WIDE, bar_on
 from deepcompression.errors import one_line
@@ -26,8 +29,25 @@ console = Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """One line for the person who watches."""
+    """One line for the person who watches, and for who reads the log of the Prefect run afterwards."""
     console.print(masked(text), soft_wrap=True)
+    log_in_run(text)
+
+
+def log_in_run(text: str) -> None:
+    """A line, without its markup, in the log of the Prefect run that goes on, at INFO; nothing outside of one, or where
+    its server is away."""
+    if "prefect.context" not in sys.modules:
+        return
+    from prefect.exceptions import MissingContextError
+    from prefect.logging import get_run_logger
+
+    with contextlib.suppress(MissingContextError, RuntimeError):
+        adapter = get_run_logger()
+        plain, more = Text.from_markup(masked(text)).plain, dict(adapter.extra or {})
+        record = adapter.logger.makeRecord(adapter.logger.name, logging.INFO, __file__, 0, plain, (), None, None, more)
+        for handler in adapter.logger.handlers:  # the server's: the console has the line already
+            handler.handle(record)
 
 
 def say_some(label: str, notes: Sequence[str]) -> None:
@@ -71,9 +91,10 @@ def progress(label: str, metric: str) -> Iterator[Callable[[Any], None] | None]:
         return
     with _bar() as shown:
         task = shown.add_task(label, total=None, note="starting")
-        started = time.monotonic()
+        started, log = time.monotonic(), _calm(label, metric, log_in_run)
 
         def show(now: Any) -> None:
+            log(now)
             done = (now.epoch - 1) * now.steps + now.step
             rate = done / max(time.monotonic() - started, 1e-9)
             note = _note(now, metric) + (f"  {rate:.0f} steps/s" if console.width >= WIDE else "")
@@ -131,14 +152,14 @@ def _bar() -> Progress:
     return bar_on(console, TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")))
 
 
-def _calm(label: str, metric: str) -> Callable[[Any], None]:
+def _calm(label: str, metric: str, tell: Callable[[str], None] | None = None) -> Callable[[Any], None]:
     told = time.monotonic()
 
     def show(now: Any) -> None:
         nonlocal told
         if time.monotonic() - told > CALM_SECONDS:
             told = time.monotonic()
-            say(f"{label:<12} {_note(now, metric)}")
+            (tell or say)(f"{label:<12} {escape(_note(now, metric))}")
 
     return show
 

@@ -10,6 +10,7 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
+from tasks.console import size
 from tasks.execution.execute import execute
 from tasks.execution.run import Reference, Run
 from tasks.execution.settings import Stage
@@ -30,6 +31,13 @@ def task_of(stage: str) -> Task[..., Any]:
     return _task(name_of(stage))
 
 
+def told_of(reference: Reference) -> str:
+    """What a stage came to, in a line."""
+    numbers = reference.numbers
+    smaller = f"{size(numbers['size_bytes'])}, {numbers['compression_ratio']:.1f}x smaller"
+    return f"{smaller}, density {numbers['density']:.1%}, validation {numbers['val_metric']:.4f}"
+
+
 @cache
 def _task(name: str) -> Task[..., Any]:
     work, leave = work_of(name), leave_of(name)
@@ -42,6 +50,6 @@ def _task(name: str) -> Task[..., Any]:
         reference, reused = execute(run, label, number, settings, source, work)
         if leave:
             leave(run, reference)
-        return Completed(name="Reused", data=reference) if reused else reference
+        return Completed(name="Reused" if reused else None, message=told_of(reference), data=reference)
 
     return stage

@@ -22,6 +22,28 @@ def sentence(summary: Mapping[str, Any]) -> str:
     return before + compared(summary)
 
 
+def closing(summary: Mapping[str, Any]) -> str:
+    """How a run ended, in a line or two, as the state of its Prefect run says it.
+
+    Args:
+        summary: of one run, or of several seeds.
+    """
+    if "runs" in summary:
+        ratio, verdict = summary["ratio"], summary.get("verdict")
+        told = f"{len(summary['runs'])} seeds: {ratio['mean']:.1f}x smaller on average, {ratio['worst']:.1f}x at worst."
+        return f"{told} {verdict['text']}." if verdict else told
+    return f"{summary['ratio']:.1f}x smaller. {sentence(summary)}{_crowned(summary.get('promotion'))}"
+
+
+def _crowned(promotion: Mapping[str, Any] | None) -> str:
+    if not promotion:
+        return ""
+    if promotion["promoted"]:
+        return f" Version {promotion['version']} of {promotion['model']} is the champion."
+    failed = [str(gate.get("text") or gate["gate"]) for gate in promotion["gates"] if not gate["passed"]]
+    return f" Not promoted: {'; '.join(failed)}."
+
+
 def compared(summary: Mapping[str, Any]) -> str:
     """Two models in one sentence: errors where they can be counted, else the metric; and bytes."""
     dense, final = summary["baseline"], summary["final"]

@@ -34,6 +34,7 @@ from deepcompression.errors import (
 from deepcompression.models.paper import digits_net
 from flows.compress import compress
 from flows.summary import spread_of
+from tasks.report.words import closing
 from tasks.storage.store import write_json
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -246,8 +247,14 @@ def test_prefect_has_the_tasks_and_the_artifacts(finished: dict[str, Any]) -> No
         artifacts = client.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
         )
-        assert client.read_flow_run(run_id).state.is_completed()
-    assert {"stages", "result"} <= {one.key for one in artifacts}
+        flow_run = client.read_flow_run(run_id)
+    assert flow_run.state.is_completed() and flow_run.state.message == closing(finished["summary"])
+    assert {"seed 0", f"{finished['summary']['ratio']:.1f}x"} <= set(flow_run.tags)
+    _check_chain(tasks)
+    assert {"stages", "result"} <= {one.key for one in artifacts} and "file://" not in str([a.data for a in artifacts])
+    table = json.loads(next(one.data for one in artifacts if one.key == "stages"))
+    assert list(table[0]) == ["stage", "size", "ratio", "density", "validation accuracy", "time"]
+    assert table[1]["density"].endswith(" %") and table[1]["ratio"].endswith("×")
     told = next(one.data for one in artifacts if one.key == "result")
     assert f"sample by sample: {finished['summary']['comparison']['sentence']} (" in told
     # Task runs reach the server by way of events, which may be a moment late.
@@ -257,6 +264,35 @@ def test_prefect_has_the_tasks_and_the_artifacts(finished: dict[str, Any]) -> No
         "difference",
         "export-onnx",
     }
+
+
+def _check_chain(tasks: list[Any]) -> None:
+    """No task depends on more than one other: each stage on that before it, what comes after verify on that."""
+    inputs = {
+        one.name: {str(ref.id) for refs in one.task_inputs.values() for ref in refs if hasattr(ref, "id")}
+        for one in tasks
+    }
+    names = {str(one.id): one.name for one in tasks}
+    found = {name: {names.get(one, "") for one in refs} for name, refs in inputs.items()}
+    assert all(len(refs) <= 1 for refs in found.values()), found
+    if {"verify", "difference", "encode"} <= set(found):
+        assert found["difference"] == {"verify"} and found["verify"] == {"encode"}
+
+
+def test_the_log_of_the_prefect_run_says_what_the_terminal_says(finished: dict[str, Any]) -> None:
+    """A line a stage at INFO, without markup."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+
+    told = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[finished["summary"]["prefect_flow_run_id"]]))
+    for _ in range(40):  # they are sent in batches
+        with get_client(sync_client=True) as client:
+            lines = {one.message: one.level for one in client.read_logs(told)}
+        if any(line.startswith("encode") for line in lines):
+            break
+        time.sleep(0.25)
+    (line,) = (one for one in lines if one.startswith("prune "))
+    assert "val_accuracy" in line and "KB" in line and "[" not in line and lines[line] == 20
 
 
 def test_run_folder_holds_recipe_and_picture(finished: dict[str, Any]) -> None:
