@@ -51,7 +51,7 @@ from tasks.tracking.runs import Parent, Tracker
 from tasks.upkeep.liveness import ending, living, recover
 from tasks.verdict import budget_aims, emit_missed, missed, told, verdict_of, verdict_of_seeds
 
-HIDDEN = Run | Reference | list  # what Prefect would look into for results of other tasks
+HIDDEN = Run | Reference | list | dict  # what Prefect would look into for results of other tasks
 
 
 def _flow_run_name() -> str:

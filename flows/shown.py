@@ -72,7 +72,7 @@ def markdown_of(run: Run, summary: Mapping[str, Any]) -> str:
     """The result as Markdown: verdict, both ends, the comparison, and links."""
     split, metric = summary["final"].get("split", "test"), summary["metric"]
     ends = [number(summary[end]["metric"]) for end in ("baseline", "final")]
-    links = [f"[{one['text']}]({one['href']}){_note(one)}" for one in links_of(run, summary) if _opens(one["href"])]
+    links = [f"[{one['text']}]({one['href']}){_note(one)}" for one in links_of(run, summary) if _leads_on(one["href"])]
     told = difference(summary)
     lines = [
         f"# {run.name}: {times(summary['ratio'])} smaller",
@@ -88,9 +88,9 @@ def markdown_of(run: Run, summary: Mapping[str, Any]) -> str:
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
-def _opens(href: str) -> bool:
-    """A page of Prefect leads to other pages; never to files, which browsers do not open from there."""
-    return href.startswith("http")
+def _leads_on(href: str) -> bool:
+    """A page of Prefect leads to other pages; never to itself, nor to files, which browsers do not open from there."""
+    return href.startswith("http") and "/runs/flow-run/" not in href
 
 
 def _note(link: Mapping[str, str]) -> str:

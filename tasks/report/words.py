@@ -183,9 +183,9 @@ def speed(to_dense: float | None) -> str:
 
 
 def lasted(seconds: float) -> str:
-    """41 s, 15.5 minutes, 3.2 hours."""
+    """0.4 s, 41 s, 15.5 minutes, 3.2 hours."""
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
     return f"{seconds / 60:.1f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
