@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from deepcompression.network.trace import resting
@@ -183,5 +183,4 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 def _name(func: Any) -> str:
     """add, relu, scaled_dot_product_attention."""
-    whole = resolve_name(func) or getattr(func, "__name__", "") or "operation"
-    return [one for one in whole.split(".") if one != "__get__"][-1]
+    return str(getattr(func, "__name__", "operation"))

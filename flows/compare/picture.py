@@ -29,7 +29,8 @@ def scatter(key: str, groups: Sequence[Group]) -> str:
         for number, size, score, low, high in points:
             axes.plot([size] * 2, [scale * low, scale * high], color=BLUE, linewidth=1.2)
             axes.plot(size, scale * score, "o", color=VERMILION if number == 1 else BLUE, markersize=6)
-            axes.annotate(str(number), (size, scale * score), (6, 3), textcoords="offset points", fontweight="bold")
+        for (size, score), named in _together(points).items():
+            axes.annotate(named, (size, scale * score), (6, 3), textcoords="offset points", fontweight="bold")
         for value in sorted({one.mean for group in groups if (one := group.results["dense_score"])})[:3]:
             if math.isfinite(value):
                 axes.axhline(scale * value, color=INK, linewidth=0.8, linestyle=":")
@@ -42,6 +43,14 @@ def scatter(key: str, groups: Sequence[Group]) -> str:
         unit = " (%)" if groups[0].measure.is_error else ""
         axes.set_ylabel(f"{printable(groups[0].measure.label)}{unit}")
         return inline(figure, key, f"{len(points)} runs by bytes and {groups[0].measure.label}")
+
+
+def _together(points: Sequence[tuple[int, float, float, float, float]]) -> dict[tuple[float, float], str]:
+    """The numbers of groups by bytes and score: those of equal ones stand beside each other."""
+    found: dict[tuple[float, float], list[str]] = {}
+    for number, size, score, *_ in points:
+        found.setdefault((size, score), []).append(str(number))
+    return {place: ", ".join(numbers) for place, numbers in found.items()}
 
 
 def _point(group: Group) -> tuple[float, float, float, float] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
-from prefect.states import Failed, State
+from prefect.states import Completed, Failed, State
 
 from deepcompression.errors import AimMissed, RunError
 from flows import watchdog
@@ -71,7 +71,19 @@ def sweep(
             never chosen while another did not.
         RunError: not one trial succeeded; or the cluster's workers have other versions.
     """
-    return _sweep(restored(sweep_), restored(overrides))
+    result = _sweep(restored(sweep_), restored(overrides))
+    return result if isinstance(result, State) else Completed(message=_closing(result), data=result)
+
+
+def _closing(result: Mapping[str, Any]) -> str:
+    """How a sweep ended, in a line, as the state of its Prefect run says it."""
+    front = [trial["summary"] for trial in result["trials"] if trial["pareto"]]
+    failed = sum(bool(trial["error"]) for trial in result["trials"])
+    ratios = [summary["ratio"] for summary in front] or [1.0]
+    told = (
+        f"{len(result['trials'])} trials, {len(front)} of them on the front: {min(ratios):.1f}x to {max(ratios):.1f}x"
+    )
+    return f"{told} smaller{f'; {failed} failed' if failed else ''}."
 
 
 @sealed

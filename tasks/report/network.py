@@ -197,8 +197,8 @@ def _does(box: Box) -> str:
     """What it does and what it gives, as far as there is room."""
     does, shape = " · ".join(box.kinds if box.module else box.kinds[1:]), "×".join(map(str, box.shape))
     most = DOES if box.bytes else 52
-    if len(does) + len(shape) + 2 <= most:
-        return f"{does}  {shape}".strip()
+    if len(does) + len(shape) + 3 <= most:
+        return f"{does} → {shape}".strip() if does and shape else does + shape
     return does if len(does) <= most else f"{does[: most - 1]}…"
 
 

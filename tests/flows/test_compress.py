@@ -356,7 +356,7 @@ def test_rounds_alternate_and_each_is_logged(tiny: Tiny) -> None:
     densities = [row["density"] for row in summary["stages"]]
     assert densities[1] == pytest.approx(0.5, abs=0.01) and densities[3] == pytest.approx(0.25, abs=0.01)
     client = MlflowClient(tracking_uri=recipe["tracking"]["uri"])
-    history = client.get_metric_history(summary["mlflow_run_id"], "density/prune")
+    history = client.get_metric_history(summary["mlflow_run_id"], "size_bytes/prune")
     assert [one.step for one in history] == [1, 3]
 
 

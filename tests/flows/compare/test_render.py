@@ -115,6 +115,8 @@ def test_html_has_results_first_and_a_column_for_each_of_few_runs() -> None:
     assert few.index("file bytes") < few.index("seconds</th>") < few.index("train.epochs") < few.index("In words")
     assert few.count('<table class="side">') == 1 and many.count('<table class="rows">') == 2
     assert "6 runs by bytes and test error" in few and "<svg" in many
+    equal = render(compare([entry_of("a"), entry_of("b", train__epochs=9)]), "html")
+    assert ">1, 2<" in equal
 
 
 def test_html_parts_runs_on_unlike_data() -> None:

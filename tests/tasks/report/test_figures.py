@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,17 @@ def test_pictures_leave_out_what_is_not_a_number(tmp_path: Path) -> None:
     tensor = {"name": "a", "weights": 5, "density": 1.0, "by_density": points, "by_bits": points}
     sensitivity.sensitivity({"base": {"metric": None}, "tensors": [tensor]}, "auc", tmp_path / "s.svg")
     assert ElementTree.fromstring((tmp_path / "s.svg").read_bytes()).tag.endswith("svg")
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.9, 1.0], [0.25, 0.25, 0.25], [math.nan, 0.9, 0.95]])
+def test_shares_end_at_one_and_one_sample_has_a_width(values: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No axis of an accuracy goes beyond 1; the mark at its end is as high as one of the samples."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "inline", lambda figure, *_: drawn.append(figure) or "<svg></svg>")
+    history = [{"epoch": epoch, "loss": 1.0, "val_accuracy": value} for epoch, value in enumerate(values, 1)]
+    figures.curves("k", "prune", history, "accuracy", None, counted=40)
+    axes = drawn[0].axes[1]
+    low, high = axes.get_ylim()
+    assert 0 <= low < high <= 1
+    bottom, top = axes.lines[-1].get_ydata()
+    assert top - bottom == pytest.approx(1 / 40) and top <= 1

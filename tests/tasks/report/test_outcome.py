@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tasks.report.outcome import outcomes_of
+from tasks.report.words import closing
 
 ENDS = [{"metric": 1.0, "total": 100, "correct": count} for count in (98, 90)]
 PLAIN = {"baseline": ENDS[0], "final": ENDS[1], "dense_bytes": 1000, "file_bytes": 20, "metric": "accuracy"}
@@ -51,3 +52,16 @@ def test_without_aims_the_dense_model_is_the_judge(broken: int, mended: int, kin
     found = {**counts, "p_value": 0.5 if broken < 3 and mended < 3 else 0.001}
     (one,) = outcomes_of({**PLAIN, "comparison": found})
     assert one.kind == kind and one.text.endswith("No aim was set.")
+
+
+def test_the_closing_words_have_ratio_sentence_and_promotion() -> None:
+    """What stands on Prefect's page: of one run, of one that gates refused, and of several seeds."""
+    summary = {**PLAIN, "ratio": 50.0}
+    start = "50.0x smaller. 8 more errors in 100 than the dense model"
+    assert closing(summary).startswith(start) and closing(summary).endswith("bytes.")
+    promoted = closing({**summary, "promotion": promotion(version=3)})
+    assert promoted.endswith(" Version 3 of net is the champion.")
+    refused = closing({**summary, "promotion": promotion(gate("min_ratio"), gate("budget", True))})
+    assert refused.endswith(" Not promoted: min_ratio says so.")
+    seeds = {"runs": [summary, summary], "ratio": {"mean": 50.0, "worst": 40.0}, "verdict": None}
+    assert closing(seeds) == "2 seeds: 50.0x smaller on average, 40.0x at worst."
