@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Heard:
 def quiet_run(folder: Path, patch: pytest.MonkeyPatch, name: str, code: str, model: Model) -> Iterator[Run]:
     """A run in ``folder``; the module ``name`` with this ``code`` lies there, and its ``data`` gives the splits."""
     (folder / f"{name}.py").write_text(code)
+    sys.modules.pop(name, None)  # another test's, which this process read before
     patch.syspath_prepend(str(folder))
     caches = (runs._made, runs._identity, runs._identified, factory_digest)
     for cache in caches:

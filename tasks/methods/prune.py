@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -81,8 +81,12 @@ class Settings(MethodSettings):
             raise ValueError(f"{told}; not {self.criterion}")
         return self._check_filters() if self.granularity == "filter" else self._check_density()
 
+    def _said(self, names: Iterable[str]) -> list[str]:
+        """Those that are not what they are by default: a stored recipe has all keys."""
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+
     def _check_density(self) -> Settings:
-        if given := [name for name in FILTER if name in self.model_fields_set and getattr(self, name)]:
+        if given := self._said(FILTER):
             raise ValueError(f"{given[0]} goes with granularity: filter; remove it")
         if self.density is None:
             raise ValueError("expected a density, or a granularity such as 2:4")
@@ -98,7 +102,7 @@ class Settings(MethodSettings):
         return self
 
     def _check_n_m(self) -> None:
-        if given := sorted(self.model_fields_set - {"granularity", *N_M}):
+        if given := self._said(sorted({*type(self).model_fields} - {"granularity", *N_M})):
             raise ValueError(f"granularity: {self.granularity} goes without {given[0]}; it says itself how many stay")
 
     def follows(self, model: nn.Module, structure: Structure) -> None:

@@ -314,6 +314,7 @@ def test_changed_late_stage_reuses_the_early_ones(finished: dict[str, Any], tmp_
     assert again["file_bytes"] < finished["summary"]["file_bytes"]
 
 
+@pytest.mark.slow
 def test_seed_counts_only_where_it_is_drawn(finished: dict[str, Any], tiny: Tiny) -> None:
     """A checkpoint (here a .dcz) that is only pruned, shared and encoded is done once for all seeds."""
     model = {"factory": "deepcompression.models:digits_net", "weights": {"path": finished["summary"]["file"]}}
@@ -490,6 +491,7 @@ def test_verification_notices_a_flipped_weight(finished: dict[str, Any], tmp_pat
     assert (answer["identical"], answer["differs"]) == (False, "fc2.bias")
 
 
+@pytest.mark.slow
 def test_a_run_that_gates_refuse_ends_as_not_promoted(tiny: Tiny) -> None:
     """Losing against the champion alone is no failure: the state has a name of its own, the summary says which gate."""
     stages = [{"stage": "prune", "density": 0.5}]

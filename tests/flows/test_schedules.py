@@ -214,6 +214,7 @@ def _epochs(tmp_path: Path) -> int:
     return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_killed_scheduled_run_is_ended_and_the_next_goes_on(
     tiny: Tiny, tmp_path: Path, scheduling_server: str, how: signal.Signals
@@ -261,6 +262,7 @@ def test_the_heartbeat_automation_is_registered_once(scheduling_server: str) -> 
     assert len(found) == 1 and found[0].enabled
 
 
+@pytest.mark.slow
 def test_a_run_that_was_submitted_and_never_began_frees_its_slot(
     scheduling_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -264,6 +264,7 @@ def _states(server: str, flow_run_id: str) -> list[str]:
     return [flow["state_name"], *(one["state_name"] for one in tasks)]
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_fresh_database(tmp_path: Path) -> None:
     """A fresh SQLite store is migrated by one of them; both log their run."""
     code = (

@@ -525,6 +525,7 @@ def test_reader_that_leaves(packed: Path) -> None:
     assert child.wait() == 1
 
 
+@pytest.mark.slow
 def test_compiling_is_told(source: Path, tmp_path: Path) -> None:
     """The first use, which compiles, says so on stderr, and afterwards how long it took; the second one is silent."""
     pytest.importorskip("numba")

@@ -78,6 +78,7 @@ def exported(done: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     (done.folder / "exports" / "four.bin").write_bytes(bytes(1234))
 
 
+@pytest.mark.slow
 def test_every_way_beside_the_dense_net_and_what_a_run_then_has(
     done: Finished, exported: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +123,7 @@ def _check_mlflow(done: Finished, rows: dict[str, Any]) -> None:
     assert metrics["flops"] > 0 and metrics["stages/val_accuracy"] > 0
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own(done: Finished, tmp_path: Path) -> None:
     """A process that loads the way and runs it says what it has grown by; one that fails says why, in one line."""
     save_file({"0": torch.rand(1, 1, 8, 8)}, tmp_path / "sample.safetensors")

@@ -223,6 +223,7 @@ def _always_die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_work_of_a_killed_process_is_done_again(tmp_path: Path, prefect_server: str) -> None:
     """SIGKILL (or the kernel's out-of-memory killer) costs one process, not the sweep; what always dies is given up."""
     with workers.local(1) as crew:

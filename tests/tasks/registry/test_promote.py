@@ -447,6 +447,7 @@ def test_a_users_package_travels_with_the_model(finished: Finished, database: st
     np.testing.assert_allclose(answer["sum"], wanted["sum"].numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_load_by_itself_is_not_registered(
     finished: Finished, database: str, mine: dict[str, Any]
 ) -> None:

@@ -33,7 +33,7 @@ from tasks.stages import settings_of, work_of
         (
             "prune",
             {"granularity": "two", "density": 0.5},
-            "expected weight, filter, kernel, N:M, such as 2:4, or ROWSxCOLUMNS, such as 1x4, got 'two'",
+            "expected weight, filter, channel, head, layer, kernel, N:M, such as 2:4, or ROWSxCOLUMNS, such as 1x4",
         ),
         ("prune", {"density": 0.5, "layers": ["fc1"]}, "layers goes with a granularity such as 2:4 or 1x4"),
         ("train", {"methods": [{"prune": {}}]}, "expected a density, or a granularity such as 2:4"),

@@ -24,7 +24,13 @@ from tasks.tracking.runs import Tracker
 
 KEYS: dict[str, Any] = {"densities": [0.5, 0.1], "bits": [3, 1], "most_samples": 50}
 SETTINGS = Settings(stage="sensitivity", layers=["fc*"], **KEYS)
-sensitivity, baseline = task_of("sensitivity"), task_of("baseline")
+
+
+def done(stage: str, *given: Any) -> State[Reference]:
+    """The state in which a stage's task ended, with its reference."""
+    state = task_of(stage).fn(*given)
+    assert isinstance(state, State) and isinstance(state.data, Reference)
+    return state
 
 
 @pytest.fixture
@@ -44,16 +50,14 @@ def started(tmp_path: Path, mlflow_template: Path) -> tuple[Run, Reference]:
         device="cpu", precision="float32",
         channels_last=False, threads=1, python_path=(), tracker=tracker,
     )  # fmt: skip
-    dense = baseline.fn(run, "baseline", 0, BaselineSettings(weights=weights))
-    assert isinstance(dense, Reference)
-    return run, dense
+    return run, done("baseline", run, "baseline", 0, BaselineSettings(weights=weights)).data
 
 
 def test_curves_are_stored_drawn_and_reused(started: tuple[Run, Reference]) -> None:
     """They equal the library's, weights stay, a second run takes them from the store and leaves the files too."""
     run, dense = started
-    made = sensitivity.fn(run, "sensitivity", None, SETTINGS, dense)
-    assert isinstance(made, Reference) and made.object == dense.object
+    made = done("sensitivity", run, "sensitivity", None, SETTINGS, dense).data
+    assert made.object == dense.object
     model, names = run.model_with(dense), ["fc1.weight", "fc2.weight"]
     expected = library.sensitivity(model, run.problem(), names, compute=run.compute(), **KEYS)
     assert curves(run, made) == expected
@@ -64,11 +68,11 @@ def test_curves_are_stored_drawn_and_reused(started: tuple[Run, Reference]) -> N
     assert {one.path for one in listed} == {"figures/sensitivity.json", "figures/sensitivity.svg"}
     before = (folder / "sensitivity.svg").read_bytes()
     (folder / "sensitivity.svg").unlink()
-    again = sensitivity.fn(run, "sensitivity", None, SETTINGS, dense)
-    assert isinstance(again, State) and again.name == "Reused" and again.data.key == made.key
+    again = done("sensitivity", run, "sensitivity", None, SETTINGS, dense)
+    assert again.name == "Reused" and again.data.key == made.key
     assert (folder / "sensitivity.svg").read_bytes() == before
-    other = sensitivity.fn(run, "sensitivity", None, SETTINGS.model_copy(update={"bits": [2]}), dense)
-    assert isinstance(other, Reference) and other.key != made.key
+    other = done("sensitivity", run, "sensitivity", None, SETTINGS.model_copy(update={"bits": [2]}), dense)
+    assert other.name != "Reused" and other.data.key != made.key
 
 
 def test_a_killed_task_goes_on_with_the_next_tensor(
@@ -87,8 +91,7 @@ def test_a_killed_task_goes_on_with_the_next_tensor(
 
     monkeypatch.setattr(library, "sensitivity", counted)
     with pytest.raises(KeyboardInterrupt):
-        sensitivity.fn(run, "sensitivity", None, few, dense)
-    made = sensitivity.fn(run, "sensitivity", None, few, dense)
-    assert isinstance(made, Reference)
+        done("sensitivity", run, "sensitivity", None, few, dense)
+    made = done("sensitivity", run, "sensitivity", None, few, dense).data
     names = prunable(digits_net())
     assert tried == [*names[:3], *names[2:]] and [one.name for one in curves(run, made).tensors] == names
