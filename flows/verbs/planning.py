@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -55,7 +56,8 @@ def new(
         for one in sorted(one for one in folder.rglob("*") if one.is_file()):
             print(one)
         refuse_recipe(str(path), {})
-        print(f"next: {command()} plan {path}; then {command()} run {path}")
+        typed = shlex.quote(str(path))
+        print(f"next: {command()} plan {typed}; then {command()} run {typed}")
 
 
 def plan(

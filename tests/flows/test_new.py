@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from deepcompression.errors import InputError, RecipeError
 from flows import checked
 from flows.new import Asked, write
+from flows.verbs import planning
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +62,16 @@ def test_pictures_can_run(tmp_path: Path) -> None:
     path = write(Asked(tmp_path / "pets", images=tmp_path / "pictures"), "x")
     assert "cat, dog" in (tmp_path / "pets" / "code" / "pets_data.py").read_text()
     checked.refuse_recipe(str(path), {})
+
+
+def test_what_to_type_next_can_be_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with a space is quoted for a shell."""
+    monkeypatch.setattr(checked, "refuse_recipe", lambda path, overrides: None)
+    planning.new(tmp_path / "my net")
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(told.partition("; then ")[2])[-1] == str(tmp_path / "my net" / "recipe.yaml")
 
 
 @pytest.mark.parametrize(
