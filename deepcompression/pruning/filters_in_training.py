@@ -29,14 +29,14 @@ from deepcompression.structure.constraints import SHARED, ZEROS, Structure, havi
 from deepcompression.structure.hold import bake, held_by, held_state, hold_by
 from deepcompression.structure.zeros import ZeroMask, zero_mask
 from deepcompression.training.method import ACTIVATION, SPARSITY, UNITS, VALUES, Account, Claim, Context, Method, Now
-from deepcompression.training.ramps import TOLERANCE, Ramp
+from deepcompression.training.ramps import TOLERANCE, Ramp, Ramped
 
 FEW = 16  # samples by which channels are followed through the model
 UPDATES = 20  # times that channels are chosen, if nobody says how often
 
 
 @dataclass(eq=False)
-class FilterPruning(Method):
+class FilterPruning(Ramped, Method):
     """The part of the channels that stays falls along a curve while the model trains.
 
     Channels are chosen anew from time to time, by the weights of that moment. A channel that goes is zero in all that
@@ -110,10 +110,6 @@ class FilterPruning(Method):
             self._choose(model, [(group, self._ramp.level(now, one)) for group, one in self._wanted])
             self._mask(model, free=self.soft and now.step < last)
             now.changed = True
-
-    def after_epoch(self, model: nn.Module, now: Now, metric: float) -> None:
-        """Goes on, or back, where the curve is adaptive."""
-        self._ramp.after_epoch(now, metric)
 
     def figures(self, model: nn.Module) -> dict[str, float]:
         """The part of the channels that stayed by the last choice."""

@@ -20,13 +20,13 @@ from deepcompression.structure.constraints import SHARED, ZEROS, Structure, havi
 from deepcompression.structure.hold import held_by, held_state, hold_by
 from deepcompression.structure.zeros import ZeroMask, zero_mask
 from deepcompression.training.method import SPARSITY, Account, Claim, Context, Method, Now
-from deepcompression.training.ramps import TOLERANCE, Ramp
+from deepcompression.training.ramps import TOLERANCE, Ramp, Ramped
 
 MASK_UPDATES = 200
 
 
 @dataclass(eq=False)
-class GradualPruning(Method):
+class GradualPruning(Ramped, Method):
     """The density of each tensor falls along a curve while the model trains.
 
     Masks are drawn anew from the present weights up to 200 times, and only shrink. What is zero at first stays so, but
@@ -93,18 +93,6 @@ class GradualPruning(Method):
         if self._ramp.due(now, max(self._ramp.last(now) // MASK_UPDATES, 1)):
             self._tighten(model, {name: self._ramp.level(now, one) for name, one in self._final.items()})
             now.changed = True
-
-    def after_epoch(self, model: nn.Module, now: Now, metric: float) -> None:
-        """Goes on, or back, where the curve is adaptive."""
-        self._ramp.after_epoch(now, metric)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How far an adaptive curve has come."""
-        return self._ramp.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from it."""
-        self._ramp.load_state_dict(state)
 
     def figures(self, model: nn.Module) -> dict[str, float]:
         """The density of all that is pruned."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -20,14 +19,14 @@ from deepcompression.pruning.prune import accounts_of
 from deepcompression.structure.constraints import SHARED, ZEROS, Structure, having, structured
 from deepcompression.structure.hold import held_by, held_state, hold_by
 from deepcompression.training.method import SPARSITY, Account, Claim, Context, Method, Now
-from deepcompression.training.ramps import TOLERANCE, Ramp
+from deepcompression.training.ramps import TOLERANCE, Ramp, Ramped
 
 OPEN = 0.99  # probability with which a gate is open at first
 SETTLED = 0.8  # part of the epochs after which the best state is looked for
 
 
 @dataclass(eq=False)
-class RB(Method):
+class RB(Ramped, Method):
     """Gates are drawn anew in each step; the loss grows by ((density of open ones - level) / width)^2.
 
     The level falls from 1 to ``density`` in the first ``ramp`` of the training, and is of all tensors
@@ -89,18 +88,6 @@ class RB(Method):
         self._level = self._ramp.level(now, self.density)
         draw(self._gates(model), self._seed, now.step)
         now.changed = True
-
-    def after_epoch(self, model: nn.Module, now: Now, metric: float) -> None:
-        """Goes on, or back, where the curve is adaptive."""
-        self._ramp.after_epoch(now, metric)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How far an adaptive curve has come."""
-        return self._ramp.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from it."""
-        self._ramp.load_state_dict(state)
 
     def loss(self, loss: Tensor, model: nn.Module, batch: Any, outputs: Any) -> Tensor:
         """The loss, and what the density costs."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from deepcompression.errors import StructureError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from deepcompression.training.method import Now
 
 Curve = Callable[[float, float, float], float]  # part of the way that is done, start, end -> the number
@@ -161,3 +163,31 @@ class Ramp:
             return []
         why = f"beyond {self.held:.0%} of the way the metric fell by more than {self.tolerance:g} of its best"
         return [f"{what} was not reached: {'no metric of an epoch was told' if self.best is None else why}"]
+
+
+class Ramped:
+    """A method whose level goes along ``_ramp``: what an adaptive curve learns of each epoch, and keeps."""
+
+    _ramp: Ramp
+
+    def after_epoch(self, model: nn.Module, now: Now, metric: float) -> None:
+        """Goes on, or back, where the curve is adaptive.
+
+        Args:
+            model: in training.
+            now: the step.
+            metric: of the epoch, on validation.
+        """
+        self._ramp.after_epoch(now, metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far an adaptive curve has come."""
+        return self._ramp.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what ``state_dict`` gave.
+
+        Args:
+            state: that.
+        """
+        self._ramp.load_state_dict(state)
