@@ -13,6 +13,7 @@ import typer
 
 from deepcompression.cli import compress as _compress  # noqa: F401, its verb is added by this
 from deepcompression.cli.app import app
+from deepcompression.cli.interrupt import CtrlC
 from deepcompression.cli.terminal import Bar, Stopped, compiled, note, tell_of_compiling
 from deepcompression.errors import DeepCompressionError, InputError
 
@@ -270,6 +271,8 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     left = "nothing was left behind"
+    ctrl_c = CtrlC()
+    ctrl_c.listen()
     tell_of_compiling()
     try:
         code = app(prog_name="dcz", standalone_mode=False) or 0
@@ -282,7 +285,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
-        code = _explained(error)
+        code = 130 if ctrl_c.pressed else _explained(error)
     if code == 130:
         note(f"interrupted; {left}")
     seconds, kept = compiled()

@@ -64,7 +64,8 @@ class Team:
     def _add(self, trained: Sequence[Tensor]) -> None:
         has = torch.tensor([one.grad is not None for one in trained], dtype=trained[0].dtype, device=trained[0].device)
         parts = [(torch.zeros_like(one) if one.grad is None else one.grad).reshape(-1) for one in trained]
-        flat = self.total(torch.cat([*parts, has]))
+        flat = torch.cat([*parts, has])
+        torch.distributed.all_reduce(flat)  # Fabric's also waits for all at a barrier, each step
         sums = torch.split(flat, [*(len(part) for part in parts), len(has)])
         for one, part, some in zip(trained, sums, sums[-1].tolist(), strict=False):
             one.grad = part.view_as(one).clone() if some else None

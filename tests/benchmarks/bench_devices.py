@@ -1,6 +1,7 @@
 """Samples a second of one process and of several that train together, and what each ends with: LeNet-5 on MNIST.
 
-`python tests/benchmarks/bench_devices.py [--device cpu] [--counts 1 2] [--threads 1] [--epochs 4] [--seeds 0 1 2]`.
+`python tests/benchmarks/bench_devices.py [--device cpu] [--counts 1 2] [--threads 1] [--epochs 4] [--batch 128]
+[--seeds 0 1 2]`.
 Needs Lightning Fabric, and cores (or GPUs) that are free. Epochs after the first are timed,
 with their validation.
 """
@@ -25,15 +26,15 @@ from deepcompression.training.plan import Fit, Plan
 from deepcompression.training.problem import Problem
 from deepcompression.training.team import joined
 
-SAMPLES, VALIDATION, BATCH = 24_000, 2_000, 128
+SAMPLES, VALIDATION = 24_000, 2_000
 OPTIMIZER = {"factory": "torch.optim:AdamW", "kwargs": {"lr": 1e-3}}
 
 
-def work(rank: int, count: int, place: str, device: str, threads: int, epochs: int, seed: int) -> None:
+def work(rank: int, count: int, place: str, device: str, threads: int, epochs: int, batch: int, seed: int) -> None:
     """One process of a training; the first one says how long an epoch took, and the best accuracy."""
     torch.set_num_threads(threads)
     images, labels = mnist().train
-    cut = Problem((images[:SAMPLES], labels[:SAMPLES]), (images[-VALIDATION:], labels[-VALIDATION:]), batch_size=BATCH)
+    cut = Problem((images[:SAMPLES], labels[:SAMPLES]), (images[-VALIDATION:], labels[-VALIDATION:]), batch_size=batch)
     torch.manual_seed(seed)
     done = _trained(
         lenet5(), cut, Plan(epochs, OPTIMIZER, seed=seed, compute=Compute(device=device)), rank, count, place
@@ -59,6 +60,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=128, help="of a step, over all processes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     how = parser.parse_args(given)
     for seed in how.seeds:
@@ -66,7 +68,7 @@ def main(given: Sequence[str] | None = None) -> int:
             with tempfile.TemporaryDirectory() as folder:
                 place = str(Path(folder, "place"))
                 torch.multiprocessing.spawn(
-                    work, (count, place, how.device, how.threads, how.epochs, seed), nprocs=count
+                    work, (count, place, how.device, how.threads, how.epochs, how.batch, seed), nprocs=count
                 )
     return 0
 
