@@ -2,7 +2,8 @@
 
 A table stands below `<!-- numbers: name -->`. Its file has `columns`, `rows` of text, and where they come from:
 `command` (of this repository, run with the `seeds`), `commit` and `date` when the rows came in, `machine`, `versions`.
-`--adopt name FILE` makes the file of a table that a page has already.
+`--adopt name FILE` makes the file of a table that a page has already. What was measured of one line of a list stands
+between `<!-- number: name -->` and `<!-- / -->`, and in docs/numbers/cells.json.
 """
 
 from __future__ import annotations
@@ -17,14 +18,22 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "numbers"
+CELLS = FOLDER / "cells.json"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MARKED = re.compile(r"(<!-- numbers: ([\w-]+) -->\n)((?:\|.*\n)*)")
+CELL = re.compile(r"(<!-- number: ([\w-]+) -->)(.*?)(<!-- / -->)")
 KEYS = {"command", "seeds", "commit", "date", "machine", "versions", "columns", "rows"}
 
 
 def read(name: str) -> dict[str, Any]:
     """What a table says, and where it comes from."""
     found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def cells() -> dict[str, dict[str, str]]:
+    """What was measured of single lines: `text`, and where it comes from."""
+    found: dict[str, dict[str, str]] = json.loads(CELLS.read_text(encoding="utf-8"))
     return found
 
 
@@ -44,7 +53,8 @@ def marked() -> Iterator[tuple[Path, str, str]]:
 
 
 def renew(name: str | None) -> None:
-    """Writes all tables, or one, into their pages."""
+    """Writes all tables and cells, or one, into their pages."""
+    lines = cells()
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
         after = MARKED.sub(lambda one: one[1] + (text_of(read(one[2])) if name in (None, one[2]) else one[3]), before)
@@ -86,7 +96,8 @@ def main() -> int:
         return 0
     name = sys.argv[1] if len(sys.argv) > 1 else None
     renew(name)
-    for key, value in (read(name) if name else {}).items():
+    source = {} if name is None else cells().get(name) or read(name)
+    for key, value in source.items():
         if key not in ("columns", "rows"):
             print(f"{key}: {value}")
     return 0
