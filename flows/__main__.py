@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
 import typer
 
-from flows.process import NAME, command, printable
+from flows.process import command, printable
 from flows.verbs import keeping, planning, results, running
 from flows.verbs.bench import bench
+from tasks.root import NAME, ROOT, VARIABLE
 
 _UsageError: Any = typer.BadParameter.__base__  # click's; typer has it from click, or brings its own
 
@@ -71,7 +73,8 @@ def _misused(error: Any) -> int:
 
 
 def _as_installed() -> None:
-    """The help names the command that was typed."""
+    """The help names the command that was typed, and what it starts has its folder."""
+    os.environ[VARIABLE] = str(ROOT)
     said = str(app.info.epilog)
     app.info.epilog = said.replace("python -m flows run conf/digits.yaml", f"{NAME} new my-net")
     for one in app.registered_commands:

@@ -19,11 +19,10 @@ import typer
 from deepcompression.cli.terminal import tell_of_compiling
 from deepcompression.errors import one_line
 from flows.watchdog import AGAIN, Terminated, Watchdog
-from tasks.root import ROOT
+from tasks.root import NAME, ROOT
 
 PREFECT_SECONDS = 15.0
 MODULE = "python -m flows"
-NAME = "deep-compression"  # the command, where it is installed
 FLOW = {  # what the extra [flow] brings, as it is imported
     "torch", "sklearn", "scipy", "prefect", "fastapi", "sqlalchemy", "mlflow", "omegaconf", "pydantic", "filelock",
     "psutil", "matplotlib", "jinja2", "fsspec", "optuna",

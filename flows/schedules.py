@@ -20,7 +20,7 @@ from flows.recipe.schema import Name, Strict
 from tasks.console import say
 from tasks.machine.deadline import within
 from tasks.machine.environment import opener
-from tasks.root import ROOT
+from tasks.root import CODE, ROOT
 from tasks.secrets import masked, with_password
 from tasks.upkeep.liveness import ALIVE
 
@@ -106,6 +106,8 @@ def deployment(schedule: Schedule) -> RunnerDeployment:
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
+    from prefect.deployments.runner import EntrypointType
+
     from flows.compress import compress
 
     when: Any
@@ -118,6 +120,7 @@ def deployment(schedule: Schedule) -> RunnerDeployment:
     limit = ConcurrencyLimitConfig(
         limit=schedule.concurrency, collision_strategy=strategy or ConcurrencyLimitStrategy.ENQUEUE
     )
+    where = EntrypointType.FILE_PATH if ROOT == CODE else EntrypointType.MODULE_PATH
     made: RunnerDeployment = compress.to_deployment(
         name=schedule.name,
         schedules=[when],
@@ -126,6 +129,7 @@ def deployment(schedule: Schedule) -> RunnerDeployment:
         parameters={"recipe": schedule.recipe, "overrides": schedule.overrides},
         description="Deep Compression of the recipe, with the overrides. Run it once with others by Custom run.",
         tags=[TAG],
+        entrypoint_type=where,
     )
     return made
 
@@ -141,7 +145,7 @@ def serve(schedules: Sequence[Schedule]) -> None:
 
     # Prefect's own handler never awaits its stop: a warning, and schedules that are not paused. Ctrl-C's way is right.
     Runner.handle_sigterm = lambda *_: signal.raise_signal(signal.SIGINT)
-    os.chdir(ROOT)  # where Prefect looks for flows/compress.py
+    os.chdir(ROOT)  # a clone: Prefect looks for flows/compress.py there
     url = _server()
     _watch_heartbeats()
     made = [deployment(schedule) for schedule in schedules]

@@ -108,7 +108,7 @@ class BareRuns(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The arguments, with the long name in its place."""
-        following = [*args[1:], "-"]
+        following = [*args, "-"][1:]
         bare = [one == "--runs" and after.startswith("-") for one, after in zip(args, following, strict=True)]
         told = ["--delete-runs" if is_bare else one for one, is_bare in zip(args, bare, strict=True)]
         return list(super().parse_args(ctx, told))

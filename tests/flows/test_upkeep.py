@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.core import TyperCommand
 
 from deepcompression.errors import RecipeError
 from flows.compress import compress
 from flows.upkeep import byte_count, seconds
+from flows.verbs import keeping
 
 ROOT = Path(__file__).resolve().parents[2]
 Tiny = Callable[..., dict[str, Any]]
@@ -24,6 +26,19 @@ def test_times_and_sizes_are_read() -> None:
     for read, word in ((seconds, "soon"), (seconds, "3"), (byte_count, "ten"), (byte_count, "10 GiB")):
         with pytest.raises(RecipeError, match=word):
             read(word)
+
+
+def test_a_bare_runs_means_the_runs_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And without any word the command shows the store."""
+    monkeypatch.setattr(TyperCommand, "parse_args", lambda self, ctx, args: args)
+    command = keeping.BareRuns("store")
+    for words, told in (
+        ([], []),
+        (["--runs"], ["--delete-runs"]),
+        (["--runs", "--older", "3d"], ["--delete-runs", "--older", "3d"]),
+        (["--runs", "folder"], ["--runs", "folder"]),
+    ):
+        assert command.parse_args(None, words) == told
 
 
 def _flows(*words: str) -> tuple[int, str, str]:
