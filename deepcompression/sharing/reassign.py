@@ -167,7 +167,7 @@ class Reassigned(Holder):
             weights.copy_(torch.where(mask, weights.lerp(self._drawn(weights), pull), weights))
 
     def _drawn(self, weights: Tensor) -> Tensor:
-        return self.levels[torch.bucketize(weights.float(), self.thresholds)].to(weights.dtype)
+        return self.levels[torch.bucketize(weights.float().contiguous(), self.thresholds)].to(weights.dtype)
 
     def _draw(self, weights: Tensor, rate: float) -> None:
         every = -(-len(weights) // SAMPLE)

@@ -12,7 +12,7 @@ from trainings import share_training
 
 from deepcompression.errors import StructureError
 from deepcompression.network.state import plain_state
-from deepcompression.sharing.reassign import Reassigned
+from deepcompression.sharing.reassign import Masked, Reassigned
 from deepcompression.sharing.share import share
 from deepcompression.structure import check
 from deepcompression.structure.constraints import structured
@@ -103,6 +103,14 @@ def test_convolutions_get_weights_in_the_memory_format_of_the_model():
     part = Reassigned(torch.randn(4, 1, 3, 3), 2).to(memory_format=torch.channels_last)
     expected = torch.zeros(4, 1, 3, 3).to(memory_format=torch.channels_last).stride()
     assert part(torch.randn(36)).stride() == expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_channels_last_under_a_mask_is_quiet():
+    """Torch has nothing to say of weights in another memory format, in the terminal of a run."""
+    weight = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    held = Masked(weight, 4)
+    assert torch.equal(held(weight), held(weight.contiguous()))
 
 
 def test_gradients_go_straight_through():
