@@ -17,7 +17,7 @@ from flows.recipe import rounds
 from flows.recipe.schema import Recipe
 from flows.recipe.stored import as_stored
 from flows.runs import run_of
-from tasks.execution.check import Problems, check, problems
+from tasks.execution.check import Problems, Tried, check, problems
 from tasks.execution.patterns import SELECTED
 from tasks.execution.run import Run
 from tasks.execution.settings import Model, Strict, Training
@@ -64,25 +64,35 @@ def refuse_recipe(source: str | Mapping[str, Any], overrides: Mapping[str, Any])
     Raises:
         InputError: in one line; ``others``: what else is wrong.
     """
-    parsed, wrong = recipes.examined(source, overrides)
-    found = (
-        wrong
-        if parsed is None
-        else [*wrong, *wrong_in(parsed, as_stored(parsed, source, overrides), everything=False)[1]]
-    )
-    if found:
+    if found := wrong_with(source, overrides):
         raise together(found)
 
 
+def wrong_with(
+    source: str | Mapping[str, Any], overrides: Mapping[str, Any], tried: Tried = "sound"
+) -> list[InputError]:
+    """All that ``refuse_recipe`` would raise; nothing of a recipe that can run.
+
+    Args:
+        source: as of ``recipes.load``.
+        overrides: as of ``recipes.load``.
+        tried: as of ``tasks.execution.check.problems``.
+    """
+    parsed, wrong = recipes.examined(source, overrides)
+    if parsed is None:
+        return wrong
+    return [*wrong, *wrong_in(parsed, as_stored(parsed, source, overrides), tried=tried)[1]]
+
+
 def wrong_in(
-    parsed: Recipe, stored: Mapping[str, Any], *, everything: bool = True
+    parsed: Recipe, stored: Mapping[str, Any], *, tried: Tried = "always"
 ) -> tuple[Run | None, list[InputError], list[str]]:
     """The run of a recipe's first seed, without a folder; all that is wrong with it, and what is to be warned of.
 
     Args:
         parsed: the recipe.
         stored: the recipe as it is kept.
-        everything: as of ``tasks.execution.check.problems``.
+        tried: as of ``tasks.execution.check.problems``.
     """
     noted, run = Problems(), None
     with heard() as warnings:
@@ -91,7 +101,7 @@ def wrong_in(
         if run is None:
             return None, noted.found, warnings
         stages = planned(run, parsed)
-        found = problems(run, stages, test=parsed.test, everything=everything)
+        found = problems(run, stages, test=parsed.test, tried=tried)
         noted.found, noted.works = found.found, found.works
         _beside(run, parsed, stored, stages, noted)
     return run, noted.found, warnings

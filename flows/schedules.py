@@ -105,7 +105,6 @@ def deployment(schedule: Schedule) -> RunnerDeployment:
     """The Prefect deployment of a schedule. Its parameters are those of the flow: a recipe, as path or mapping."""
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
-
     from prefect.deployments.runner import EntrypointType
 
     from flows.compress import compress

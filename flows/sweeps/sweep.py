@@ -21,8 +21,8 @@ from flows import watchdog
 from flows.recipe import load as recipes
 from flows.recipe import merge
 from flows.recipe.schema import Recipe
+from flows.sweeps.checked import asked, load
 from flows.sweeps.study import (
-    Range,
     Sweep,
     Trial,
     as_overrides,
@@ -104,25 +104,6 @@ def _sweep(source: str | dict[str, Any], overrides: dict[str, Any] | None) -> di
         return Failed(name="AimMissed", message=str(error), data=error)
 
 
-def load(source: str | dict[str, Any], overrides: Mapping[str, Any] | None = None) -> Sweep:
-    """The sweep of a YAML file or mapping; its recipe and every parameter's first choice are checked too.
-
-    Raises:
-        RecipeError: in one line, with file, line and key.
-    """
-    plan = recipes.load_as(Sweep, source, overrides)
-    first = {key: value[0] if isinstance(value, list) else value.low for key, value in plan.parameters.items()}
-    ints = {key for key, value in plan.parameters.items() if isinstance(value, Range) and value.integer}
-    first = {key: int(value) if key in ints else value for key, value in first.items()}
-    recipes.load(plan.recipe, {**plan.overrides, **first, "export": _asked(plan)})
-    return plan
-
-
-def _asked(plan: Sweep) -> list[dict[str, Any]]:
-    """The exports of every trial, as a recipe has them."""
-    return [one.model_dump(exclude_defaults=True) for one in plan.export]
-
-
 def _place(parsed: Recipe) -> Any:
     return Store(parsed.store if is_url(parsed.store) else ROOT / parsed.store).place
 
@@ -178,7 +159,7 @@ def _search(plan: Sweep, raw: dict[str, Any], folder: Path, tracker: Tracker, cr
 def _submit(plan: Sweep, raw: dict[str, Any], trial: Any, tracker: Tracker, crew: Crew) -> Future[Any]:
     name = f"{plan.name}-{trial.number:03d}"
     changes = {**as_overrides(plan, trial.params), "name": name, "test": False, "promote": None}
-    changes |= {"export": _asked(plan)}
+    changes |= {"export": asked(plan)}
     return crew.submit(run_trial, raw, changes, tracker.as_parent())
 
 

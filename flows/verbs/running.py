@@ -111,12 +111,14 @@ def sweep(
     with guarded(verbose, quiet):
         from deepcompression.errors import AimMissed
         from flows.recipe import merge as recipes
-        from flows.sweeps import sweep as sweeps
+        from flows.sweeps import checked
         from tasks import secrets
 
         changes = recipes.parse_overrides(overrides or [])
-        sweeps.load(sweep, changes)
-        watchdog = begin(lambda result: tell(result, as_json, sweep=True))
+        plan = checked.load(sweep, changes)
+        watchdog = begin(lambda result: tell(result, as_json, sweep=True), lambda: checked.refuse(plan))
+        from flows.sweeps import sweep as sweeps
+
         try:
             result: dict[str, Any] = sweeps.sweep(sweep, secrets.aside(changes))
         except AimMissed as missed:

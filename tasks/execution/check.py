@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 from rich.markup import escape
@@ -25,6 +25,8 @@ from tasks.execution.specs import factories_in
 from tasks.execution.trial import trial
 from tasks.execution.warned import warn, warned
 from tasks.secrets import public
+
+Tried = Literal["always", "sound", "never"]
 
 
 def check(run: Run, stages: Sequence[tuple[str, BaseModel]], *, test: bool = True) -> None:
@@ -73,7 +75,7 @@ class Problems:
 
 
 def problems(
-    run: Run, stages: Sequence[tuple[str, BaseModel]], *, test: bool = True, everything: bool = True
+    run: Run, stages: Sequence[tuple[str, BaseModel]], *, test: bool = True, tried: Tried = "always"
 ) -> Problems:
     """All that ``check`` would raise, the first first; model, step, metric and trainings are tried where they are.
 
@@ -81,7 +83,8 @@ def problems(
         run: the run.
         stages: as of ``check``.
         test: as of ``check``.
-        everything: whether model, step and trainings are tried, which takes longest, where something is wrong already.
+        tried: whether model, step and trainings are tried, which takes longest: also where something is wrong already,
+            only where nothing is, or never.
     """
     run.ready()
     noted = Problems()
@@ -101,7 +104,7 @@ def problems(
     if noted.works:
         public(*model.state_dict(), str(run.metric_object().name))
     bad = _misfits(run, model, stages, noted)
-    if noted.works and (everything or not noted.found):
+    if noted.works and (tried == "always" or (tried == "sound" and not noted.found)):
         with noted.part():
             refuse_hidden_state(run)  # first: a forward that makes layers leaves a model that cannot be put back
             trial(run, [one for one in stages if one[0] not in bad], test=test)

@@ -20,12 +20,14 @@ import pytest
 import yaml
 from conftest import free_port
 
-from deepcompression.errors import AimMissed, RecipeError, RunError
+from deepcompression.errors import AimMissed, InputError, RecipeError, RunError
+from flows import process
 from flows.recipe.schema import Recipe
-from flows.sweeps import study, workers
+from flows.sweeps import checked, study, workers
 from flows.sweeps import sweep as sweeps
 from flows.sweeps.study import Trial
 from flows.sweeps.sweep import load, sweep
+from flows.verbs import running
 from tasks.storage.lease import leases
 from tasks.storage.places import place_at
 
@@ -66,6 +68,58 @@ def test_a_wrong_sweep_is_one_line(plan: Callable[..., dict[str, Any]], changes:
     with pytest.raises(RecipeError) as told:
         load(plan(**changes))
     assert part in str(told.value) and "\n" not in str(told.value)
+
+
+def test_points_that_can_be_known(plan: Callable[..., dict[str, Any]]) -> None:
+    """Every value first, once; then all of a grid. Of what is drawn from, the ends."""
+    asked = {"stages.share.bits": [2, 3, 4], "seed": [0, 1]}
+    grid = [tuple(one.values()) for one in checked.points(load(plan(parameters=asked)))]
+    assert grid[:4] == [(2, 0), (3, 0), (4, 0), (2, 1)] and sorted(grid) == [(a, b) for a in (2, 3, 4) for b in (0, 1)]
+    drawn = {"stages.share.bits": {"low": 2, "high": 5, "integer": True}, "stages.prune.density": [0.1, 0.2]}
+    random = load(plan(parameters=drawn, method="random", trials=3))
+    assert [tuple(one.values()) for one in checked.points(random)] == [(2, 0.1), (5, 0.1), (2, 0.2)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"parameters": {"stages.share.bits": [2, 3, 40]}}, r"^sweep s, point stages.share.bits=40: .*, got 40$"),
+        (
+            {
+                "parameters": {"stages.share.bits": {"low": 2, "high": 40, "integer": True}},
+                "method": "tpe",
+                "trials": 2,
+            },
+            "^sweep s, point stages.share.bits=40: ",
+        ),
+        (
+            {"parameters": {"stages.share.bits": [2, 3], "metric": ["accuracy", "akkuracy"]}},
+            "^sweep s, point stages.share.bits=2, metric=akkuracy and 1 more: .*did you mean 'accuracy'",
+        ),
+        ({"overrides": {"sed": 3}}, "^recipe: sed: unknown key; did you mean 'seed'"),
+    ],
+)
+def test_a_wrong_key_at_any_point_is_told_with_it(
+    plan: Callable[..., dict[str, Any]], changes: dict[str, Any], told: str
+) -> None:
+    """In one line; what is wrong at all points names none."""
+    with pytest.raises(RecipeError, match=told) as found:
+        load(plan(**changes))
+    assert "\n" not in str(found.value) and not found.value.others
+
+
+def test_a_wrong_name_at_a_point_is_told_before_prefect_is_asked(
+    plan: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run of the point would find by its model and data; no trial fails of it, and no flow run."""
+    asked = plan(parameters={"stages.prune.density": [0.1, {"fc9": 0.2}]})
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(asked))
+    monkeypatch.setattr(running, "begin", lambda tell, check: check())
+    monkeypatch.setattr(process, "_settings", lambda verbose: None)
+    monkeypatch.setattr(process, "fail", lambda error, verbose: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(sweeps, "sweep", lambda *arguments: pytest.fail("the flow began"))
+    with pytest.raises(InputError, match=r"^sweep s, point .*\{fc9: 0.2\}: .*'fc9' matches no tensor"):
+        running.sweep(str(tmp_path / "sweep.yaml"))
 
 
 def test_shipped_sweeps_are_right() -> None:
