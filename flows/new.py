@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepcompression._atomic import storage_error, written
 from deepcompression.errors import DataError, InputError, RecipeError, WeightsError
 from deepcompression.factory import HUBS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = Path(__file__).resolve().parent / "templates"
 FILES = {
@@ -22,6 +26,8 @@ FILES = {
 }
 WORDS = 4000  # of a tokenizer that is made here
 OWN = "resize=64, crop=64, mean=0.5, std=0.25"  # how a net that nothing is published of takes pictures
+STEPS = 300  # that a training has at least, where epochs are few samples
+OF_NUMBERS = 2000  # of a table whose targets are numbers
 MANY = 20  # whole numbers of a column: more are no classes
 
 
@@ -101,8 +107,9 @@ def _values(asked: Asked) -> dict[str, Any]:
         "named": "",
         "named_bits": "",
         "augment": "",
+        **{"density": 0.2, "bits": 5, "mean": ""},
         **made,
-        **({"named": "", "named_bits": ""} if hub else {}),
+        **({"named": "", "named_bits": "", "density": 0.6, "bits": 6} if hub else {}),
     }
 
 
@@ -137,8 +144,15 @@ def _images(asked: Asked) -> dict[str, Any]:
         "preparation": preparation,
         "has_validation": found.validation is not None,
         "augment": "deepcompression.data:flip",
-        **{"step": "classification", "metric": "accuracy", "epochs": 10, "batch": 32},
+        **{"step": "classification", "metric": "accuracy", "batch": 32},
+        "epochs": _epochs(found.train, 32, STEPS, 10, 40),
     }
+
+
+def _epochs(train: Any, batch: int, steps: int, least: int, most: int) -> int:
+    """So many that there are enough steps, within bounds."""
+    samples = len(train[0]) if isinstance(train, tuple) else len(train)
+    return min(max(math.ceil(steps / math.ceil(samples / batch)), least), most)
 
 
 def _preparation(model: str | None) -> str:
@@ -171,8 +185,16 @@ def _tabular(asked: Asked) -> dict[str, Any]:
         "has_validation": found.validation is not None,
         "step": "regression" if numbers else "classification",
         "metric": "absolute_error" if numbers else "accuracy",
-        **{"epochs": 40, "batch": 64},
+        "batch": 64,
+        "epochs": _epochs(found.train, 64, OF_NUMBERS if numbers else STEPS, 40, 200),
+        **(_usual(found.train[1]) if numbers else {}),
     }
+
+
+def _usual(targets: Tensor) -> dict[str, Any]:
+    """What a net says at first: the mean of what it is to learn, and how far targets are from it."""
+    spread = float(targets.float().std()) or 1.0
+    return {"mean": f"{float(targets.float().mean()):.4g}", "spread": f"{spread:.4g}"}
 
 
 def _is_number(word: str) -> bool:
@@ -202,7 +224,8 @@ def _text(asked: Asked) -> dict[str, Any]:
         "has_validation": found.validation is not None,
         "named": "words: 0.2, ",
         "named_bits": "words: 5, ",
-        **{"step": "classification", "metric": "accuracy", "epochs": 10, "batch": 32},
+        **{"step": "classification", "metric": "accuracy", "batch": 32},
+        "epochs": _epochs(found.train, 32, STEPS, 10, 40),
     }
 
 

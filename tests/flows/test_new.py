@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
 
 from deepcompression.errors import InputError, RecipeError
 from flows import checked
@@ -38,6 +41,30 @@ def test_a_table_of_numbers_and_one_of_words_can_run(tmp_path: Path) -> None:
         path = write(Asked(tmp_path / f"net-{target}", tabular=tmp_path / "table.csv", target=target), "x")
         assert f"metric: {metric}" in path.read_text()
         checked.refuse_recipe(str(path), {})
+
+
+def test_a_net_of_numbers_begins_at_their_mean(tmp_path: Path) -> None:
+    """Else the first thousand steps go into finding that a price has six digits."""
+    pytest.importorskip("pandas")
+    rows = [f"{a:.3f},{300_000 + 1000 * a:.1f}" for a in np.random.default_rng(0).normal(size=200)]
+    (tmp_path / "table.csv").write_text("\n".join(["a,price", *rows]))
+    path = write(Asked(tmp_path / "net", tabular=tmp_path / "table.csv", target="price"), "x")
+    made = runpy.run_path(str(path.parent / "code" / "net_model.py"))["net"]()
+    with torch.no_grad():
+        found = made(torch.randn(100, 1))
+    assert 299_000 < float(found.mean()) < 301_000 and 50 < float(found.std()) < 5000
+
+
+def test_few_samples_get_more_epochs(tmp_path: Path) -> None:
+    """A training has some hundred steps at least, and not thousands where there are many."""
+    pytest.importorskip("pandas")
+    epochs = {}
+    for count in (80, 40_000):
+        rows = [f"{a:.3f},{'hot' if a > 0 else 'cold'}" for a in np.random.default_rng(0).normal(size=count)]
+        (tmp_path / "table.csv").write_text("\n".join(["a,kind", *rows]))
+        path = write(Asked(tmp_path / f"net{count}", tabular=tmp_path / "table.csv", target="kind"), "x")
+        epochs[count] = OmegaConf.load(path).train.epochs
+    assert epochs == {80: 200, 40_000: 40}
 
 
 def test_texts_can_run(tmp_path: Path) -> None:
