@@ -15,17 +15,18 @@ from flows.candidates import (
     SHARING,
     TRYINGS,
     Call,
+    Quick,
     Search,
     Step,
     Trying,
     allocated,
     epochs_of,
+    first_kept,
     made_step,
     minutes,
     sensitivity_of,
     sharing_epochs,
     training_keys,
-    without_training,
 )
 from flows.recipe import schema
 from tasks import budget as task_budget
@@ -37,7 +38,7 @@ from tasks.verdict import lost
 PLANNED_EPOCHS = 11  # in epochs of a first step: how many of them a time limit is to be enough for
 EPOCHS, FEWEST, MOST = 20, 4, 60  # of a first step's pruning: without a time limit; with one, at least and at most
 PLANNED_STEPS = 4  # whose sensitivity a time limit is to be enough for
-SMALL_FALLBACKS = (FALLBACKS[0], (4, "float16", "nothing pruned, weights shared at 4 bits"))  # where bytes are given
+SMALL_FALLBACKS = (FALLBACKS[0], Quick("nothing pruned, weights shared at 4 bits", shared=4))  # where bytes are given
 
 
 def search(run: Run, recipe: schema.Recipe, dense: Reference, call: Call) -> tuple[list[Reference], dict[str, Any]]:
@@ -103,23 +104,19 @@ def _search_on(now: Search, first: int | None) -> str:
         _tell(now)
 
 
-def _fallbacks(now: Search) -> Sequence[tuple[int | None, str, str]]:
+def _fallbacks(now: Search) -> Sequence[Quick]:
     """Those that may be small enough, a shared weight taken as half of its bits; all of them where no file is made."""
     most = now.budget.bytes_alone
     if most is None:
-        return [one for one in FALLBACKS if one[2] not in [step.note for step in now.quick]]
+        return [one for one in FALLBACKS if one.note not in [step.note for step in now.quick]]
     dense = now.dense.numbers["dense_bytes"]
-    return [one for one in SMALL_FALLBACKS if not now.every or dense * (one[0] or 32) / 2 / 32 <= most]
+    return [one for one in SMALL_FALLBACKS if not now.every or dense * one.bits / 2 / 32 <= most]
 
 
-def _fall_back(now: Search, ways: Sequence[tuple[int | None, str, str]]) -> None:
-    """Nearly lossless files, the smallest first, until one keeps to the budget; seconds, whatever time is left."""
+def _fall_back(now: Search, ways: Sequence[Quick]) -> None:
+    """Nearly lossless files, the smallest first, until one keeps to the budget."""
     say("[bold]budget[/]       nothing keeps to the budget so far: what is nearly lossless is made")
-    for bits, rest, note in ways:
-        now.steps.append(without_training(now, bits, rest, note))
-        _tell(now)
-        if now.steps[-1].result.kept:
-            return
+    first_kept(now, ways, now.steps, _tell)
 
 
 def _first_bytes(now: Search) -> int | None:

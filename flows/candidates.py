@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deepcompression.allocation import budget as library
 from deepcompression.allocation.budget import Budget, Candidate, Clock, Next
+from deepcompression.errors import StructureError
 from flows.recipe import schema
 from tasks import budget as task_budget
 from tasks.execution.run import Reference, Run
@@ -22,11 +23,30 @@ SHARING = 0.5  # epochs of a step's sharing, to those of its pruning
 REST_BITS = 3  # of biases and normalisations
 LEAST_SECONDS = 1.0  # that a stage gets before it is cut off
 CRITERION: Literal["wanda"] = "wanda"
-# Nearly lossless: nothing pruned or trained; bits of shared weights, or None and the precision of all that floats.
-FALLBACKS: tuple[tuple[int | None, str, str], ...] = (
-    (8, "float16", "nothing pruned, weights shared at 8 bits"),
-    (None, "float16", "nothing pruned or shared, rounded to float16"),
-    (None, "float32", "the dense model, coded without loss"),
+
+
+@dataclass(frozen=True)
+class Quick:
+    """A nearly lossless file of which nothing is pruned or trained: weights shared, or integers a channel, of so many
+    bits, or neither; the precision of all else that floats.
+    """
+
+    note: str
+    shared: int | None = None
+    integers: int | None = None
+    rest: str = "float16"
+
+    @property
+    def bits(self) -> int:
+        """Of a weight, before it is coded."""
+        return self.shared or self.integers or 32
+
+
+FALLBACKS = (
+    Quick("nothing pruned, weights shared at 8 bits", shared=8),
+    Quick("nothing pruned, weights are integers of 8 bits", integers=8),
+    Quick("nothing pruned or shared, rounded to float16"),
+    Quick("the dense model, coded without loss", rest="float32"),
 )
 # What pruning does to the loss without training is known no further than this share of a layer's present weights.
 DOWN_TO = 0.2
@@ -201,19 +221,41 @@ def made_step(now: Search, following: Next) -> Step:
     )
 
 
-def without_training(now: Search, bits: int | None, rest: str, note: str) -> Step:
-    """A nearly lossless candidate from the dense model: shared at so many bits (None: not shared), the rest rounded."""
+def without_training(now: Search, way: Quick) -> Step:
+    """A nearly lossless candidate from the dense model."""
     name, chain = now.name(), [now.dense]
-    if bits:
-        sharing = share.Settings(stage="share", bits=bits, init="optimal")
+    if way.shared:
+        sharing = share.Settings(stage="share", bits=way.shared, init="optimal")
         chain.append(now.made(f"share-{name}", sharing, chain[-1], bounded=False))
-    if rest != "float32":
-        rounding = quantize.Settings.model_validate({"stage": "quantize", "codebook": "auto", "rest": rest})
+    if way.rest != "float32":
+        keys: dict[str, Any] = {"stage": "quantize", "codebook": "auto", "rest": way.rest}
+        rounding = quantize.Settings.model_validate(keys | {"weights": way.integers and {"bits": way.integers}})
         chain.append(now.made(f"quantize-{name}", rounding, chain[-1], bounded=False))
     coding = encode.Settings(stage="encode", coder=now.plan.coder)
     chain.append(now.made(f"encode-{name}", coding, chain[-1], bounded=False))
     result = measured(now, chain[-1], None)
-    return Step(result.file_bytes, None, {}, {}, result.file_bytes, (), tuple(chain[1:]), 0, result, None, note)
+    return Step(result.file_bytes, None, {}, {}, result.file_bytes, (), tuple(chain[1:]), 0, result, None, way.note)
+
+
+def first_kept(now: Search, ways: Iterable[Quick], made: list[Step], tell: Callable[[Search], object]) -> None:
+    """Makes nearly lossless files until one keeps to the budget; seconds, whatever time is left.
+
+    Args:
+        now: the search.
+        ways: in the order in which they are tried; integers are left out where a weight's structure refuses them.
+        made: gets each file.
+        tell: is called after each.
+    """
+    for way in ways:
+        try:
+            made.append(without_training(now, way))
+        except StructureError:
+            if not way.integers:
+                raise
+            continue
+        tell(now)
+        if made[-1].result.kept:
+            return
 
 
 def epochs_of(now: Search, following: Next) -> int:

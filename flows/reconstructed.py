@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deepcompression.allocation.budget import Candidate
 from deepcompression.allocation.ratio import Tried, next_ratio
 from deepcompression.errors import DeepCompressionError
-from flows.candidates import FALLBACKS, Search, Step, measured, minutes, without_training
+from flows.candidates import FALLBACKS, Search, Step, first_kept, measured, minutes
 from tasks import budget as task_budget
 from tasks.execution.run import Reference
 from tasks.stages import encode, importance, quantize, reconstruct
@@ -22,7 +22,7 @@ LAST_LOOKS = 8  # evaluations on as many samples as validation has, after the se
 BEFORE_TRAINING = 0.5  # of the time that is left, where steps are trained too
 BYTES_TRIED, SURELY = 3, 0.99  # files for a size that is given, and of it, for what the coder adds
 SLOWER = 1.15  # times as long as the last that the next may take
-FIRST = FALLBACKS[:2]  # quickly made; the second where the first is not kept
+FIRST = FALLBACKS[:3]  # quickly made, each where none before is kept
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,12 @@ def search(now: Search, tell: Callable[[Search], object]) -> str:
     """
     try:
         if now.budget.metric_loss is not None:
-            _quickly(now, tell)
+            first_kept(now, FIRST, now.quick, tell)
         return _smaller_and_smaller(now, tell)
     except TimeoutError:
         return f"{now.time} are spent: {now.last} was cut off"
     except DeepCompressionError as error:  # what was made before is as good as it was
         return f"{now.last} came to nothing ({error})"
-
-
-def _quickly(now: Search, tell: Callable[[Search], object]) -> None:
-    """Something that keeps to the budget, within seconds."""
-    for way in FIRST:
-        now.quick.append(without_training(now, *way))
-        tell(now)
-        if now.quick[-1].result.kept:
-            return
 
 
 def _smaller_and_smaller(now: Search, tell: Callable[[Search], object]) -> str:
@@ -106,7 +97,7 @@ def _target(now: Search) -> int | str:
     assert now.budget.metric_loss is not None
     dense = float(now.dense.numbers["dense_bytes"])
     # Of the first files, which are made in another way, only that they are good enough tells something of the others.
-    quickly = {note for *_, note in FIRST}
+    quickly = {way.note for way in FIRST}
     telling = [step.result for step in now.quick if step.result.kept or step.note not in quickly]
     tried = [Tried(dense / one.file_bytes, _likely(one), one.kept) for one in telling]
     ratio = next_ratio(now.budget.metric_loss - now.budget.margin, tried)

@@ -228,7 +228,8 @@ def fallen_back(metrics: dict[str, float], plan: dict[str, Any]) -> Search:
     [
         ({}, {}, ["share-1", "quantize-1", "encode-1"]),
         ({"encode-1": -0.5}, {}, ["quantize-2", "encode-2"]),
-        ({"encode-1": -0.5, "encode-2": math.nan}, {}, ["encode-3"]),
+        ({"encode-1": -0.5, "encode-2": math.nan}, {}, ["quantize-3", "encode-3"]),
+        ({"encode-1": -0.5, "encode-2": math.nan, "encode-3": -0.5}, {}, ["encode-4"]),
         ({}, {"metric_loss": None, "file_bytes": 1300}, ["share-2", "quantize-2", "encode-2"]),
         ({}, {"metric_loss": None, "file_bytes": 1000}, ["share-2", "quantize-2", "encode-2"]),
     ],
@@ -253,7 +254,7 @@ def test_by_bytes_only_what_may_be_small_enough_is_a_fallback() -> None:
         now.budget, now.dense = library.Budget(most_bytes=most), replace(now.dense, numbers={"dense_bytes": 200_000})
         assert len(flow_budget._fallbacks(now)) == 2
         now.steps.append(cast(Any, SimpleNamespace()))
-        tried[most] = [bits for bits, *_ in flow_budget._fallbacks(now)]
+        tried[most] = [one.shared for one in flow_budget._fallbacks(now)]
     assert tried == {1000: [], 15_000: [4], 30_000: [8, 4]}
 
 

@@ -32,6 +32,7 @@ class Calls:
     def __init__(self, lost: Callable[[float], float], seconds: float = 10.0, off: Any = 1.0) -> None:
         self.lost, self.seconds = lost, seconds
         self.off = off if callable(off) else lambda size: off
+        self.integers: float | None = 4.2  # times that integers of 8 bits are smaller; None: they are refused
         self.labels: list[str] = []
         self.limits: list[float | None] = []
         self.made = {"quantize": DENSE}
@@ -42,6 +43,10 @@ class Calls:
         size = {"share": DENSE // 4, "reconstruct": DENSE}.get(settings.stage, source.numbers["size_bytes"])
         if settings.stage == "reconstruct":
             size = round(settings.target.bytes * self.off(settings.target.bytes))
+        if settings.stage == "quantize" and settings.weights:
+            if self.integers is None:
+                raise StructureError("on no grid")
+            size = round(DENSE / self.integers)
         loss = 0.9 - self.lost(DENSE / size) / 100 if settings.stage != "quantize" else 0.9
         return Reference(label, label, numbers={
             "val_metric": loss, "val_loss": 0.5, "val_correct": None, "val_total": 100, "size_bytes": size,
@@ -89,9 +94,22 @@ def test_a_first_file_that_loses_too_much_tells_nothing_of_the_others(search: Ca
     """Weights shared at 8 bits without samples may lose more than many times fewer bytes that are chosen on samples."""
     now = search(Calls(lambda ratio: 2.0 if 2 < ratio < 4.5 else curve(ratio)))
     reconstructed.search(now, lambda _: None)
-    assert [step.result.kept for step in now.quick[:2]] == [False, True]  # the second is rounded alone, in seconds too
-    assert DENSE / now.quick[2].result.file_bytes == pytest.approx(6, rel=1e-3)
+    assert [step.result.kept for step in now.quick[:3]] == [False, False, True]  # the third is rounded alone
+    assert DENSE / now.quick[3].result.file_bytes == pytest.approx(6, rel=1e-3)
     assert max(DENSE / one.result.file_bytes for one in now.quick if one.result.kept) > 9
+
+
+def test_integers_come_before_floats_of_half_the_bits(search: Callable[..., Search]) -> None:
+    """Where sharing loses too much, the first file that keeps is four times smaller, not little; refused, the next."""
+    call = Calls(lambda ratio: 2.0 if ratio == 4 else curve(ratio))
+    now = search(call)
+    reconstructed.search(now, lambda _: None)
+    first = next(step for step in now.quick if step.result.kept)
+    assert first.note == "nothing pruned, weights are integers of 8 bits"
+    assert DENSE / first.result.file_bytes == pytest.approx(4.2, rel=1e-3)
+    call.integers, now = None, search(call)
+    reconstructed.search(now, lambda _: None)
+    assert [step.note for step in now.quick[:2]] == [reconstructed.FIRST[0].note, reconstructed.FIRST[2].note]
 
 
 def test_bytes_that_are_given_are_come_to(search: Callable[..., Search]) -> None:
