@@ -8,6 +8,7 @@
      │   ├─ WeightsError                  weights file missing, not fitting, or a pickle with code
      │   ├─ EditError                     an edit of a model that is unknown here, or does not fit it
      │   ├─ StructureError                a pattern that matches nothing, impossible density or bits
+     │   │   └─ ValuesError               what these weights or samples do not allow; others may
      │   ├─ ExportError                   a target that misses a package, or cannot take the model
      │   ├─ BudgetError                   a budget that cannot be measured, or is out of reach from the start
      │   └─ FormatError                   anything wrong with a .dcz file
@@ -65,6 +66,10 @@ class EditError(InputError):
 
 class StructureError(InputError):
     """Pruning, sharing or rounding was asked for something impossible."""
+
+
+class ValuesError(StructureError):
+    """What was asked for is impossible with these weights or samples; after another training it may be possible."""
 
 
 class BudgetError(InputError):

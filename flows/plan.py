@@ -20,9 +20,10 @@ from deepcompression.errors import InputError, one_line
 from flows import checked, history
 from flows.folders import below_root, store_of
 from flows.recipe import load as recipes
-from flows.recipe import reading, rounds
+from flows.recipe import reading
 from flows.recipe.schema import Recipe
 from flows.recipe.stored import as_stored
+from flows.rehearsed import stages_of, teacher_of
 from tasks.execution.rehearsal import Rehearsed, found, quietly, rehearse
 from tasks.execution.run import Reference, Run
 from tasks.secrets import masked
@@ -56,12 +57,13 @@ def plan(source: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
         result |= {"name": parsed.name, "problems": [*result["problems"], *map(one_line, more)], "warnings": warnings}
         if run is not None and not result["problems"]:
             result |= _foreseen(run, parsed, stored)
+            result["problems"] += result.pop("rehearsed_problems", [])
     return {**result, "planned_seconds": round(time.perf_counter() - started, 2)}
 
 
 def _foreseen(run: Run, parsed: Recipe, stored: Mapping[str, Any]) -> dict[str, Any]:
     doubts = list(run.data_identity().doubts)
-    stages = [("baseline", checked.start_of(run.model, parsed.train)), *rounds.expand(parsed)]
+    stages = stages_of(run, parsed)
     with tempfile.TemporaryDirectory() as folder:
         try:
             run, before = _taught(run, parsed, Path(folder))
@@ -80,6 +82,7 @@ def _foreseen(run: Run, parsed: Recipe, stored: Mapping[str, Any]) -> dict[str, 
             "dense_bytes": dense,
             "doubts": doubts,
             "not_rehearsed": _why_not(parsed, rehearsed),
+            "rehearsed_problems": [one_line(one.wrong) for one in rehearsed if one.wrong],
             "peak_memory_bytes": _peak(),
         }
         return told | _predicted(parsed, stored, rows, dense)
@@ -89,8 +92,7 @@ def _taught(run: Run, parsed: Recipe, folder: Path) -> tuple[Run, list[dict[str,
     """The run with its teacher, as the store has it or else rehearsed, and the row of that; nothing of one without."""
     if not parsed.teacher or run.teacher is None:
         return run, []
-    own = replace(run, model=run.teacher)
-    first = [("teacher", checked.start_of(own.model, parsed.teacher.train))]
+    own, first = teacher_of(run, parsed)
     if known := found(own, first):
         return replace(run, taught_by=known[0][1]), [_known(known[0])]
     one = next(iter(rehearse(own, first, None, folder)))
@@ -110,7 +112,7 @@ def _row(one: Rehearsed) -> dict[str, Any]:
 def _why_not(parsed: Recipe, rehearsed: Sequence[Rehearsed]) -> str:
     if parsed.budget:
         return "a budget finds densities and bits itself: only the dense model was rehearsed"
-    return next((f"stage {one.label}: {one.why_not}" for one in rehearsed if one.why_not), "")
+    return next((f"stage {one.label}: {one.why_not}" for one in rehearsed if one.why_not and not one.wrong), "")
 
 
 def _dense(run: Run) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from deepcompression.errors import StructureError
+from deepcompression.errors import StructureError, ValuesError
 from deepcompression.network.names import memory, refuse_overlaps
 
 PIECE = 1 << 20  # elements that are looked at together, where all would take memory
@@ -41,7 +41,7 @@ def normalised(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, T
         pieces = torch.split(state[name].detach().reshape(-1), PIECE)
         bad = sum(len(piece) - int(torch.isfinite(piece).sum()) for piece in pieces)
         if bad:
-            raise StructureError(f"{name}: {bad} values are NaN or infinite; pruning and sharing need finite weights")
+            raise ValuesError(f"{name}: {bad} values are NaN or infinite; pruning and sharing need finite weights")
         changed[name] = state[name] + 0.0  # which is +0.0 for -0.0, and nothing else is changed
     return replaced(state, changed)
 

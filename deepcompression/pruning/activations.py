@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepcompression.errors import StructureError
+from deepcompression.errors import StructureError, ValuesError
 from deepcompression.network.coverage import selected
 from deepcompression.network.edits.apply import apply_all
 from deepcompression.network.edits.quantize_values import Site, at_sites, uncalled
@@ -130,7 +130,7 @@ def put_thresholds(
         if not bool(one.seen.counts.any()):
             raise StructureError(f"{site}: the forward never comes by it with a tensor by position; leave it out")
         if not one.seen.finite:
-            raise StructureError(f"{site}: NaN or infinity came by it; look at the samples, or leave it out")
+            raise ValuesError(f"{site}: NaN or infinity came by it; look at the samples, or leave it out")
     return {site: float(one.threshold_in(model.get_submodule(site.module))) for site, one in found.items()}, edits
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from deepcompression.errors import StructureError
+from deepcompression.errors import StructureError, ValuesError
 from deepcompression.network import names
 from deepcompression.network.parametrized import MASK, Holder
 from deepcompression.network.state import plain_state
@@ -110,7 +110,7 @@ class L0(Method):
         layers = accounts_of(self._before, plain_state(model))
         for layer in layers:
             if layer.nonzero_before and not layer.nonzero:
-                raise StructureError(
+                raise ValuesError(
                     f"{layer.name}: l0 closed all of its gates; lower its penalty, now {self._penalties[layer.name]:g}"
                 )
         return Account(structured([layer.name for layer in layers if layer.nonzero]), report={"layers": layers})

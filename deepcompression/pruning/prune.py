@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deepcompression.errors import StructureError
+from deepcompression.errors import StructureError, ValuesError
 from deepcompression.formats.state_dict import to_raw
 from deepcompression.network.state import normalised, replaced
 from deepcompression.structure.counted import SLICE, counted
@@ -141,7 +141,7 @@ def scores_of(name: str, weight: Tensor, score: Score | None, padding: Mapping[s
         raise StructureError(f"{name}: the score must have the weight's shape {tuple(weight.shape)}, got {came}")
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if bool(torch.isnan(scores).any()):
-        raise StructureError(f"{name}: the score of {int(torch.isnan(scores).sum())} weights is NaN")
+        raise ValuesError(f"{name}: the score of {int(torch.isnan(scores).sum())} weights is NaN")
     if name in padding:
         scores = scores.index_fill(0, torch.tensor([padding[name]], device=scores.device), torch.inf)
     return scores.masked_fill(weight == 0, -torch.inf).reshape(-1)
@@ -212,7 +212,7 @@ def cut(name: str, weight: Tensor, keep: Tensor) -> Tensor:
     """
     alive = keep.reshape(weight.shape) & (weight != 0)
     if bool((weight != 0).any()) and not bool(alive.any()):
-        raise StructureError(
+        raise ValuesError(
             f"{name}: pruning would empty the layer (largest magnitude {float(weight.abs().max()):.3g}); "
             "raise its density or lower its quality"
         )

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deepcompression.errors import StructureError
+from deepcompression.errors import StructureError, ValuesError
 from deepcompression.network import names
 from deepcompression.network.parametrized import MASK, Holder
 from deepcompression.network.state import plain_state
@@ -109,7 +109,7 @@ class RB(Ramped, Method):
         layers = accounts_of(self._before, plain_state(model))
         for layer in layers:
             if layer.nonzero_before and not layer.nonzero:
-                raise StructureError(
+                raise ValuesError(
                     f"{layer.name}: rb closed all of its gates; raise density, or leave it out of layers"
                 )
         got = sum(layer.nonzero for layer in layers) / self._weights

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from deepcompression import factory
-from deepcompression.errors import StructureError
+from deepcompression.errors import StructureError, ValuesError
 from deepcompression.network.resizing import Group, Member
 from deepcompression.pruning.criteria import CRITERIA, FILTERS, MEASURED, of_filters
 from deepcompression.pruning.prune import Score, refresh
@@ -169,7 +169,7 @@ def ranked(group: Group, state: Mapping[str, Tensor], worth: Worth) -> Tensor:
     """
     found, alive = worth(group, state), torch.zeros(group.channels, dtype=torch.bool)
     if bool(found.isnan().any()):
-        raise StructureError(f"{group.makers[0].tensor}: the criterion gives NaN for some of its channels")
+        raise ValuesError(f"{group.makers[0].tensor}: the criterion gives NaN for some of its channels")
     for member in group.makers:
         channels, filters = filters_of(state[member.tensor], member)
         alive[channels] |= (filters != 0).any(1).cpu()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from deepcompression.errors import InvariantError, StructureError
+from deepcompression.errors import InvariantError, StructureError, ValuesError
 from deepcompression.network.edits.apply import apply_all
 from deepcompression.network.edits.quantize_values import Site
 from deepcompression.network.parametrized import MASK
@@ -112,7 +112,7 @@ class Binarize(Method):
             assert how is not None
             made = binary.inputs_of(how.kind)(sites[site], model.get_submodule(site.module))
             if why := made.useless(seen[site]):
-                raise StructureError(f"{site}: {why}")
+                raise ValuesError(f"{site}: {why}")
 
     def attach(self, model: nn.Module, context: Context) -> list[dict[str, Any]]:
         """Puts latent weights behind binary ones, and what binarizes before layers; what that trains, without decay.
@@ -243,7 +243,7 @@ class Binarize(Method):
             layer = model.get_submodule(site.module)
             made = binary.inputs_of(how.kind)(bits, layer)
             if why := made.useless(seen[site]):
-                raise StructureError(f"{site}: {why}")
+                raise ValuesError(f"{site}: {why}")
             self._inputs[site] = made.to(seen[site].device)
         for site, one in self._inputs.items():
             layer = model.get_submodule(site.module)

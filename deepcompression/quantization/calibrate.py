@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression.data.batch import samples_in
-from deepcompression.errors import DataError, StructureError
+from deepcompression.errors import DataError, StructureError, ValuesError
 from deepcompression.network.edits.integers import levels, on_grid
 from deepcompression.network.edits.quantize_values import Site, read_site
 from deepcompression.network.names import join
@@ -165,7 +165,7 @@ def _refuse_few(batches: int, apart: bool, wanting: str = WANTING) -> None:
     if not batches:
         raise StructureError(f"{wanting}: no samples came to calibrate with; the training split is empty")
     if apart and batches < FEWEST:
-        raise StructureError(
+        raise ValuesError(
             f"{wanting}: observer: auto keeps a quarter of the batches apart, and there is one batch; name an observer "
             "such as mse, ask for more samples than a batch of the DataLoader has, or let data.factory return more"
         )

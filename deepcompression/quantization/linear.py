@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression.codec import grids
-from deepcompression.errors import StructureError
+from deepcompression.errors import StructureError, ValuesError
 from deepcompression.network import names
 from deepcompression.network.channel_axis import channel_axis
 from deepcompression.network.parametrized import VALUES
@@ -224,14 +224,14 @@ def multiplied(found: Integers, dtype: torch.dtype) -> Tensor:
 def _refuse_inexact(name: str, after: Tensor, made: Integers, grid: Grid) -> None:
     kind = str(after.dtype).removeprefix("torch.")
     if not bool(torch.isfinite(after).all()):
-        raise StructureError(
+        raise ValuesError(
             f"{name}: integers times its scale {float(made.scales.max()):.3g} overflow {kind}; make its weights "
             "smaller, or leave it out of weights"
         )
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.rint(_array(rows_of(after, grid.axis, grid.group)) / made.scales)
     if not np.array_equal(found, made.integers):
-        raise StructureError(
+        raise ValuesError(
             f"{name}: its scale {float(made.scales.min()):.3g} is too small for {kind}, which rounds several of its "
             "integers to one value; give it fewer bits, or leave it out of weights"
         )

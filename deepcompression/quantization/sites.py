@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deepcompression.errors import StructureError
+from deepcompression.errors import StructureError, ValuesError
 from deepcompression.network.edits.quantize_values import Site
 from deepcompression.network.trace import resting
 from deepcompression.network.watching import Carried, watched
@@ -106,8 +106,8 @@ def measured(
 def _refuse_useless(site: Site, seen: Seen, otherwise: str) -> None:
     """Raises StructureError where nothing can be learned from what came by."""
     if not seen.count:
-        raise StructureError(f"{site}: all that came by it was empty; {otherwise}")
+        raise ValuesError(f"{site}: all that came by it was empty; {otherwise}")
     if not math.isfinite(seen.squares):
-        raise StructureError(
+        raise ValuesError(
             f"{site}: NaN, infinity or more than 1e154 came by it; look at the samples, or {otherwise}"
         )

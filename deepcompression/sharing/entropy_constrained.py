@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deepcompression.errors import StructureError
+from deepcompression.errors import StructureError, ValuesError
 from deepcompression.sharing.kmeans import kmeans1d
 
 Floats = NDArray[np.float64]
@@ -72,7 +72,7 @@ def rate_codebook(
     fresh = np.unique(np.append(kmeans1d(ordered, k, init="optimal").centroids.astype(np.float64), 0.0))
     found = _refined(fresh, np.zeros(len(fresh)), ordered, sums, weight, elements, iterations)
     if found is None:
-        raise StructureError(f"rate {rate} would make every weight zero; lower it")
+        raise ValuesError(f"rate {rate} would make every weight zero; lower it")
     kept = start and _refined(start.levels, start.bits, ordered, sums, weight, elements, 1)
     return found[0] if not kept or found[1] < (1 - WORTH) * kept[1] else kept[0]
 

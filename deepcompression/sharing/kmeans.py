@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deepcompression.errors import StructureError
+from deepcompression.errors import StructureError, ValuesError
 from deepcompression.sharing.optimal import best_groups
 from deepcompression.sharing.points import BINS, Floats, Grid, Points, Series, Values, grid_of, pieces, sorted_points
 
@@ -130,7 +130,7 @@ def check_finite(values: Values) -> None:
     """Raises StructureError where one of ``values`` (n,) is NaN or infinite."""
     if not np.isfinite(values).all():
         bad = len(values) - np.count_nonzero(np.isfinite(values))
-        raise StructureError(f"kmeans1d: values must be finite in float32; {bad} of {len(values)} are not")
+        raise ValuesError(f"kmeans1d: values must be finite in float32; {bad} of {len(values)} are not")
 
 
 def started(points: Points, values: Series, k: int, init: Init, seed: int, times: int = 1) -> Floats:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deepcompression.errors import StructureError
+from deepcompression.errors import StructureError, ValuesError
 from deepcompression.network.coverage import selected
 from deepcompression.network.edits.apply import apply
 from deepcompression.network.edits.dictionary import inputs_of, unfit
@@ -172,7 +172,7 @@ def parted(weight: Tensor, size: int, nonzero: int, fit: Fit = "kmeans", seed: i
     if fit not in FITS:
         raise StructureError(f"lcnn: fit {fit!r} is not known; expected one of {', '.join(FITS)}")
     if not bool(weight.isfinite().all()):
-        raise StructureError("lcnn: a weight is NaN or infinite")
+        raise ValuesError("lcnn: a weight is NaN or infinite")
     columns: Matrix = columns_of(weight.detach().cpu().double()).numpy()
     dictionary = _start(columns, size, nonzero, fit, seed)
     codes = _codes(columns, dictionary, nonzero)

@@ -229,7 +229,7 @@ def _by_rate(name: str, weight: Tensor, chosen: Tensor, bits: int, rate: float) 
     try:
         book = rate_codebook(wide, 2**bits, rate=rate, elements=weight.numel())
     except StructureError as error:
-        raise StructureError(f"{name}: {error}") from None
+        raise type(error)(f"{name}: {error}") from None
     return torch.from_numpy(book.levels).to(values.dtype)[torch.from_numpy(book.codes(wide))]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from deepcompression.errors import StructureError
+from deepcompression.errors import StructureError, ValuesError
 from deepcompression.network.names import (
     first_names,
     memory,
@@ -83,7 +83,7 @@ def hold_structure(model: nn.Module, structure: Structure) -> None:
             for make in _makers(words):
                 hold_by(model, {name: make})
         except StructureError as error:
-            raise StructureError(str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}") from None
+            raise type(error)(str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}") from None
 
 
 def _makers(words: Collection[str]) -> list[Callable[[Tensor], Holder]]:
@@ -208,7 +208,7 @@ def _uses(model: nn.Module, name: str) -> list[Use]:
     refuse_overlaps(known)
     weight = known[name]
     if not bool(torch.isfinite(weight).all()):
-        raise StructureError(f"{name}: a value is NaN or infinite; zeros and sharing are held in finite weights")
+        raise ValuesError(f"{name}: a value is NaN or infinite; zeros and sharing are held in finite weights")
     same = [other.rpartition(".") for other, parameter in known.items() if memory(parameter) == memory(weight)]
     uses: list[Use] = list(dict.fromkeys((model.get_submodule(part[0]), part[2]) for part in same))
     return uses

@@ -17,6 +17,9 @@ def run(
     recipe: Annotated[str, typer.Argument(help="YAML file (see conf/), or the URL of one", show_default=False)],
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="print summary.json, alone, on stdout")] = False,
+    rehearsal: Annotated[
+        bool, typer.Option("--rehearsal/--no-rehearsal", help="walk through the stages first, two seconds at most")
+    ] = True,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -38,7 +41,7 @@ def run(
 
         words = overrides or []
         changes = merge.parse_overrides(words)
-        _compress(recipe, changes, recipe, words, as_json)
+        _compress(recipe, changes, recipe, words, as_json, rehearsal)
 
 
 def rerun(
@@ -128,12 +131,17 @@ def sweep(
 
 
 def _compress(
-    recipe: str | dict[str, Any], overrides: dict[str, Any], title: str, words: list[str], as_json: bool
+    recipe: str | dict[str, Any],
+    overrides: dict[str, Any],
+    title: str,
+    words: list[str],
+    as_json: bool,
+    rehearsed: bool = True,
 ) -> None:
     from flows.recipe import load as recipes
 
     recipes.load(recipe, overrides)  # a wrong key is told at once, before torch is imported
-    watchdog = begin(lambda summary: tell(summary, as_json), lambda: _refuse(recipe, overrides))
+    watchdog = begin(lambda summary: tell(summary, as_json), lambda: _refuse(recipe, overrides, rehearsed))
     from rich.markup import escape
 
     from deepcompression.errors import AimMissed
@@ -149,10 +157,14 @@ def _compress(
         raise typer.Exit(code)
 
 
-def _refuse(recipe: str | dict[str, Any], overrides: dict[str, Any]) -> None:
+def _refuse(recipe: str | dict[str, Any], overrides: dict[str, Any], rehearsed: bool) -> None:
     from flows.checked import refuse_recipe
 
     refuse_recipe(recipe, overrides)
+    if rehearsed:
+        from flows.rehearsed import refuse_rehearsed
+
+        refuse_rehearsed(recipe, overrides)
 
 
 def tell(result: dict[str, Any], as_json: bool, *, sweep: bool = False) -> None:

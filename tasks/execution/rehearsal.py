@@ -4,6 +4,7 @@ how long all of it would take. Nothing is logged, and nothing is put into the st
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,15 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepcompression.errors import DeepCompressionError, one_line
+from deepcompression.errors import (
+    DataError,
+    DeepCompressionError,
+    FactoryError,
+    InputError,
+    ValuesError,
+    one_line,
+    told,
+)
 from deepcompression.training.method import Method, Now
 from tasks.execution.allocated import ALLOCATED, with_bits
 from tasks.execution.bench import Bench, Product
@@ -33,6 +42,9 @@ SECONDS = 1.5  # of a training, and of an evaluation, about
 STEPS = 2, 20  # of a training, at least and at most
 SAMPLES = 8, 512  # of a split, for what is not trained on them
 BACKWARDS = 3.0  # times a forward that a step takes
+# Stages that few samples and short trainings make short where a model is not large; others search, or are the user's.
+SHORT = {"baseline", "prune", "finetune", "train", "share", "quantize", "binarize", "recalibrate", "encode"}
+OWN = "custom"  # the user's
 Labelled = Sequence[tuple[str, Stage]]
 
 
@@ -40,7 +52,8 @@ Labelled = Sequence[tuple[str, Stage]]
 class Rehearsed:
     """A stage that was rehearsed. ``seconds``: about how long it takes, None where its steps cannot be counted;
     ``bytes`` of its weights, encoded; ``covered``: what it did to each tensor, empty where it does not say; ``file``:
-    of an encoded one; ``why_not``: what kept it from being rehearsed; ``reference``: to what it left."""
+    of an encoded one; ``why_not``: what kept it from being rehearsed; ``wrong``: where that would stop the run too;
+    ``reference``: to what it left."""
 
     label: str
     seconds: float | None = None
@@ -49,6 +62,7 @@ class Rehearsed:
     covered: Sequence[Mapping[str, Any]] = ()
     file: Path | None = None
     why_not: str = ""
+    wrong: InputError | None = None
     reference: Reference | None = None
 
 
@@ -94,6 +108,10 @@ class Stopwatch(Method):
         return statistics.fmean(found[: len(found) // 2 + 1]) if found else None
 
 
+class TooLong(Exception):
+    """What comes next takes longer than there is time for."""
+
+
 @dataclass
 class Timed:
     """One training of a rehearsal: what it took here, and what it would take."""
@@ -110,6 +128,8 @@ class Rehearsing(Bench):
     whole: Run | None = None
     a_look: float = 0.0  # seconds of an evaluation on all of validation
     trainings: list[Timed] = field(default_factory=list)
+    seconds: float = SECONDS  # of a training, about
+    until: float = math.inf  # by the clock of ``time.perf_counter``, when a training must have ended
 
     def problem(self, lesson: Any) -> Problem:
         """What a training learns, from a few batches."""
@@ -117,7 +137,9 @@ class Rehearsing(Bench):
         found = self.whole.problem(lesson.batch_size, lesson.drop_last)
         few = self.run.splits()
         a_step = BACKWARDS * found.batch_size * self.a_look / (_samples(self.whole.splits().validation) or 1)
-        steps = _within(SECONDS / max(a_step, 1e-9), *STEPS)
+        if time.perf_counter() + STEPS[0] * a_step > self.until:
+            raise TooLong
+        steps = _within(self.seconds / max(a_step, 1e-9), *STEPS)
         return replace(found, train=_beginning(found.train, steps * found.batch_size, steps), validation=few.validation)
 
     def train(self, model: nn.Module, training: Training, methods: Sequence[Method] = ()) -> Trained:
@@ -145,7 +167,9 @@ class Rehearsing(Bench):
         return None if batches.known() is None else -(-len(batches) // training.accumulate)
 
 
-def rehearse(run: Run, stages: Labelled, source: Reference | None, folder: Path) -> Iterator[Rehearsed]:
+def rehearse(
+    run: Run, stages: Labelled, source: Reference | None, folder: Path, limit: float = math.inf
+) -> Iterator[Rehearsed]:
     """Rehearses stage after stage, until one cannot be.
 
     Args:
@@ -153,29 +177,56 @@ def rehearse(run: Run, stages: Labelled, source: Reference | None, folder: Path)
         stages: labels and keys, as they will run, the baseline first where it is to be made.
         source: what the first one begins with; None of the baseline.
         folder: for what is made, which nobody needs afterwards.
+        limit: seconds after which no other stage is begun, nor one of which it is seen, or not known, that it takes
+            longer; with one, trainings are as short as they can be.
     """
+    seconds, until, longest = min(SECONDS, limit / 20), time.perf_counter() + limit, 0.0
     few = Few(**{**{one.name: getattr(run, one.name) for one in fields(Run)}, "store_folder": str(folder / "store")},
               first=run.store_folder)  # fmt: skip
     bits: Mapping[str, int] = {}
     a_look = None
     for label, settings in stages:
+        name = settings_name(settings)
+        if time.perf_counter() + longest > until or (limit < math.inf and name not in SHORT):
+            return
         settings = with_bits(settings, bits)
-        bench = Rehearsing(few, label, source, folder / label, whole=run, a_look=a_look or 0.0)
+        bench = Rehearsing(
+            few, label, source, folder / label, whole=run, a_look=a_look or 0.0, seconds=seconds, until=until
+        )
         bench.folder.mkdir(parents=True)
         try:
             if a_look is None:
-                few, a_look = _measured(few, run, source)
+                few, a_look = _measured(few, run, source, seconds)
                 bench.run, bench.a_look = few, a_look
             started = time.perf_counter()
-            product = work_of(settings_name(settings))(bench, settings)
+            product = work_of(name)(bench, settings)
             spent = time.perf_counter() - started
             source = _kept(few, label, source, product)
-        except DeepCompressionError as error:
-            yield Rehearsed(label, why_not=one_line(error))
+        except TooLong:
             return
+        except DeepCompressionError as error:
+            yield Rehearsed(label, why_not=one_line(error), wrong=_wrong(label, error))
+            return
+        except Exception as error:
+            if name != OWN:
+                raise
+            yield Rehearsed(label, why_not=told(error), wrong=FactoryError(f"stage {label}: {told(error)}"))
+            return
+        longest = max(longest, spent)
         few = few if few.taught_by else replace(few, taught_by=source)
         bits = product.report.get(ALLOCATED) or bits
         yield replace(_told(label, bench, product, spent + a_look), reference=source)
+
+
+def _wrong(label: str, error: DeepCompressionError) -> InputError | None:
+    """What is wrong with the input whatever is learnt, and of whichever samples; None of what a run may not meet."""
+    sure = isinstance(error, InputError) and not isinstance(error, DataError | ValuesError)
+    if not sure or (
+        isinstance(error, FactoryError) and not str(error).startswith("stage ")
+    ):  # a metric, of few samples
+        return None
+    text = str(error)
+    return type(error)(text if text.startswith("stage ") else f"stage {label}: {text}")
 
 
 def settings_name(settings: Stage) -> str:
@@ -214,11 +265,11 @@ def found(run: Run, stages: Labelled) -> list[tuple[str, Reference, Mapping[str,
     return known
 
 
-def _measured(few: Few, run: Run, source: Reference | None) -> tuple[Few, float]:
+def _measured(few: Few, run: Run, source: Reference | None, seconds: float) -> tuple[Few, float]:
     """The run with as many samples as there is time for, and the seconds of an evaluation on all of validation."""
     model = few.model_with(source) if source else few.blank_model()
     a_sample = min(_of_a_sample(few, model) for _ in range(2))
-    few = replace(few, most=_within(SECONDS / max(a_sample, 1e-9), *SAMPLES))
+    few = replace(few, most=_within(seconds / max(a_sample, 1e-9), *SAMPLES))
     a_sample = min(_of_a_sample(few, model) for _ in range(2))
     return few, a_sample * (_samples(run.splits().validation) or SAMPLES[1])
 

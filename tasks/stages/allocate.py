@@ -131,7 +131,7 @@ class Settings(Stage):
 def work(bench: Bench, settings: Settings) -> Product:
     """The bits of each tensor, for the least predicted loss within a cost; later stages take them."""
     from deepcompression.allocation.tried import tried
-    from deepcompression.errors import StructureError
+    from deepcompression.errors import ValuesError
     from deepcompression.network.coverage import coverage
     from deepcompression.network.state import plain_state
 
@@ -139,7 +139,7 @@ def work(bench: Bench, settings: Settings) -> Product:
     state = plain_state(model)
     choices = {name: bits for name, bits in _choices(settings, model).items() if bool(state[name].any())}
     if not choices:
-        raise StructureError("all tensors that bits means are zero throughout: there is nothing to allocate")
+        raise ValuesError("all tensors that bits means are zero throughout: there is nothing to allocate")
     rounded = rounded_of(settings, model, state, choices)
     context = _context(bench.run, bench.seed)
     traces = traces_of(bench, settings, model, list(choices), context) if settings.by == "hawq" else {}
@@ -164,7 +164,7 @@ def _named(label: str) -> Iterator[None]:
     try:
         yield
     except StructureError as error:
-        raise StructureError(f"stage {label}: {error}") from None
+        raise type(error)(f"stage {label}: {error}") from None
 
 
 @dataclass(frozen=True)

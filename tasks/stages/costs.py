@@ -93,19 +93,19 @@ def limit_of(settings: Settings, tensors: Sequence[Choices], costs: Costs) -> fl
         StructureError: none of the choices keeps to it; what they do reach is told.
     """
     from deepcompression.allocation.integer_program import cheapest
-    from deepcompression.errors import StructureError
+    from deepcompression.errors import ValuesError
 
     limit, least = _limit(settings, tensors, costs), cheapest(tensors, ordered=settings.order).cost
     if least <= limit:
         return limit
     ordered = " with order: true" if settings.order else ""
     if settings.ratio is not None:
-        raise StructureError(
+        raise ValuesError(
             f"ratio: {settings.ratio:g} is out of reach{ordered}; the most that these tensors reach by their bits is "
             f"{limit * settings.ratio / least:.4g}"
         )
     key = "like" if settings.like is not None else "most"
-    raise StructureError(
+    raise ValuesError(
         f"{key}: {amount(settings, limit)} are too few{ordered}; the least that these tensors reach by their bits is "
         f"{amount(settings, least)}"
     )

@@ -218,7 +218,7 @@ def work(bench: Bench, settings: Settings) -> Product:
 
 def _aimed(bench: Bench, settings: Settings, target: Target, model: nn.Module, task: Task) -> Task:
     """With what outputs are worth, and the bytes that there are for the weights."""
-    from deepcompression.errors import StructureError
+    from deepcompression.errors import StructureError, ValuesError
     from deepcompression.network.state import dense_bytes, plain_state
     from deepcompression.reconstruction.aimed import aimed, left_for, remember, remembered
     from deepcompression.reconstruction.importance import importance
@@ -230,7 +230,7 @@ def _aimed(bench: Bench, settings: Settings, target: Target, model: nn.Module, t
     try:
         left_for(state, names, limit)
     except StructureError as error:
-        raise StructureError(
+        raise ValuesError(
             f"stage {bench.label}: target: {error}; let a stage quantize with rest come before, or ask for less"
         ) from None
     found = importance_of(bench.run, settings.measured) if isinstance(settings, Priced) else remembered(path)

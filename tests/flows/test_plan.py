@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from deepcompression.errors import InputError
-from flows import checked, plan
+from deepcompression.errors import FactoryError, InputError, StructureError, ValuesError
+from flows import checked, plan, rehearsed
 from flows.recipe import load as recipes
 from flows.recipe.stored import as_stored
+from tasks.execution import rehearsal
+from tasks.stages import prune
 
 Tiny = Callable[..., dict[str, Any]]
 
@@ -155,3 +159,65 @@ def test_a_run_is_called_by_its_recipe_in_prefect_too(
         asked = SimpleNamespace(parameters={"recipe": recipe, "overrides": overrides})
         monkeypatch.setattr(compress, "flow_run", asked)
         assert compress._flow_run_name().startswith(f"{name}-20")
+
+
+def test_what_a_rehearsal_finds_stops_plan_and_run_alike(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the stage's name, before there is a folder; what other weights may allow stops neither, nor a metric that
+    few samples do not suffice for."""
+    raised: list[Exception] = [StructureError("conv1: no")]
+    recipe = _written(tmp_path, tiny(stages=[{"stage": "prune", "density": 0.5}]))
+
+    def work(bench: Any, settings: Any) -> Any:
+        raise raised[0]
+
+    monkeypatch.setattr(prune, "work", work)
+    with pytest.raises(StructureError, match=r"^stage prune: conv1: no \(found by a rehearsal.*--no-rehearsal"):
+        rehearsed.refuse_rehearsed(recipe, {})
+    found = plan.plan(recipe, {})
+    assert found["problems"] == ["stage prune: conv1: no"] and not found["not_rehearsed"] and found["stages"]
+    for error in (ValuesError("conv1: all zero"), FactoryError("metric: few")):
+        raised[0] = error
+        rehearsed.refuse_rehearsed(recipe, {})
+        found = plan.plan(recipe, {})
+        assert not found["problems"] and found["not_rehearsed"] == f"stage prune: {error}"
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "store" / "keys").exists()
+
+
+def test_a_stage_of_ones_own_is_rehearsed_by_plan_alone(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long it takes nobody knows; what it raises, plan tells with its place."""
+    code = "def mine(model, problem, *, seed):\n    raise KeyError('x')\n"
+    (tmp_path / "own_stage.py").write_text(code)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    recipe = _written(tmp_path, tiny(stages=[{"stage": "own_stage:mine"}], python_path=[str(tmp_path)]))
+    rehearsed.refuse_rehearsed(recipe, {})
+    (told,) = plan.plan(recipe, {})["problems"]
+    assert told.startswith("stage own_stage.mine: KeyError: 'x'") and "own_stage.py, line 2" in told
+
+
+def test_a_rehearsal_before_a_run_ends_in_time(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stage begins after the limit, nor a training whose steps would go beyond it; a large model has none at all."""
+    from dataclasses import fields
+
+    parsed = recipes.load(tiny())
+    run = checked.first_run(parsed)
+    stages = rehearsed.stages_of(run, parsed)
+    assert list(rehearsal.rehearse(run, stages, None, tmp_path, 0.0)) == []
+    slow = rehearsal.Rehearsing(
+        rehearsal.Few(**{one.name: getattr(run, one.name) for one in fields(run)}), "baseline", None, tmp_path,
+        whole=run, a_look=1000.0, until=time.perf_counter() + 60,
+    )  # fmt: skip
+    with pytest.raises(rehearsal.TooLong):
+        slow.problem(parsed.train)
+    monkeypatch.setattr(rehearsed, "LARGEST", 1000)
+    monkeypatch.setattr(rehearsed, "rehearse", lambda *arguments: pytest.fail("it began"))
+    rehearsed.refuse_rehearsed(tiny(), {})
+
+
+def test_what_the_store_has_is_not_rehearsed(tiny_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is reused begins as soon as before."""
+    monkeypatch.setattr(rehearsed, "rehearse", lambda *arguments: pytest.fail("it began"))
+    rehearsed.refuse_rehearsed(tiny_run["recipe"], {})
