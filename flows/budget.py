@@ -10,6 +10,7 @@ from deepcompression.allocation import budget as library
 from deepcompression.allocation.budget import Budget, Clock, Next, Stop
 from deepcompression.errors import BudgetError, DivergedError, RunError, StructureError
 from flows import reconstructed
+from flows.budgeted import EPOCHS, FEWEST, MOST, most_bytes
 from flows.candidates import (
     FALLBACKS,
     SHARING,
@@ -36,7 +37,6 @@ from tasks.stages import pace
 from tasks.verdict import lost
 
 PLANNED_EPOCHS = 11  # in epochs of a first step: how many of them a time limit is to be enough for
-EPOCHS, FEWEST, MOST = 20, 4, 60  # of a first step's pruning: without a time limit; with one, at least and at most
 PLANNED_STEPS = 4  # whose sensitivity a time limit is to be enough for
 SMALL_FALLBACKS = (FALLBACKS[0], Quick("nothing pruned, weights shared at 4 bits", shared=4))  # where bytes are given
 
@@ -140,9 +140,7 @@ def _first_bytes(now: Search) -> int | None:
 
 def _budget(plan: schema.Budget, dense: Reference) -> Budget:
     numbers = dense.numbers
-    most = plan.file_bytes or (int(numbers["dense_bytes"] / plan.ratio) if plan.ratio else None)
-    if most is not None and most >= numbers["dense_bytes"]:
-        raise BudgetError(f"budget.file_bytes {most:,}: the dense model has {numbers['dense_bytes']:,} bytes already")
+    most = most_bytes(plan, numbers["dense_bytes"])
     if plan.metric_loss is None:
         return Budget(None, most)
     margin = library.margin_of(plan.metric_loss, numbers["val_correct"], numbers["val_total"])

@@ -134,6 +134,11 @@ def _beside(run: Run, parsed: Recipe, stored: Mapping[str, Any], stages: Planned
         _no_secret_promoted(parsed, stored)
     if not noted.works:
         return
+    if parsed.budget:
+        from flows.budgeted import refuse_budget
+
+        with noted.part():
+            refuse_budget(run, parsed.budget)
     if parsed.promote:
         from tasks.execution.example import example_of
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcompression.errors import InputError, one_line
-from flows import checked, history
+from flows import budgeted, checked, history
 from flows.folders import below_root, store_of
 from flows.recipe import load as recipes
 from flows.recipe import reading
@@ -85,6 +85,8 @@ def _foreseen(run: Run, parsed: Recipe, stored: Mapping[str, Any]) -> dict[str, 
             "rehearsed_problems": [one_line(one.wrong) for one in rehearsed if one.wrong],
             "peak_memory_bytes": _peak(),
         }
+        if parsed.budget:
+            told["budget"] = budgeted.foreseen(run, parsed, dense)
         return told | _predicted(parsed, stored, rows, dense)
 
 
@@ -111,7 +113,7 @@ def _row(one: Rehearsed) -> dict[str, Any]:
 
 def _why_not(parsed: Recipe, rehearsed: Sequence[Rehearsed]) -> str:
     if parsed.budget:
-        return "a budget finds densities and bits itself: only the dense model was rehearsed"
+        return "what the budget's search will find: densities, bits, and so the bytes; the dense model was rehearsed"
     return next((f"stage {one.label}: {one.why_not}" for one in rehearsed if one.why_not and not one.wrong), "")
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deepcompression.allocation.budget import FASTEST
 from deepcompression.cli.terminal import WIDE
 from tasks.console import size
 
@@ -71,6 +72,8 @@ def _left(reasons: Mapping[str, str]) -> str:
 def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
     if why := plan.get("not_rehearsed"):
         yield f"[yellow]not foreseen:[/] {escape(why)}"
+    if budget := plan.get("budget"):
+        yield from _budget(budget, plan)
     predicted = plan["predicted"]
     if predicted["bytes"]:
         about = "" if predicted["exact"] else "about "
@@ -90,6 +93,19 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
         limit = predicted["most_seconds"]
         time = f"about {duration(limit)} at most, as it was asked for" if limit else "how long it takes is not known"
         yield f"{time}; {size(plan['peak_memory_bytes'])} of memory so far"
+
+
+def _budget(budget: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[str]:
+    """What was asked for, what is tried, and from which sizes on; nothing of what only a run finds."""
+    asked = [f"{budget['metric_loss']:g} {budget['unit']} lost at most"] if budget["metric_loss"] else []
+    dense, most = plan["dense_bytes"], budget["most_bytes"]
+    asked += [f"{most:,} bytes at most, {dense / most:.1f}x"] if most else []
+    yield f"budget: {', '.join(asked)}; {dense:,} bytes dense"
+    yield from (f"  {escape(one)}" for one in budget["searches"])
+    small, large = budget["first_bytes"]
+    sizes = f"{small:,} bytes" if small == large else f"{small:,} to {large:,} bytes, by what sensitivity tells"
+    until = "while enough is kept" if budget["metric_loss"] else "until one has no more than was asked for"
+    yield f"  the first of them of {sizes}; each next one up to {FASTEST:g} times smaller, {until}"
 
 
 def duration(seconds: float | None) -> str:

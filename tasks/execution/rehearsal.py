@@ -136,7 +136,7 @@ class Rehearsing(Bench):
         assert self.whole is not None
         found = self.whole.problem(lesson.batch_size, lesson.drop_last)
         few = self.run.splits()
-        a_step = BACKWARDS * found.batch_size * self.a_look / (_samples(self.whole.splits().validation) or 1)
+        a_step = BACKWARDS * found.batch_size * self.a_look / (samples(self.whole.splits().validation) or 1)
         if time.perf_counter() + STEPS[0] * a_step > self.until:
             raise TooLong
         steps = _within(self.seconds / max(a_step, 1e-9), *STEPS)
@@ -271,7 +271,7 @@ def _measured(few: Few, run: Run, source: Reference | None, seconds: float) -> t
     a_sample = min(_of_a_sample(few, model) for _ in range(2))
     few = replace(few, most=_within(seconds / max(a_sample, 1e-9), *SAMPLES))
     a_sample = min(_of_a_sample(few, model) for _ in range(2))
-    return few, a_sample * (_samples(run.splits().validation) or SAMPLES[1])
+    return few, a_sample * (samples(run.splits().validation) or SAMPLES[1])
 
 
 def _of_a_sample(few: Few, model: nn.Module) -> float:
@@ -283,7 +283,8 @@ def _of_a_sample(few: Few, model: nn.Module) -> float:
     return (time.perf_counter() - started) / max(total, 1)
 
 
-def _samples(split: Any) -> int | None:
+def samples(split: Any) -> int | None:
+    """How many a split has; None where it does not say."""
     from deepcompression.training.batches import Batches
     from deepcompression.training.device import Compute
 

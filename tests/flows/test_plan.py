@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deepcompression.errors import FactoryError, InputError, StructureError, ValuesError
-from flows import checked, plan, rehearsed
+from deepcompression.errors import BudgetError, FactoryError, InputError, StructureError, ValuesError
+from flows import checked, plan, planned, rehearsed
 from flows.recipe import load as recipes
 from flows.recipe.stored import as_stored
 from tasks.execution import rehearsal
@@ -69,20 +69,20 @@ def test_weights_of_another_model_are_told_before_anything_runs(tiny: Tiny, tmp_
 
 
 @pytest.fixture
-def planned(tiny: Tiny, tmp_path: Path) -> dict[str, Any]:
+def foreseen(tiny: Tiny, tmp_path: Path) -> dict[str, Any]:
     return plan.plan(_written(tmp_path, tiny()), {})
 
 
-def test_a_plan_foresees_stages_tensors_and_bytes(planned: dict[str, Any], tmp_path: Path) -> None:
+def test_a_plan_foresees_stages_tensors_and_bytes(foreseen: dict[str, Any], tmp_path: Path) -> None:
     """Nothing is trained or stored but the prediction, whose error later plans tell from the run's folder."""
-    assert planned["problems"] == [] and not planned["not_rehearsed"]
+    assert foreseen["problems"] == [] and not foreseen["not_rehearsed"]
     labels = ["baseline", "prune", "finetune", "share", "quantize", "encode"]
-    assert [row["stage"] for row in planned["stages"]] == labels
-    assert [row["epochs"] for row in planned["stages"]] == [6, 0, 2, 0, 1, 0]
-    assert all(row["seconds"] > 0 and not row["reused"] for row in planned["stages"])
-    size = planned["predicted"]["bytes"]
-    assert 8_000 < size < 20_000 and planned["predicted"]["seconds"] > 1 and planned["peak_memory_bytes"] > 1e8
-    rows = {row["tensor"]: row for row in planned["tensors"]}
+    assert [row["stage"] for row in foreseen["stages"]] == labels
+    assert [row["epochs"] for row in foreseen["stages"]] == [6, 0, 2, 0, 1, 0]
+    assert all(row["seconds"] > 0 and not row["reused"] for row in foreseen["stages"])
+    size = foreseen["predicted"]["bytes"]
+    assert 8_000 < size < 20_000 and foreseen["predicted"]["seconds"] > 1 and foreseen["peak_memory_bytes"] > 1e8
+    rows = {row["tensor"]: row for row in foreseen["tensors"]}
     assert {"prune", "share"} <= set(rows["conv1.weight"]["stages"]) and rows["conv1.weight"]["density"] < 0.4
     assert any("only when named" in reason for row in rows.values() for reason in row["left_alone"].values())
     assert not (tmp_path / "store" / "keys").exists() and not (tmp_path / "runs").exists()
@@ -221,3 +221,47 @@ def test_what_the_store_has_is_not_rehearsed(tiny_run: dict[str, Any], monkeypat
     """A run that is reused begins as soon as before."""
     monkeypatch.setattr(rehearsed, "rehearse", lambda *arguments: pytest.fail("it began"))
     rehearsed.refuse_rehearsed(tiny_run["recipe"], {})
+
+
+@pytest.mark.parametrize(
+    ("budget", "first", "told"),
+    [
+        ({"metric_loss": 1.0}, [8833, 100620], ["1 points lost at most", "20 epochs, then shared in 10", "8,833 to"]),
+        (
+            {"file_bytes": 20_000, "time_limit": 5},
+            [20_000, 20_000],
+            ["20,000 bytes at most, 10.6x", "4 to 60 epochs", "about 5 min at most", "until one has no more"],
+        ),
+    ],
+)
+def test_a_plan_of_a_budget_says_limits_and_searches(
+    tiny: Tiny, tmp_path: Path, budget: dict[str, Any], first: list[int], told: list[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What is asked for, what is tried on which tensors, from which sizes on; no bytes of the file are made up."""
+    monkeypatch.setenv("COLUMNS", "200")
+    recipe = tiny(budget=budget)
+    del recipe["stages"]
+    found = plan.plan(_written(tmp_path, recipe), {})
+    assert not found["problems"] and found["predicted"]["bytes"] is None and found["budget"]["tensors"] == 4
+    assert found["budget"]["first_bytes"] == first and found["budget"]["unit"] == "points"
+    planned.show(found)
+    printed = capsys.readouterr().out
+    assert [one for one in ["sensitivity of 4 tensors", *told] if one not in printed] == []
+
+
+@pytest.mark.parametrize(
+    ("budget", "part"),
+    [
+        ({"metric_loss": 0.1}, r"0.22 of 216 validation samples.*smallest usable is 0.47"),
+        ({"file_bytes": 300_000}, "the dense model has 212,008 bytes already"),
+    ],
+)
+def test_a_budget_that_nothing_can_keep_stops_a_run_before_it_trains(
+    tiny: Tiny, budget: dict[str, Any], part: str
+) -> None:
+    """The dense model need not be trained to know it."""
+    recipe = tiny(budget=budget)
+    del recipe["stages"]
+    with pytest.raises(BudgetError, match=part):
+        checked.refuse_recipe(recipe, {})
