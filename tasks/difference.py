@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
+from prefect.states import Completed, State
 
 from tasks.execution.run import Reference, Run
 from tasks.execution.stage import TASK
 from tasks.network import leave_network
+from tasks.report import states
 from tasks.report.losses import FILE
 from tasks.secrets import sealed
 from tasks.storage.store import write_json
@@ -25,7 +27,7 @@ SAMPLES, BATCH = 64, 4  # of the validation split; what all ops give for a batch
 
 @task(name="difference", **TASK)
 @sealed
-def difference(run: Run, label: str, baseline: Reference, others: Sequence[Reference]) -> None:
+def difference(run: Run, label: str, baseline: Reference, others: Sequence[Reference]) -> State[str]:
     """Compares what each op gives with what the dense net's gives, after every stage that changed a weight.
 
     Leaves ``differences.json``, a table as MLflow shows them: columns ``stage`` and those of ``measure.difference``;
@@ -40,8 +42,13 @@ def difference(run: Run, label: str, baseline: Reference, others: Sequence[Refer
     run.ready()
     _network(run, baseline, others)
     rows = [{"stage": stage, **asdict(row)} for stage, row in _compared(run, baseline, others)]
-    if not rows:
-        return
+    if rows:
+        _leave(run, rows)
+    told = states.differed(rows)
+    return Completed(message=told, data=told)
+
+
+def _leave(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
     path = Path(run.folder) / FILE
     write_json(path, {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]})
     run.tracker.artifact(path)

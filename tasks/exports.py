@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
+from prefect.states import Completed, State
 from pydantic import BaseModel
 
 from deepcompression.errors import ExportError, FactoryError, one_line
@@ -21,6 +22,7 @@ from tasks.execution.stage import TASK
 from tasks.execution.warned import warned
 from tasks.export_settings import Export
 from tasks.latency import THREADS, beside_dense
+from tasks.report import states
 from tasks.secrets import sealed
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def _check_options(asked: Export, module: Any, stages: Sequence[tuple[str, BaseM
 @sealed
 def export(
     run: Run, label: str, asked: Export, path: str, final: Mapping[str, Any], dense: Reference | None
-) -> dict[str, Any]:
+) -> State[dict[str, Any]]:
     """Writes a run's ``.dcz`` for another runtime, into the run's folder, and judges it there as the file was judged.
 
     Args:
@@ -115,7 +117,7 @@ def export(
     """
     with warned(run.folder, label) as warnings:
         row = _exported(run, asked, path, final, dense)
-    return {**row, "warnings": list(warnings)}
+    return Completed(message=states.exported(row, final), data={**row, "warnings": list(warnings)})
 
 
 def _exported(run: Run, asked: Export, path: str, final: Mapping[str, Any], dense: Reference | None) -> dict[str, Any]:

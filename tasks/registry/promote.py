@@ -12,6 +12,7 @@ from typing import Any
 
 from prefect import task
 from prefect.runtime import flow_run
+from prefect.states import Completed, State
 from rich.markup import escape
 
 from deepcompression.errors import RunError, one_line
@@ -20,6 +21,7 @@ from tasks.execution.example import example_of
 from tasks.execution.run import Reference, Run
 from tasks.execution.stage import TASK
 from tasks.registry.models import Champion, Measured, Registry, package
+from tasks.report import states
 from tasks.secrets import hidden, know_passwords, masked, sealed
 from tasks.storage.store import file_digest
 from tasks.verdict import Aim
@@ -153,7 +155,7 @@ def promote(
     encoded: Reference,
     path: str,
     aims: Sequence[Aim] = (),
-) -> dict[str, Any]:
+) -> State[dict[str, Any]]:
     """Registers the run's file and makes it the champion if every gate passes; an event says how it came out.
 
     A registry that is away, or a model that MLflow cannot load, sinks no run: the result says so.
@@ -175,7 +177,7 @@ def promote(
     promotion: dict[str, Any] = hidden(_promote(run, config, baseline, encoded, Path(path), aims))
     _tell(run, promotion)
     emit_event(run, promotion)
-    return promotion
+    return Completed(message=states.promoted(promotion), data=promotion)
 
 
 def emit_event(run: Run, promotion: Mapping[str, Any]) -> None:

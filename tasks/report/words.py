@@ -11,6 +11,7 @@ from typing import Any
 from deepcompression.measure import significance
 from deepcompression.measure.significance import Comparison
 from tasks.console import size
+from tasks.report.states import promoted
 from tasks.verdict import missed
 
 CONFIDENCE = 0.95
@@ -32,16 +33,9 @@ def closing(summary: Mapping[str, Any]) -> str:
         ratio, verdict = summary["ratio"], summary.get("verdict")
         told = f"{len(summary['runs'])} seeds: {ratio['mean']:.1f}x smaller on average, {ratio['worst']:.1f}x at worst."
         return f"{told} {verdict['text']}." if verdict else told
-    return f"{summary['ratio']:.1f}x smaller. {sentence(summary)}{_crowned(summary.get('promotion'))}"
-
-
-def _crowned(promotion: Mapping[str, Any] | None) -> str:
-    if not promotion:
-        return ""
-    if promotion["promoted"]:
-        return f" Version {promotion['version']} of {promotion['model']} is the champion."
-    failed = [str(gate.get("text") or gate["gate"]) for gate in promotion["gates"] if not gate["passed"]]
-    return f" Not promoted: {'; '.join(failed)}."
+    promotion = summary.get("promotion")
+    crowned = f" {promoted(promotion)}" if promotion else ""
+    return f"{summary['ratio']:.1f}x smaller. {sentence(summary)}{crowned}"
 
 
 def compared(summary: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
+from prefect.states import Completed, State
 
 from deepcompression._atomic import written
 from deepcompression.errors import InvariantError, RunError
@@ -18,7 +19,7 @@ from tasks.execution.run import Reference, Run
 from tasks.execution.settings import plain
 from tasks.execution.sources import changed
 from tasks.execution.stage import TASK
-from tasks.report import answers
+from tasks.report import answers, states
 from tasks.secrets import masked, sealed
 
 
@@ -39,7 +40,7 @@ class Verified:
 @sealed
 def verify(
     run: Run, label: str, baseline: Reference, source: Reference, encoded: Reference, path: str, test: bool = True
-) -> Verified:
+) -> State[Verified]:
     """Puts the file at ``path`` and proves it there.
 
     Args:
@@ -80,9 +81,13 @@ def verify(
     if not answer["identical"]:
         raise InvariantError(f"{path}: tensor {answer['differs']} decodes to other bits than were encoded")
     if not test:
-        return Verified(_validated(run, baseline), _validated(run, source))
+        return _ended(Verified(_validated(run, baseline), _validated(run, source)))
     told = {part: answer[part] for part in ("baseline", "final", "comparison")}
-    return Verified(**{part: {"split": "test", **one} if one else None for part, one in told.items()})
+    return _ended(Verified(**{part: {"split": "test", **one} if one else None for part, one in told.items()}))
+
+
+def _ended(found: Verified) -> State[Verified]:
+    return Completed(message=states.verified(found.baseline, found.final), data=found)
 
 
 def _code_unchanged(run: Run) -> None:

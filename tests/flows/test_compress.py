@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from deepcompression.errors import (
 from deepcompression.models.paper import digits_net
 from flows.compress import compress
 from flows.summary import spread_of
+from tasks.report import states
 from tasks.report.words import closing
 from tasks.storage.store import write_json
 
@@ -251,6 +253,7 @@ def test_prefect_has_the_tasks_and_the_artifacts(finished: dict[str, Any]) -> No
     assert flow_run.state.is_completed() and flow_run.state.message == closing(finished["summary"])
     assert {"seed 0", f"{finished['summary']['ratio']:.1f}x"} <= set(flow_run.tags)
     _check_chain(tasks)
+    _check_words(tasks, finished["summary"])
     assert {"stages", "result"} <= {one.key for one in artifacts} and "file://" not in str([a.data for a in artifacts])
     table = json.loads(next(one.data for one in artifacts if one.key == "stages"))
     assert list(table[0]) == ["stage", "size", "ratio", "density", "validation accuracy", "time"]
@@ -264,6 +267,16 @@ def test_prefect_has_the_tasks_and_the_artifacts(finished: dict[str, Any]) -> No
         "difference",
         "export-onnx",
     }
+
+
+def _check_words(tasks: list[Any], summary: dict[str, Any]) -> None:
+    """Each task's state says what it came to, with numbers."""
+    told = {one.name: str(one.state.message) for one in tasks if one.state and one.state.is_completed()}
+    assert all(re.search(r"\d", one) for one in told.values()), told
+    if "verify" in told:
+        assert told["verify"] == states.verified(summary["baseline"], summary["final"])
+    if "export-onnx" in told:
+        assert f"{summary['exports'][0]['bytes']:,} bytes" in told["export-onnx"]
 
 
 def _check_chain(tasks: list[Any]) -> None:

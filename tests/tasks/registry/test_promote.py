@@ -29,6 +29,7 @@ from tasks.execution.settings import Data, Hold, Model
 from tasks.registry import models
 from tasks.registry.models import Champion, Measured, Registry
 from tasks.registry.promote import Case, Gate, metric_loss, promote
+from tasks.report import states
 from tasks.tracking.runs import Tracker
 from tasks.verdict import Aim
 
@@ -104,7 +105,9 @@ def pruned(model: nn.Module, kept: float) -> nn.Module:
 
 def go(parts: tuple[Run, Reference, Reference, str], **config: Any) -> dict[str, Any]:
     run, dense, encoded, file = parts
-    return promote.fn(run, "promote", {**OPEN, **config}, dense, encoded, file)
+    state = promote.fn(run, "promote", {**OPEN, **config}, dense, encoded, file)
+    assert state.message == states.promoted(state.data)
+    return state.data  # type: ignore[no-any-return]
 
 
 @pytest.fixture
