@@ -4,7 +4,8 @@
 imagenet_sample.py. Each point is measured once and kept in docs/headline.json, so a command that was killed goes on,
 and rivals in an environment of their own are measured by the same command there; what is not installed is said and left
 out. `--only` measures points with a word in their names, `--again` also those that are there; `--draw` draws
-docs/headline.svg of what is there, and measures nothing. Nothing of ours was chosen on the test inputs.
+docs/headline.svg of what is there, and measures nothing; `--pairs` compares points that were measured on this machine
+picture by picture (headline_pairs.py). Nothing of ours was chosen on the test inputs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 DOCS = Path(__file__).parents[2] / "docs"
 CACHE = Path(tempfile.gettempdir(), "deep-compression-headline")
@@ -55,11 +56,12 @@ def points(folder: str) -> Iterator[Point]:
 
     eff, mini = "EfficientNet-Lite0", "MiniLM"
     for ratio in (5, 6, 8, 10, 12):
-        yield Point(eff, "reconstruct", f"{ratio}x", lambda net, r=ratio: by_samples(net, net.dense_bytes // r))
-        yield Point(eff, "dcz compress", f"{ratio}x", lambda net, r=ratio: by_dcz(net, net.dense_bytes // r))
+        yield Point(eff, "reconstruct", f"{ratio}x", lambda net, r=ratio: by_samples(net, ["--ratio", r]))
+        yield Point(eff, "dcz compress", f"{ratio}x", lambda net, r=ratio: by_dcz(net, ["--ratio", r]))
     for most in (12_000_000, 9_000_000, 7_500_000, 6_500_000):
-        yield Point(mini, "reconstruct", f"{most / 1e6:g} MB", lambda net, most=most: by_samples(net, most))
-        yield Point(mini, "dcz compress", f"{most / 1e6:g} MB", lambda net, most=most: by_dcz(net, most))
+        size = ["--target-bytes", most]
+        yield Point(mini, "reconstruct", f"{most / 1e6:g} MB", lambda net, size=size: by_samples(net, size))
+        yield Point(mini, "dcz compress", f"{most / 1e6:g} MB", lambda net, size=size: by_dcz(net, size))
     for net in (eff, mini):
         for bits in (8, 6, 5, 4):
             yield Point(
@@ -95,57 +97,74 @@ def points(folder: str) -> Iterator[Point]:
         )
 
 
-def by_samples(net: Any, most: int) -> Any:
-    """`compress_calibrated`, vectors in float16, its file read back; what outputs are worth is measured once a net."""
-    from deepcompression.reconstruction import compress
-    from deepcompression.reconstruction.aimed import remember, remembered
-
-    path, real = CACHE / f"{net.name}.pt", compress.importance
-
-    def once(*arguments: Any, **named: Any) -> Any:
-        found = remembered(path) or real(*arguments, **named)
-        remember(path, found)
-        return {name: one for name, one in found.items() if name in arguments[1]}
-
-    compress.importance = once
-    classes = net.test.ndim == 4
-    calibration = compress.Calibration(net.make(), net.calibrate.split, lambda made, batch: made(batch), classes)
-    with tempfile.TemporaryDirectory() as place:
-        small = Path(place, "small.dcz")
-        compress.compress_calibrated(net.stored(), small, calibration, target_bytes=most, together=64)
-        compress.importance = real
-        return small.stat().st_size, net.read(small)
+def by_samples(net: Any, size: list[Any]) -> Any:
+    """`dcz compress --calibrate`, on samples without labels, vectors in float16; its file read back."""
+    recipe = {
+        "name": "headline",
+        "threads": 1,
+        "channels_last": net.test.ndim == 4,
+        "python_path": [str(Path(__file__).parent)],
+        "stages": [{"stage": "encode"}],
+        **net.recipe,
+    }
+    path = CACHE / f"{net.name}.yaml"
+    path.write_text(json.dumps(recipe))
+    return by_dcz(net, [*size, "--calibrate", path, "--samples", len(net.calibrate), "--together", 64])
 
 
-def by_dcz(net: Any, most: int) -> Any:
-    """`dcz compress`, without data, vectors in float16, its file read back."""
+def by_dcz(net: Any, options: list[Any]) -> Any:
+    """`dcz compress`, vectors in float16, its file read back; a command that was killed goes on."""
     from safetensors.torch import save_file
 
-    with tempfile.TemporaryDirectory() as place:
-        source, small = Path(place, "net.safetensors"), Path(place, "small.dcz")
+    source, small = CACHE / f"{net.name}.safetensors", CACHE / f"{net.name}{''.join(map(str, options[:3]))}.dcz"
+    if not source.exists():
         save_file(net.stored(), source)
-        command = ["compress", source, small, "--target-bytes", most, "--threads", 1]
-        subprocess.run(
-            [sys.executable, "-m", "deepcompression.cli", *map(str, command)], check=True, stdout=subprocess.DEVNULL
-        )
-        return small.stat().st_size, net.read(small)
+    command = ["compress", source, small, *options, "--threads", 1]
+    subprocess.run(
+        [sys.executable, "-m", "deepcompression.cli", *map(str, command)], check=True, stdout=subprocess.DEVNULL
+    )
+    return small.stat().st_size, net.read(small)
 
 
 def measured(point: Point, net: Any) -> dict[str, Any]:
-    """The figures of a point."""
+    """The figures of a point; what is lost of each input is kept for `pairs`."""
+    from headline_nets import judged
+
     before = spent()
     size, outputs = point.make(net)
     seconds = spent() - before
-    dense = net.outputs(net.filled(net.state))
+    losses = net.losses(net.outputs(net.filled(net.state)), outputs)
+    torch.save(losses, losses_of(point.name))
     return {
         "bytes": size,
         "cpu_seconds": round(seconds, 1),
-        **net.judge(dense, outputs),
+        **judged(losses),
         "versions": {name: version_of(name) for name in ("torch", point.package) if name},
         "commit": revision(),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {platform.system()}, one thread",
     }
+
+
+def losses_of(name: str) -> Path:
+    """Where what a point loses of each input lies."""
+    return CACHE / f"{name.replace(': ', '-').replace(', ', '-')}.pt"
+
+
+def compare() -> None:
+    """The table of pairs, of the points that were measured on this machine."""
+    from headline_pairs import COLUMNS, compared
+    from numbers_in_docs import write
+
+    rows = json.loads((DOCS / "headline.json").read_text())
+    losses = {name: torch.load(losses_of(name)) for name in rows if losses_of(name).exists()}
+    found = compared(rows, losses, "EfficientNet-Lite0")
+    for one in found:
+        print(" | ".join(one))
+    packages = {one: version for name in losses for one, version in rows[name]["versions"].items()}
+    told = {"command": "python tests/benchmarks/bench_headline.py FOLDER --pairs", "seeds": [0], "commit": revision()}
+    told |= {"date": time.strftime("%Y-%m-%d"), "machine": "2 cores, x86-64, Linux", "versions": packages}
+    write("headline-pairs", {**told, "columns": COLUMNS, "rows": found})
 
 
 def spent() -> float:
@@ -206,7 +225,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="points with this word in their names")
     parser.add_argument("--again", action="store_true", help="measure those that are there too")
     parser.add_argument("--draw", action="store_true", help="draw alone")
+    parser.add_argument("--pairs", action="store_true", help="compare alone")
     given = parser.parse_args()
+    if given.pairs:
+        compare()
+        return
     if not given.draw:
         measure(given.folder, given.only, given.again)
     from headline_figure import draw

@@ -28,14 +28,16 @@ DRAWS = 10_000
 @dataclass(frozen=True)
 class Net:
     """A net with its own weights: ``make`` builds it untrained, ``state`` are its tensors, ``calibrate`` and ``test``,
-    inputs; ``judge``: (dense net's outputs, others) -> figures."""
+    inputs; ``losses``: (dense net's outputs, others) -> figures of each input; ``recipe``: model and data, whose
+    training data are the inputs to calibrate on."""
 
     name: str
     make: Callable[[], nn.Module]
     state: Mapping[str, Tensor]
     calibrate: Tensor
     test: Tensor
-    judge: Callable[[Tensor, Tensor], dict[str, Any]]
+    losses: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    recipe: Mapping[str, Any]
 
     @property
     def dense_bytes(self) -> int:
@@ -91,8 +93,12 @@ def interval(values: Tensor) -> list[float]:
     return [float(one) for one in np.quantile(numbers[drawn].mean(1), [0.025, 0.975])]
 
 
-def _mean(key: str, values: Tensor) -> dict[str, Any]:
-    return {key: float(values.double().mean()), f"{key}_interval": interval(values)}
+def judged(losses: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Means of figures of each input, and their intervals."""
+    found: dict[str, Any] = {}
+    for key, one in losses.items():
+        found |= {key: float(one.double().mean()), f"{key}_interval": interval(one)}
+    return found
 
 
 @cache
@@ -101,13 +107,17 @@ def efficientnet(folder: str) -> Net:
     splits = imagenet_sample.data(folder)
     classes = splits.test[1]
 
-    def judge(dense: Tensor, other: Tensor) -> dict[str, Any]:
+    def losses(dense: Tensor, other: Tensor) -> dict[str, Tensor]:
         unlike = (other.argmax(1) != dense.argmax(1)).double()
         right = (other.argmax(1) == classes).double()
-        return _mean("divergence", divergence(dense, other)) | _mean("unlike", unlike) | _mean("right", right)
+        return {"divergence": divergence(dense, other), "unlike": unlike, "right": right}
 
     state = torch.load(imagenet_sample.weights(), weights_only=True)
-    return Net("EfficientNet-Lite0", imagenet_sample.model, state, splits.train[0], splits.test[0], judge)
+    recipe = {
+        "model": {"factory": "imagenet_sample:model"},
+        "data": {"factory": "imagenet_sample:data", "kwargs": {"folder": str(Path(folder).resolve())}},
+    }
+    return Net("EfficientNet-Lite0", imagenet_sample.model, state, splits.train[0], splits.test[0], losses, recipe)
 
 
 @cache
@@ -115,10 +125,15 @@ def minilm() -> Net:
     """all-MiniLM-L6-v2 and sentences (minilm_sentences.py)."""
     from safetensors.torch import load_file
 
-    def judge(dense: Tensor, other: Tensor) -> dict[str, Any]:
-        return _mean("off", 1 - nn.functional.cosine_similarity(dense.double(), other.double()))
+    def losses(dense: Tensor, other: Tensor) -> dict[str, Tensor]:
+        return {"off": 1 - nn.functional.cosine_similarity(dense.double(), other.double())}
 
     splits = minilm_sentences.data()
     made = minilm_sentences.model().state_dict()
     state = {name: one for name, one in load_file(minilm_sentences.weights()).items() if name in made}
-    return Net("MiniLM", minilm_sentences.model, state, splits.train[0], splits.test[0], judge)
+    recipe = {
+        "model": {"factory": "minilm_sentences:model"},
+        "data": {"factory": "minilm_sentences:data"},
+        "step": "minilm_sentences:step",
+    }
+    return Net("MiniLM", minilm_sentences.model, state, splits.train[0], splits.test[0], losses, recipe)
