@@ -40,6 +40,7 @@ from tasks.export_settings import Export
 from tasks.exports import export
 from tasks.machine.revision import git_revision
 from tasks.registry.promote import promote
+from tasks.report.seeds import write_seeds
 from tasks.report.words import closing, sentence
 from tasks.secrets import restored, sealed
 from tasks.stages.verify import verify
@@ -163,6 +164,7 @@ def _run_seeds(parsed: Recipe, stored: dict[str, Any], seeds: Sequence[int], par
         }
         tracker.metrics(results_of_seeds(summary))
         write_json(folder / "summary.json", summary)
+        write_seeds(summary, folder / "report.html")
         watchdog.done(summary)
         tracker.artifact(folder / "summary.json")
         _judge(tracker, summary)

@@ -124,7 +124,7 @@ def _seeds(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(table)
     for run in summary["runs"]:
         console.print(f"file: {run['file']}", soft_wrap=True)
-    console.print(f"summary: {summary['folder']}/summary.json", soft_wrap=True)
+    console.print(f"report: {summary['folder']}/report.html", soft_wrap=True)
 
 
 def _of_export(summary: Mapping[str, Any], target: str) -> tuple[str, str]:

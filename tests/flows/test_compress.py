@@ -542,6 +542,10 @@ def test_seeds_that_miss_their_aim_are_runs_of_their_own_that_end_as_aim_missed(
     assert len(summary["runs"]) == 2 and not summary["verdict"]["kept"]
     folder = Path(summary["folder"])
     assert json.loads((folder / "summary.json").read_text())["verdict"] == summary["verdict"]
+    page = (folder / "report.html").read_text()
+    assert (
+        all(f"../{Path(run['folder']).name}/report.html" in page for run in summary["runs"]) and "✗ Aim missed" in page
+    )
     one, two = summary["runs"]
     assert (one["seed"], two["seed"]) == (0, 1) and Path(one["file"]).read_bytes() != Path(two["file"]).read_bytes()
     assert summary["file_bytes"]["mean"] == (one["file_bytes"] + two["file_bytes"]) / 2
