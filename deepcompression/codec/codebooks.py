@@ -74,9 +74,15 @@ def _alike(flat: Bits, shape: tuple[int, ...]) -> bool:
         return False
     runs, length = _RUNS[flat.itemsize == 2]
     far = flat[:: flat.size // (runs * length) | 1][: runs * length]
-    across = _equal(far[: len(far) // runs * runs].reshape(-1, runs).T)
-    within = max(_equal(grouping.beginnings(flat, channel, runs, length)) for channel in grouping.channels(shape))
-    return within > (1.5 * across + 4 * math.sqrt(across + 9) if flat.itemsize == 2 else across + _BY_CHANCE)
+    far = far[np.random.default_rng(0).permutation(len(far))]  # at equal distances they may be of one channel too
+    for channel in grouping.channels(shape):
+        count = min(runs, flat.size // channel.size)  # of few channels more elements are looked at
+        begun = grouping.beginnings(flat, channel, count, len(far) // count)
+        across = _equal(far[: begun.size].reshape(begun.shape))
+        chance = 1.5 * across + 4 * math.sqrt(across + 9) if flat.itemsize == 2 else across + _BY_CHANCE
+        if _equal(begun) > chance:
+            return True
+    return False
 
 
 def _equal(rows: Bits) -> int:
@@ -148,8 +154,7 @@ def _as_grid(shared: Shared) -> Shared | None:
     if found is None or int(np.abs(found[1]).max()) >= MOST_INTEGER:
         return None
     width, k = int(np.ptp(found[1])), shared.book.k
-    many = len(shared.symbols) >= _MANY
-    if _nearly_empty(width, k) and not (many and len(shared.symbols) * math.log2(width / k) < 8 * k * values.itemsize):
+    if _nearly_empty(width, k) and not _repaid(width, k, shared):
         return None
     codes, book = _grid_codes(found[1][0], found[0], ALL, None if negative is None else negative[0])
     table = np.concatenate([np.zeros(1, codes.dtype), codes])
@@ -159,6 +164,13 @@ def _as_grid(shared: Shared) -> Shared | None:
 def _nearly_empty(width: int, used: int) -> bool:
     """Whether a grid of so many integers costs more in its code than the codebook of `used` values that it spares."""
     return width > 4 * used + 16
+
+
+def _repaid(width: int, used: int, whole: Shared) -> bool:
+    """Whether a codebook of `used` values, which a grid of so many integers spares, takes more than longer codes do."""
+    assert whole.book.values is not None
+    spared = 8 * used * whole.book.values.itemsize
+    return len(whole.symbols) >= _MANY and len(whole.symbols) * math.log2(width / used) < spared
 
 
 def _grid_codes(
@@ -197,7 +209,10 @@ def _grids_of_groups(
         # Where the whole is on a grid, its groups are too.
         if scale is None or candidate.scale >= 2 * float(scale[0]):
             found = _on_grids(*without_negative(flat), candidate.groups, how.dtype)
-            if found and (whole is None or not _nearly_empty(found[0].book.k, whole.book.k)):
+            if not found:
+                continue
+            width = found[0].book.k
+            if whole is None or not _nearly_empty(width, whole.book.k) or _repaid(width, whole.book.k, whole):
                 return found
     return []
 

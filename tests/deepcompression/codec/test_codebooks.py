@@ -360,9 +360,11 @@ def test_fewer_bits_never_cost_more(shape: tuple[int, ...], group: int | None) -
     assert sizes[-1] <= flat.size * 1.01 + 4 * groups + 300
 
 
-@pytest.mark.parametrize(("shape", "group"), [((300, 100), None), ((300, 96), 32)])
-def test_fine_grids_of_short_groups(shape: tuple[int, ...], group: int | None) -> None:
-    """16 bits in many short groups, whose values are hundreds of scales apart, are found."""
+@pytest.mark.parametrize(
+    ("shape", "group"), [((300, 100), None), ((300, 96), 32), ((64, 1152), None), ((40, 240), None)]
+)
+def test_fine_grids_of_groups_and_channels(shape: tuple[int, ...], group: int | None) -> None:
+    """16 bits are found in many short groups, whose values are hundreds of scales apart, and in few long channels."""
     flat = quantized(shape, 16, group).reshape(-1).view(np.uint32)
     size = len(encode_tensor(flat, "float32", shape, "huffman"))
     assert size <= flat.size * 2 * 1.01 + 4 * flat.size // (group or shape[1]) + 300
