@@ -39,7 +39,7 @@ from tasks.execution.warned import kept
 from tasks.export_settings import Export
 from tasks.exports import export
 from tasks.machine.revision import git_revision
-from tasks.registry.promote import promote
+from tasks.registry.promote import judged_aims, promote
 from tasks.report.seeds import write_seeds
 from tasks.report.words import closing, sentence
 from tasks.secrets import restored, sealed
@@ -50,7 +50,7 @@ from tasks.tracking.client import resolve_uri
 from tasks.tracking.results import results_of_seeds
 from tasks.tracking.runs import Parent, Tracker
 from tasks.upkeep.liveness import ending, living, recover
-from tasks.verdict import budget_aims, emit_missed, missed, told, verdict_of, verdict_of_seeds
+from tasks.verdict import aims_in, budget_aims, emit_missed, missed, told, verdict_of, verdict_of_seeds
 
 HIDDEN = Run | Reference | list | dict  # what Prefect would look into for results of other tasks
 
@@ -210,12 +210,14 @@ def _run_seed(parsed: Recipe, stored: dict[str, Any], seed: int, parent: Parent 
         verified = _call(verify, run, "verify", references[0], references[-2], references[-1], str(path), parsed.test)
         _call(difference, run, "difference", references[0], references[1:-1], after=verified)
         summary = {**summary_of(run, references, verified, path), **({"budget": outcome} if outcome else {})}
+        ends = references[0], references[-1]
+        if parsed.aims:
+            summary["aims"] = judged_aims(run, parsed.aims.model_dump(), *ends, str(path))
         exported, failed = exports_of(run, parsed.export, str(path), summary["final"], references[0], verified)
         summary |= {"exports": exported, "warnings": kept(run.folder)} if parsed.export else {}
         if parsed.promote:
             gates = parsed.promote.model_dump(mode="json")
-            aims = budget_aims(outcome)
-            ends = references[0], references[-1]
+            aims = [*aims_in(summary), *budget_aims(outcome)]
             summary["promotion"] = _call(promote, run, "promote", gates, *ends, str(path), aims, after=verified)
         summary["verdict"] = verdict_of(summary)
         leave(run, references, summary, stored, alone=parsed.seeds is None)

@@ -26,8 +26,10 @@ FILES = {
 }
 WORDS = 4000  # of a tokenizer that is made here
 OWN = "resize=64, crop=64, mean=0.5, std=0.25"  # how a net that nothing is published of takes pictures
+VALIDATION = 0.15  # of the training samples, where there is no split for it
 STEPS = 300  # that a training has at least, where epochs are few samples
 OF_NUMBERS = 2000  # of a table whose targets are numbers
+POINTS = 2.0  # of accuracy that may be lost at most, unless a validation sample is more
 MANY = 20  # whole numbers of a column: more are no classes
 
 
@@ -107,7 +109,8 @@ def _values(asked: Asked) -> dict[str, Any]:
         "named": "",
         "named_bits": "",
         "augment": "",
-        **{"density": 0.2, "bits": 5, "mean": ""},
+        "validation": VALIDATION,
+        **{"density": 0.2, "bits": 5, "mean": "", "samples": 0, "points": POINTS},
         **made,
         **({"named": "", "named_bits": "", "density": 0.6, "bits": 6} if hub else {}),
     }
@@ -123,10 +126,12 @@ def _kwargs(asked: Asked, outputs: int, words: int) -> str:
 
 
 def _example(asked: Asked) -> dict[str, Any]:
+    from deepcompression.data import digits
+
     learns = {"step": "classification", "metric": "accuracy", "epochs": 20, "batch": 64, "has_validation": False}
     if asked.model:
         raise RecipeError("new: --model goes with data: --images DIR or --text FILE")
-    return {"what": "digits, to be replaced by yours", "features": 1, "outputs": 10, **learns}
+    return {"what": "digits, to be replaced by yours", "features": 1, "outputs": 10, **learns, **_guard(digits())}
 
 
 def _images(asked: Asked) -> dict[str, Any]:
@@ -146,7 +151,16 @@ def _images(asked: Asked) -> dict[str, Any]:
         "augment": "deepcompression.data:flip",
         **{"step": "classification", "metric": "accuracy", "batch": 32},
         "epochs": _epochs(found.train, 32, STEPS, 10, 40),
+        **_guard(found),
     }
+
+
+def _guard(found: Any) -> dict[str, Any]:
+    """How many samples validation has, or will have, and how many points may be lost: one sample at least."""
+    whole = found.train if found.validation is None else found.validation
+    count = len(whole[0]) if isinstance(whole, tuple) else len(whole)
+    samples = count if found.validation is not None else max(round(VALIDATION * count), 1)
+    return {"samples": samples, "points": max(POINTS, math.ceil(1000 / samples) / 10)}
 
 
 def _epochs(train: Any, batch: int, steps: int, least: int, most: int) -> int:
@@ -188,6 +202,7 @@ def _tabular(asked: Asked) -> dict[str, Any]:
         "batch": 64,
         "epochs": _epochs(found.train, 64, OF_NUMBERS if numbers else STEPS, 40, 200),
         **(_usual(found.train[1]) if numbers else {}),
+        **_guard(found),
     }
 
 
@@ -226,6 +241,7 @@ def _text(asked: Asked) -> dict[str, Any]:
         "named_bits": "words: 5, ",
         **{"step": "classification", "metric": "accuracy", "batch": 32},
         "epochs": _epochs(found.train, 32, STEPS, 10, 40),
+        **_guard(found),
     }
 
 

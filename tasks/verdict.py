@@ -1,4 +1,4 @@
-"""Whether a finished run reached what was asked of it: its budget, and the absolute gates of ``promote``."""
+"""Whether a finished run reached what was asked of it: its aims, its budget, the absolute gates of ``promote``."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def verdict_of(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     A champion that was not beaten, or a registry that was away, is no aim: the run is then not promoted.
 
     Args:
-        summary: of one run; ``budget`` and ``promotion`` in it are looked at, where present.
+        summary: of one run; ``aims``, ``budget`` and ``promotion`` in it are looked at, where present.
 
     Returns:
         ``kept``; ``text``, one line: what was missed, else what was kept; ``aims``; ``test``: one sentence where the
         test split says less good things than validation, by which aims are judged, else None.
     """
-    aims = [*budget_aims(summary.get("budget")), *_gates(summary.get("promotion"))]
+    aims = [*aims_in(summary), *budget_aims(summary.get("budget")), *_gates(summary.get("promotion"))]
     if not aims:
         return None
     missed = [aim for aim in aims if not aim.kept]
@@ -75,6 +75,11 @@ def missed(summary: Mapping[str, Any]) -> bool:
 def told(verdict: Mapping[str, Any]) -> str:
     """The verdict in a line, as the tag ``verdict`` of the MLflow run has it."""
     return f"{'kept' if verdict['kept'] else 'aim missed'}: {verdict['text']}"
+
+
+def aims_in(summary: Mapping[str, Any]) -> list[Aim]:
+    """What the recipe's ``aims`` say, as ``tasks.registry.promote.judged_aims`` judged them; none without."""
+    return [Aim(**one) for one in summary.get("aims") or []]
 
 
 def budget_aims(outcome: Mapping[str, Any] | None) -> list[Aim]:

@@ -86,6 +86,25 @@ class Budget(Strict):
         return self
 
 
+class Aims(Strict):
+    """What the file must come to, judged on the validation split. A run whose file does not ends as AimMissed, exit
+    code 3; file and report are kept. At least one is given; a budget, and the gates of promote, are aims by themselves.
+    """
+
+    max_metric_loss: float | None = Field(
+        None,
+        ge=0,
+        description="how much worse than the dense model at most: points of accuracy, or the metric's own unit",
+    )
+    min_ratio: float | None = Field(None, gt=0, description="how many times smaller than the dense model at least")
+
+    @model_validator(mode="after")
+    def _something(self) -> Aims:
+        if self.max_metric_loss is None and self.min_ratio is None:
+            raise ValueError("expected max_metric_loss, min_ratio, or both")
+        return self
+
+
 class Tracking(Strict):
     """Where MLflow keeps the run. A tracking server that is away never sinks a run."""
 
@@ -163,6 +182,7 @@ class Recipe(Strict):
     budget: Budget | None = Field(
         None, description="in place of stages: what may be lost, or how large the file may be"
     )
+    aims: Aims | None = Field(None, description="what the file must come to; a run that misses one says so")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     devices: int = Field(
         1, ge=1, description="GPUs, or processes on the CPU, that train together; each takes a part of every batch"

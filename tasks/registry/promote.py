@@ -24,7 +24,7 @@ from tasks.registry.models import Champion, Measured, Registry, package
 from tasks.report import states
 from tasks.secrets import hidden, know_passwords, masked, sealed
 from tasks.storage.store import file_digest
-from tasks.verdict import Aim
+from tasks.verdict import ABSOLUTE, Aim
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Case:
 
     ``config``: the recipe's ``promote``; ``dense``: the baseline's numbers, of which ``val_metric``, ``val_correct``
     and ``val_total`` are compared; ``candidate``: the run's file; ``higher_is_better``: of the metric; ``budget``: what
-    the recipe's budget asked for, a gate too.
+    the recipe's budget and aims asked for, gates too.
     """
 
     config: Mapping[str, Any]
@@ -78,7 +78,10 @@ class Case:
 
     def absolute(self) -> list[Gate]:
         """The gates that need no champion, and so no registry."""
-        gates = [Gate("budget", aim.kept, aim.wanted, aim.got, None, aim.text) for aim in self.budget]
+        gates = [
+            Gate("aims" if aim.aim in ABSOLUTE else "budget", aim.kept, aim.wanted, aim.got, None, aim.text)
+            for aim in self.budget
+        ]
         if (limit := self.config["max_metric_loss"]) is not None:
             gates.append(self._loss("max_metric_loss", limit, self.dense, "the dense model's"))
         if (least := self.config["min_ratio"]) is not None:
@@ -167,7 +170,7 @@ def promote(
         baseline: the dense model.
         encoded: the file's stage.
         path: the file.
-        aims: of the recipe's budget; a file that misses one does not become the champion.
+        aims: of the recipe, and of its budget; a file that misses one does not become the champion.
 
     Returns:
         Plain JSON: ``model``, ``promoted``, ``version`` (None unless promoted), ``champion`` (the one before, or
@@ -178,6 +181,23 @@ def promote(
     _tell(run, promotion)
     emit_event(run, promotion)
     return Completed(message=states.promoted(promotion), data=promotion)
+
+
+def judged_aims(
+    run: Run, aims: Mapping[str, Any], baseline: Reference, encoded: Reference, path: str
+) -> list[dict[str, Any]]:
+    """The recipe's ``aims``, each as a ``tasks.verdict.Aim`` in plain JSON; a registry is not needed.
+
+    Args:
+        run: the run.
+        aims: ``max_metric_loss`` and ``min_ratio``, either of them None.
+        baseline: the dense model.
+        encoded: the file's stage.
+        path: the file.
+    """
+    measured = _measured(run, baseline, encoded, Path(path))
+    case = Case(aims, baseline.numbers, measured, bool(run.metric_object().higher_is_better))
+    return [asdict(Aim(one.gate, one.passed, one.wanted, one.got, one.text)) for one in case.absolute()]
 
 
 def emit_event(run: Run, promotion: Mapping[str, Any]) -> None:

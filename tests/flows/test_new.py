@@ -27,6 +27,7 @@ def _own_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_example_can_run(tmp_path: Path) -> None:
     """Without any data it is a small net on digits."""
     path = write(Asked(tmp_path / "my-net"), "python -m flows")
+    assert "\naims: {max_metric_loss: 2.0}" in path.read_text() and "(216 samples)" in path.read_text()
     assert path.read_text().startswith("# my-net: ") and "python -m flows run" in path.read_text()
     checked.refuse_recipe(str(path), {})
 
@@ -39,7 +40,10 @@ def test_a_table_of_numbers_and_one_of_words_can_run(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("\n".join(["a,b,price,kind", *rows]))
     for target, metric in (("price", "absolute_error"), ("kind", "accuracy")):
         path = write(Asked(tmp_path / f"net-{target}", tabular=tmp_path / "table.csv", target=target), "x")
-        assert f"metric: {metric}" in path.read_text()
+        text = path.read_text()
+        assert f"metric: {metric}" in text
+        # of 64 to train on 10 are for validation: one is 10 points
+        assert ("\naims: {max_metric_loss: 10.0}" in text) == (metric == "accuracy") and "aims: {max_metric_loss" in text
         checked.refuse_recipe(str(path), {})
 
 

@@ -52,6 +52,17 @@ def test_a_missed_budget_is_told_with_what_was_lost_and_allowed() -> None:
     assert large is not None and told(large) == "aim missed: 9,880 bytes, 5,000 allowed"
 
 
+def test_aims_of_the_recipe_are_judged_beside_budget_and_gates() -> None:
+    """One that is missed is the verdict, in its words; kept ones are told, with what the test split says against it."""
+    kept = {"aim": "max_metric_loss", "kept": True, "wanted": 2.0, "got": 0.5, "text": "half a point worse"}
+    lacking = {"aim": "min_ratio", "kept": False, "wanted": 30.0, "got": 21.4, "text": "21.4x smaller, 30x wanted"}
+    both = summary(aims=[kept, lacking])["verdict"]
+    assert not both["kept"] and both["text"] == "21.4x smaller, 30x wanted" and len(both["aims"]) == 2
+    end = {"metric": 0.90, "correct": 324, "total": 360, "split": "test", "higher_is_better": True}
+    alone = summary(aims=[kept], final=end)["verdict"]
+    assert alone["kept"] and alone["text"] == "half a point worse" and "5.00 points lost" in alone["test"]
+
+
 def test_what_is_only_expected_to_be_lost_is_a_miss_that_says_so() -> None:
     """A file that lost little so far, but is not expected to keep it up, misses its budget in understandable words."""
     (aim,) = budget_aims(outcome(loss=0.6, expected_loss=0.93))

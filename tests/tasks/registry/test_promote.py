@@ -28,7 +28,7 @@ from tasks.execution.run import Reference, Run
 from tasks.execution.settings import Data, Hold, Model
 from tasks.registry import models
 from tasks.registry.models import Champion, Measured, Registry
-from tasks.registry.promote import Case, Gate, metric_loss, promote
+from tasks.registry.promote import Case, Gate, judged_aims, metric_loss, promote
 from tasks.report import states
 from tasks.tracking.runs import Tracker
 from tasks.verdict import Aim
@@ -108,6 +108,17 @@ def go(parts: tuple[Run, Reference, Reference, str], **config: Any) -> dict[str,
     state = promote.fn(run, "promote", {**OPEN, **config}, dense, encoded, file)
     assert state.message == states.promoted(state.data)
     return state.data  # type: ignore[no-any-return]
+
+
+def test_aims_are_judged_without_a_registry(finished: Finished) -> None:
+    """As the gates of the same names are, with the same words; a file that misses one is not promoted."""
+    run, dense, encoded, file = finished("first", kept=0.2)
+    loss, ratio = judged_aims(run, {"max_metric_loss": 100.0, "min_ratio": 1000.0}, dense, encoded, file)
+    assert (loss["aim"], loss["kept"], ratio["aim"], ratio["kept"]) == ("max_metric_loss", True, "min_ratio", False)
+    assert "at least 1000x wanted" in ratio["text"]
+    assert judged_aims(run, {"max_metric_loss": None, "min_ratio": 0.5}, dense, encoded, file)[0]["kept"]
+    promotion = promote.fn(run, "promote", dict(OPEN), dense, encoded, file, [Aim(**ratio)]).data
+    assert not promotion["promoted"] and [gate["gate"] for gate in promotion["gates"]] == ["aims"]
 
 
 @pytest.fixture
