@@ -30,6 +30,10 @@ def load(spec: str) -> Callable[..., Any]:
             callable.
     """
     module_name, sign, attribute = spec.partition(":")
+    if "/" in spec or "\\" in spec:
+        raise FactoryError(
+            f"factory {spec!r}: is a path; expected package.module:callable, with the package's folder in python_path"
+        )
     if not (sign and module_name and attribute):
         raise FactoryError(f"factory {spec!r}: expected package.module:callable")
     if module_name in HUBS:

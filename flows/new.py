@@ -98,7 +98,7 @@ def _refuse(asked: Asked) -> None:
 def _values(asked: Asked) -> dict[str, Any]:
     """What the templates show."""
     made = {"images": _images, "text": _text, "tabular": _tabular, "example": _example}[asked.kind](asked)
-    weights = str(asked.weights.resolve()) if asked.weights else ""
+    weights = json.dumps(str(asked.weights.resolve())) if asked.weights else ""  # YAML, and with backslashes too
     hub = asked.model or ""
     return {
         "kind": asked.kind,

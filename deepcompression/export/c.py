@@ -133,7 +133,7 @@ def load(path: Path, threads: int) -> CSession | None:
 
 def _compiler() -> list[str]:
     """The command that compiles C: that of the environment's CC, else cc; empty where it is missing."""
-    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    command = shlex.split(os.environ.get("CC", ""), posix=os.name != "nt") or ["cc"]
     return command if shutil.which(command[0]) else []
 
 

@@ -109,9 +109,7 @@ class RB(Ramped, Method):
         layers = accounts_of(self._before, plain_state(model))
         for layer in layers:
             if layer.nonzero_before and not layer.nonzero:
-                raise ValuesError(
-                    f"{layer.name}: rb closed all of its gates; raise density, or leave it out of layers"
-                )
+                raise ValuesError(f"{layer.name}: rb closed all of its gates; raise density, or leave it out of layers")
         got = sum(layer.nonzero for layer in layers) / self._weights
         notes = [f"rb: density {got:.3g}, asked for {self.density:g}", *self._ramp.short_of("rb: the level")]
         return Account(structured([one.name for one in layers if one.nonzero]), report={"layers": layers}, notes=notes)

@@ -108,6 +108,4 @@ def _refuse_useless(site: Site, seen: Seen, otherwise: str) -> None:
     if not seen.count:
         raise ValuesError(f"{site}: all that came by it was empty; {otherwise}")
     if not math.isfinite(seen.squares):
-        raise ValuesError(
-            f"{site}: NaN, infinity or more than 1e154 came by it; look at the samples, or {otherwise}"
-        )
+        raise ValuesError(f"{site}: NaN, infinity or more than 1e154 came by it; look at the samples, or {otherwise}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from deepcompression.errors import RecipeError
 from tasks.root import ROOT
+from tasks.storage.places import is_url
 
 OURS = "deepcompression.data:"  # whose arguments of these names are files and folders
 FILES = re.compile(r"^(root|path|folder|table|classes|tokenizer)$")
@@ -41,7 +42,7 @@ def located(key: str, path: str, beside: Path, *others: Path) -> str:
     Raises:
         RecipeError: it leads to a file there, and to another from the project's root.
     """
-    if "://" in path or path.startswith("hub:") or Path(path).is_absolute():
+    if is_url(path) or path.startswith("hub:") or Path(path).is_absolute():
         return path
     own = beside / path
     elsewhere = [folder / path for folder in (ROOT, *others)]

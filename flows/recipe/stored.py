@@ -18,6 +18,7 @@ from flows.recipe.rounds import expanded
 from flows.recipe.schema import Recipe
 from tasks import secrets
 from tasks.root import ROOT
+from tasks.storage.places import is_url
 
 
 def as_stored(
@@ -133,7 +134,7 @@ def _hidden_as(value: Any, stored: Any) -> Any:
 
 def own_names(recipe: Recipe) -> list[str]:
     """What a run must call its things, in names of folders and at servers: no secrets."""
-    folders = [str(ROOT / one) for one in (recipe.store, recipe.runs) if "://" not in one]
+    folders = [str(ROOT / one) for one in (recipe.store, recipe.runs) if not is_url(one)]
     words = [recipe.name, recipe.device, recipe.precision, recipe.tracking.experiment, *map(str, recipe.seeds or ())]
     model = [recipe.promote.model] if recipe.promote else []
     return [*words, str(recipe.seed), str(ROOT), *folders, recipe.store, recipe.runs, recipe.tracking.uri, *model]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -56,7 +58,7 @@ def new(
         for one in sorted(one for one in folder.rglob("*") if one.is_file()):
             print(one)
         refuse_recipe(str(path), {})
-        typed = shlex.quote(str(path))
+        typed = subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
         print(f"next: {command()} plan {typed}; then {command()} run {typed}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from deepcompression.errors import StorageError, one_line
 from tasks.secrets import masked
 
 log = logging.getLogger(__name__)
+DRIVE = re.compile(r"[A-Za-z]:[/\\]")  # how a whole path of Windows begins
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,16 @@ class Place(Protocol):
 
 def is_url(where: str | os.PathLike[str]) -> bool:
     """Whether fsspec is to open it; everything else is a local path."""
-    return "://" in os.fspath(where)
+    text = os.fspath(where)
+    return "://" in text and not DRIVE.match(text)
 
 
 def local_path(where: str) -> str:
-    """``file:///folder`` as ``/folder``; everything else as it is."""
-    return where.removeprefix("file://") if where.startswith("file:///") else where
+    """``file:///folder`` as ``/folder``, ``file:///C:/folder`` as ``C:/folder``; everything else as it is."""
+    if not where.startswith("file:///"):
+        return where
+    path = where.removeprefix("file://")
+    return path[1:] if DRIVE.match(path[1:]) else path
 
 
 @lru_cache

@@ -43,7 +43,9 @@ def test_a_table_of_numbers_and_one_of_words_can_run(tmp_path: Path) -> None:
         text = path.read_text()
         assert f"metric: {metric}" in text
         # of 64 to train on 10 are for validation: one is 10 points
-        assert ("\naims: {max_metric_loss: 10.0}" in text) == (metric == "accuracy") and "aims: {max_metric_loss" in text
+        assert ("\naims: {max_metric_loss: 10.0}" in text) == (
+            metric == "accuracy"
+        ) and "aims: {max_metric_loss" in text
         checked.refuse_recipe(str(path), {})
 
 
