@@ -24,17 +24,19 @@ SAMPLE = 1 << 18
 _NEWER = 16  # bytes that a form of version 2 has to save
 _TOLD = 1 << 16  # flags by which their contexts are chosen, where not hardly one is stored
 _CODES_FITTED = 1 << 15  # codes by which theirs are
+_BEGINNING = 1 << 16  # values by which the way to deflate them is chosen
 FEW = 1 << 14  # elements, up to which nothing is spared
 _PRIOR = 0x66
 _PRIORS = (2, 3, 4, 5, 6, 7, 8, 15)
 Setting = tuple[int, int]  # prior, context
+Chunk = bytes | memoryview
 
 
 class Written(NamedTuple):
     """A blob's head and chunks; `size` counts both."""
 
     head: bytes
-    chunks: list[bytes]
+    chunks: Sequence[Chunk]
 
     @property
     def size(self) -> int:
@@ -54,7 +56,7 @@ class Piece(NamedTuple):
     where contexts stand; those of positions before those of values.
     """
 
-    chunks: Sequence[bytes]
+    chunks: Sequence[Chunk]
     form: int = 0
     first: bytes = b""
     middle: bytes = b""
@@ -75,7 +77,10 @@ def joined(head: Callable[[int], bytes], where: Piece, what: Piece) -> Written:
         what: the values.
     """
     fields = [head(where.form | what.form), what.first, where.middle, what.middle, where.last, what.last]
-    return Written(b"".join(fields), [place + value for place, value in zip(where.chunks, what.chunks, strict=True)])
+    chunks = [
+        b"".join([place, value]) if place else value for place, value in zip(where.chunks, what.chunks, strict=True)
+    ]
+    return Written(b"".join(fields), chunks)
 
 
 def codes(parts: list[Symbols], k: int, how: Writing) -> Piece:
@@ -249,13 +254,21 @@ def plain(stored: Bits) -> bytes:
     return stored.astype(stored.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def deflater(stored: Bits) -> Callable[[Bits], bytes] | None:
-    """The way to deflate that makes the beginning of `stored` smallest; None where it gains nothing."""
-    sample = stored[: 1 << 16]
+def deflated(parts: list[Bits], threads: int) -> list[bytes] | None:
+    """The values of each chunk, deflated in the way that makes their beginning smallest; None where it gains nothing.
+
+    Args:
+        parts: the values, chunk by chunk.
+        threads: at most so many.
+    """
+    stored = next((part for part in parts if part.any()), parts[0])
+    sample = stored[:_BEGINNING]
     if not sample.size:
         return None
-    whole, quick = len(arrays.deflate(sample)), len(arrays.deflate(sample, quick=True))
-    if min(whole, quick) >= sample.nbytes:
+    whole, quick = arrays.deflate(sample), arrays.deflate(sample, quick=True)
+    if min(len(whole), len(quick)) >= sample.nbytes:
         return None
-    hasty = quick < whole or (quick <= whole * 1.02 and sample.size == 1 << 16)
-    return functools.partial(arrays.deflate, quick=hasty)
+    hasty = len(quick) < len(whole) or (len(quick) <= len(whole) * 1.02 and sample.size == _BEGINNING)
+    if len(parts) == 1 and sample.size == stored.size:
+        return [quick if hasty else whole]
+    return mapped(functools.partial(arrays.deflate, quick=hasty), parts, threads)

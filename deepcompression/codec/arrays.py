@@ -13,13 +13,31 @@ from deepcompression.codec.dtypes import DTYPES, NAMES, Bits, narrow, narrower, 
 _DEFLATED = 128
 
 
-def deflate(values: Bits, quick: bool = False) -> bytes:
-    """The byte planes of `values` (v,), lowest first, compressed as RFC 1951 has it; `quick` without matches."""
+def deflate(values: Bits, quick: bool = False, level: int = 9) -> bytes:
+    """The byte planes of `values` (v,), lowest first, compressed as RFC 1951 has it; `quick` without matches.
+
+    Args:
+        level: of zlib.
+    """
     little = values.astype(values.dtype.newbyteorder("<"), copy=False)
     planes = np.ascontiguousarray(little.view(np.uint8).reshape(len(values), values.itemsize).T)
-    strategy = zlib.Z_HUFFMAN_ONLY if quick else zlib.Z_DEFAULT_STRATEGY
-    made = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
-    return made.compress(planes.data) + made.flush()
+    return deflated(planes.data, level, zlib.Z_HUFFMAN_ONLY if quick else zlib.Z_DEFAULT_STRATEGY)
+
+
+def deflated(data: memoryview, level: int, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+    """Bytes as one deflate stream by zlib, with no more memory than they need, which of few takes most of the time.
+
+    At level 9 the stream does not depend on it; below, where zlib soon ends a search, hardly.
+
+    Args:
+        data: the bytes.
+        level: of zlib.
+        strategy: of zlib.
+    """
+    window = min(15, max(9, (data.nbytes + 261).bit_length()))  # so that no match is out of reach
+    memory = min(9, max(1, (data.nbytes + 1).bit_length() - 6))  # so that one block has all symbols
+    made = zlib.compressobj(level, zlib.DEFLATED, -window, memory, strategy)
+    return made.compress(data) + made.flush()
 
 
 def inflate(data: memoryview, count: int, kind: np.dtype[Any], cursor: Cursor) -> Bits:

@@ -20,7 +20,6 @@ from deepcompression.codec.apart import (
     Piece,
     Written,
     cut,
-    deflater,
     first_rows,
     fitted_flags,
     plain,
@@ -63,13 +62,16 @@ def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, th
     if flat.size == 0:
         return b""
     how = Writing(dtype, shape, settled(coder, flat.size), threads)
-    raw = parting.guess(flat, dtype) if how.coder != "packed" and flat.size >= parting.LEAST else 0
+    told = parting.Guess()
+    if how.coder != "packed" and flat.size >= parting.LEAST:
+        told = parting.guess(flat, dtype)
+    raw = told.size
     differ = codebooks.differ(flat, how)
     soon = replace(how, coder="huffman") if coder == "auto" and differ else how
     ways = codebooks.find(flat, soon, raw if differ else None)
     if not any(way.least(threads) < raw for way in ways):  # of floats that differ, contexts save a thousandth
         how = soon
-    zeros = Zeros(flat != 0, how)
+    zeros = Zeros(flat, how)
     # Contexts may gain on order 0: by half is more than any was seen to.
     gain = 2.0 if how.coder == "adaptive" else 1.0
     best: Written | None = None
@@ -79,7 +81,7 @@ def encode_tensor(flat: Bits, dtype: str, shape: tuple[int, ...], coder: str, th
         if way.least(threads) < gain * known:
             best = _encode_shared(way, zeros, how, best)
     if best is None or raw < parting.CONTEXTS * best.size:
-        best = _smaller(best, _encode_raw(flat, zeros, how, best.size if best else flat.nbytes))
+        best = _smaller(best, _encode_raw(zeros, how, best.size if best else flat.nbytes, told.share))
     assert best is not None
     lengths = b"".join(varint(len(chunk)) for chunk in best.chunks) if len(best.chunks) > 1 else b""
     return b"".join([best.head, lengths, *best.chunks])
@@ -263,17 +265,18 @@ def _arithmetic(symbols: Symbols, book: Book, mask: Masks | None, model: Model, 
     return len(head) + told * len(symbols) // len(sample), write
 
 
-def _encode_raw(flat: Bits, zeros: Zeros, how: Writing, most: int) -> Written:
+def _encode_raw(zeros: Zeros, how: Writing, most: int, share: float | None) -> Written:
     """Values as they are, in the narrowest type, deflated or as planes where that is smaller; all, or no zeros.
 
-    As planes only where that may be smaller than `most` bytes.
+    As planes only where that may be smaller than `most` bytes; a guess may know the `share` of bytes that these take.
     """
-    stored, small = narrow(flat, how.dtype)
+    stored, small = narrow(zeros.flat, how.dtype)
     number = 0 if stored == how.dtype else DTYPES[stored].number
     parts = cut(small, heads.CHUNK)
-    best: Written = _raw(Piece([b""] * len(parts)), _values(parts, stored, number, how, most), how)
-    left_out = small.size - int(np.count_nonzero(zeros.stored))
-    if left_out * small.itemsize < best.size * _WORTH:  # all that leaving them out can save
+    best: Written = _raw(
+        Piece([b""] * len(parts)), _values(parts, stored, number, how, most, share if not number else None), how
+    )
+    if zeros.number * small.itemsize < best.size * _WORTH:  # all that leaving them out can save
         return best
     values = _values([part[part != 0] for part in parts], stored, number, how, most - zeros.places.size)
     best = _smaller(best, _raw(zeros.places, values, how))
@@ -288,9 +291,9 @@ def _raw(where: Piece, what: Piece, how: Writing, columns: int = 0, tiles: Tiles
     return apart.joined(lambda form: write_head(how.dtype, form, tiles, columns, None), where, what)
 
 
-def _values(parts: list[Bits], stored: str, number: int, how: Writing, most: int) -> Piece:
+def _values(parts: list[Bits], stored: str, number: int, how: Writing, most: int, share: float | None = None) -> Piece:
     """The values of each chunk as planes, where that may be smaller than `most` bytes, or as they are."""
-    if parting.promising(parts, stored, how, most):
+    if parting.promising(parts, stored, how, most, share):
         planes = parting.parted(parts, number, how)
         if planes.size <= sum(part.nbytes for part in parts):
             return planes
@@ -299,11 +302,9 @@ def _values(parts: list[Bits], stored: str, number: int, how: Writing, most: int
 
 def _as_they_are(parts: list[Bits], number: int, how: Writing) -> Piece:
     """The values of each chunk, deflated where that is smaller."""
-    deflate = None if how.coder == "packed" else deflater(next((part for part in parts if part.any()), parts[0]))
-    if deflate is not None:
-        chunks = mapped(deflate, parts, how.threads)
-        if sum(map(len, chunks)) < sum(part.nbytes for part in parts):
-            return Piece(chunks, 0, bytes([number | 128]))
+    chunks = None if how.coder == "packed" else apart.deflated(parts, how.threads)
+    if chunks is not None and sum(map(len, chunks)) < sum(part.nbytes for part in parts):
+        return Piece(chunks, 0, bytes([number | 128]))
     return Piece([plain(part) for part in parts], 0, bytes([number]))
 
 

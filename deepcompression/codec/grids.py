@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcompression import _numba
 from deepcompression.codec.dtypes import Bits, to_array, unsigned
 
 Scales = NDArray[np.floating[Any]]
@@ -41,6 +42,7 @@ FEW, FEW_JUMPS = 64, 8  # groups that a sieve does sooner, after so many jumps
 SIEVED = 1 << 26  # integers tried in all for groups that need more: few values far apart; some ten nanoseconds each
 NARROW = 16  # of their least scales are tried 1 / 16 first: those of 12 bits
 WITNESSES = 16  # magnitudes that those are tried by, beside the least
+_WORTH = 1, 1 << 22  # magnitudes that repay a compiled call, and importing it
 
 
 def product(integers: NDArray[np.int32], scales: Scales, dtype: str) -> Bits:
@@ -99,6 +101,8 @@ def recognise(bits: Bits, dtype: str) -> tuple[Scales, NDArray[np.int32]] | None
     _check(dtype)
     if not bits.size:
         return np.ones(len(bits), _kind(dtype)), np.zeros(bits.shape, np.int32)
+    if len(bits) == 1 and bits.size <= SAMPLE and _too_fine(bits[0], dtype):
+        return None
     allowed = SIEVED
     for size in (SAMPLE, PIECE):
         if bits.size > 2 * size and _scales(_sample(bits, size), dtype, allowed) is None:
@@ -114,6 +118,22 @@ def recognise(bits: Bits, dtype: str) -> tuple[Scales, NDArray[np.int32]] | None
         scales[some] = found[0]
         allowed -= found[1]
     return (scales, integers) if int(integers.max()) - int(integers.min()) < 65_536 else None
+
+
+def _too_fine(bits: Bits, dtype: str) -> bool:
+    """Whether elements (m,) lie so near each other, or 0, that multiples of so small a scale do not reach the largest.
+
+    Sooner found than by what follows, which is exact: here, all is assumed to be rounded further than it can be.
+    """
+    magnitudes = np.unique(bits & bits.dtype.type(np.iinfo(bits.dtype).max >> 1))
+    if int(magnitudes[-1]) >= INFINITY[dtype]:
+        return True
+    values = to_array(magnitudes[int(magnitudes[0] == 0) :], dtype).astype(np.float64)
+    if len(values) < 2:
+        return False
+    least = float(to_array(np.ones(1, bits.dtype), dtype)[0])
+    rounded = 8 * least + values[1:] * 2.0 ** ((4 if dtype == "float64" else 2) - SIGNIFICAND[dtype])
+    return bool(min(2 * values[0], (np.diff(values) + rounded).min()) * LIMITS[dtype] < 0.7 * values[-1])
 
 
 def credible(integers: NDArray[np.int32], dtype: str) -> bool:
@@ -231,7 +251,7 @@ class _Spans(NamedTuple):
     lower: Floats
     upper: Floats
 
-    def take(self, rows: NDArray[np.intp] | slice) -> _Spans:
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_] | slice) -> _Spans:
         """Those of some rows."""
         return _Spans(self.bits[rows], self.lower[rows], self.upper[rows])
 
@@ -284,13 +304,17 @@ def _start(spans: _Spans) -> Floats:
 def _descend(spans: _Spans, start: Floats, stop: Floats, dtype: str, jumps: int) -> tuple[Scales, NDArray[np.intp]]:
     """The largest scale of every row from `start` (g,) down to `stop` (g,), or 0; and the rows undecided by then."""
     scales: Scales = np.zeros(len(start), _kind(dtype))
-    scale = start.copy()
+    scale, left = start.copy(), np.full(len(start), jumps)
     rows = np.arange(len(start))
-    for _ in range(jumps):
-        rows = rows[scale[rows] >= stop[rows]]
-        if not rows.size:
-            break
+    compiled = _numba.kernels(spans.bits.size, *_WORTH)
+    while (rows := rows[(left[rows] > 0) & (scale[rows] >= stop[rows])]).size:
         some = spans if len(rows) == len(spans.bits) else spans.take(rows)
+        if compiled is not None:
+            now, still = scale[rows], left[rows]
+            compiled.jump_down(some.lower, some.upper, stop[rows], now, still)
+            scale[rows], left[rows] = now, still
+            hit = (still > 0) & (now >= stop[rows])
+            rows, some = rows[hit], some.take(hit)
         integers = np.floor(some.upper / scale[rows, None])
         missed = integers * scale[rows, None] < some.lower
         jump = np.divide(some.upper, integers + 1, where=missed, out=np.full(missed.shape, np.inf)).min(axis=1)
@@ -300,7 +324,8 @@ def _descend(spans: _Spans, start: Floats, stop: Floats, dtype: str, jumps: int)
             scales[rows[hits]] = found
             jump[hits] = np.where(found > 0, -1, np.minimum(low, scale[rows[hits]]))
         scale[rows] = np.nextafter(jump, 0)
-    return scales, rows[scale[rows] >= stop[rows]]
+        left[rows] -= 1
+    return scales, np.flatnonzero(scale >= stop)
 
 
 def _bracketed(spans: _Spans, integers: Floats, dtype: str) -> tuple[Floats, Scales]:
@@ -331,11 +356,10 @@ def _between(low: Floats, high: Floats, dtype: str) -> tuple[Places, Places]:
 
 def _trials(first: Places, last: Places) -> Iterator[Places]:
     """Scales to try, as bits: that with the most trailing zeros of all from `first` to `last`, then those midway."""
-    shortest = last.copy()
-    for zeros in range(1, 52 if last.itemsize == 8 else 23):
-        shorter = last >> zeros << zeros
-        np.copyto(shortest, shorter, where=shorter >= first)
-    yield shortest
+    below = (first - 1) ^ last  # from the first bit on in which they differ, the shortest has zeros behind a 1
+    for reach in (1, 2, 4, 8, 16, 32)[: 5 + (last.itemsize == 8)]:
+        below |= below >> reach
+    yield last & ~(below >> 1 & ((1 << (51 if last.itemsize == 8 else 22)) - 1))
     middle = first + (last - first) // 2
     for step in sorted(range(-8, 9), key=abs):
         yield np.clip(middle + step, first, last)

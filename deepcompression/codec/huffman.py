@@ -22,7 +22,9 @@ BLOCK = 1 << 14
 _LOCKSTEP = 48
 _LARGE = 1 << 10
 _WORTH = 1 << 9  # symbols that repay a call of compiled code
+_FOUR_AT_ONCE = 14  # bits of a code, of which four are written together
 _THREES = 1 << 14  # symbols that repay a table of three at once
+_MOST_COUNTED = 1 << 43  # of 1,024 symbols, so that their sum leaves room for a symbol beside it
 _STEP = re.compile(rb"((?:10)*|(?:11)*)0")
 
 Lengths = NDArray[np.uint8]
@@ -37,21 +39,31 @@ def limit(k: int) -> int:
 def code_lengths(counts: NDArray[np.int64]) -> Lengths:
     """Huffman code lengths (k,) of symbols that occur `counts` (k,) times, k >= 2, none longer than limit(k).
 
-    dahuffman builds the tree. Where it is deeper than the limit, package-merge (Larmore and Hirschberg 1990)
-    gives the best code within it; and at once where the alphabet is so large that dahuffman takes
-    seconds. Symbols that do not occur count as occurring once: every symbol has a code.
+    Where Huffman's tree is deeper than the limit, package-merge (Larmore and Hirschberg 1990) gives the best code
+    within it; and at once where the alphabet is so large that dahuffman takes seconds. Symbols that do not
+    occur count as occurring once: every symbol has a code.
     """
+    frequencies, longest = np.maximum(counts, 1), limit(len(counts))
+    if len(counts) <= _LARGE:
+        lengths = tree_lengths(frequencies)
+        if lengths.max() <= longest:
+            return lengths
+    return package_merge(frequencies, longest).astype(np.uint8)
+
+
+def tree_lengths(frequencies: NDArray[np.int64]) -> Lengths:
+    """Bits (k,) of Huffman's code of symbols that occur so often, each at least once; k from 2 to 1,024."""
+    lengths = np.empty(len(frequencies), np.uint8)
+    compiled = _numba.kernels(1, 1)  # dahuffman takes long for few symbols too
+    if compiled is not None and int(frequencies.max()) < _MOST_COUNTED:
+        compiled.tree_lengths(frequencies, lengths)
+        return lengths
     from dahuffman import HuffmanCodec
 
-    frequencies = np.maximum(counts, 1)
-    if len(counts) > _LARGE:
-        return package_merge(frequencies, limit(len(counts))).astype(np.uint8)
     # An end marker that is itself a symbol keeps dahuffman from adding one of its own.
     table = HuffmanCodec.from_frequencies(dict(enumerate(frequencies.tolist())), eof=0).get_code_table()
-    lengths = np.array([table[symbol][0] for symbol in range(len(counts))])
-    if lengths.max() > limit(len(counts)):
-        lengths = package_merge(frequencies, limit(len(counts)))
-    return lengths.astype(np.uint8)
+    lengths[:] = [table[symbol][0] for symbol in range(len(frequencies))]
+    return lengths
 
 
 def package_merge(frequencies: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
@@ -76,13 +88,26 @@ def package_merge(frequencies: NDArray[np.int64], longest: int) -> NDArray[np.in
 
 
 def canonical(lengths: Lengths) -> NDArray[np.uint32]:
-    """The code words (k,) of a complete code, counted up by (length, symbol); a word's first bit is its lowest."""
+    """The code words (k,) of a complete code, counted up by (length, symbol); a word's first bit is its lowest.
+
+    What has no code has length 0, and 0.
+    """
     order = np.argsort(lengths, kind="stable")
     longest = int(lengths.max())
-    share = np.uint64(1) << (longest - lengths[order]).astype(np.uint64)
+    share = (np.uint64(1) << (longest - lengths[order]).astype(np.uint64)) * (lengths[order] > 0)
     words = np.empty(len(lengths), np.uint32)
     words[order] = _reversed((np.cumsum(share) - share).astype(np.uint32), longest)
     return words
+
+
+def entries(lengths: Lengths) -> NDArray[np.uint32]:
+    """Code word << 5 | length (k,) of each code, as `canonical`."""
+    compiled = _numba.kernels(1, 1) if len(lengths) <= _LARGE else None
+    if compiled is None:
+        return canonical(lengths) << np.uint32(5) | lengths
+    found = np.zeros(len(lengths), np.uint32)
+    compiled.fill_entries(lengths, found)
+    return found
 
 
 def _reversed(words: NDArray[np.uint32], count: int) -> NDArray[np.uint32]:
@@ -143,9 +168,14 @@ def write_lengths(lengths: Lengths) -> bytes:
     The first length in 5 bits; then for every further one a step 10 (up) or 11 (down) for each bit of
     difference and a closing 0 (as bzip2 does); padded with zero bits.
     """
-    steps = np.diff(lengths.astype(np.int64)).tolist()
-    text = f"{lengths[0]:05b}"[::-1] + "".join(("10" * step if step > 0 else "11" * -step) + "0" for step in steps)
-    return np.packbits(np.frombuffer(text.encode(), np.uint8) & 1, bitorder="little").tobytes()
+    steps = np.diff(lengths.astype(np.int64))
+    sizes = 2 * np.abs(steps) + 1
+    ends = np.cumsum(sizes)
+    places = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
+    spelt = (places % 2 == 0) | np.repeat(steps < 0, sizes)
+    spelt[ends - 1] = False
+    first = lengths[0] >> np.arange(5, dtype=np.uint8) & 1
+    return np.packbits(np.concatenate([first.astype(np.bool_), spelt]), bitorder="little").tobytes()
 
 
 def table_bytes(lengths: Lengths) -> int:
@@ -174,39 +204,38 @@ def read_lengths(cursor: Cursor, k: int) -> Lengths:
     return found.astype(np.uint8)
 
 
-def encode_blocks(symbols: Symbols, lengths: Lengths) -> tuple[bytes, list[int]]:
-    """The Huffman-coded blocks of `symbols` (n,), each zero padded to whole bytes, and their sizes."""
-    words = canonical(lengths)
+def encode_blocks(
+    symbols: Symbols, lengths: Lengths, values: NDArray[np.uint8] | None = None
+) -> tuple[bytes, list[int]]:
+    """The Huffman-coded blocks of `symbols` (n,), each zero padded to whole bytes, and their sizes.
+
+    Args:
+        symbols: (n,).
+        lengths: (k,) bits of each symbol's code.
+        values: (k,) bytes that stand in `symbols` in place of each symbol, if not itself; k at most 256.
+    """
+    if values is not None:
+        lengths = _placed(lengths, values)
     compiled = _numba.kernels(len(symbols), _WORTH)
     if compiled is not None:
         sizes = np.empty(-(-len(symbols) // BLOCK), np.int64)
-        most = len(symbols) * int(lengths.max()) // 8 + len(sizes) + 16
-        out = np.empty(most, np.uint8)
-        end = compiled.encode_blocks(symbols, words << np.uint32(5) | lengths, BLOCK, out, sizes)
+        longest = int(lengths.max())
+        out = np.empty(len(symbols) * longest // 8 + len(sizes) + 16, np.uint8)
+        four = symbols.itemsize == 1 and longest <= _FOUR_AT_ONCE
+        encode = compiled.encode_bytes if four else compiled.encode_blocks
+        end = encode(symbols, entries(lengths), BLOCK, out, sizes)
         return out[:end].tobytes(), sizes.tolist()
+    words = canonical(lengths)
     cut = (symbols[i : i + BLOCK] for i in range(0, len(symbols), BLOCK))
     blocks = [bitstream.concatenate(words[block], lengths[block]) for block in cut]
     return b"".join(blocks), [len(block) for block in blocks]
 
 
-def encode_plane(bits: Symbols, down: int, lengths: Lengths, used: NDArray[np.uint8]) -> tuple[bytes, list[int]] | None:
-    """As `encode_blocks`, of one byte of each of `bits` (n,); None where compiled code is not worth it.
-
-    Args:
-        bits: unsigned integers.
-        down: places that the byte is above the lowest.
-        lengths: (k,) bits of each symbol's code.
-        used: (k,) the bytes that are the symbols.
-    """
-    compiled = _numba.kernels(len(bits), _WORTH)
-    if compiled is None:
-        return None
-    entries = np.zeros(256, np.uint32)
-    entries[used] = canonical(lengths) << np.uint32(5) | lengths
-    sizes = np.empty(-(-len(bits) // BLOCK), np.int64)
-    out = np.empty(len(bits) * int(lengths.max()) // 8 + len(sizes) + 16, np.uint8)
-    end = compiled.encode_plane(bits, down, entries, BLOCK, out, sizes)
-    return out[:end].tobytes(), sizes.tolist()
+def _placed(lengths: Lengths, values: NDArray[np.uint8]) -> Lengths:
+    """Bits (256,) of the code of each byte, of the codes (k,) of `values`, 0 of all others."""
+    every = np.zeros(256, np.uint8)
+    every[values] = lengths
+    return every
 
 
 def decode_blocks(

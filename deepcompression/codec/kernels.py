@@ -13,22 +13,33 @@ from numpy.typing import NDArray
 from deepcompression._numba import compiled
 from deepcompression.codec import arithmetic_loop
 from deepcompression.codec.kernels_bits import load, store
-from deepcompression.codec.kernels_floats import count_plane, fill_codes, find_distinct, join_four, join_two, take_plane
+from deepcompression.codec.kernels_floats import fill_codes, find_distinct, join_four, join_two, jump_down, take_plane
 from deepcompression.codec.kernels_inflate import inflate_literals
+from deepcompression.codec.kernels_literals import (
+    count_runs,
+    deflate_literals,
+    encode_bytes,
+    fill_entries,
+    tree_lengths,
+)
 
 __all__ = [
-    "count_plane",
+    "count_runs",
     "decode_blocks",
     "decode_threes",
+    "deflate_literals",
     "encode_blocks",
-    "encode_plane",
+    "encode_bytes",
     "fill_codes",
+    "fill_entries",
     "find_distinct",
     "inflate_literals",
     "join_four",
     "join_two",
+    "jump_down",
     "run",
     "take_plane",
+    "tree_lengths",
 ]
 
 run = compiled(arithmetic_loop.run)
@@ -60,45 +71,6 @@ def encode_blocks(
         held = np.uint64(0)
         for symbol in symbols[i * block : (i + 1) * block]:
             entry = np.uint64(entries[symbol])
-            pending |= (entry >> np.uint64(5)) << held
-            held += entry & np.uint64(31)
-            if held >= np.uint64(32):
-                store(out, at, pending)
-                pending >>= np.uint64(32)
-                held -= np.uint64(32)
-                at += 4
-        store(out, at, pending)
-        at += int((held + np.uint64(7)) >> np.uint64(3))
-        sizes[i] = at - start
-    return at
-
-
-@compiled
-def encode_plane(
-    bits: NDArray[Any],
-    down: int,
-    entries: NDArray[np.uint32],
-    block: int,
-    out: NDArray[np.uint8],
-    sizes: NDArray[np.int64],
-) -> int:
-    """As `encode_blocks`, of the bytes of `bits` (n,) shifted down by so much: one pass, no plane in memory.
-
-    Args:
-        bits: the elements.
-        down: places that the byte is above the lowest.
-        entries: (256,) of each byte that occurs.
-        block: symbols a block.
-        out: at least 8 bytes longer than the coded blocks.
-        sizes: (blocks,) filled.
-    """
-    at = 0
-    for i in range(len(sizes)):
-        start = at
-        pending = np.uint64(0)
-        held = np.uint64(0)
-        for one in bits[i * block : (i + 1) * block]:
-            entry = np.uint64(entries[(one >> down) & 255])
             pending |= (entry >> np.uint64(5)) << held
             held += entry & np.uint64(31)
             if held >= np.uint64(32):

@@ -48,10 +48,26 @@ def store(typing: Any, array: Any, at: Any, value: Any) -> Any:
         at: the first of the bytes.
         value: whose low bits they are.
     """
+    return types.void(array, types.int64, types.uint64), _storing(32)
 
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def store_eight(typing: Any, array: Any, at: Any, value: Any) -> Any:
+    """Write 64 bits to eight bytes of an array.
+
+    Args:
+        typing: the context of compiling, which callers in compiled code leave out.
+        array: of uint8.
+        at: the first of the bytes.
+        value: the bits.
+    """
+    return types.void(array, types.int64, types.uint64), _storing(64)
+
+
+def _storing(bits: int) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        word = builder.trunc(values[2], ir.IntType(32))
-        builder.store(word, _element(context, builder, signature.args[0], values[0], values[1], 32), align=1)
+        word = values[2] if bits == 64 else builder.trunc(values[2], ir.IntType(bits))
+        builder.store(word, _element(context, builder, signature.args[0], values[0], values[1], bits), align=1)
         return context.get_dummy_value()
 
-    return types.void(array, types.int64, types.uint64), generate
+    return generate

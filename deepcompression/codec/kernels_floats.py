@@ -65,28 +65,6 @@ def join_four(
 
 
 @compiled
-def count_plane(bits: NDArray[Any], down: int, counts: NDArray[np.int64]) -> None:
-    """Add to `counts` how often each byte occurs.
-
-    Args:
-        bits: (n,) elements.
-        down: places that the byte is above the lowest.
-        counts: (256,) added to.
-    """
-    own = np.zeros((4, 256), np.int64)
-    whole = len(bits) // 4 * 4
-    for i in range(0, whole, 4):  # four tables: equal neighbours do not wait for each other
-        own[0, (bits[i] >> down) & 255] += 1
-        own[1, (bits[i + 1] >> down) & 255] += 1
-        own[2, (bits[i + 2] >> down) & 255] += 1
-        own[3, (bits[i + 3] >> down) & 255] += 1
-    for i in range(whole, len(bits)):
-        own[0, (bits[i] >> down) & 255] += 1
-    for j in range(256):
-        counts[j] += own[0, j] + own[1, j] + own[2, j] + own[3, j]
-
-
-@compiled
 def find_distinct(flat: NDArray[Any], most: int, keys: NDArray[np.uint64], found: NDArray[np.uint64]) -> int:
     """Write the distinct elements but 0 of `flat` (n,) to `found` (most,) as they occur; their number, or -1 for more.
 
@@ -147,3 +125,32 @@ def fill_codes(
         while keys[slot] != value:
             slot = (slot + _ONE) & _LAST
         out[i] = places[slot]
+
+
+@compiled
+def jump_down(
+    lower: NDArray[np.float64],
+    upper: NDArray[np.float64],
+    stop: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    left: NDArray[np.int64],
+) -> None:
+    """Move scales (g,) down, while jumps are left, to the first that none of the magnitudes of a row rules out.
+
+    Args:
+        lower: (g, d) ends of what is rounded to each magnitude, and `upper` as many.
+        stop: (g,) below it no more is looked at.
+        scale: (g,) moved.
+        left: (g,) jumps, counted down.
+    """
+    for row in range(len(scale)):
+        while left[row] > 0 and scale[row] >= stop[row]:
+            jump = np.inf
+            for place in range(lower.shape[1]):
+                integer = np.floor(upper[row, place] / scale[row])
+                if integer * scale[row] < lower[row, place]:
+                    jump = min(jump, upper[row, place] / (integer + 1))
+            if jump == np.inf:
+                break
+            scale[row] = np.nextafter(jump, 0)
+            left[row] -= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +39,8 @@ class Plane:
         head = bytes([self.coding])
         if self.used is None:
             return head
-        kept = np.zeros(256, bool)
-        kept[self.used] = True
         ending = self.stream.header() if self.stream is not None else bytes([self.context])
-        return head + write_mask(kept) + ending
+        return head + _mask(self.used.tobytes()) + ending
 
     def read(self, cursors: Sequence[Cursor], counts: Sequence[int]) -> list[Bytes]:
         """The plane of several chunks, which have so many values each.
@@ -54,16 +53,9 @@ class Plane:
         read = {PLAIN: _plain, DEFLATED: _inflated, ARITHMETIC: self._arithmetic}[self.coding]
         return [read(cursor, count) for cursor, count in zip(cursors, counts, strict=True)]
 
-    def write(self, bits: Bits, place: int) -> bytes | memoryview:
-        """The plane, of PLAIN or STREAM, at `place` of a chunk's values (m,)."""
-        if self.stream is None or self.used is None:
-            return plane_of(bits, place).data
-        down = _down(bits.itemsize, place)
-        fused = down >= 0 and bits.itemsize in _COMPILED
-        made = streams.encode_plane(bits, down, self.stream, self.used) if fused else None
-        if made is not None:
-            return made
-        return streams.encode(translated(plane_of(bits, place), symbols_of(self.used)), self.stream)
+    def write(self, plane: Bytes) -> bytes:
+        """The plane (m,), of PLAIN or STREAM, in a chunk."""
+        return plane.tobytes() if self.stream is None else streams.encode(plane, self.stream, self.used)
 
     def _arithmetic(self, cursor: Cursor, count: int) -> Bytes:
         assert self.used is not None
@@ -77,6 +69,14 @@ class Plane:
     def _model(self, count: int) -> Model:
         assert self.used is not None
         return Model(count, len(self.used), False, 0, 4 * self.context)
+
+
+@lru_cache(maxsize=64)
+def _mask(used: bytes) -> bytes:
+    """The mask of the bytes that occur: many tensors have the same."""
+    kept = np.zeros(256, bool)
+    kept[np.frombuffer(used, np.uint8)] = True
+    return write_mask(kept)
 
 
 def _plain(cursor: Cursor, count: int) -> Bytes:
@@ -123,52 +123,51 @@ def _read_plane(cursor: Cursor) -> Plane:
     return Plane(coding, used, None, context)
 
 
-def translated(symbols: NDArray[np.uint8], table: Bytes) -> Bytes:
-    """What `table` (at most 256,) has for each of `symbols` (m,): faster than numpy, which widens an index to 8 bytes.
-
-    Args:
-        symbols: (m,), below the length of the table.
-        table: of them.
-    """
-    return np.frombuffer(bytearray(symbols).translate(table.tobytes().ljust(256, bytes(1))), np.uint8)
+def counted(plane: Bytes) -> NDArray[np.int64]:
+    """How often each byte (256,) occurs in a plane (m,)."""
+    if not len(plane):
+        return np.zeros(256, np.int64)
+    counts: NDArray[np.int64] = counted_runs(plane, len(plane))[0]
+    return counts
 
 
-def symbols_of(used: Bytes) -> Bytes:
-    """The symbol (256,) of each byte, of the bytes `used` (k,), ascending."""
-    table = np.zeros(256, np.uint8)
-    table[used] = np.arange(len(used))
-    return table
-
-
-def _down(itemsize: int, place: int) -> int:
-    """Bits that a plane is above the lowest bit of a value; -1 of the last, into which the sign is rotated."""
-    return 8 * (itemsize - 1 - place) - 1
-
-
-def counted(bits: Bits, place: int) -> NDArray[np.int64]:
-    """How often each byte (256,) occurs in one plane of floats with the bits (m,), the highest being 0."""
-    down = _down(bits.itemsize, place)
-    compiled = _numba.kernels(len(bits), *_WORTH) if bits.itemsize in _COMPILED and down >= 0 else None
-    if compiled is None:
-        return np.bincount(plane_of(bits, place), minlength=256)
-    counts = np.zeros(256, np.int64)
-    compiled.count_plane(bits, down, counts)
+def counted_runs(plane: Bytes, run: int) -> NDArray[np.int64]:
+    """How often each byte occurs in each run (runs, 256) of a plane (m,)."""
+    compiled = _numba.kernels(len(plane), *_WORTH)
+    starts = range(0, len(plane), run)
+    counts = np.zeros((len(starts), 256), np.int64)
+    for i, start in enumerate(starts) if compiled is None else ():
+        counts[i] = np.bincount(plane[start : start + run], minlength=256)
+    if compiled is not None:
+        compiled.count_runs(plane, run, counts)
     return counts
 
 
 def plane_of(bits: Bits, place: int) -> Bytes:
     """One plane (m,) of floats with the bits (m,), the highest being 0."""
-    down = _down(bits.itemsize, place)
+    plane = np.empty(len(bits), np.uint8)
+    take(bits, place, plane)
+    return plane
+
+
+def take(bits: Bits, place: int, plane: Bytes) -> None:
+    """Fill `plane` (m,) with one plane of floats with the bits (m,).
+
+    Args:
+        bits: of the floats.
+        place: of the plane, 0 the highest.
+        plane: filled.
+    """
     compiled = _numba.kernels(len(bits), *_WORTH) if bits.itemsize in _COMPILED else None
     if compiled is not None:
-        plane = np.empty(len(bits), np.uint8)
         compiled.take_plane(bits, bits.itemsize, place, plane)
-        return plane
+        return
+    down = 8 * (bits.itemsize - 1 - place) - 1
     if down < 0:
         bits = bits << bits.dtype.type(1) | bits >> bits.dtype.type(8 * bits.itemsize - 1)
     else:
         bits = bits >> bits.dtype.type(down)
-    return bits.astype(np.uint8)
+    plane[:] = bits.astype(np.uint8)
 
 
 def parted(bits: Bits) -> list[Bytes]:

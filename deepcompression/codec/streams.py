@@ -145,15 +145,35 @@ def _incompressible(counts: NDArray[np.int64], packed: int) -> bool:
     return (ideal * (1 - 1e-6) + len(counts) + 4) / 8 >= packed
 
 
-def encode(symbols: Symbols, stream: Stream) -> bytes:
-    """`symbols` (s,) as one stream of a chunk."""
+def encode(symbols: Symbols, stream: Stream, values: NDArray[np.uint8] | None = None) -> bytes:
+    """`symbols` (s,) as one stream of a chunk.
+
+    Args:
+        symbols: (s,).
+        stream: how they are written.
+        values: (k,) bytes that stand in `symbols` in place of each symbol, if not itself; k at most 256.
+    """
     if stream.k == 1:
         return b""
+    if values is not None and (stream.lengths is None or stream.tuple_size > 1):
+        symbols, values = translated(symbols, values), None
     made = tuples(symbols, stream.k, stream.tuple_size)
     if stream.lengths is None:
         return bitstream.pack(made, bitstream.width(stream.alphabet))
-    coded, sizes = huffman.encode_blocks(made, stream.lengths)
+    coded, sizes = huffman.encode_blocks(made, stream.lengths, values)
     return b"".join(map(bitstream.varint, sizes)) + coded
+
+
+def translated(plane: NDArray[np.uint8], values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The symbols (m,) of bytes: faster than numpy, which widens an index to 8 bytes.
+
+    Args:
+        plane: (m,) of `values`.
+        values: (k,) the bytes that are the symbols.
+    """
+    table = np.zeros(256, np.uint8)
+    table[values] = np.arange(len(values))
+    return np.frombuffer(bytearray(plane).translate(table.tobytes()), np.uint8)
 
 
 def read_stream(cursor: Cursor, k: int) -> Stream:
@@ -165,21 +185,6 @@ def read_stream(cursor: Cursor, k: int) -> Stream:
     if byte & 0x60 or size == 0 or (size > 1 and k**size > MOST_TUPLES):
         raise cursor.fail(f"a stream of {k} symbols has the impossible header {byte:#04x}")
     return Stream(k, size, huffman.read_lengths(cursor, k**size) if byte & 128 else None)
-
-
-def encode_plane(bits: Symbols, down: int, stream: Stream, used: NDArray[np.uint8]) -> bytes | None:
-    """One byte of each of `bits` (m,) as a stream of single symbols; None where no compiled code does it.
-
-    Args:
-        bits: unsigned integers.
-        down: places that the byte is above the lowest.
-        stream: how they are written.
-        used: (k,) the bytes that are its symbols.
-    """
-    if stream.lengths is None or stream.tuple_size > 1:
-        return None
-    made = huffman.encode_plane(bits, down, stream.lengths, used)
-    return None if made is None else b"".join([*map(bitstream.varint, made[1]), made[0]])
 
 
 def decode(

@@ -15,7 +15,7 @@ from deepcompression.codec import arithmetic, positions, tiling
 from deepcompression.codec import head as heads
 from deepcompression.codec.apart import FEW, SAMPLE, Piece, cut, first_rows, fitted, trial
 from deepcompression.codec.arithmetic import Model
-from deepcompression.codec.dtypes import Writing
+from deepcompression.codec.dtypes import Bits, Writing
 from deepcompression.codec.masks import Masks
 from deepcompression.codec.positions import Places
 from deepcompression.codec.tiles import Tiles
@@ -34,10 +34,21 @@ class Tiled(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Zeros:
-    """Which elements (n,) of a tensor are stored; all others have all bits zero."""
+    """Which elements of a tensor are stored, of its elements `flat` (n,); all others have all bits zero."""
 
-    stored: NDArray[np.bool_]
+    flat: Bits
     how: Writing
+
+    @property
+    def number(self) -> int:
+        """How many zeros there are."""
+        return self.flat.size - int(np.count_nonzero(self.flat))
+
+    @cached_property
+    def stored(self) -> NDArray[np.bool_]:
+        """Which (n,) are."""
+        stored: NDArray[np.bool_] = self.flat != 0
+        return stored
 
     @cached_property
     def masks(self) -> Masks | None:

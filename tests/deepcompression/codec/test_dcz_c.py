@@ -162,13 +162,15 @@ def test_agrees_with_python(program: Path, tmp_path: Path, tensors: Sequence[np.
 
 @pytest.mark.parametrize("coder", ["huffman", "adaptive"])
 def test_agrees_with_python_on_many_chunks(program: Path, tmp_path: Path, coder: str) -> None:
-    """Tensors beyond one chunk and one block of codes are put together from theirs."""
+    """Tensors beyond one chunk and one block of codes are put together from theirs, and regions of floats."""
     generator = np.random.default_rng(2)
     book = generator.normal(size=16).astype(np.float32)
     codes = np.minimum(generator.geometric(0.3, (2400, 2000)) - 1, 15)
     kept = generator.random(codes.shape) < np.linspace(0, 0.2, 2000)
     path = tmp_path / "made.dcz"
     tensors = {"sparse": np.where(kept, book[codes], np.float32(0)), "dense": codes[:700].astype(np.uint8)}
+    scale = np.repeat(np.exp2(generator.integers(-20, 0, 40)), 1 << 15).astype(np.float32)
+    tensors["regions"] = generator.standard_normal(scale.size, np.float32) * scale
     path.write_bytes(encode(tensors, coder))
     check(program, path, {name: bits_of(tensor) for name, tensor in tensors.items()})
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepcompression import _numba
 from deepcompression.codec.dtypes import Bits, to_array, unsigned
-from deepcompression.codec.grids import INFINITY, LIMITS, product, recognise
+from deepcompression.codec.grids import INFINITY, LIMITS, _too_fine, product, recognise
 
 FLOATS = tuple(LIMITS)
 QUANTIZERS = {
@@ -255,3 +256,24 @@ def test_product_broadcasts(dtype: str) -> None:
     bits = product(np.arange(6, dtype=np.int32).reshape(2, 3), np.array([1, 2, 4], np.float32), dtype)
     assert to_array(bits, dtype).tolist() == [[0, 2, 8], [3, 8, 20]]
     assert product(np.array(3, np.int32), np.array(0.5, np.float32), dtype).shape == ()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(FLOATS), st.integers(1, 4), st.integers(0, 2**32 - 1), st.integers(-12, 3), st.booleans())
+def test_what_is_found_sooner_is_the_same(dtype: str, groups: int, seed: int, power: int, on_grid: bool) -> None:
+    """Compiled jumps find the very scales that numpy's do; what is given up at once is on no grid."""
+    kernels = pytest.importorskip("deepcompression.codec.kernels")
+    random = np.random.default_rng(seed)
+    most = int(random.choice([3, 100, 500] if on_grid else [60_000]))
+    scales = as_scales(np.exp2(random.normal(size=(groups, 1)) + 2 * power), dtype)
+    bits = product(
+        random.integers(-most, most + 1, (groups, int(random.integers(2, 90)))).astype(np.int32), scales, dtype
+    )
+    results = []
+    for module, give_up in ((kernels, _too_fine), (None, _too_fine), (None, lambda *_: False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_numba, "kernels", lambda *_, module=module: module)
+            patch.setattr("deepcompression.codec.grids._too_fine", give_up)
+            result = recognise(bits, dtype)
+        results.append(None if result is None else (result[0].tolist(), result[1].tolist()))
+    assert results[0] == results[1] == results[2]

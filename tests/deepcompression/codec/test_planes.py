@@ -80,17 +80,19 @@ def test_what_is_damaged_is_taken_only_as_zlib_takes_it(data: bytes, seed: int, 
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
-def test_a_plane_is_written_from_the_values_as_from_its_bytes(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counting and coding a byte of each value in one pass gives what numpy gives in several."""
+def test_a_plane_is_taken_and_written_as_by_numpy(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code takes, counts and codes a byte of each value as numpy does, in runs that do not divide it too."""
     kernels = pytest.importorskip("deepcompression.codec.kernels")
     bits = (np.random.default_rng(0).normal(size=40_000).astype(np.float32).view(np.uint32) >> 16).astype(dtype)
     bits <<= dtype(16 * (bits.itemsize == 4))
     made = []
     for module in (kernels, None):
         monkeypatch.setattr(planes._numba, "kernels", lambda *_, module=module: module)
-        counts = planes.counted(bits, 0)
+        plane = planes.plane_of(bits, 0)
+        counts = planes.counted(plane)
         used = np.flatnonzero(counts).astype(np.uint8)
         stream = planes.streams.plan(counts[used], len(used), 1, "huffman")[1]
         assert stream.lengths is not None
-        made.append((counts.tolist(), Plane(planes.STREAM, used, stream).write(bits, 0)))
+        coded = Plane(planes.STREAM, used, stream).write(plane)
+        made.append((counts.tolist(), planes.counted_runs(plane, 4096).tolist(), coded))
     assert made[0] == made[1]
