@@ -29,11 +29,16 @@ def wanted(count: int, worth_calling: int, worth_importing: int) -> bool:
         return False
     if os.environ.get("DEEPCOMPRESSION_NO_NUMBA"):
         return False
+    return _imported("numba") is not None
+
+
+def _imported(name: str) -> ModuleType | None:
+    """A module; None where it cannot be imported. Of what is imported already, `import_module` takes far longer."""
     try:
-        import_module("numba")
+        __import__(name)
     except ImportError:
-        return False
-    return True
+        return None
+    return sys.modules[name]
 
 
 def kernels(count: int, worth_calling: int = 1 << 16, worth_importing: int = 1 << 22) -> ModuleType | None:
@@ -44,12 +49,7 @@ def kernels(count: int, worth_calling: int = 1 << 16, worth_importing: int = 1 <
         worth_calling: from so many on they repay a call, where numba is imported already.
         worth_importing: from so many on they repay importing numba.
     """
-    if not wanted(count, worth_calling, worth_importing):
-        return None
-    try:
-        return import_module("deepcompression.codec.kernels")
-    except ImportError:
-        return None
+    return _imported("deepcompression.codec.kernels") if wanted(count, worth_calling, worth_importing) else None
 
 
 def compiled(function: Callable[..., Any]) -> Any:

@@ -24,13 +24,14 @@ _SLICE = 1 << 20
 _TOGETHER = 1 << 10  # elements that stand together
 _FEWEST = 64  # of them that tell
 _DIFFER = 0.3  # share of different ones, from which they may be smallest as they are: 256 values are a quarter
-_COUNTED = 1 << 16  # elements that tell how often each value of two bytes occurs
+_COUNTED = 1 << 15  # elements that tell how often each value of two bytes occurs
 _RUNS = (
     (2048, 32),
     (64, 32),
 )  # groups, and elements of each, that tell whether they share: of wide values, of short ones
 _BY_CHANCE = 3  # wide values that are there twice
 _DEARER = 0.985  # of the bytes of planes, from which a code of thousands of values does not repay its time
+_ALONE = 0.75  # share of the elements of a vector that differ, from which no codebook repays itself
 _OWN = 0.6  # share of the values that a group has, above which groups seem to share them
 _SHARED = 4  # bits of a codebook for each element, from which its values are hardly shared
 _TRIES = 3  # groups of other sizes than the cheapest
@@ -56,16 +57,26 @@ def find(flat: Bits, how: Writing, most: int | None = None) -> list[Shared]:
     if not (flat[:_TOGETHER].any() or flat.any()):
         return []
     gridded = how.dtype in GRID_DTYPES
+    if _alone(flat, how) and (not gridded or grids.recognise(without_negative(flat[None])[0], how.dtype) is None):
+        return []
     whole = None if most and _dearer(flat, how, most) else _codebook(flat, how)
     if whole is not None and whole.book.k <= 2:
         return [whole]
     if most and whole is None and (flat.itemsize == 2 or flat.size >= _LARGE) and not _alike(flat, how.shape):
         return []
-    samples = _samples(flat, whole, how)
     on_grid = _as_grid(whole) if whole is not None and gridded else None
+    samples = _samples(flat, whole, how)
     on_grids = _grids_of_groups(flat, samples, how, whole, on_grid) if gridded else []
     books = _books_of_groups(samples, how, whole, on_grids)
     return on_grids + books + _of_all(whole, on_grid)
+
+
+def _alone(flat: Bits, how: Writing) -> bool:
+    """Whether most elements of a vector that is not laid in groups differ: no codebook is smaller than they are."""
+    if len(how.shape) > 1 or flat.size >= grouping.FEWEST_LAID or how.coder == "packed":
+        return False
+    ordered = np.sort(flat)
+    return bool(np.count_nonzero(ordered[1:] != ordered[:-1]) > _ALONE * flat.size)
 
 
 def _alike(flat: Bits, shape: tuple[int, ...]) -> bool:
@@ -97,7 +108,8 @@ def _dearer(flat: Bits, how: Writing, most: int) -> bool:
         return False
     every = max(1, flat.size // _COUNTED)
     counts = np.bincount(flat[::every])
-    used = np.count_nonzero(counts)
+    counts = counts[counts > 0]
+    used = len(counts)
     # Few samples of many values seem more alike than they are (Miller, Madow).
     chance = (used - 1) / (16 * math.log(2)) if every > 1 else 0.0
     share = 1.0 if how.coder == "adaptive" else _DEARER
@@ -233,7 +245,7 @@ def _spared(samples: Samples, whole: Shared | None) -> Spared:
 
 def _books_of_groups(samples: Samples, how: Writing, whole: Shared | None, on_grids: list[Shared]) -> list[Shared]:
     """A codebook for each group, of the groups that take the fewest bytes so, where others seem to take more."""
-    stored = int(np.count_nonzero(samples.flat))
+    stored = int(np.count_nonzero(samples.flat)) if on_grids else 0
     others = min((8 * way.least(how.threads) / stored for way in on_grids), default=math.inf)
     values = None if whole is None else whole.book.values
     each = _narrowed(samples.flat[:_SAMPLED] if values is None else values.reshape(-1), how.dtype)

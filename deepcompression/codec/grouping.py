@@ -18,8 +18,8 @@ from deepcompression.codec.book import Groups
 from deepcompression.codec.dtypes import Bits
 
 _FEWEST = 8  # elements of a group on a grid of its own
-_FEWEST_LAID = 2048  # elements of a vector that is worth a look: biases are none
-_COUNTED = 1 << 18  # elements by which zeros are counted
+FEWEST_LAID = 2048  # elements of a vector that is worth a look: biases are none
+_COUNTED = 1 << 16  # elements by which zeros are counted
 SCALE_BITS = 32
 _FEWER = 0.75  # of the distinct elements of several groups, that their distinct integers are at most
 _TRIED, _TRIED_LENGTH = 4, 1024  # groups of a channel that are looked at first, and elements of each
@@ -56,7 +56,7 @@ def candidates(flat: Bits, shape: tuple[int, ...], dtype: str, spared: Spared) -
         dtype: of `grids.LIMITS`.
         spared: what they may be worth.
     """
-    if len(shape) < 2 and flat.size < _FEWEST_LAID:
+    if len(shape) < 2 and flat.size < FEWEST_LAID:
         return []
     sample = without_negative(flat[:: flat.size // _COUNTED + 1])[0]
     stored = np.count_nonzero(sample) / sample.size
