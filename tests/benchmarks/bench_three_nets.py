@@ -3,22 +3,30 @@
     python tests/benchmarks/bench_three_nets.py torchvision:mobilenet_v2 torchvision:resnet50 torchvision:squeezenet1_1
     python tests/benchmarks/bench_three_nets.py torchvision:mobilenet_v2 --weights mobilenet_v2.pth --pictures FOLDER
     python tests/benchmarks/bench_three_nets.py imagenet_sample:model --sample FOLDER
+    python tests/benchmarks/bench_three_nets.py imagenet_sample:model --sample FOLDER --labels labels.csv
+    python tests/benchmarks/bench_three_nets.py imagenet_sample:model --sample FOLDER --sweep artifacts/runs --out F
 
 Without weights they are random, and columns of what is lost stay empty. FOLDER of --pictures: docs/models-and-data.md
 (of ImageNet with --classes); of --sample: see imagenet_sample.py, whose weights these are; test pictures are read.
 Agreement is how often the net says what the dense one says, KL the divergence of its softmax from the dense one's.
+--labels writes the sample as a table for conf/sweeps/three-nets.yaml; --sweep judges the files of that sweep's runs,
+and times the nets that they exported, in CPU milliseconds of a picture in onnxruntime, which other processes disturb
+less, in turns with the dense net.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -34,6 +42,7 @@ from deepcompression.quantization.precision import round_precision
 from deepcompression.sharing.share import share
 from deepcompression.torch import save
 
+ROOT = Path(__file__).parents[2]
 WAYS = [
     "16 bits",
     "8 bits",
@@ -89,8 +98,16 @@ def main() -> None:
     parser.add_argument("--only", default="", help="ways with this word")
     parser.add_argument("--coder", default="huffman")
     parser.add_argument("--out", help="a JSON file of all figures")
+    parser.add_argument("--labels", help="writes the sample's splits as this CSV file, and nothing else")
+    parser.add_argument("--sweep", help="runs of conf/sweeps/three-nets.yaml; what --out has is not judged again")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.labels:
+        Path(given.labels).write_text(imagenet_sample.labels(given.sample))
+        return
+    if given.sweep:
+        swept(Path(given.sweep), given)
+        return
     data, rows = pictures(given), []
     print(f"{'':30} {'':18} {'bytes':>12} {'ratio':>7} {'KL':>8} {'same answer':>24} {'right':>7}")
     for net in given.nets:
@@ -102,6 +119,55 @@ def main() -> None:
         rows += list(_rows(net, model, data if weights else None, given))
     if given.out:
         Path(given.out).write_text(json.dumps(rows, indent=1))
+
+
+def swept(runs: Path, given: argparse.Namespace) -> None:
+    """A row for each run of a sweep that is done: bytes, what is lost, CPU milliseconds beside the dense net's."""
+    from bench_ptq import float_onnx
+
+    from deepcompression.torch import load_into
+
+    images, classes = imagenet_sample.data(given.sample).test
+    dense = logits(imagenet_sample.filled(), images)
+    out = Path(given.out)
+    ways = yaml.safe_load((ROOT / "conf" / "sweeps" / "three-nets.yaml").read_text())["labels"]["stages"]
+    rows: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        float_onnx(imagenet_sample.filled(), images, Path(folder) / "dense.onnx")
+        for file in sorted(runs.glob("*/exports/model.onnx")):
+            run = file.parents[1]
+            if run.name in rows or not (run / "summary.json").exists():
+                continue
+            summary = json.loads((run / "summary.json").read_text())
+            found = logits(load_into(imagenet_sample.model(), run / "model.dcz"), images)
+            count = summary["file_bytes"]
+            milliseconds = cpu_milliseconds([Path(folder) / "dense.onnx", file], images)
+            rows[run.name] = {
+                "way": ways[int(run.name.split("-")[2]) % len(ways)],
+                "bytes": count,
+                "ratio": summary["dense_bytes"] / count,
+                "cpu_ms": milliseconds[1],
+                "dense_cpu_ms": milliseconds[0],
+                **judged(dense, found, classes),
+            }
+            print(run.name, json.dumps(rows[run.name]), flush=True)
+            out.write_text(json.dumps(rows, indent=1))
+
+
+def cpu_milliseconds(files: list[Path], images: Tensor, rounds: int = 40) -> list[float]:
+    """The median CPU time of a picture of each net in onnxruntime, one thread, in turns."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    nets = [onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]) for file in files]
+    times: list[list[float]] = [[] for _ in nets]
+    for at in range(rounds):
+        for net, taken in zip(nets, times, strict=True):
+            started = time.process_time()
+            net.run(None, {net.get_inputs()[0].name: images[at : at + 1].numpy()})
+            taken.append(1000 * (time.process_time() - started))
+    return [statistics.median(taken[2:]) for taken in times]
 
 
 def _rows(net: str, model: nn.Module, data: Any, given: argparse.Namespace) -> Any:

@@ -165,7 +165,10 @@ def test_an_export_is_timed_beside_the_dense_net() -> None:
     found = latency.beside_dense(session, torch.nn.Linear(4, 2), [torch.rand(2, 4)])  # type: ignore[arg-type]
     assert set(seen) == {((3, 4), 1)} and torch.get_num_threads() == threads
     assert found["latency_ms"] >= 4 and found["times_as_fast"] < 1
-    assert re.fullmatch(r"median, batch 3, 1 thread, [3-7] rounds in turns with the dense net", found["latency_how"])
+    assert re.fullmatch(
+        r"median, batch 3, 1 thread, [3-7] rounds in turns with the dense net(; the machine was busy: .*)?",
+        found["latency_how"],
+    )
     assert latency._rounds([0.3, 0.3]) == 3 and latency._rounds([0.125, 0.125]) == 4
 
 
