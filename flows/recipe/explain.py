@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from flows.recipe.possible import Possible
 from flows.recipe.schema import Recipe
 from flows.recipe.stored import value_at
+from tasks.execution.settings import CALLABLE
 
 # Complaints about what a value is, where its schema says better what it may be.
 FORMS = (
@@ -94,6 +95,8 @@ def _same(path: Sequence[Any], first: Mapping[str, Any], other: Sequence[Any], p
 def _message(first: Mapping[str, Any], got: Any, possible: Possible, path: Sequence[Any]) -> str:
     """What may stand there and what came; of what no schema says the complaint's own words."""
     expected = possible.told(path) if first["type"] in FORMS else ""
+    if first.get("ctx", {}).get("pattern") == CALLABLE:
+        expected = "package.module:callable"
     near = difflib.get_close_matches(got, possible.words(path), 1) if expected and isinstance(got, str) else []
     own = first["msg"].removeprefix("Value error, ")
     message = f"expected {expected}" if expected else own[:1].lower() + own[1:]

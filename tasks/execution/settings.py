@@ -40,7 +40,8 @@ Precision = Literal["float32", "float16", "bfloat16"]
 Allocated = Literal["allocated"]  # bits that an earlier stage finds
 Coder = Literal["huffman", "adaptive", "auto", "packed"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]  # a folder's name, never a path
-Spec = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="package.module:callable")]
+CALLABLE = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
+Spec = Annotated[str, Field(pattern=CALLABLE, description="package.module:callable")]
 
 Place = tuple[Any, ...]  # keys and indices that lead to a value
 

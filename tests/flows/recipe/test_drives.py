@@ -54,7 +54,7 @@ def test_a_factory_that_is_a_path_says_what_it_should_be(path: str, tiny: Any) -
     """The letter is no module that does not import."""
     with pytest.raises(FactoryError, match=r"is a path; expected package\.module:callable"):
         factory.load(path)
-    with pytest.raises(RecipeError, match=r"model\.factory"):
+    with pytest.raises(RecipeError, match=r"model\.factory: expected package\.module:callable, got"):
         recipes.load({**tiny(), "model": {"factory": path}})
 
 
