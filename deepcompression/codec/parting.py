@@ -171,8 +171,9 @@ def _smallest(values: _Values) -> _Plan:
     total = sum(map(len, values.parts))
     best = _Plan(total, Plane())
     each = planes.counted_runs(values.sample, _RUN)
-    known = max(1, len(values.sample))
-    told = min(1.0, _likely(each.sum(axis=0, keepdims=True)) / known)  # of its bytes, by one code for all
+    told = 1.0  # of its bytes, by one code for all
+    if len(values.sample):
+        told = min(told, _likely(each.sum(axis=0, keepdims=True)) / len(values.sample))
     if _changes(each, told):
         best = min([best, _deflated(values, quick=True)], key=_size)
     if told < _NOISE and (told * total < _TOLD * best.size or values.how.coder == "adaptive"):
