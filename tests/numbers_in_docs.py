@@ -58,6 +58,9 @@ def renew(name: str | None) -> None:
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
         after = MARKED.sub(lambda one: one[1] + (text_of(read(one[2])) if name in (None, one[2]) else one[3]), before)
+        after = CELL.sub(
+            lambda one: one[1] + (lines[one[2]]["text"] if name in (None, one[2]) else one[3]) + one[4], after
+        )
         if after != before:
             page.write_text(after, encoding="utf-8")
             print(f"{page.relative_to(ROOT)}: renewed")
@@ -66,7 +69,7 @@ def renew(name: str | None) -> None:
 def adopt(name: str, page: Path) -> None:
     """The file of a table that stands in a page, with the commit that brought it."""
     (lines,) = [text.splitlines() for where, one, text in marked() if one == name and where == page.resolve()]
-    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    parts = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     telling = max(lines[2:], key=len)
     came = subprocess.run(
         ["git", "log", "--format=%h %ad", "--date=short", f"-S{telling}", "--", "README.md", "docs"],
@@ -78,7 +81,7 @@ def adopt(name: str, page: Path) -> None:
     commit, date = came[-1].split() if came else (None, None)
     table = {"command": "", "seeds": None, "commit": commit, "date": date, "machine": "", "versions": None}
     FOLDER.mkdir(exist_ok=True)
-    write(name, {**table, "columns": cells[0], "rows": cells[2:]})
+    write(name, {**table, "columns": parts[0], "rows": parts[2:]})
 
 
 def write(name: str, table: dict[str, Any]) -> None:
