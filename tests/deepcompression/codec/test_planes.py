@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcompression.codec import planes
+from deepcompression.codec import parting, planes
+from deepcompression.codec.dtypes import Writing
 from deepcompression.codec.planes import Plane
 
 STRATEGIES = (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED, zlib.Z_RLE)
@@ -96,3 +97,10 @@ def test_a_plane_is_taken_and_written_as_by_numpy(dtype: type, monkeypatch: pyte
         coded = Plane(planes.STREAM, used, stream).write(plane)
         made.append((counts.tolist(), planes.counted_runs(plane, 4096).tolist(), coded))
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("coder", ["huffman", "adaptive"])
+def test_planes_of_no_values_are_plain(coder: str) -> None:
+    """Where zeros are left out, nothing may be left: planes of no values are planned too."""
+    what = parting.parted([np.zeros(0, np.uint32)], 1, Writing("float32", (0,), coder))
+    assert b"".join(what.chunks) == b"" and what.first == bytes([1, *[planes.PLAIN] * 4])
