@@ -17,6 +17,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)  # INFO: that the first compilation begins, which takes seconds
 
+_known: dict[str, ModuleType] = {}  # modules that were imported to their end
+
 
 def wanted(count: int, worth_calling: int, worth_importing: int) -> bool:
     """Whether numba is there and `count` steps repay its use.
@@ -34,11 +36,14 @@ def wanted(count: int, worth_calling: int, worth_importing: int) -> bool:
 
 def _imported(name: str) -> ModuleType | None:
     """A module; None where it cannot be imported. Of what is imported already, `import_module` takes far longer."""
-    try:
-        __import__(name)
-    except ImportError:
-        return None
-    return sys.modules[name]
+    module = _known.get(name)
+    if module is None or sys.modules.get(name) is not module:
+        try:
+            __import__(name)
+        except ImportError:
+            return None
+        module = _known[name] = sys.modules[name]
+    return module
 
 
 def kernels(count: int, worth_calling: int = 1 << 16, worth_importing: int = 1 << 22) -> ModuleType | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from deepcompression.codec import grids, group_books, grouping
 from deepcompression.codec.book import ALL, GRID_DTYPES, MOST_INTEGER, Book, Groups
 from deepcompression.codec.distinct import distinct, looked_up
-from deepcompression.codec.dtypes import DTYPES, Bits, Writing, narrow, order
+from deepcompression.codec.dtypes import DTYPES, Bits, Writing, narrow, order, to_array
 from deepcompression.codec.grouping import Spared, without_negative
 from deepcompression.codec.huffman import Symbols
 from deepcompression.codec.sampling import Samples
@@ -85,7 +86,7 @@ def _alike(flat: Bits, shape: tuple[int, ...]) -> bool:
         return False
     runs, length = _RUNS[flat.itemsize == 2]
     far = flat[:: flat.size // (runs * length) | 1][: runs * length]
-    far = far[np.random.default_rng(0).permutation(len(far))]  # at equal distances they may be of one channel too
+    far = far[_shuffled(len(far))]  # at equal distances they may be of one channel too
     for channel in grouping.channels(shape):
         count = min(runs, flat.size // channel.size)  # of few channels more elements are looked at
         begun = grouping.beginnings(flat, channel, count, len(far) // count)
@@ -94,6 +95,12 @@ def _alike(flat: Bits, shape: tuple[int, ...]) -> bool:
         if _equal(begun) > chance:
             return True
     return False
+
+
+@lru_cache(maxsize=8)
+def _shuffled(count: int) -> NDArray[np.int64]:
+    """The numbers below `count` in disorder, always the same."""
+    return np.random.default_rng(0).permutation(count)
 
 
 def _equal(rows: Bits) -> int:
@@ -162,7 +169,7 @@ def _as_grid(shared: Shared) -> Shared | None:
     """The same with a scale and integers in place of the codebook, if its values are on a grid."""
     assert shared.book.values is not None
     values, negative = without_negative(shared.book.values)
-    found = grids.recognise(values, shared.dtype)
+    found = grids.recognise(values, shared.dtype, _least_scale(shared))
     if found is None or int(np.abs(found[1]).max()) >= MOST_INTEGER:
         return None
     width, k = int(np.ptp(found[1])), shared.book.k
@@ -171,6 +178,17 @@ def _as_grid(shared: Shared) -> Shared | None:
     codes, book = _grid_codes(found[1][0], found[0], ALL, None if negative is None else negative[0])
     table = np.concatenate([np.zeros(1, codes.dtype), codes])
     return Shared(table[shared.symbols], book, shared.dtype)
+
+
+def _least_scale(shared: Shared) -> float:
+    """The scale below which a grid for few elements surely has too many integers, `_nearly_empty`."""
+    assert shared.book.values is not None
+    if len(shared.symbols) >= _MANY:
+        return 0.0
+    low, high = to_array(shared.book.values[0, [0, -1]], shared.dtype).tolist()
+    rounded = (abs(low) + abs(high)) * 2.0 ** (1 - grids.SIGNIFICAND[shared.dtype])
+    least = (high - low - rounded) / (4 * shared.book.k + 17)
+    return least if 0 < least < math.inf else 0.0
 
 
 def _nearly_empty(width: int, used: int) -> bool:

@@ -80,7 +80,7 @@ def _rounded_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return bits.astype(np.uint16)
 
 
-def recognise(bits: Bits, dtype: str) -> tuple[Scales, NDArray[np.int32]] | None:
+def recognise(bits: Bits, dtype: str, least: float = 0.0) -> tuple[Scales, NDArray[np.int32]] | None:
     """Scales and integers that give `bits` exactly, with the largest scale of each group that does.
 
     Of the scales that serve alike (rounding leaves several) it is the one with the fewest significant bits, which
@@ -91,6 +91,7 @@ def recognise(bits: Bits, dtype: str) -> tuple[Scales, NDArray[np.int32]] | None
     Args:
         bits: element bits (G, m), one row for each group.
         dtype: float32, float16, bfloat16 or float64.
+        least: scales below may be missed, where all is one group.
 
     Returns:
         Scales (G,), float64 for float64, else float32, 1 for a group of zeros; integers (G, m) int32. Or None.
@@ -105,14 +106,14 @@ def recognise(bits: Bits, dtype: str) -> tuple[Scales, NDArray[np.int32]] | None
         return None
     allowed = SIEVED
     for size in (SAMPLE, PIECE):
-        if bits.size > 2 * size and _scales(_sample(bits, size), dtype, allowed) is None:
+        if bits.size > 2 * size and _scales(_sample(bits, size), dtype, allowed, least) is None:
             return None
     scales = np.empty(len(bits), _kind(dtype))
     integers = np.empty(bits.shape, np.int32)
     rows = max(1, PIECE // bits.shape[1])
     for at in range(0, len(bits), rows):
         some = slice(at, at + rows)
-        found = _scales(bits[some], dtype, allowed)
+        found = _scales(bits[some], dtype, allowed, least)
         if found is None or not _divide(bits[some], found[0], dtype, integers[some]):
             return None
         scales[some] = found[0]
@@ -125,7 +126,8 @@ def _too_fine(bits: Bits, dtype: str) -> bool:
 
     Sooner found than by what follows, which is exact: here, all is assumed to be rounded further than it can be.
     """
-    magnitudes = np.unique(bits & bits.dtype.type(np.iinfo(bits.dtype).max >> 1))
+    ordered = np.sort(bits & bits.dtype.type(np.iinfo(bits.dtype).max >> 1))
+    magnitudes = ordered[np.append(True, ordered[1:] != ordered[:-1])]
     if int(magnitudes[-1]) >= INFINITY[dtype]:
         return True
     values = to_array(magnitudes[int(magnitudes[0] == 0) :], dtype).astype(np.float64)
@@ -193,7 +195,7 @@ def _mend(
     return not wrong[0].size
 
 
-def _scales(bits: Bits, dtype: str, allowed: int) -> tuple[Scales, int] | None:
+def _scales(bits: Bits, dtype: str, allowed: int, least: float) -> tuple[Scales, int] | None:
     """The scale (g,) of every row of `bits` (g, e), 1 for rows of zeros, and how many integers were tried in a sieve.
 
     None where a row has no scale, or where more than `allowed` would have to be tried.
@@ -205,7 +207,7 @@ def _scales(bits: Bits, dtype: str, allowed: int) -> tuple[Scales, int] | None:
     filled = np.flatnonzero(magnitudes[:, -1])
     if not filled.size:
         return scales, 0
-    found = _largest(_spans(magnitudes[filled], dtype), dtype, allowed)
+    found = _largest(_spans(magnitudes[filled], dtype), dtype, allowed, least)
     if found is None:
         return None
     scales[filled] = found[0]
@@ -273,19 +275,19 @@ def _spans(magnitudes: Bits, dtype: str) -> _Spans:
     return _Spans(magnitudes, (values + below) / 2 * (1 - slack), (values + above) / 2 * (1 + slack))
 
 
-def _largest(spans: _Spans, dtype: str, allowed: int) -> tuple[Scales, int] | None:
+def _largest(spans: _Spans, dtype: str, allowed: int, least: float) -> tuple[Scales, int] | None:
     """The largest scale (g,) of every row, and how many integers were tried; None as for `_scales`."""
     start = _start(spans)
-    stop = np.maximum(spans.lower[:, -1] / LIMITS[dtype], np.finfo(np.float64).smallest_subnormal)
+    stop = np.maximum(spans.lower[:, -1] / LIMITS[dtype], max(least, np.finfo(np.float64).smallest_subnormal))
     if (start < stop).any():
         return None
     scales, undecided = _descend(spans, start, stop, dtype, JUMPS if len(start) > FEW else FEW_JUMPS)
     if np.count_nonzero(scales) < len(scales) - len(undecided):
         return None
     tried = 0
-    for least in (NARROW * stop, stop):
-        rows = undecided[(scales[undecided] == 0) & (start[undecided] >= least[undecided])]
-        found = _sieved(spans.take(rows), start[rows], least[rows], dtype, allowed - tried)
+    for end in (NARROW * stop, stop):
+        rows = undecided[(scales[undecided] == 0) & (start[undecided] >= end[undecided])]
+        found = _sieved(spans.take(rows), start[rows], end[rows], dtype, allowed - tried)
         if found is None:
             return None
         scales[rows] = found[0]
@@ -406,6 +408,8 @@ def _sieve(spans: _Spans, start: Floats, stop: Floats, first: Floats, counts: ND
     for place in range(1, min(WITNESSES, spans.bits.shape[1] - 1) + 1):
         fits = np.floor(spans.upper[row, place] / low) * high >= spans.lower[row, place]
         row, low, high = row[fits], low[fits], high[fits]
+        if not row.size:
+            break
     scales: Scales = np.zeros(len(counts), _kind(dtype))
     several = max(1, PIECE // spans.bits.shape[1])
     for at in range(0, len(row), several):

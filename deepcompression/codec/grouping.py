@@ -135,7 +135,8 @@ def spread(flat: NDArray[Any], count: int, length: int) -> NDArray[Any]:
         length: of each.
     """
     length = min(length, flat.size)
-    return np.stack([flat[at : at + length] for at in np.arange(count) * (flat.size - length) // (count - 1)])
+    begins = [at * (flat.size - length) // (count - 1) for at in range(count)]
+    return np.concatenate([flat[at : at + length] for at in begins]).reshape(count, length)
 
 
 def without_negative(bits: Bits) -> tuple[Bits, NDArray[np.bool_] | None]:

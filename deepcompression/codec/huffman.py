@@ -21,7 +21,7 @@ from deepcompression.codec.bitstream import Cursor
 BLOCK = 1 << 14
 _LOCKSTEP = 48
 _LARGE = 1 << 10
-_WORTH = 1 << 9  # symbols that repay a call of compiled code
+_WORTH = 1 << 6  # symbols that repay a call of compiled code
 _FOUR_AT_ONCE = 14  # bits of a code, of which four are written together
 _THREES = 1 << 14  # symbols that repay a table of three at once
 _MOST_COUNTED = 1 << 43  # of 1,024 symbols, so that their sum leaves room for a symbol beside it
@@ -69,8 +69,12 @@ def tree_lengths(frequencies: NDArray[np.int64]) -> Lengths:
 def package_merge(frequencies: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
     """Lengths (k,) of a best prefix code among those with none longer than `longest`; 2**longest >= k."""
     order = np.argsort(frequencies, kind="stable")
-    leaves = frequencies[order]
-    packages = leaves[:0]
+    leaves, packages = frequencies[order], frequencies[:0]
+    lengths = np.zeros(len(leaves), np.int64)
+    compiled = _numba.kernels(1, 1)
+    if compiled is not None:
+        compiled.package_merge(leaves, order, longest, lengths)
+        return lengths
     is_leaf = []
     for _ in range(longest):
         merged = np.concatenate([leaves, packages])
@@ -78,7 +82,6 @@ def package_merge(frequencies: NDArray[np.int64], longest: int) -> NDArray[np.in
         is_leaf.append(by_weight < len(leaves))
         merged = merged[by_weight]
         packages = merged[: len(merged) // 2 * 2].reshape(-1, 2).sum(axis=1)
-    lengths = np.zeros(len(leaves), np.int64)
     needed = 2 * len(leaves) - 2
     for leaf in reversed(is_leaf):
         taken = int(leaf[:needed].sum())

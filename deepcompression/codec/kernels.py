@@ -20,6 +20,7 @@ from deepcompression.codec.kernels_literals import (
     deflate_literals,
     encode_bytes,
     fill_entries,
+    package_merge,
     tree_lengths,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "join_four",
     "join_two",
     "jump_down",
+    "package_merge",
     "run",
     "take_plane",
     "tree_lengths",

@@ -68,6 +68,45 @@ def tree_lengths(frequencies: NDArray[np.int64], lengths: NDArray[Any]) -> None:
 
 
 @compiled
+def package_merge(
+    leaves: NDArray[np.int64], order: NDArray[np.int64], longest: int, lengths: NDArray[np.int64]
+) -> None:
+    """Fill the lengths of a limited code, as `huffman.package_merge`.
+
+    Args:
+        leaves: (k,) how often symbols occur, ascending.
+        order: (k,) which symbols these are.
+        longest: of all codes.
+        lengths: (k,) zeros; filled.
+    """
+    count = len(leaves)
+    is_leaf = np.zeros((longest, 2 * count), np.bool_)
+    packages, merged = np.empty(count, np.int64), np.empty(2 * count, np.int64)
+    made = 0
+    for row in range(longest):
+        leaf = package = 0
+        for at in range(count + made):
+            if package == made or (leaf < count and leaves[leaf] <= packages[package]):
+                merged[at] = leaves[leaf]
+                is_leaf[row, at] = True
+                leaf += 1
+            else:
+                merged[at] = packages[package]
+                package += 1
+        made = (count + made) // 2
+        for i in range(made):
+            packages[i] = merged[2 * i] + merged[2 * i + 1]
+    needed = 2 * count - 2
+    for row in range(longest - 1, -1, -1):
+        taken = 0
+        for at in range(needed):
+            taken += is_leaf[row, at]
+        for i in range(taken):
+            lengths[order[i]] += 1
+        needed = 2 * (needed - taken)
+
+
+@compiled
 def _limited(counts: NDArray[np.int64], longest: int, lengths: NDArray[np.int64]) -> None:
     """As `literals._limited`: fill `lengths` (k,), zeros."""
     used = np.empty(len(counts), np.int64)

@@ -27,6 +27,8 @@ _HASTY = 1  # level at which they are deflated: matches as such are found
 _RUN, _APART = 1 << 12, 1 << 16  # values of a run that tells what those near it have, and from one to the next
 _TELL, _RUNS = 16, 64  # runs that tell, and about as many as are looked at
 CONTEXTS = 1.25  # times as many bytes as another way's may become fewer by contexts
+_NOISY = 0.98  # of the bytes of a few is the entropy of noise
+_FEW_THREES = 0.004  # of them that repeat, by which deflate saves less than 0.03
 _NOISE = 0.995  # of its bytes is the entropy of a plane that is stored as it is
 _TOLD = 1.004  # times fewer bytes than a sample says, codes for all of a plane surely do not take
 _FAR = 1.03  # times the entropy, from which codes of single bytes are far from it
@@ -50,7 +52,8 @@ def promising(parts: list[Bits], stored: str, how: Writing, most: int, share: fl
     if share >= 0.98 or share * total * parts[0].itemsize > CONTEXTS * most:
         return False
     middle = _middle(parts)
-    return _share(middle) < 0.997 * _deflated_size(middle.tobytes(), middle.dtype) / middle.nbytes
+    values = middle.tobytes()
+    return sum(_planes(values, middle.dtype)[1]) < 0.997 * _deflated_size(values, middle.dtype)
 
 
 class Guess(NamedTuple):
@@ -67,8 +70,8 @@ def guess(flat: Bits, dtype: str) -> Guess:
         flat: (n,) elements.
         dtype: of them.
     """
-    sample = flat[:: flat.size // _LOOKED_AT + 1]
-    values = sample[sample != 0]
+    sample = np.ascontiguousarray(flat[:: flat.size // _LOOKED_AT + 1])
+    values = sample if np.count_nonzero(sample) == len(sample) else sample[sample != 0]
     middle = _middle([flat])
     deflated = flat.nbytes * _deflated_size(middle.tobytes(), middle.dtype) / middle.nbytes
     if not len(values):
@@ -90,6 +93,13 @@ def _deflated_size(values: bytes, kind: np.dtype[Any]) -> int:
     return len(arrays.deflate(np.frombuffer(values, kind), level=_HASTY))
 
 
+@lru_cache(maxsize=2)
+def _planes(values: bytes, kind: np.dtype[Any]) -> tuple[list[Bytes], list[float]]:
+    """The planes of some values, and what ideal codes of each take: asked for twice of a tensor."""
+    made = planes.parted(np.frombuffer(bytearray(values), kind))  # compiled code tells what is read-only apart
+    return made, [entropy(planes.counted(plane)) for plane in made]
+
+
 def _middle(parts: list[Bits]) -> Bits:
     """Values that stand together in the middle of a tensor: what it begins with may be of its own kind."""
     part = parts[len(parts) // 2] if len(parts[len(parts) // 2]) else max(parts, key=len)
@@ -98,12 +108,14 @@ def _middle(parts: list[Bits]) -> Bits:
 
 
 class _Values(NamedTuple):
-    """Bits of a tensor's stored values, chunk by chunk; runs from all over it, and its middle, one plane of each."""
+    """Bits of a tensor's stored values, chunk by chunk; runs from all over it, and its middle, one plane of each, and
+    what an ideal code of that takes."""
 
     parts: list[Bits]
     place: int
     sample: Bytes
     middle: Bytes
+    ideal: float
     how: Writing
 
     def mapped(self, function: Callable[[Bytes], Any]) -> list[Any]:
@@ -127,9 +139,9 @@ def parted(parts: list[Bits], kind: int, how: Writing) -> Piece:
         kind: the number of the type that they are stored as, in the file.
         how: they are written.
     """
-    sample, middle = planes.parted(_runs(parts)), planes.parted(_middle(parts))
-    places = range(parts[0].itemsize)
-    plans = [_smallest(_Values(parts, place, sample[place], middle[place], how)) for place in places]
+    middle = _middle(parts)
+    looked_at = zip(planes.parted(_runs(parts)), *_planes(middle.tobytes(), middle.dtype), strict=True)
+    plans = [_smallest(_Values(parts, place, *looked, how)) for place, looked in enumerate(looked_at)]
     head = bytes([kind]) + b"".join(plan.plane.header() for plan in plans)
     return Piece(_chunks(parts, plans, how), PLANES << 2, head)
 
@@ -178,7 +190,7 @@ def _smallest(values: _Values) -> _Plan:
         best = min([best, _deflated(values, quick=True)], key=_size)
     if told < _NOISE and (told * total < _TOLD * best.size or values.how.coder == "adaptive"):
         best = min([best, _as_symbols(values)], key=_size)
-    return min([best, _deflated(values, quick=False)], key=_size) if _repeats(values.middle) else best
+    return min([best, _deflated(values, quick=False)], key=_size) if _repeats(values.middle, values.ideal) else best
 
 
 def _size(plan: _Plan) -> int:
@@ -205,10 +217,21 @@ def _information(counts: NDArray[np.float64]) -> float:
     return float(used @ np.log2(used))
 
 
-def _repeats(start: Bytes) -> bool:
-    """Whether what deflate finds is more than what order-0 codes have."""
-    ideal = entropy(planes.counted(start))
+def _repeats(start: Bytes, ideal: float) -> bool:
+    """Whether what deflate finds is more than what order-0 codes have, `ideal` bytes."""
+    if ideal > _NOISY * len(start) and _threes(start) < _FEW_THREES * ideal:
+        return False
     return ideal > 0 and len(arrays.deflated(start.data, _HASTY)) < 0.97 * ideal
+
+
+def _threes(plane: Bytes) -> int:
+    """How many bytes begin three in a row that are there another time: in noise hardly any."""
+    threes = plane[:-2].astype(np.uint32)
+    for following in (plane[1:-1], plane[2:]):
+        threes <<= np.uint32(8)
+        threes |= following
+    threes.sort()
+    return int(np.count_nonzero(threes[1:] == threes[:-1]))
 
 
 def _deflated(values: _Values, quick: bool) -> _Plan:

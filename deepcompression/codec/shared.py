@@ -66,7 +66,7 @@ class Shared:
 def entropy(counts: NDArray[np.int64]) -> float:
     """Bytes of an ideal order-0 code of symbols that occur so often."""
     used = counts[counts > 0].astype(np.float64)
-    return float((used * np.log2(used.sum() / used)).sum()) / 8 if used.size else 0.0
+    return float(np.add.reduce(used * np.log2(np.add.reduce(used) / used))) / 8 if used.size else 0.0
 
 
 def histogram(symbols: Symbols, k: int, threads: int) -> NDArray[np.int64]:

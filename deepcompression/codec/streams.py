@@ -19,6 +19,7 @@ from deepcompression.codec.huffman import Lengths, Symbols
 
 MOST_TUPLES = 1 << 12
 _TUPLES_TRIED = 1 << 10
+_REACHES = (1, 2, 4, 8)  # to either side, of averages
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,13 @@ def _smoother(counts: NDArray[np.int64], lengths: Lengths) -> list[Lengths]:
     if len(counts) < 16 or 400 * huffman.table_bytes(lengths) < int(counts @ lengths.astype(np.int64)) // 8:
         return []
     made = []
-    for reach in (1, 2, 4, 8):
-        window = np.ones(2 * reach + 1, np.int64)
-        sums = np.convolve(np.pad(counts, reach, mode="edge"), window, mode="valid")
-        made.append(huffman.code_lengths(np.minimum(sums, total * len(window))))
+    most = _REACHES[-1]
+    ends = np.repeat(counts[[0, -1]], most)
+    sums = np.cumsum(np.concatenate([[0], ends[:most], counts, ends[most:]]))
+    for reach in _REACHES:
+        begin, width = most - reach, 2 * reach + 1
+        windows = sums[begin + width : begin + width + len(counts)] - sums[begin : begin + len(counts)]
+        made.append(huffman.code_lengths(np.minimum(windows, total * width)))
     return made
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import bit_tensors, layers, on_grid
 
-from deepcompression.codec import arrays, codebooks
+from deepcompression.codec import arrays, codebooks, grids
 from deepcompression.codec.bitstream import Cursor
 from deepcompression.codec.book import ALL, Book, Groups, read_book
 from deepcompression.codec.dtypes import DTYPES, RawTensor, Writing, unsigned
@@ -421,3 +421,21 @@ def test_no_codebooks_of_groups_where_all_share_one(k: int) -> None:
     weight = book[np.minimum(random.geometric(random.uniform(4 / k, 8 / k, (64, 1)), (64, 576)) - 1, k)]
     found = codebooks.find(weight.reshape(-1).view(np.uint32), Writing("float32", weight.shape))
     assert [way.book.groups for way in found] == [ALL]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float16", "bfloat16"]), st.integers(2, 400))
+def test_grids_of_too_many_integers_are_given_up_early(seed: int, dtype: str, reach: int) -> None:
+    """Few values on a grid: the search stops at a scale only below which a grid is too large for few elements."""
+    random = np.random.default_rng(seed)
+    integers = random.integers(-reach, reach + 1, 300)
+    integers[integers == 0] = 1
+    scale = np.array([random.integers(1, 16) / 2048], np.float32)
+    flat = grids.product(integers.astype(np.int32), scale, dtype)
+    whole = codebooks._codebook(flat, Writing(dtype, flat.shape))
+    assert whole is not None and whole.book.values is not None
+    found, early = (grids.recognise(whole.book.values, dtype, least) for least in (0.0, codebooks._least_scale(whole)))
+    if found is not None and not codebooks._nearly_empty(int(np.ptp(found[1])), whole.book.k):
+        assert early is not None and early[0] == found[0] and np.array_equal(early[1], found[1])
+    elif early is not None:
+        assert found is not None and early[0] == found[0]

@@ -86,6 +86,31 @@ def test_package_merge_is_optimal(counts: list[int], longest: int) -> None:
     assert int(lengths @ np.array(counts)) == best_limited_bits(counts, longest)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 1 << 40), min_size=2, max_size=300), st.integers(0, 3))
+def test_package_merge_is_compiled_as_it_is_written(frequencies: list[int], more: int) -> None:
+    """Compiled code gives the lengths that numpy gives, of frequencies in any order, some equal."""
+    counts = np.array(frequencies + frequencies[:5])
+    longest = (len(counts) - 1).bit_length() + more
+    made = []
+    for compiled in (True, False):
+        with by(compiled):
+            made.append(coders.package_merge(counts, longest).tolist())
+    assert made[0] == made[1]
+
+
+@given(st.lists(st.integers(0, 10_000), min_size=16, max_size=70))
+def test_averaged_counts_are_those_of_windows(counts: list[int]) -> None:
+    """Smoother codes are of counts summed over windows, in which the first and the last stand for what is outside."""
+    numbers = np.array(counts)
+    lengths = coders.code_lengths(numbers)
+    made = streams._smoother(numbers, lengths)
+    for reach, found in zip((1, 2, 4, 8), made, strict=bool(made)):
+        width = 2 * reach + 1
+        sums = np.convolve(np.pad(numbers, reach, mode="edge"), np.ones(width, np.int64), mode="valid")
+        assert found.tolist() == coders.code_lengths(np.minimum(sums, int(numbers.sum()) * width)).tolist()
+
+
 def test_limit_binds_on_fibonacci() -> None:
     """The deepest tree there is, is cut to the limit at a cost below one per cent."""
     fibonacci = [1, 1]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcompression.codec import parting, planes
+from deepcompression.codec import arrays, parting, planes
 from deepcompression.codec.dtypes import Writing
 from deepcompression.codec.planes import Plane
 
@@ -104,3 +104,12 @@ def test_planes_of_no_values_are_plain(coder: str) -> None:
     """Where zeros are left out, nothing may be left: planes of no values are planned too."""
     what = parting.parted([np.zeros(0, np.uint32)], 1, Writing("float32", (0,), coder))
     assert b"".join(what.chunks) == b"" and what.first == bytes([1, *[planes.PLAIN] * 4])
+
+
+@pytest.mark.parametrize("repeated", [0, 16, 40, 400, 2048])
+def test_noise_is_deflated_only_where_it_repeats(repeated: int) -> None:
+    """Noise is looked at without deflating it; what is there twice is found as by deflating it."""
+    noise = np.random.default_rng(0).integers(0, 256, 4096, np.uint8)
+    noise[4096 - repeated :] = noise[:repeated]
+    ideal = parting.entropy(planes.counted(noise))
+    assert parting._repeats(noise, ideal) == (len(arrays.deflated(noise.data, 1)) < 0.97 * ideal) == (repeated > 200)
