@@ -30,7 +30,7 @@ test: $(VENV)/.installed  ## set up, then the tests of every change: make test [
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-all: $(VENV)/.installed  ## the same and the slow ones: browsers, foreign environments, clusters, servers, fuzzing
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "" --hypothesis-profile searching $(ARGS)
 
 fuzz: $(VENV)/.installed  ## set up, then a million broken files against the decoder: make fuzz [ARGS="--cases 10000"]
 	PYTHONPATH=. $(BIN)/python tests/fuzz.py $(ARGS)

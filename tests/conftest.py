@@ -34,8 +34,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SESSION = "DEEP_COMPRESSION_TESTS"  # the folder that all workers of a session share
 
 # A test that imports something large the first time, on a machine that others use too, is not a slow function.
-hypothesis.settings.register_profile("shared-machine", deadline=None)
-hypothesis.settings.load_profile("shared-machine")
+# The tests of every change try the same examples each time; `make test-all` looks for new ones.
+hypothesis.settings.register_profile("every-change", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("searching", deadline=None)
+hypothesis.settings.load_profile("every-change")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -53,7 +53,7 @@ def test_counted_kmeans_is_as_good_as_exact(dtype: str, seed: int, bits: int, sc
     alive = before != 0
     exact = kmeans1d(before[alive], 2**bits, init="optimal")
     rounding = alive.sum() * (np.abs(before).max() / 2**8) ** 2 / 3 if dtype == "bfloat16" else 0.0
-    assert loss.squared_error == pytest.approx(np.square(after - before).sum(), rel=1e-6)
+    assert loss.squared_error == pytest.approx(np.square(after - before).sum(), rel=1e-5)
     assert loss.squared_error <= 1.03 * exact.squared_error + rounding
     assert len(np.unique(after[alive])) <= 2**bits
     assert np.array_equal(after == 0, before == 0)
