@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from deepcompression.errors import InputError, together
+from deepcompression.errors import InputError, RecipeError, together
 from flows.recipe import load as recipes
 from flows.sweeps.study import Range, Sweep
 
@@ -22,10 +22,23 @@ def load(source: str | dict[str, Any], overrides: Mapping[str, Any] | None = Non
         InputError: in one line, with file, line, key and point; ``others``: what else is wrong.
     """
     plan = recipes.load_as(Sweep, source, overrides)
+    _refuse_lost_file(source, overrides or {})
     least = 1 + sum(len(_values(one)) - 1 for one in plan.parameters.values())
     found = ((point, recipes.examined(plan.recipe, changes(plan, point))[1]) for point in points(plan))
     _raise(plan, _in_time(found, least))
     return plan
+
+
+def _refuse_lost_file(source: str | dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """An override within ``recipe`` would put a mapping in place of a file's name."""
+    within = [key for key in overrides if key.startswith("recipe.")]
+    others = {key: value for key, value in overrides.items() if key not in within}
+    if within and isinstance(named := recipes.load_as(Sweep, source, others).recipe, str):
+        key = within[0].removeprefix("recipe.")
+        raise RecipeError(
+            f"override {within[0]}: recipe is a file here, {named}; what all trials change in it is "
+            f"overrides={{'{key}': ...}}"
+        )
 
 
 def refuse(plan: Sweep) -> None:

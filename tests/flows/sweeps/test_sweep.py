@@ -80,6 +80,13 @@ def test_points_that_can_be_known(plan: Callable[..., dict[str, Any]]) -> None:
     assert [tuple(one.values()) for one in checked.points(random)] == [(2, 0.1), (5, 0.1), (2, 0.2)]
 
 
+def test_an_override_within_a_recipe_that_is_a_file_says_what_does_it() -> None:
+    """Else the file's name would be lost, and what remains would be no recipe."""
+    with pytest.raises(RecipeError, match=r"recipe is a file here, conf/digits.yaml; .* overrides=\{'seed': \.\.\.\}$"):
+        checked.load("conf/sweeps/digits.yaml", {"recipe.seed": 3})
+    assert checked.load("conf/sweeps/three-nets.yaml", {"recipe.seed": 3}).recipe["seed"] == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
