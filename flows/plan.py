@@ -223,14 +223,13 @@ def _note(store: Store, info: Info) -> dict[str, Any]:
 
 def _beside_run(folder: Path, plans: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """What was predicted of a run and what it gave; None where nothing was, or it is not finished."""
-    import yaml
-
     try:
-        note = plans.get(digest(yaml.load((folder / "recipe.yaml").read_text(encoding="utf-8"), reading.LOADER)))
+        stored = reading.mapping((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
+        note = plans.get(digest(stored))
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8")) if note else {}
         size = summary.get("file_bytes")
         actual = size["mean"] if isinstance(size, Mapping) else size
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     if not note or not actual:
         return None
