@@ -130,7 +130,6 @@ def swept(runs: Path, given: argparse.Namespace) -> None:
     images, classes = imagenet_sample.data(given.sample).test
     dense = logits(imagenet_sample.filled(), images)
     out = Path(given.out)
-    ways = yaml.safe_load((ROOT / "conf" / "sweeps" / "three-nets.yaml").read_text())["labels"]["stages"]
     rows: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         float_onnx(imagenet_sample.filled(), images, Path(folder) / "dense.onnx")
@@ -143,7 +142,7 @@ def swept(runs: Path, given: argparse.Namespace) -> None:
             count = summary["file_bytes"]
             milliseconds = cpu_milliseconds([Path(folder) / "dense.onnx", file], images)
             rows[run.name] = {
-                "way": ways[int(run.name.split("-")[2]) % len(ways)],
+                "way": way_of(run),
                 "bytes": count,
                 "ratio": summary["dense_bytes"] / count,
                 "cpu_ms": milliseconds[1],
@@ -152,6 +151,27 @@ def swept(runs: Path, given: argparse.Namespace) -> None:
             }
             print(run.name, json.dumps(rows[run.name]), flush=True)
             out.write_text(json.dumps(rows, indent=1))
+
+
+def way_of(run: Path) -> str:
+    """What the shipped sweep calls a run's stages, whichever of its rows were run, in whichever order."""
+    sweep = yaml.safe_load((ROOT / "conf" / "sweeps" / "three-nets.yaml").read_text())
+    stages = yaml.safe_load((run / "recipe.yaml").read_text())["stages"]
+    fits = [
+        (len(str(wanted)), label)
+        for label, wanted in zip(sweep["labels"]["stages"], sweep["parameters"]["stages"], strict=True)
+        if _within(wanted, stages)
+    ]
+    return max(fits)[1] if fits else run.name
+
+
+def _within(wanted: Any, found: Any) -> bool:
+    """Whether all that is wanted is found, among what a stored recipe says besides."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(key in found and _within(one, found[key]) for key, one in wanted.items())
+    if isinstance(wanted, list):
+        return isinstance(found, list) and len(wanted) == len(found) and all(map(_within, wanted, found))
+    return bool(wanted == found)
 
 
 def cpu_milliseconds(files: list[Path], images: Tensor, rounds: int = 40) -> list[float]:
