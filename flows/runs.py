@@ -118,6 +118,7 @@ def run_of(parsed: Recipe, seed: int, folder: Path, tracker: Tracker) -> Run:
         channels_last=parsed.channels_last,
         evaluate=parsed.evaluate,
         devices=parsed.devices,
+        strategy=parsed.strategy,
         compiled=parsed.compile,
         num_workers=parsed.num_workers,
         threads=parsed.threads,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from deepcompression.training.optimizers import make_optimizer, make_schedule
 from deepcompression.training.plan import Fit, Plan, Progress
 from deepcompression.training.problem import Problem, backward, stepped
 from deepcompression.training.session import Session
+from deepcompression.training.shards import Shards
 from deepcompression.training.team import Team, of_all
 
 log = logging.getLogger(__name__)
@@ -88,7 +90,9 @@ def train(
     context = context_of(problem, plan.compute, plan.seed, structure=structure, teacher=teacher)
     session = Session(plan.compute.place(model), methods, 1, context)
     with session:
-        done = _fit(_Loop(session, problem, plan, checkpoint, progress, team))
+        loop = _Loop(session, problem, plan, checkpoint, progress, team)
+        with loop.in_pieces():
+            done = _fit(loop)
     held = together(structure or {}, *(account.structure for _, account in session.accounts))
     return Trained(done, session.accounts, held, session.labels, session.context.claimed)
 
@@ -139,7 +143,7 @@ class _Loop:
     ) -> None:
         randomness.seed_everything(plan.seed)
         self.session, self.problem, self.plan, self.compute = session, problem, plan, plan.compute
-        self.model = session.model
+        self.model = plan.compute.place(session.model)  # what methods put in has the memory format too: see team.py
         self.generator = torch.Generator().manual_seed(plan.seed)
         self.team = team if team and team.count > 1 else None
         share = self.team.share if self.team else None
@@ -162,6 +166,24 @@ class _Loop:
         steps = -(-len(self.batches) // plan.accumulate)
         self.schedule = make_schedule(self.optimizer, plan.schedule, plan.warmup, plan.epochs, steps)
         session.now.steps = plan.epochs * steps
+        spread = self.team is not None and self.team.strategy == "fsdp"
+        self.shards = Shards(self.model, self.team, self._whole_loss) if self.team and spread else None
+
+    @contextmanager
+    def in_pieces(self) -> Iterator[None]:
+        """Where the model is in pieces, it is whole again afterwards."""
+        try:
+            yield
+        except BaseException:
+            if self.shards:
+                self.shards.release(self.best["state"] if self.best else self.start)
+            raise
+        if self.shards:
+            self.shards.release()
+
+    def _whole(self) -> AbstractContextManager[None]:
+        """Within, all parameters are whole."""
+        return self.shards.whole() if self.shards else nullcontext()
 
     def run_epoch(self, epoch: int, track: bool) -> None:
         """One pass, its validation, the checkpoint."""
@@ -169,13 +191,14 @@ class _Loop:
         loss = self._train(epoch)
         if not math.isfinite(loss):
             self._diverged(epoch, loss, rate)
-        result = self._validated()
         self.epoch = epoch
-        figures = self.session.after_epoch(result.metric)
+        with self._whole():
+            result = self._validated()
+            figures = self.session.after_epoch(result.metric)
+            if track:
+                self._track(epoch, result)
         entry = {"epoch": epoch, "loss": loss, self._metric_name: result.metric, "val_loss": result.loss, **figures}
         self.history.append({**entry, "lr": rate, "seconds": round(time.perf_counter() - started, 3)})
-        if track:
-            self._track(epoch, result)
         self._save()
         self._tell(epoch, len(self.batches))
 
@@ -206,7 +229,8 @@ class _Loop:
         batches = iter(self.batches.shared())
         for first in batches:
             self.session.now.step = (epoch - 1) * steps + number // every
-            self.session.before_step(self.optimizer)
+            with self._whole():
+                self.session.before_step(self.optimizer)
             loss, count = self._step(chain([first], islice(batches, every - 1)))
             total, number = total + loss, number + count
             if time.perf_counter() - told > REPORT_SECONDS:
@@ -230,18 +254,23 @@ class _Loop:
                 self.optimizer.zero_grad(set_to_none=True)
             backward(loss)
             total, count = total + loss.detach(), count + 1
-        if self.team:
-            self.team.add_gradients(self.optimizer)
+        if together := self.shards or self.team:
+            together.add_gradients(self.optimizer)
         if count > 1:
             _divide(self.optimizer, count)
         if self.plan.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.gradient_clip)
+            clip = self.shards.clip if self.shards else partial(nn.utils.clip_grad_norm_, self.model.parameters())
+            clip(self.plan.gradient_clip)
         self.optimizer.step()
         self.schedule.step_done()
-        self.session.after_step()
+        with self._whole():
+            self.session.after_step()
         return total, count
 
     def _loss(self, batch: Any) -> Tensor:
+        return self.shards.loss(batch) if self.shards else self._whole_loss(batch)
+
+    def _whole_loss(self, batch: Any) -> Tensor:
         again = copied(batch) if self.session.adds_to_loss else None  # a step may take parts out of its batch
         with self.compute.autocast(), _compiling(self.compute.compiled):
             loss, outputs, _ = stepped(self.problem.step, self.forward, batch)
@@ -270,10 +299,12 @@ class _Loop:
     def restore_best(self) -> None:
         """The model gets its best state, if one was tracked."""
         if self.best:
-            self.model.load_state_dict(self.best["state"])
+            with self._whole():
+                self.model.load_state_dict(self.best["state"])
 
     def _diverged(self, epoch: int, loss: float, rate: float) -> None:
-        self.model.load_state_dict(self.best["state"] if self.best else self.start)
+        with self._whole():
+            self.model.load_state_dict(self.best["state"] if self.best else self.start)
         broken = [name for name, one in self.start.items() if one.is_floating_point() and bool(one.isnan().any())]
         kept = "the last good epoch is kept; " if self.best else ""
         hint = "lower lr, or set gradient_clip or warmup"
@@ -284,6 +315,13 @@ class _Loop:
         )
 
     def _save(self) -> None:
+        if self.path is None:
+            return
+        optimizer: Any = self.shards.optimizer_states(self.optimizer) if self.shards else self.optimizer.state_dict()
+        with self._whole():
+            self._write(optimizer)
+
+    def _write(self, optimizer: Any) -> None:
         if self.path is None or (self.team and not self.team.first):
             return
         content = {
@@ -291,7 +329,7 @@ class _Loop:
             "history": self.history,
             "best": self.best,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "schedule": self.schedule.state_dict(),
             "methods": self.session.state_dict(),
             "random": randomness.states(self._generators()),
@@ -304,17 +342,23 @@ class _Loop:
             return
         try:
             content = checkpoints.read(self.path, self.compute.resolved())
-            self.model.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(content["optimizer"])
+            self._load(content)
         except Exception as error:  # torch's readers raise every kind for a damaged file
             log.warning("%s cannot be used (%s); training starts anew", self.path, one_line(error)[:200])
-            self.model.load_state_dict(self.start)
+            with self._whole():
+                self.model.load_state_dict(self.start)
             return
         self.schedule.load_state_dict(content["schedule"])
         self.session.load_state_dict(content["methods"])
         self.epoch, self.history, self.best = content["epoch"], content["history"], content["best"]
         states = of_all(content["random"]) if self.team else content["random"]
         randomness.restore(states, self._generators())
+
+    def _load(self, content: Mapping[str, Any]) -> None:
+        with self._whole():
+            self.model.load_state_dict(content["model"])
+        each = content["optimizer"]
+        self.optimizer.load_state_dict(each[self.team.rank] if self.shards and self.team else each)
 
     def _generators(self) -> list[torch.Generator]:
         """What draws batch order: ours, and those in the loader, its samplers and its data set."""
@@ -339,4 +383,5 @@ def _divide(optimizer: torch.optim.Optimizer, count: int) -> None:
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    """In host memory: what trains needs its device's."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}

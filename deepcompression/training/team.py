@@ -8,12 +8,12 @@ stays the object that it was.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,11 @@ class Team:
 
     Args:
         fabric: a launched ``lightning_fabric.Fabric``.
+        strategy: ``ddp``: each has the whole model; ``fsdp``: a part of it, see ``training.shards``.
     """
 
-    def __init__(self, fabric: Any) -> None:
-        self.fabric = fabric
+    def __init__(self, fabric: Any, strategy: Literal["ddp", "fsdp"] = "ddp") -> None:
+        self.fabric, self.strategy = fabric, strategy
         self.rank, self.count = int(fabric.global_rank), int(fabric.world_size)
         self.share = Share(self.rank, self.count)
 
@@ -55,9 +56,15 @@ class Team:
         """The sum over processes."""
         return self.fabric.all_reduce(value, reduce_op="sum")  # type: ignore[no-any-return]
 
-    def add_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """The gradient of each parameter becomes the sum over processes; one that none has stays None."""
-        trained = [one for group in optimizer.param_groups for one in group["params"]]
+    def add_gradients(self, optimizer: torch.optim.Optimizer, without: Iterable[Tensor] = ()) -> None:
+        """The gradient of each parameter becomes the sum over processes; one that none has stays None.
+
+        Args:
+            optimizer: of what is trained.
+            without: parameters that are left as they are.
+        """
+        left = {id(one) for one in without}
+        trained = [one for group in optimizer.param_groups for one in group["params"] if id(one) not in left]
         for dtype in sorted({one.dtype for one in trained}, key=str):
             self._add([one for one in trained if one.dtype == dtype])
 
@@ -68,7 +75,8 @@ class Team:
         torch.distributed.all_reduce(flat)  # Fabric's also waits for all at a barrier, each step
         sums = torch.split(flat, [*(len(part) for part in parts), len(has)])
         for one, part, some in zip(trained, sums, sums[-1].tolist(), strict=False):
-            one.grad = part.view_as(one).clone() if some else None
+            # in the parameter's own memory format: torch's fused steps go by memory
+            one.grad = torch.empty_like(one).copy_(part.view_as(one)) if some else None
 
     def agree(self, model: nn.Module, *, said: bool = True) -> None:
         """All go on with the first one's model; statistics of BatchNorm are averaged before.
@@ -157,7 +165,7 @@ def refuse(count: int, device: str, kind: str) -> None:
 
 
 @contextmanager
-def joined(rank: int, count: int, place: Path, kind: str) -> Iterator[Team]:
+def joined(rank: int, count: int, place: Path, kind: str, strategy: Literal["ddp", "fsdp"] = "ddp") -> Iterator[Team]:
     """A team of processes on this machine that find each other by a file.
 
     Args:
@@ -165,6 +173,7 @@ def joined(rank: int, count: int, place: Path, kind: str) -> Iterator[Team]:
         count: of processes.
         place: a file of the same name in each of them, not there before.
         kind: cpu or cuda; the process takes the device of its number.
+        strategy: of the team.
     """
     fabric = library()
     environment = _environment(fabric)(rank, count)
@@ -172,10 +181,10 @@ def joined(rank: int, count: int, place: Path, kind: str) -> Iterator[Team]:
     backend = "nccl" if kind == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     try:
-        strategy = fabric.strategies.DDPStrategy(process_group_backend=backend, cluster_environment=environment)
-        made = fabric.Fabric(accelerator=kind, devices=count, strategy=strategy)
+        found = fabric.strategies.DDPStrategy(process_group_backend=backend, cluster_environment=environment)
+        made = fabric.Fabric(accelerator=kind, devices=count, strategy=found)
         made.launch()
-        yield Team(made)
+        yield Team(made, strategy)
     finally:
         torch.distributed.destroy_process_group()
 

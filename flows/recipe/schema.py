@@ -187,7 +187,11 @@ class Recipe(Strict):
     devices: int = Field(
         1, ge=1, description="GPUs, or processes on the CPU, that train together; each takes a part of every batch"
     )
-    strategy: Literal["ddp"] = Field("ddp", description="how they do: each has the whole model, gradients are averaged")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="how they do: each has the whole model (ddp), or a part of its weights, gradients and optimizer "
+        "state, the whole one while it computes (fsdp)",
+    )
     compile: bool = Field(False, description="training's forward passes go through torch.compile")
     num_workers: int = Field(0, ge=0, description="processes that read data sets which give single samples")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of training; of evaluation: evaluate")

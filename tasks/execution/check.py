@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from tasks.execution.keys import callables
 from tasks.execution.patterns import Matched
 from tasks.execution.run import Run
 from tasks.execution.samples import passes
-from tasks.execution.settings import Stage, parts, plain
+from tasks.execution.settings import Stage, Training, parts, plain
 from tasks.execution.sound import refuse_hidden_state, refuse_unfit
 from tasks.execution.sources import factory_digest
 from tasks.execution.specs import factories_in
@@ -89,7 +89,7 @@ def problems(
     run.ready()
     noted = Problems()
     with noted.part():
-        _refuse_devices(run)
+        _refuse_devices(run, [settings for _, settings in stages])
     missing = [one for one in run.python_path if not Path(one).exists()]
     noted.found += [RecipeError(f"python_path {Path(one).resolve()}: no such folder") for one in missing]
     model = _sound_model(run, noted)
@@ -121,11 +121,18 @@ def _judges(run: Run) -> list[Callable[[], object]]:
     return [*makes, *([lambda: factory.function(augment.factory, augment.arguments())] if augment else [])]
 
 
-def _refuse_devices(run: Run) -> None:
-    from deepcompression.training.team import refuse
+def _refuse_devices(run: Run, stages: Iterable[BaseModel]) -> None:
+    from deepcompression.training import shards, team
 
     if run.devices > 1:
-        refuse(run.devices, run.device, run.compute().resolved().type)
+        team.refuse(run.devices, run.device, run.compute().resolved().type)
+    if run.strategy == "ddp":
+        return
+    if run.devices == 1:
+        raise RecipeError(f"strategy: {run.strategy} is for several devices; add devices: 2, or more, or leave it out")
+    given = [part for one in (*stages, run.teacher) if one is not None for _, part in parts(one)]
+    for training in (one for one in given if isinstance(one, Training)):
+        shards.refuse(training.optimizer.factory, run.compiled)
 
 
 def _sound_model(run: Run, noted: Problems) -> Any:

@@ -45,7 +45,7 @@ class Joining:
             print(READY, file=sys.__stdout__, flush=True)
             os.dup2(2, 1)  # nobody reads on: what libraries print must not fill the pipe
             self._team = self._open.enter_context(
-                joined(asked["rank"], asked["count"], Path(asked["place"]), asked["kind"])
+                joined(asked["rank"], asked["count"], Path(asked["place"]), asked["kind"], asked["run"]["strategy"])
             )
         yield self._team
 

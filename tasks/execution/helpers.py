@@ -109,7 +109,7 @@ class Helpers:
             assert other.stdout
             if other.stdout.readline().strip() != READY:
                 raise self._told() or RunError("devices: a process ended before it trained")
-        self._team = self._open.enter_context(joined(0, count, scratch / "place", kind))
+        self._team = self._open.enter_context(joined(0, count, scratch / "place", kind, self.run.strategy))
         if kind == "cuda":
             threading.Thread(target=self._watch, daemon=True).start()
         return self._team

@@ -47,12 +47,17 @@ def stage_key(
             "versions": versions(),
             "device": str(run.compute().resolved()),
             "precision": [run.precision, run.channels_last, plain(run.evaluate)],
-            "devices": [run.devices, run.compiled, run.num_workers],
+            "devices": [run.devices, run.compiled, run.num_workers, *_strategy(run)],
             "threads": torch.get_num_threads(),
             "also": settings.also(),
             "teacher": _teacher(run) if _learns(settings) else None,
         }
     )
+
+
+def _strategy(run: Run) -> list[str]:
+    """Where it is not the first one that there was: older results keep their keys."""
+    return [] if run.strategy == "ddp" else [run.strategy]
 
 
 def callables(run: Run, settings: Stage | None = None) -> list[str]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tasks.execution.settings import Data, Evaluate, Factory, Hold, Model, Teacher, plain
 from tasks.storage.store import Store
@@ -72,6 +72,7 @@ class Run:
     taught_by: Reference | None = None
     evaluate: Evaluate = field(default_factory=Evaluate)
     devices: int = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     compiled: bool = False
     num_workers: int = 0
 

@@ -239,6 +239,25 @@ def test_methods_see_the_model_where_it_will_train() -> None:
     assert looks.seen
 
 
+def test_what_methods_put_in_has_the_memory_format_of_the_model():
+    """Else a validation changes the format of gates, whose optimizer's state keeps the old one: torch's fused steps go
+    by memory, and take the momentum of another gate from then on, without an error."""
+    x = torch.randn(64, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    data = problem(train=(x, x[:, :, 0, 0].argmax(1)), validation=(x, x[:, :, 0, 0].argmax(1)))
+
+    def gated(fused: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+        adam = {"factory": "torch.optim:AdamW", "kwargs": {"lr": 0.01, "fused": fused}}
+        compute = Compute(device="cpu", channels_last=True)
+        run(model, problem=data, methods=[L0(0.5)], epochs=4, optimizer=adam, compute=compute)
+        return plain_state(model)
+
+    one, other = gated(fused=True), gated(fused=False)
+    for name, weight in one.items():
+        torch.testing.assert_close(other[name], weight, rtol=1e-3, atol=1e-3)
+
+
 KILLED: dict[str, tuple[Callable[[], Problem], Callable[[], list[Method]], Callable[[], tuple[nn.Module, Any]]]] = {
     "tensors": (lambda: problem(augment=noise), lambda: [], lambda: (net(), None)),
     "loader": (loader, lambda: [], lambda: (net(), None)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,6 +123,21 @@ def test_accumulated_gradients_are_those_of_a_larger_batch(last: int) -> None:
     assert [row["lr"] for row in two.fit.history] == [row["lr"] for row in one.fit.history]
     if last == 48:
         torch.testing.assert_close(parts.weight, whole.weight)
+
+
+def test_added_gradients_have_the_memory_format_of_their_parameters(tmp_path: Path) -> None:
+    """torch's fused optimizers go by memory: a gradient in another format is of other weights, and no error says so."""
+    weight = nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    gradient = torch.randn(4, 3, 2, 2)
+    weight.grad = gradient.to(memory_format=torch.channels_last)
+    store = torch.distributed.FileStore(str(tmp_path / "place"), 1)  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        alone = team.Team(SimpleNamespace(global_rank=0, world_size=1))
+        alone.add_gradients(torch.optim.AdamW([weight], fused=True))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert weight.grad.stride() == weight.stride() and torch.equal(weight.grad, gradient)
 
 
 def test_devices_that_are_not_here_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from deepcompression.errors import DataError, FactoryError, InputError
+from deepcompression.errors import DataError, FactoryError, InputError, RecipeError
 from tasks.execution import warned
 from tasks.execution.check import check
 from tasks.execution.run import Run
 from tasks.execution.settings import Data, Factory, Hold, Model, Teacher, Training
-from tasks.stages import baseline, custom, prune, recalibrate
+from tasks.stages import baseline, custom, finetune, prune, recalibrate
 from tasks.tracking.runs import Tracker
 
 X, Y = torch.randn(65, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(65) % 10
@@ -130,6 +130,17 @@ def test_what_fails_is_named_as_in_the_recipe(made: Made) -> None:
         check(made("holes"), [("train", training(batch_size=10))])
     with pytest.raises(DataError, match=r"test: data.factory checked:holes_in_test: Holes does not give a batch"):
         check(made("holes_in_test"), [("train", training(batch_size=10))])
+
+
+def test_a_model_in_pieces_is_refused_where_it_cannot_be(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One device has no pieces; an optimizer of any training that looks at whole tensors is found before it trains."""
+    monkeypatch.setattr("deepcompression.training.team.refuse", lambda *_: None)  # it needs Lightning Fabric
+    pieces = replace(made(), strategy="fsdp")
+    with pytest.raises(RecipeError, match=r"^strategy: fsdp is for several devices; add devices: 2, or more, or"):
+        check(pieces, [("train", training())])
+    adafactor = finetune.Settings(stage="finetune", epochs=1, optimizer=Factory(factory="torch.optim:Adafactor"))
+    with pytest.raises(RecipeError, match=r"^strategy: fsdp: Adafactor looks at whole tensors"):
+        check(replace(pieces, devices=2), [("train", training()), ("finetune", adafactor)])
 
 
 def test_a_last_batch_of_one_is_told_of_every_training(made: Made) -> None:

@@ -92,11 +92,13 @@ def test_why_another_process_ended_is_one_line() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_one_model(run: Run, tmp_path: Path, strategy: Any) -> None:
     """The result keeps what methods promise and is the same each time; killed and gone on, the same bytes; a process
     that dies ends the other in one line.
     """
     pytest.importorskip("lightning_fabric")
+    run = replace(run, strategy=strategy)
     dense = staged(run, None, train={"epochs": 2, "lr": 0.01, "batch_size": 16})
     others = [replace(run, store_folder=str(tmp_path / name)) for name in ("dies", "fails")]
     for other in others:
