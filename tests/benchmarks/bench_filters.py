@@ -5,10 +5,10 @@
 torch-pruning==1.6.1`). A way of ours is a criterion and how: `fpgm+soft`, `l1+once` (all at the first step), `+distil`
 (the float net teaches), `+bn_l1`, `+8` (multiples of 8 channels); of theirs a criterion, and `+8`: all at once, then
 the same training. All train by the same plan: the same data, epochs, rate and batches. Ours are read back from a
-`.dcz`. `--share` trains on, with few weights of 4 bits. `--validation` judges by the validation split, and leaves the
-test images alone: settings are chosen by it. FOLDER keeps float nets (as of bench_lsq.py) and what each net gets right,
-so that several processes may share the work and the command goes on. Latency is that of this process' CPU, beside the
-dense net, in turn.
+`.dcz`. `--share` trains on, with few weights of 4 bits; `--prune-epochs 8` prunes in a training of its own first.
+`--validation` judges by the validation split, and leaves the test images alone: settings are chosen by it. FOLDER keeps
+float nets (as of bench_lsq.py) and what each net gets right, so that several processes may share the work and the
+command goes on. Latency is that of this process' CPU, beside the dense net, in turn.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import copy
 import json
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from dataclasses import replace
@@ -40,6 +41,7 @@ from deepcompression.pruning.filters_in_training import FilterPruning
 from deepcompression.pruning.gradual import GradualPruning
 from deepcompression.quantization.precision import round_precision
 from deepcompression.sharing.reassign import TrainedSharing
+from deepcompression.structure.constraints import Structure
 from deepcompression.training.loop import train
 from deepcompression.training.plan import Plan
 from deepcompression.training.problem import Problem
@@ -49,6 +51,7 @@ THEIRS = "tp-"
 BATCHES = (1, 32)
 MULTIPLE = 8
 TAUGHT = (2.0, 0.7)  # temperature, and the teacher's part of the loss
+PRUNED, SHARED = 0.05, 0.02  # rates of trainings of their own
 STEPS = 400  # in which Torch-Pruning comes to all of the channels
 
 
@@ -122,25 +125,36 @@ def theirs(state: dict[str, Tensor], way: str, part: float, task: Problem, how: 
 def shared(
     model: nn.Module,
     task: Problem,
-    how: Plan,
-    density: float,
+    given: argparse.Namespace,
+    seed: int,
     path: Path,
     edits: list[dict[str, Any]],
     teacher: nn.Module | None,
 ) -> int:
-    """Bytes of the file of a net trained on, with this part of the weights, of 4 bits, and the rest in bfloat16."""
-    every = {"conv1.weight": max(density, 0.5), "fc.weight": max(density, 0.5), "default": density}
-    taught = [Distillation(*TAUGHT)] if teacher else []
-    done = train(model, task, how, [GradualPruning(every, ramp=0.5), TrainedSharing(4, 0.01), *taught], teacher=teacher)
+    """Bytes of the file of a net trained on, with a part of the weights, of 4 bits, and the rest in bfloat16: pruned
+    and shared in one training, or pruned in one of its own before."""
+    part = given.density
+    pruning = GradualPruning({"conv1.weight": max(part, 0.5), "fc.weight": max(part, 0.5), "default": part}, ramp=0.5)
+    sharing, taught = TrainedSharing(4, given.price), [Distillation(*TAUGHT)] if teacher else []
+    epochs, first = given.share_epochs or given.epochs, given.prune_epochs
+    once = [(plan(seed, given.device, epochs, given.rate), [pruning, sharing])]
+    apart = [
+        (plan(seed, given.device, first, PRUNED), [pruning]),
+        (plan(seed, given.device, epochs, SHARED), [sharing]),
+    ]
+    structure: Structure = {}
+    for how, methods in apart if first else once:
+        done = train(model, task, how, [*methods, *taught], teacher=teacher, structure=structure)
+        structure = done.structure
     state = plain_state(model.cpu())
-    books = [name for name, words in done.structure.items() if "shared" in words]
+    books = [name for name, words in structure.items() if "shared" in words]
     rounded = round_precision(state, shared=books, codebook="float16", rest="bfloat16")
     return files.save(rounded.state, path, coder="adaptive", edits=edits)
 
 
 def timed(model: nn.Module, dense: nn.Module, seconds: float) -> dict[str, dict[str, float]]:
     """Medians in milliseconds of both nets on the CPU, and how many times as fast the thin one is, by batch size: as
-    they are, and as PyTorch freezes them (BatchNorm in the convolutions)."""
+    they are, as PyTorch freezes them (BatchNorm in the convolutions), and as onnxruntime runs them, where it is."""
     found, nets = {}, {"dense": copy.deepcopy(dense), "thin": copy.deepcopy(model)}
     for one in nets.values():
         one.cpu().eval().to(memory_format=torch.contiguous_format)  # training leaves channels_last in theirs
@@ -148,12 +162,27 @@ def timed(model: nn.Module, dense: nn.Module, seconds: float) -> dict[str, dict[
         for size in BATCHES:
             batch = torch.zeros(size, 1, 28, 28)
             frozen = {name: torch.jit.freeze(torch.jit.trace(one, batch)) for name, one in nets.items()}
-            for form, rivals in (("", nets), (" frozen", frozen)):
+            in_onnx = {name: in_onnxruntime(one, batch) for name, one in nets.items()}
+            forms = {"": nets, " frozen": frozen, " onnxruntime": in_onnx}
+            for form, rivals in ((form, rivals) for form, rivals in forms.items() if all(rivals.values())):
                 came = latency.interleaved(rivals, batch, latency.Plan(seconds=seconds))
                 medians = {name: 1000 * one.median for name, one in came.items()}
                 medians |= {f"{name}_cpu": 1000 * one.cpu for name, one in came.items()}
                 found[f"{size}{form}"] = {**medians, "faster": latency.ratio(came["dense"], came["thin"])}
     return found
+
+
+def in_onnxruntime(model: nn.Module, batch: Tensor) -> latency.Call | None:
+    """PyTorch's own export of a net, on one thread; None where onnxruntime is not installed."""
+    try:
+        from bench_onnx import float_file, runs
+    except ImportError:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        float_file(model, [batch.repeat(2, 1, 1, 1)], path)
+        call = runs(path, [batch.numpy()])
+    return lambda _: call()
 
 
 def made(
@@ -174,11 +203,10 @@ def made(
     more: dict[str, Any] = {"bytes": path.stat().st_size, "macs": macs(model), "parameters": parameters_of(model)}
     if given.share and way != "float":
         smaller = path.with_suffix(".shared.dcz")
-        later = replace(how, epochs=given.share_epochs or given.epochs)
         teacher = models.resnet20() if "distil" in way.split("+") else None
         if teacher:
             teacher.load_state_dict(state)
-        bytes_ = shared(model, task, later, given.density, smaller, edits, teacher)
+        bytes_ = shared(model, task, given, how.seed, smaller, edits, teacher)
         model.load_state_dict(files.load(smaller))
         more |= {"shared_bytes": bytes_}
     return model, more
@@ -247,6 +275,10 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--flops", type=float, default=0.5, help="part of the multiplications that stays, at most")
     parser.add_argument("--share", action="store_true", help="few weights of 4 bits on top")
     parser.add_argument("--share-epochs", type=int, help="default: as many as --epochs")
+    parser.add_argument(
+        "--prune-epochs", type=int, default=0, help="with --share: prune in a training of its own before"
+    )
+    parser.add_argument("--price", type=float, default=0.01, help="rate of sharing, with --share")
     parser.add_argument("--density", type=float, default=0.18, help="of the weights of the thin net, with --share")
     parser.add_argument("--validation", action="store_true", help="judge by the validation split")
     parser.add_argument("--images", type=int, help="training images, for a trial")
@@ -266,9 +298,9 @@ def main() -> None:
         how = plan(seed, given.device, given.epochs, given.rate)
         for way in ["float", *given.ways]:
             label = f"{way}-{given.flops:g}-{given.epochs}-{given.rate:g}-{seed}"
-            label += (f"-shared-{given.density:g}-{given.share_epochs or given.epochs}" if given.share else "") + (
-                "-val" if given.validation else ""
-            )
+            epochs = f"{given.prune_epochs}+{given.share_epochs or given.epochs}"
+            label += f"-shared-{given.density:g}-{given.price:g}-{epochs}" if given.share else ""
+            label += "-val" if given.validation else ""
             row = kept(given.folder / f"filters-{label}.json", way, state, subset(task, given.images), how, given)
             whole = row if way == "float" else whole
             hits[way].append(unpacked(row["right"])[: row["images"]])
