@@ -65,7 +65,8 @@ class SrSte(Method):
         self._before = {name: one.cpu().clone() for name, one in held_state(model, self._names).items()}
         zeros = set(having(context.structure, ZEROS))
         for name in self._names:
-            make = partial(Chosen, pattern=self._pattern(), decay=self.decay, held=name in zeros)
+            each = self.decay / context.processes  # all of them add it to the gradient
+            make = partial(Chosen, pattern=self._pattern(), decay=each, held=name in zeros)
             hold_by(model, {name: make})
         return []
 

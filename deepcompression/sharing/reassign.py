@@ -171,7 +171,7 @@ class Reassigned(Holder):
 
     def _draw(self, weights: Tensor, rate: float) -> None:
         every = -(-len(weights) // SAMPLE)
-        some = weights[::every].float().cpu().numpy()
+        some = weights[::every].float().cpu().clone().numpy()  # an array would pin memory that comes and goes
         elements = len(some) + (self.shape.numel() - len(weights)) // every
         book = rate_codebook(some, self.k, rate=rate, elements=elements, start=self._book())
         count = len(book.levels)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression.data.batch import copied
-from deepcompression.errors import DataError, DivergedError, FactoryError, one_line
+from deepcompression.errors import DataError, DivergedError, FactoryError, RunError, one_line
 from deepcompression.structure.constraints import Structure, together
 from deepcompression.training import checkpoint as checkpoints
 from deepcompression.training import randomness
@@ -30,7 +30,7 @@ from deepcompression.training.optimizers import make_optimizer, make_schedule
 from deepcompression.training.plan import Fit, Plan, Progress
 from deepcompression.training.problem import Problem, backward, stepped
 from deepcompression.training.session import Session
-from deepcompression.training.shards import Shards
+from deepcompression.training.shards import Shards, refuse
 from deepcompression.training.team import Team, of_all
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ def train(
     if team is not None:
         plan = replace(plan, compute=replace(plan.compute, device=team.device()))
     context = context_of(problem, plan.compute, plan.seed, structure=structure, teacher=teacher)
+    context = replace(context, processes=team.count if team else 1)
     session = Session(plan.compute.place(model), methods, 1, context)
     with session:
         loop = _Loop(session, problem, plan, checkpoint, progress, team)
@@ -166,20 +167,22 @@ class _Loop:
         steps = -(-len(self.batches) // plan.accumulate)
         self.schedule = make_schedule(self.optimizer, plan.schedule, plan.warmup, plan.epochs, steps)
         session.now.steps = plan.epochs * steps
-        spread = self.team is not None and self.team.strategy == "fsdp"
-        self.shards = Shards(self.model, self.team, self._whole_loss) if self.team and spread else None
+        self.shards: Shards | None = None
+        if self.team and self.team.strategy == "fsdp":
+            refuse([one.__name__ for one in type(self.optimizer).__mro__], plan.compute.compiled)
+            self.shards = Shards(self.model, self.team, self._whole_loss)
 
     @contextmanager
     def in_pieces(self) -> Iterator[None]:
         """Where the model is in pieces, it is whole again afterwards."""
         try:
             yield
+            if self.shards:
+                self.shards.release(self.best["state"] if self.best else None)
         except BaseException:
             if self.shards:
                 self.shards.release(self.best["state"] if self.best else self.start)
             raise
-        if self.shards:
-            self.shards.release()
 
     def _whole(self) -> AbstractContextManager[None]:
         """Within, all parameters are whole."""
@@ -229,7 +232,7 @@ class _Loop:
         batches = iter(self.batches.shared())
         for first in batches:
             self.session.now.step = (epoch - 1) * steps + number // every
-            with self._whole():
+            with self._whole() if self.session.looks else nullcontext():
                 self.session.before_step(self.optimizer)
             loss, count = self._step(chain([first], islice(batches, every - 1)))
             total, number = total + loss, number + count
@@ -263,7 +266,12 @@ class _Loop:
             clip(self.plan.gradient_clip)
         self.optimizer.step()
         self.schedule.step_done()
-        with self._whole():
+        if self.session.looks:
+            with self._whole():
+                if self.team and not self.session.now.step:
+                    self.team.agree(self.model, said=False)  # methods begin with what each one's own samples are like
+                self.session.after_step()
+        else:
             self.session.after_step()
         return total, count
 
@@ -355,9 +363,12 @@ class _Loop:
         randomness.restore(states, self._generators())
 
     def _load(self, content: Mapping[str, Any]) -> None:
+        each = content["optimizer"]
+        found, here = len(each) if isinstance(each, list) else 0, self.team.count if self.shards and self.team else 0
+        if found != here:
+            raise RunError(f"its model is in {found or 'no'} pieces, here in {here or 'none'}")
         with self._whole():
             self.model.load_state_dict(content["model"])
-        each = content["optimizer"]
         self.optimizer.load_state_dict(each[self.team.rank] if self.shards and self.team else each)
 
     def _generators(self) -> list[torch.Generator]:

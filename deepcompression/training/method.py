@@ -32,7 +32,7 @@ class Context:
     there are no more, more where a batch cannot be cut; None where there are none. ``drawn(n)`` gives as many from all
     of the split; None where that is not known. ``forward`` gives a model's outputs for a batch, ``teacher`` the
     teacher's, ``loss`` the training's own. ``structure`` is what was true of the tensors before, ``claimed`` what all
-    methods claim.
+    methods claim. ``processes``: how many add up their gradients.
     """
 
     samples: Samples | None = None
@@ -45,6 +45,7 @@ class Context:
     drawn: Samples | None = None
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     higher_is_better: bool = True
+    processes: int = 1
 
     def batches(self, wanting: str, count: int, *, drawn: bool = False) -> Iterable[Any]:
         """``samples(count)``.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deepcompression import factory
 from deepcompression.errors import FactoryError
@@ -64,10 +64,13 @@ def make_optimizer(
         raise FactoryError("the model has no parameter with requires_grad: there is nothing to train")
     kwargs = {**_fused(spec["factory"], parameters), **spec.get("kwargs", {})}
     params = grouped(parameters, groups, kwargs.get("lr")) if groups else parameters
-    made = factory.build(spec["factory"], {"params": params, **kwargs})
+    made: Any = factory.build(spec["factory"], {"params": params, **kwargs})
     if not isinstance(made, torch.optim.Optimizer):
         raise FactoryError(f"optimizer {spec['factory']}: expected a torch optimizer, got {type(made).__name__}")
-    return made
+    if isinstance(made, torch.optim.SGD) and made.defaults["momentum"] and made.defaults["fused"]:
+        made.register_step_pre_hook(_begin_late)
+    optimizer: torch.optim.Optimizer = made
+    return optimizer
 
 
 def grouped(
@@ -142,4 +145,23 @@ def _fused(spec: str, parameters: list[nn.Parameter]) -> dict[str, bool]:
     """torch's own optimizers step in one kernel where they can, much faster for small nets."""
     if not spec.startswith("torch.optim") or "fused" not in inspect.signature(factory.load(spec)).parameters:
         return {}
-    return {"fused": all(one.is_floating_point() and one.device.type in {"cpu", "cuda"} for one in parameters)}
+    return {"fused": all(_goes_fused(one) for one in parameters)}
+
+
+def _goes_fused(one: nn.Parameter) -> bool:
+    return one.is_floating_point() and one.device.type in {"cpu", "cuda"} and dense(one)
+
+
+def dense(one: Tensor) -> bool:
+    """Whether its memory has no gaps: torch's fused steps, and FSDP, take what lies there."""
+    return torch.empty_like(one, device="meta").stride() == one.stride()
+
+
+def _begin_late(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """torch's fused SGD fails where parameters of a group get their first gradients at different steps."""
+    for group in optimizer.param_groups:
+        graded = [one for one in group["params"] if one.grad is not None]
+        begun = [one for one in graded if optimizer.state[one].get("momentum_buffer") is not None]
+        for one in graded if begun and len(begun) < len(graded) else ():
+            if optimizer.state[one].get("momentum_buffer") is None:
+                optimizer.state[one]["momentum_buffer"] = torch.zeros_like(one)

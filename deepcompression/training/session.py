@@ -153,6 +153,14 @@ class Session:
         return any(type(method).loss is not Method.loss for method in self.methods)
 
     @property
+    def looks(self) -> bool:
+        """Whether some method looks at weights before or after a step."""
+        kinds = {type(method) for method in self.methods}
+        return any(
+            one.before_step is not Method.before_step or one.after_step is not Method.after_step for one in kinds
+        )
+
+    @property
     def settled(self) -> float:
         """The fraction of the training from which on a state can be the best: that of the method that takes longest."""
         return max((method.settled for method in self.methods), default=0.0)

@@ -7,17 +7,20 @@ is validated and stored, are whole tensors, gathered for as long as that takes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deepcompression.errors import RecipeError
+from deepcompression.errors import InvariantError, RecipeError, RunError
+from deepcompression.training.optimizers import dense
 from deepcompression.training.team import Team
 
+INSTEAD = "take strategy: ddp"
+MARK, MARKS = "_fsdp_flattened", ("_is_fsdp_managed_module", "_fsdp_use_orig_params")  # of torch's, on what it took
 WHOLE_TENSORS = ("Adafactor", "LBFGS", "Muon")  # what they do to a part is not what they do to the whole
 
 
@@ -33,16 +36,21 @@ class Shards:
     """
 
     def __init__(self, model: nn.Module, team: Team, loss: Callable[[Any], Tensor]) -> None:
+        refuse_model(model)
         self.model, self.team = model, team
-        self._places = [(module, dict(module._parameters)) for module in model.modules()]
         parameters = list(model.parameters())
-        self._shapes = {id(one): one.shape for one in parameters}
-        most = Counter(one.dtype for one in parameters).most_common(1)[0][0]
+        for one in parameters:
+            if not dense(one):  # FSDP takes what lies in memory
+                one.data = one.data.clone(memory_format=torch.contiguous_format)
+        self._places = [(module, dict(module._parameters)) for module in model.modules()]
+        self._layouts = {id(one): (one.shape, one.stride()) for one in parameters}
+        most = Counter(one.dtype for one in parameters if one.is_floating_point()).most_common(1)[0][0]
         self._split = [one for one in parameters if one.ndim and one.dtype == most]
         whole = [one for one in parameters if not one.ndim or one.dtype != most]
         from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy  # slow to import
 
-        self._step = _Step(model, loss)
+        self._used: set[int] = set()
+        self._step = _Step(model, loss, self._watch)
         self._sharded = FullyShardedDataParallel(
             self._step,
             sharding_strategy=ShardingStrategy.FULL_SHARD,
@@ -51,6 +59,8 @@ class Shards:
             device_id=team.fabric.device,
         )
         self._summoned = partial(FullyShardedDataParallel.summon_full_params, self._sharded)
+        if not all(getattr(one, MARK, False) for one in self._split):
+            raise InvariantError("strategy: fsdp: FSDP did not take all parameters")
 
     def loss(self, batch: Any) -> Tensor:
         """The loss of a batch, with the whole model; its gradients are in pieces after the backward pass."""
@@ -58,15 +68,45 @@ class Shards:
         loss: Tensor = self._sharded()
         return loss
 
-    def whole(self) -> AbstractContextManager[None]:
-        """Parameters are whole within; what is written into them counts. All processes go in and out together."""
-        return self._summoned()
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Parameters are whole within; what is written into them counts. All processes go in and out together.
+
+        Raises:
+            RunError: somebody holds a weight as a numpy array, whose memory torch cannot give back then.
+        """
+        try:
+            with self._summoned():
+                yield
+        except RuntimeError as error:
+            if "not resizable" not in str(error):
+                raise
+            raise RunError(
+                "strategy: fsdp: a weight is held as a numpy array, whose memory must go; let step, metric or method "
+                "take a copy of it (weight.clone().numpy()), or take strategy: ddp"
+            ) from error
+
+    def _watch(self) -> None:
+        """Notes which parameters get a gradient: FSDP gives zeros to the others, which decay would move."""
+        split = {id(one) for one in self._split}
+        for module, parameters in self._places:
+            for name, one in parameters.items():
+                view = getattr(module, name)
+                if id(one) in split and view.requires_grad and not view.is_leaf:
+                    view.register_hook(partial(self._note, id(one)))
+
+    def _note(self, key: int, gradient: Tensor) -> None:
+        self._used.add(key)
 
     def add_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """As ``Team.add_gradients``: FSDP has the mean over processes, the rest has each process's own."""
         self.team.add_gradients(optimizer, without=self._split)
-        for one in self._split:
-            if one.grad is not None:
+        mine = torch.tensor([float(id(one) in self._used) for one in self._split], device=self.team.device())
+        self._used.clear()
+        for one, used in zip(self._split, self.team.total(mine).tolist(), strict=True):
+            if not used:
+                one.grad = None
+            elif one.grad is not None:
                 one.grad *= self.team.count
 
     def clip(self, most: float) -> None:
@@ -97,41 +137,69 @@ class Shards:
             with self.whole():
                 state = {name: one.detach().clone() for name, one in self.model.state_dict().items()}
         for one in self._split:
-            one.data, one.grad = one.new_empty(self._shapes[id(one)]), None
-        for module, parameters in self._places:  # FSDP puts in others while a step goes on, and in another order
-            module._parameters = dict(parameters)
+            shape, strides = self._layouts[id(one)]
+            one.data, one.grad = torch.empty_strided(shape, strides, dtype=one.dtype, device=one.device), None
+            vars(one).pop(MARK, None)  # else it would not be taken by the next FSDP
+        for module, parameters in self._places:
+            _put_back(module, parameters)
         self.model.load_state_dict(state)
 
 
 class _Step(nn.Module):
     """A model and what is done with it in a step, as FSDP wants it: a forward pass."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[Any], Tensor]) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[[Any], Tensor], begin: Callable[[], None]) -> None:
         super().__init__()
         self.model, self.batch = model, None
-        self._loss = loss
+        self._loss, self._begin = loss, begin
 
     def forward(self) -> Tensor:
         """The loss of ``batch``."""
         batch, self.batch = self.batch, None
+        self._begin()
         return self._loss(batch)
 
 
-def refuse(optimizer: str, compiled: bool) -> None:
+def _put_back(module: nn.Module, parameters: Mapping[str, nn.Parameter | None]) -> None:
+    """FSDP puts in others while a step goes on, in another order, and hides parameters behind attributes."""
+    for name in (*parameters, *MARKS):
+        vars(module).pop(name, None)
+    module._parameters = dict(parameters)
+    if isinstance(module, nn.RNNBase):
+        module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def refuse_model(model: nn.Module) -> None:
+    """Refuses a model that FSDP would train wrongly, or not at all.
+
+    Raises:
+        RecipeError: in one line: a parameter has a hook on its gradient; an embedding is cut while it computes; no
+            parameter is of floating point.
+    """
+    for name, one in model.named_parameters():
+        if one._backward_hooks or one._post_accumulate_grad_hooks:
+            raise RecipeError(f"strategy: fsdp: {name} has a hook on its gradient, which would not run; {INSTEAD}")
+    for name, module in model.named_modules():
+        if getattr(module, "max_norm", None) is not None and isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            raise RecipeError(f"strategy: fsdp: {name} has max_norm, which writes into weights in a step; {INSTEAD}")
+    if not any(one.is_floating_point() for one in model.parameters()):
+        raise RecipeError(f"strategy: fsdp: no parameter of the model is of floating point; {INSTEAD}")
+
+
+def refuse(optimizers: Collection[str], compiled: bool) -> None:
     """Refuses what does not go with a model in pieces, before anything trains.
 
     Args:
-        optimizer: module:name, as recipes have it.
+        optimizers: names of the optimizer's class, and of those that it is made of.
         compiled: whether training goes through torch.compile.
 
     Raises:
         RecipeError: in one line.
     """
-    name = optimizer.rpartition(":")[2]
-    if name in WHOLE_TENSORS:
+    for name in sorted(set(optimizers) & set(WHOLE_TENSORS)):
         raise RecipeError(
-            f"strategy: fsdp: {name} looks at whole tensors, of which each process has a part; take SGD or one of "
-            "Adam's kind, or strategy: ddp"
+            f"strategy: fsdp: optimizer {name} looks at whole tensors, of which each process has a part; take SGD or "
+            "one of Adam's kind, or strategy: ddp"
         )
     if compiled:
         raise RecipeError("strategy: fsdp does not go with compile: true; leave one of them out")

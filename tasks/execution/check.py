@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,7 +89,10 @@ def problems(
     run.ready()
     noted = Problems()
     with noted.part():
-        _refuse_devices(run, [settings for _, settings in stages])
+        _refuse_devices(run)
+    for label, settings in [*stages, *([("teacher", run.teacher)] if run.teacher else [])]:
+        with noted.part(f"{label}: "):
+            _refuse_pieces(run, settings)
     missing = [one for one in run.python_path if not Path(one).exists()]
     noted.found += [RecipeError(f"python_path {Path(one).resolve()}: no such folder") for one in missing]
     model = _sound_model(run, noted)
@@ -121,24 +124,31 @@ def _judges(run: Run) -> list[Callable[[], object]]:
     return [*makes, *([lambda: factory.function(augment.factory, augment.arguments())] if augment else [])]
 
 
-def _refuse_devices(run: Run, stages: Iterable[BaseModel]) -> None:
+def _refuse_devices(run: Run) -> None:
     from deepcompression.training import shards, team
 
     if run.devices > 1:
         team.refuse(run.devices, run.device, run.compute().resolved().type)
-    if run.strategy == "ddp":
-        return
-    if run.devices == 1:
-        raise RecipeError(f"strategy: {run.strategy} is for several devices; add devices: 2, or more, or leave it out")
-    given = [part for one in (*stages, run.teacher) if one is not None for _, part in parts(one)]
-    for training in (one for one in given if isinstance(one, Training)):
-        shards.refuse(training.optimizer.factory, run.compiled)
+    if run.strategy == "fsdp":
+        if run.devices == 1:
+            raise RecipeError("strategy: fsdp is for several devices; add devices: 2, or more, or leave it out")
+        shards.refuse([], run.compiled)
+
+
+def _refuse_pieces(run: Run, settings: BaseModel) -> None:
+    """An optimizer that does not go with a model in pieces, by its name; what a function gives is seen as it trains."""
+    from deepcompression.training import shards
+
+    for _, training in parts(settings):
+        if isinstance(training, Training) and run.strategy == "fsdp":
+            shards.refuse([training.optimizer.factory.rpartition(":")[2]], False)
 
 
 def _sound_model(run: Run, noted: Problems) -> Any:
     """The recipe's model, folded; None where it cannot be made, or not be trained and stored."""
     from deepcompression import factory
     from deepcompression.network.edits.fold import fold_all
+    from deepcompression.training.shards import refuse_model
 
     for key, one in {"model": run.model, "teacher": run.teacher}.items():
         if one and one.weights and not Path(one.weights.path).exists():
@@ -150,6 +160,8 @@ def _sound_model(run: Run, noted: Problems) -> Any:
         model = run.blank_model()
         fold_all(model)
         refuse_unfit(run)
+        if run.strategy == "fsdp":
+            refuse_model(model)
     return model if len(noted.found) == before else None
 
 

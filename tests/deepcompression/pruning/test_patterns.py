@@ -20,6 +20,7 @@ from deepcompression.pruning.patterns import blocks_stay, fitting, n_m_stays, pr
 from deepcompression.pruning.sr_ste import Chosen, SrSte
 from deepcompression.structure.constraints import constraint
 from deepcompression.structure.patterns import NM, Block, pattern_of
+from deepcompression.training.method import Context
 from deepcompression.training.problem import Problem
 
 ADAM = {"factory": "torch.optim:Adam", "kwargs": {"lr": 0.01}}
@@ -152,6 +153,21 @@ def problem() -> Problem:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(128, 16, generator=generator)
     return Problem((x, x[:, :3].argmax(1)), (x, x[:, :3].argmax(1)), batch_size=32)
+
+
+def test_several_processes_shrink_what_does_not_count_once() -> None:
+    """Their gradients are added up, and each of them has the decay in its own."""
+
+    def gradient(processes: int) -> Tensor:
+        torch.manual_seed(0)
+        model = nn.Linear(8, 2)
+        SrSte("2:4", decay=0.5).attach(model, Context(processes=processes))
+        (model(torch.zeros(1, 8)).sum()).backward()
+        found: Tensor = model.parametrizations.weight.original.grad  # type: ignore[union-attr, index, assignment]
+        return found
+
+    assert float(gradient(1).abs().sum()) > 0
+    torch.testing.assert_close(2 * gradient(2), gradient(1))
 
 
 def test_masks_move_while_training_and_the_end_is_n_m() -> None:

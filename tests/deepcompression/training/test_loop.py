@@ -35,6 +35,7 @@ from deepcompression.training.device import Compute
 from deepcompression.training.dropout import DropoutCorrection
 from deepcompression.training.evaluate import evaluate
 from deepcompression.training.method import Method
+from deepcompression.training.optimizers import make_optimizer
 from deepcompression.training.plan import Progress
 from deepcompression.training.problem import Accuracy, Problem
 
@@ -256,6 +257,36 @@ def test_what_methods_put_in_has_the_memory_format_of_the_model():
     one, other = gated(fused=True), gated(fused=False)
     for name, weight in one.items():
         torch.testing.assert_close(other[name], weight, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_parameter_may_get_its_first_gradient_late(momentum: float):
+    """torch's fused SGD fails there; the other one does not, and both come to the same."""
+
+    def stepped_to(fused: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+        kwargs = {"lr": 0.1, "momentum": momentum, "fused": fused}
+        optimizer = make_optimizer(model, {"factory": "torch.optim:SGD", "kwargs": kwargs})
+        for step in range(4):
+            optimizer.zero_grad()
+            model[1].weight.requires_grad_(step > 1)
+            model(torch.ones(2, 6)).square().sum().backward()
+            optimizer.step()
+        return [one.detach() for one in model.parameters()]
+
+    for one, other in zip(stepped_to(fused=True), stepped_to(fused=False), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_parameters_with_gaps_in_memory_are_not_stepped_by_memory():
+    """torch's fused steps would move what lies between, an element for another."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4)
+    model.weight = nn.Parameter(torch.randn(4, 12)[:, :6])
+    assert not make_optimizer(model, SGD).defaults["fused"]
+    model.weight = nn.Parameter(torch.randn(6, 4).T)
+    assert make_optimizer(model, SGD).defaults["fused"]
 
 
 KILLED: dict[str, tuple[Callable[[], Problem], Callable[[], list[Method]], Callable[[], tuple[nn.Module, Any]]]] = {

@@ -18,6 +18,7 @@ from deepcompression.pruning.filters import Limit
 from deepcompression.pruning.filters_in_training import FilterPruning
 from deepcompression.pruning.gradual import GradualPruning
 from deepcompression.pruning.l0 import L0
+from deepcompression.pruning.sr_ste import SrSte
 from deepcompression.quantization.in_training import Activations, QuantizedTraining, Weights
 from deepcompression.sharing.reassign import TrainedSharing
 from deepcompression.training import shards
@@ -28,8 +29,8 @@ from deepcompression.training.plan import Plan
 from deepcompression.training.problem import Problem
 from deepcompression.training.team import Team
 
-SGD = {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.05, "momentum": 0.9}}
-METHODS = ("none", "few", "l0", "lsq", "filters")
+SGD = {"factory": "torch.optim:SGD", "kwargs": {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}}
+METHODS = ("none", "few", "share", "l0", "n:m", "lsq", "filters")
 
 
 class Gloo:
@@ -57,18 +58,24 @@ class Gloo:
 def net() -> nn.Module:
     torch.manual_seed(1)
     layers = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(128, 10), nn.PReLU(), nn.Linear(10, 4))
+    made = nn.Sequential(*layers, nn.Linear(128, 10), nn.PReLU(), nn.Linear(10, 4))
+    made.unused = nn.Parameter(torch.randn(4, 16)[:, :4])  # gets no gradient, and has gaps in memory
+    return made
 
 
 def methods(way: str) -> list[Method]:
     """Gates, codebooks, scales without a dimension, units that go: what methods train and look at."""
-    return {
+    known: dict[str, Any] = {
         "none": lambda: [],
         "few": lambda: [GradualPruning(0.4), TrainedSharing(3, 0.01)],
+        "share": lambda: [TrainedSharing(3, 0.01)],
         "l0": lambda: [L0(0.1)],
+        "n:m": lambda: [SrSte("2:4", ["3.weight", "6.weight"], 0.02)],
         "lsq": lambda: [QuantizedTraining(Weights({"default": 4}, "lsq"), Activations({"default": 4}, "lsq"))],
         "filters": lambda: [FilterPruning(limit=Limit(0.6, macs_in), criterion="l1", remove=True, updates=2, ramp=0.5)],
-    }[way]()
+    }
+    made: list[Method] = known[way]()
+    return made
 
 
 def task(step: Any = None) -> Problem:
@@ -98,6 +105,8 @@ def trained(team: Team, way: str, checkpoint: Path | None = None, **keys: Any) -
     model = net()
     names = list(model.state_dict())
     train(model, task(), plan(**keys), methods(way), team=team, checkpoint=checkpoint)
+    if way == "none":
+        train(model, task(), plan(1), team=team)  # FSDP leaves marks on what it has taken
     assert set(names) <= set(model.state_dict()) and (way == "lsq" or list(model.state_dict()) == names)
     assert all(type(one) is nn.Parameter for one in model.parameters())
     return copy.deepcopy(model).state_dict()
@@ -121,6 +130,11 @@ def killed_after(epoch: int) -> Iterator[None]:
         yield
 
 
+def answers(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(task().train[0])  # type: ignore[no-any-return]
+
+
 def process(rank: int, folder: Path) -> None:
     """One of two: all ways with either strategy, then a training that is killed, and one that fails."""
     torch.set_num_threads(1)
@@ -138,7 +152,7 @@ def process(rank: int, folder: Path) -> None:
         model = net()
         with pytest.raises(error):
             train(model, task(step), plan(), methods("few"), team=fsdp)
-        found[error.__name__] = model.state_dict()
+        found[error.__name__] = {**model.state_dict(), "outputs": answers(model)}
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -179,16 +193,32 @@ def test_a_training_in_pieces_that_fails_leaves_an_ordinary_model(
     """Whole tensors, of the values that it had (weights took those of their codebooks): at the end of an epoch, and in
     the middle of a step."""
     before, free = net().state_dict(), ("0.bias", "1.weight", "1.running_var", "8.bias")
-    for after in (one[error] for one in found):
+    for after in (dict(one[error]) for one in found):
+        outputs, fresh = after.pop("outputs"), net()
+        fresh.load_state_dict(after)
+        assert torch.equal(outputs, answers(fresh))
         assert [(name, one.shape) for name, one in after.items()] == [(name, one.shape) for name, one in before.items()]
         assert all(torch.equal(after[name], before[name]) for name in free)
 
 
-@pytest.mark.parametrize("name", ["torch.optim:Muon", "torch.optim:Adafactor"])
+@pytest.mark.parametrize("name", ["Muon", "Adafactor"])
 def test_optimizers_that_look_at_whole_tensors_are_refused(name: str) -> None:
     """They would run, and do something else to each piece; so is torch.compile, which does not go through FSDP here."""
-    with pytest.raises(RecipeError, match=r"^strategy: fsdp: (Muon|Adafactor) looks at whole tensors"):
-        shards.refuse(name, False)
+    with pytest.raises(RecipeError, match=r"^strategy: fsdp: optimizer (Muon|Adafactor) looks at whole tensors"):
+        shards.refuse([name, "Optimizer"], False)
     with pytest.raises(RecipeError, match=r"^strategy: fsdp does not go with compile: true"):
-        shards.refuse("torch.optim:AdamW", True)
-    shards.refuse("torch.optim:AdamW", False)
+        shards.refuse(["AdamW"], True)
+    shards.refuse(["AdamW"], False)
+
+
+def test_models_that_fsdp_trains_wrongly_are_refused() -> None:
+    """A gradient's hook that would not run, weights that are written in a step, nothing of floating point."""
+    hooked = nn.Linear(3, 2)
+    hooked.bias.register_hook(lambda gradient: 2 * gradient)  # type: ignore[no-untyped-call]
+    with pytest.raises(RecipeError, match=r"^strategy: fsdp: bias has a hook on its gradient, which would not"):
+        shards.refuse_model(hooked)
+    with pytest.raises(RecipeError, match=r"^strategy: fsdp: 0 has max_norm, which writes into weights in a"):
+        shards.refuse_model(nn.Sequential(nn.Embedding(5, 3, max_norm=1.0)))
+    with pytest.raises(RecipeError, match=r"^strategy: fsdp: no parameter of the model is of floating point; take"):
+        shards.refuse_model(nn.Linear(3, 2, dtype=torch.complex64))
+    shards.refuse_model(net())

@@ -139,7 +139,7 @@ def test_a_model_in_pieces_is_refused_where_it_cannot_be(made: Made, monkeypatch
     with pytest.raises(RecipeError, match=r"^strategy: fsdp is for several devices; add devices: 2, or more, or"):
         check(pieces, [("train", training())])
     adafactor = finetune.Settings(stage="finetune", epochs=1, optimizer=Factory(factory="torch.optim:Adafactor"))
-    with pytest.raises(RecipeError, match=r"^strategy: fsdp: Adafactor looks at whole tensors"):
+    with pytest.raises(RecipeError, match=r"^finetune: strategy: fsdp: optimizer Adafactor looks at whole tensors"):
         check(replace(pieces, devices=2), [("train", training()), ("finetune", adafactor)])
 
 
