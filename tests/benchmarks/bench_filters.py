@@ -39,6 +39,7 @@ from deepcompression.pruning.bn_l1 import BnL1
 from deepcompression.pruning.filters import Limit, parameters_of
 from deepcompression.pruning.filters_in_training import FilterPruning
 from deepcompression.pruning.gradual import GradualPruning
+from deepcompression.pruning.slim import slim
 from deepcompression.quantization.precision import round_precision
 from deepcompression.sharing.reassign import TrainedSharing
 from deepcompression.structure.constraints import Structure
@@ -132,7 +133,7 @@ def shared(
     teacher: nn.Module | None,
 ) -> int:
     """Bytes of the file of a net trained on, with a part of the weights, of 4 bits, and the rest in bfloat16: pruned
-    and shared in one training, or pruned in one of its own before."""
+    and shared in one training, or pruned in one of its own before; units in the order that codes smallest."""
     part = given.density
     pruning = GradualPruning({"conv1.weight": max(part, 0.5), "fc.weight": max(part, 0.5), "default": part}, ramp=0.5)
     sharing, taught = TrainedSharing(4, given.price), [Distillation(*TAUGHT)] if teacher else []
@@ -146,9 +147,9 @@ def shared(
     for how, methods in apart if first else once:
         done = train(model, task, how, [*methods, *taught], teacher=teacher, structure=structure)
         structure = done.structure
-    state = plain_state(model.cpu())
     books = [name for name, words in structure.items() if "shared" in words]
-    rounded = round_precision(state, shared=books, codebook="float16", rest="bfloat16")
+    slim(model.cpu(), shared=books)
+    rounded = round_precision(plain_state(model), shared=books, codebook="float16", rest="bfloat16")
     return files.save(rounded.state, path, coder="adaptive", edits=edits)
 
 
