@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -17,18 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from deepcompression.data.batch import copied
-from deepcompression.errors import DataError, DivergedError, FactoryError, RunError, one_line
+from deepcompression.errors import DataError, DivergedError, RunError, one_line
 from deepcompression.structure.constraints import Structure, together
 from deepcompression.training import checkpoint as checkpoints
 from deepcompression.training import randomness
 from deepcompression.training.batches import Batches
+from deepcompression.training.best import best_of, better, copied_state, tell_no_numbers
 from deepcompression.training.context import context_of
 from deepcompression.training.evaluate import Evaluation, evaluate
 from deepcompression.training.evaluated_batch import evaluated_batch
 from deepcompression.training.method import Account, Claim, Method
-from deepcompression.training.optimizers import make_optimizer, make_schedule
+from deepcompression.training.optimizers import divide_gradients, make_optimizer, make_schedule
 from deepcompression.training.plan import Fit, Plan, Progress
-from deepcompression.training.problem import Problem, backward, stepped
+from deepcompression.training.problem import Problem, backward, compiling, stepped
 from deepcompression.training.session import Session
 from deepcompression.training.shards import Shards, refuse
 from deepcompression.training.team import Team, of_all
@@ -110,24 +111,9 @@ def _fit(loop: _Loop) -> Fit:
         loop.run_epoch(epoch, track=epoch >= first)
     loop.restore_best()
     if loop.history:
-        _tell_no_numbers(loop.history, f"val_{problem.metric.name}", bool(loop.best))
+        tell_no_numbers(loop.history, f"val_{problem.metric.name}", bool(loop.best))
     best = loop.best or {"epoch": loop.epoch, "metric": math.nan}
     return Fit(loop.history, int(best["epoch"]), float(best["metric"]), reason)
-
-
-def _worst_if_nan(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
-
-
-def _tell_no_numbers(history: list[dict[str, float]], name: str, best: bool) -> None:
-    """A warning where epochs were validated with a result that is not a number."""
-    bad = [int(row["epoch"]) for row in history if not math.isfinite(row[name])]
-    if not bad:
-        return
-    which = f"{len(bad)} of {len(history)} epochs" if best else f"any of {len(history)} epochs"
-    kept = "the best of the others is kept" if best else "the last epoch's weights are kept, for want of a better rule"
-    told = f"{name.replace('_', ' ', 1)} is not a number"
-    log.warning("training: %s in %s; %s", told, which, kept)
 
 
 class _Loop:
@@ -159,7 +145,7 @@ class _Loop:
         self.forward: nn.Module = torch.compile(self.model) if plan.compute.compiled else self.model  # type: ignore[assignment]
         if self.team:
             self.team.agree(self.model, said=False)
-        self.start = _copy(self.model)
+        self.start = copied_state(self.model)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {}
         self.evaluated: int | None = None  # samples in a batch of validation
@@ -172,17 +158,9 @@ class _Loop:
             refuse([one.__name__ for one in type(self.optimizer).__mro__], plan.compute.compiled)
             self.shards = Shards(self.model, self.team, self._whole_loss)
 
-    @contextmanager
-    def in_pieces(self) -> Iterator[None]:
+    def in_pieces(self) -> AbstractContextManager[None]:
         """Where the model is in pieces, it is whole again afterwards."""
-        try:
-            yield
-            if self.shards:
-                self.shards.release(self.best["state"] if self.best else None)
-        except BaseException:
-            if self.shards:
-                self.shards.release(self.best["state"] if self.best else self.start)
-            raise
+        return self.shards.working(lambda: self.best.get("state"), self.start) if self.shards else nullcontext()
 
     def _whole(self) -> AbstractContextManager[None]:
         """Within, all parameters are whole."""
@@ -260,7 +238,7 @@ class _Loop:
         if together := self.shards or self.team:
             together.add_gradients(self.optimizer)
         if count > 1:
-            _divide(self.optimizer, count)
+            divide_gradients(self.optimizer, count)
         if self.plan.gradient_clip is not None:
             clip = self.shards.clip if self.shards else partial(nn.utils.clip_grad_norm_, self.model.parameters())
             clip(self.plan.gradient_clip)
@@ -280,7 +258,7 @@ class _Loop:
 
     def _whole_loss(self, batch: Any) -> Tensor:
         again = copied(batch) if self.session.adds_to_loss else None  # a step may take parts out of its batch
-        with self.compute.autocast(), _compiling(self.compute.compiled):
+        with self.compute.autocast(), compiling(self.compute.compiled):
             loss, outputs, _ = stepped(self.problem.step, self.forward, batch)
             return self.session.loss(loss, again, outputs)
 
@@ -295,14 +273,8 @@ class _Loop:
             self.progress(Progress(epoch, self.plan.epochs, step, len(self.batches), *known))
 
     def _track(self, epoch: int, result: Evaluation) -> None:
-        if not math.isfinite(result.metric):
-            return  # no state to go back to: what is not a number never wins
-        loss = -result.loss if math.isfinite(result.loss) else -math.inf
-        sign = 1 if self.problem.metric.higher_is_better else -1
-        rank = (sign * result.metric, loss)
-        if not self.best or rank > (sign * self.best["metric"], _worst_if_nan(-self.best["loss"])):
-            state = _copy(self.model)
-            self.best = {"epoch": epoch, "metric": result.metric, "loss": result.loss, "state": state}
+        if better(result, self.best, self.problem.metric.higher_is_better):
+            self.best = best_of(epoch, result, self.model)
 
     def restore_best(self) -> None:
         """The model gets its best state, if one was tracked."""
@@ -375,24 +347,3 @@ class _Loop:
         """What draws batch order: ours, and those in the loader, its samplers and its data set."""
         theirs = [one for one in randomness.found(self.batches.loader) if isinstance(one, torch.Generator)]
         return [self.generator, *(one for one in theirs if one is not self.generator)]
-
-
-@contextmanager
-def _compiling(compiled: bool) -> Iterator[None]:
-    try:
-        yield
-    except FactoryError as error:
-        if not compiled or not type(error.__cause__).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        raise FactoryError(f"compile: torch.compile fails: {one_line(error.__cause__)[:200]}; leave it out") from error
-
-
-def _divide(optimizer: torch.optim.Optimizer, count: int) -> None:
-    """The mean of ``count`` gradients, from their sum."""
-    for one in (one for group in optimizer.param_groups for one in group["params"] if one.grad is not None):
-        one.grad /= count
-
-
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    """In host memory: what trains needs its device's."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}

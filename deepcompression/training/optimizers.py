@@ -157,6 +157,12 @@ def dense(one: Tensor) -> bool:
     return torch.empty_like(one, device="meta").stride() == one.stride()
 
 
+def divide_gradients(optimizer: torch.optim.Optimizer, count: int) -> None:
+    """The mean of ``count`` gradients, from their sum."""
+    for one in (one for group in optimizer.param_groups for one in group["params"] if one.grad is not None):
+        one.grad /= count
+
+
 def _begin_late(optimizer: torch.optim.Optimizer, *_: object) -> None:
     """torch's fused SGD fails where parameters of a group get their first gradients at different steps."""
     for group in optimizer.param_groups:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from deepcompression import factory
 from deepcompression.data.batch import described, parts
-from deepcompression.errors import DeepCompressionError, FactoryError, told
+from deepcompression.errors import DeepCompressionError, FactoryError, one_line, told
 
 log = logging.getLogger(__name__)
 Step = Callable[[nn.Module, Any], tuple[Tensor, Any, Any]]
@@ -150,6 +151,21 @@ def backward(loss: Tensor) -> None:
             "torch.no_grad(), detach() or item()"
         )
     loss.backward()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def compiling(compiled: bool) -> Iterator[None]:
+    """Within, a compiler that fails is told as such.
+
+    Raises:
+        FactoryError: torch.compile fails.
+    """
+    try:
+        yield
+    except FactoryError as error:
+        if not compiled or not type(error.__cause__).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise FactoryError(f"compile: torch.compile fails: {one_line(error.__cause__)[:200]}; leave it out") from error
 
 
 def _hint(error: Exception) -> str:

@@ -62,6 +62,21 @@ class Shards:
         if not all(getattr(one, MARK, False) for one in self._split):
             raise InvariantError("strategy: fsdp: FSDP did not take all parameters")
 
+    @contextmanager
+    def working(self, known: Callable[[], Mapping[str, Tensor] | None], start: Mapping[str, Tensor]) -> Iterator[None]:
+        """Released afterwards, also where what is within fails.
+
+        Args:
+            known: the state that all processes have at the end, if each has a whole one; else it is gathered.
+            start: for a failure before any such state.
+        """
+        try:
+            yield
+            self.release(known())
+        except BaseException:
+            self.release(known() or start)
+            raise
+
     def loss(self, batch: Any) -> Tensor:
         """The loss of a batch, with the whole model; its gradients are in pieces after the backward pass."""
         self._step.batch = batch  # not an argument: FSDP would rebuild what users' batches are made of
