@@ -30,7 +30,13 @@ def better(result: Evaluation, best: Mapping[str, Any], higher_is_better: bool) 
 
 
 def best_of(epoch: int, result: Evaluation, model: nn.Module) -> dict[str, Any]:
-    """What a checkpoint keeps of the best state: epoch, metric, loss, state."""
+    """What a checkpoint keeps of the best state: epoch, metric, loss, state.
+
+    Args:
+        epoch: from 1.
+        result: of its validation.
+        model: with the state.
+    """
     return {"epoch": epoch, "metric": result.metric, "loss": result.loss, "state": copied_state(model)}
 
 
