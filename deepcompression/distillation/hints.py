@@ -51,7 +51,8 @@ class Regressor(nn.Module):
 
 @dataclass(eq=False)
 class Hints(Method):
-    """The loss grows by weight x half the mean squared difference of what regressors foretell and the teacher gives.
+    """The loss grows by weight x half the squared difference of what regressors foretell and the teacher gives, as a part
+    of the teacher's own squares, so that one weight fits layers of any magnitude.
 
     Regressors are trained beside the model and forgotten with the training. With ``until``, hints alone are learnt in
     that first part of the training, the labels alone afterwards, as in the paper's two stages; what stands before
@@ -69,7 +70,7 @@ class Hints(Method):
     name: ClassVar[str] = "hints"
     learns: ClassVar[bool] = True
     layers: Layers = ()
-    weight: float = 1.0
+    weight: float = 10.0
     until: float | None = None
     axis: int = 1
 
@@ -106,7 +107,7 @@ class Hints(Method):
         if self.until is not None and not self._alone:
             return loss
         pairs = zip(self._regressors, self._watched.take(batch), strict=True)
-        off = torch.stack([nn.functional.mse_loss(*regressor(features)) / 2 for regressor, features in pairs]).sum()
+        off = torch.stack([_missed(*regressor(features)) for regressor, features in pairs]).sum()
         self._sum, self._count = self._sum.to(off.device) + off.detach(), self._count + 1
         return (0 if self._alone else 1) * loss + self.weight * off.to(loss.device)
 
@@ -128,6 +129,12 @@ class Hints(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on with them."""
         self._regressors.load_state_dict(state["regressors"])
+
+
+def _missed(foretold: Tensor, given: Tensor) -> Tensor:
+    """Half of what is missed, of what there is; a layer that gives zeros alone counts as it is."""
+    whole = given.square().mean()
+    return nn.functional.mse_loss(foretold, given) / 2 / torch.where(whole > 0, whole, 1)
 
 
 def _regressor(pair: Pair, features: Features) -> Regressor:

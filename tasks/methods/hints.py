@@ -25,7 +25,9 @@ class Settings(MethodSettings):
     learns: ClassVar[bool] = True
 
     layers: Layers = Field(description="the student's to the teacher's, by names or patterns; a list: the same in both")
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="times half the mean squared difference")
+    weight: float = Field(
+        10.0, gt=0, allow_inf_nan=False, description="times half the squared difference, of the teacher's squares"
+    )
     until: float | None = Field(
         None, gt=0, lt=1, description="the part of the training in which hints alone are learnt; default: side by side"
     )

@@ -297,7 +297,7 @@ def main() -> None:
     for seed in given.seeds:
         state, whole = float_net(given.folder, seed, task, given.device), {}
         how = plan(seed, given.device, given.epochs, given.rate)
-        for way in ["float", *given.ways]:
+        for way in dict.fromkeys(["float", *given.ways]):
             label = f"{way}-{given.flops:g}-{given.epochs}-{given.rate:g}-{seed}"
             epochs = f"{given.prune_epochs}+{given.share_epochs or given.epochs}"
             label += f"-shared-{given.density:g}-{given.price:g}-{epochs}" if given.share else ""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainings import fit, trained
 
 from deepcompression.distillation.attention import Attention, distance
-from deepcompression.distillation.hints import Hints, Regressor
+from deepcompression.distillation.hints import Hints, Regressor, _missed
 from deepcompression.distillation.layers import Features, pairs_of
 from deepcompression.distillation.logits import Distillation
 from deepcompression.errors import StructureError
@@ -97,7 +97,7 @@ def test_a_regressor_has_the_papers_kernel(own: Any, other: Any, kernel: Any) ->
         assert torch.equal(wanted, features.teacher)
 
 
-def test_the_loss_of_hints_is_half_the_mean_square() -> None:
+def test_the_loss_of_hints_is_half_the_mean_square_of_what_is_missed() -> None:
     """And its gradient reaches the student up to the guided layer, and the regressor; not the teacher."""
     torch.manual_seed(0)
     student, teacher, images = Net(3), Net(5), torch.randn(4, 1, 8, 8)
@@ -107,7 +107,7 @@ def test_the_loss_of_hints_is_half_the_mean_square() -> None:
         (regressor,) = hints._regressors
         with torch.no_grad():
             seen = [net.second(torch.relu(net.first(images))) for net in (student, teacher)]
-            wanted = 1.5 * (regressor.layer(seen[0]) - seen[1]).square().mean()
+            wanted = 1.5 * (regressor.layer(seen[0]) - seen[1]).square().sum() / seen[1].square().sum()
         assert float(loss.detach()) == pytest.approx(float(wanted), rel=1e-5)
         loss.backward()
         assert bool(student.first.weight.grad.any()) and bool(regressor.layer.weight.grad.any())
@@ -116,11 +116,20 @@ def test_the_loss_of_hints_is_half_the_mean_square() -> None:
     assert not student.second._forward_hooks and not teacher.second._forward_hooks
 
 
+def test_a_weight_of_hints_means_the_same_at_every_magnitude() -> None:
+    """A regressor that gives the same part of what the teacher gives is as far off; zeros divide nothing by zero."""
+    torch.manual_seed(0)
+    given, other = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2)
+    assert float(_missed(1000 * other, 1000 * given)) == pytest.approx(float(_missed(other, given)))
+    assert float(_missed(torch.zeros_like(given), given)) == pytest.approx(0.5)
+    assert float(_missed(torch.full((2, 3), 2.0), torch.zeros(2, 3))) == 2.0
+
+
 def test_in_two_stages_hints_come_alone_and_then_not_at_all() -> None:
     """The labels' loss counts nothing before, the hints nothing afterwards."""
     torch.manual_seed(0)
     student, teacher, images = Net(3), Net(3), torch.randn(4, 1, 8, 8)
-    hints = Hints(["second"], until=0.5)
+    hints = Hints(["second"], weight=1.0, until=0.5)
     with attach(student, [hints], 10, samples=[images], teacher=teacher) as session:
         for step in range(10):
             hints.before_step(student, Now(step, 10))
