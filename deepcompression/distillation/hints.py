@@ -51,8 +51,10 @@ class Regressor(nn.Module):
 
 @dataclass(eq=False)
 class Hints(Method):
-    """The loss grows by weight x half the squared difference of what regressors foretell and the teacher gives, as a part
-    of the teacher's own squares, so that one weight fits layers of any magnitude.
+    """The loss grows by weight x half the squared difference of what regressors foretell and the teacher gives.
+
+    It counts as a part of the teacher's own squares, which the paper does not do: so one weight fits layers of any
+    magnitude, and a regressor that gives zeros costs half a weight.
 
     Regressors are trained beside the model and forgotten with the training. With ``until``, hints alone are learnt in
     that first part of the training, the labels alone afterwards, as in the paper's two stages; what stands before
